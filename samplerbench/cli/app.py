@@ -1,0 +1,53 @@
+"""The Typer application, its commands, and the one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+import typer
+
+from samplerbench.cli import train
+from samplerbench.errors import SamplerbenchError
+
+app = typer.Typer(
+    name="samplerbench",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Diffusion samplers as plugins, and steps-vs-FID tables one can believe.",
+)
+app.add_typer(train.app, name="train")
+
+
+@app.callback()
+def root(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.", envvar="SAMPLERBENCH_DEBUG"),
+) -> None:
+    """Options that go before the command."""
+    if debug:
+        os.environ["SAMPLERBENCH_DEBUG"] = "1"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; never returns. Exit code 0, 2 for bad input, 1 for a failed run, 130 after Ctrl-C."""
+    try:
+        code = app(args=arguments, prog_name="samplerbench", standalone_mode=False)
+    except SamplerbenchError as error:
+        if os.environ.get("SAMPLERBENCH_DEBUG"):
+            raise
+        _line(str(error))
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _line("stopped.")
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _line(text: str) -> None:
+    print("samplerbench: " + " ".join(text.split()), file=sys.stderr)

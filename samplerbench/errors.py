@@ -1,0 +1,27 @@
+"""The errors a user can cause. Each is one line that says what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+
+class SamplerbenchError(Exception):
+    """Base of all errors shown as one line; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UserError(SamplerbenchError, ValueError):
+    """Bad input: an unknown name, a value out of range, a missing file. Exit code 2."""
+
+    exit_code = 2
+
+
+class RunError(SamplerbenchError, RuntimeError):
+    """A run that started and failed: a NaN, a plugin that raised, no memory left. Exit code 1."""
+
+    exit_code = 1
+
+
+class OutOfMemoryError(RunError):
+    """The device has no memory for this batch size. Bad input, since a smaller batch would do: exit code 2."""
+
+    exit_code = 2

@@ -1,0 +1,48 @@
+"""A small convolutional network whose penultimate layer is a feature space for FID on small images."""
+
+from __future__ import annotations
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+
+class FeatureNetwork(ModelMixin, ConfigMixin):
+    """A classifier of clean images with a named feature layer.
+
+    Args:
+        in_channels: C of the images it was trained on; 3-channel input to a 1-channel network is averaged.
+        num_classes: K. channels: width of each resolution; each after the first halves the image.
+        features: dimension d of the feature layer.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 10,
+        channels: tuple[int, ...] = (32, 64),
+        features: int = 64,
+        groups: int = 8,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        previous = in_channels
+        for i, width in enumerate(channels):
+            for j in range(2):
+                stride = 2 if i > 0 and j == 0 else 1
+                layers += [nn.Conv2d(previous, width, 3, padding=1, stride=stride), nn.GroupNorm(groups, width)]
+                layers.append(nn.SiLU())
+                previous = width
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
+        self.features = nn.Linear(16 * previous, features)
+        self.drop = nn.Dropout(dropout)
+        self.out = nn.Linear(features, num_classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(features (B, d), logits (B, K)) of images (B, C, H, W) in [-1, 1]."""
+        if images.shape[1] == 3 and self.config.in_channels == 1:
+            images = images.mean(dim=1, keepdim=True)
+        features = nn.functional.silu(self.features(self.body(images)))
+        return features, self.out(self.drop(features))

@@ -1,0 +1,219 @@
+"""Typed, bounded, documented parameters: what a plugin writes after `eta: float =`.
+
+    @dataclass(frozen=True)
+    class DDIM(Sampler):
+        eta: float = option(0.0, "0 is deterministic, 1 is ancestral", ge=0.0, le=1.0)
+
+A plugin's fields *are* its parameters. They are checked and converted (by pydantic) whenever an instance is made, from
+Python or from a spec string, so an instance that exists is valid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, dataclass_transform
+
+from samplerbench.errors import UserError
+
+_BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    gt: float | None = None,
+    ge: float | None = None,
+    lt: float | None = None,
+    le: float | None = None,
+    positional: bool = False,
+) -> Any:
+    """A parameter of a plugin: its default, one line of help, and its bounds.
+
+    `positional` lets a spec give the value without its name: `exact:gaussian` for `exact:problem=gaussian`.
+    The field's type annotation is the parameter's type; `typing.Literal` lists the choices.
+    """
+    bounds = {k: v for k, v in (("gt", gt), ("ge", ge), ("lt", lt), ("le", le)) if v is not None}
+    return dataclasses.field(
+        default=default, metadata={"help": help, "bounds": bounds, "positional": positional}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """What is known of one parameter: for `samplerbench show`, for validation and for error messages."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    bounds: Mapping[str, float]
+    positional: bool
+
+    @property
+    def type_name(self) -> str:
+        """The type as a reader says it: `float`, `small | large`, `int or none`."""
+        return _type_name(self.type)
+
+    @property
+    def range(self) -> str:
+        """The bounds as a reader says them: `≥ 0, ≤ 1`; empty where there are none."""
+        return ", ".join(f"{_BOUNDS[k]} {v:g}" for k, v in self.bounds.items())
+
+    def describe(self) -> str:
+        """`eta: float, ≥ 0, ≤ 1, default 0.0`."""
+        bounds = f", {self.range}" if self.bounds else ""
+        return f"{self.name}: {self.type_name}{bounds}, default {show_value(self.default)}"
+
+    def convert(self, value: Any) -> Any:
+        """The value as this parameter's type; ValueError with one clause of reason where it cannot be."""
+        import pydantic
+
+        if isinstance(value, str) and value.lower() == "none" and type(None) in typing.get_args(self.type):
+            return None
+        field = pydantic.Field(**self.bounds, allow_inf_nan=False) if self.bounds else None
+        annotated = typing.Annotated[self.type, field] if field is not None else self.type
+        try:
+            return pydantic.TypeAdapter(annotated).validate_python(value)
+        except pydantic.ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise ValueError(reason[0].lower() + reason[1:]) from None
+
+
+def _type_name(annotation: Any) -> str:
+    if typing.get_origin(annotation) is typing.Literal:
+        return " | ".join(map(str, typing.get_args(annotation)))
+    members = typing.get_args(annotation)
+    if type(None) in members:
+        return " or ".join([_type_name(m) for m in members if m is not type(None)] + ["none"])
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def show_value(value: Any) -> str:
+    """A parameter's value as one writes it in a spec: 0.5, true, none, karras."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    return str(value)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` Did you mean "x"?` where something known is close to the word, else an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f' Did you mean "{close[0]}"?' if close else ""
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(option,))
+class Configurable:
+    """Base of everything that is named in a spec: a frozen dataclass whose fields are its parameters.
+
+    A subclass is made a frozen dataclass by `@dataclass(frozen=True)`. Making an instance checks and converts every
+    field; the error for a bad one lists the parameters that exist.
+
+    Raises:
+        UserError: a value of the wrong type or out of its bounds.
+    """
+
+    kind: ClassVar[str] = "plugin"
+    name: ClassVar[str] = ""
+    """The name it is registered under; set by the registry, the class's own name until then."""
+
+    def __post_init__(self) -> None:
+        for parameter in parameters_of(type(self)).values():
+            value = getattr(self, parameter.name)
+            try:
+                converted = parameter.convert(value)
+            except ValueError as reason:
+                raise UserError(
+                    f"{self.kind} {self.label()}: {parameter.name}={show_value(value)}: {reason}. "
+                    f"{list_parameters(type(self))}"
+                ) from None
+            object.__setattr__(self, parameter.name, converted)
+
+    @classmethod
+    def label(cls) -> str:
+        """The registered name, or the class's name where it is not registered."""
+        return cls.name or cls.__name__
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Every parameter with its value, defaults included: what the protocol records."""
+        return {name: getattr(self, name) for name in parameters_of(type(self))}
+
+    @property
+    def spec(self) -> str:
+        """The shortest spec string that makes this instance: the name and what differs from the defaults."""
+        changed = [
+            f"{p.name}={show_value(getattr(self, p.name))}"
+            for p in parameters_of(type(self)).values()
+            if getattr(self, p.name) != p.default
+        ]
+        return self.label() + (":" + ",".join(changed) if changed else "")
+
+
+@functools.cache
+def parameters_of(cls: type[Configurable]) -> dict[str, Parameter]:
+    """The parameters of a plugin class, by name, in the order in which they are declared.
+
+    Raises:
+        UserError: the class is not a dataclass, or a field was not declared with `option`.
+    """
+    if not dataclasses.is_dataclass(cls):
+        return {}
+    hints = typing.get_type_hints(cls)
+    found = {}
+    for field in dataclasses.fields(cls):
+        if "help" not in field.metadata:
+            raise UserError(
+                f"{cls.__module__}.{cls.__qualname__}: the field {field.name} has no help and no bounds; "
+                f'declare it as {field.name}: {_type_name(hints[field.name])} = option(default, "what it does")'
+            )
+        found[field.name] = Parameter(
+            name=field.name,
+            type=hints[field.name],
+            default=field.default,
+            help=field.metadata["help"],
+            bounds=field.metadata["bounds"],
+            positional=field.metadata["positional"],
+        )
+    return found
+
+
+def list_parameters(cls: type[Configurable]) -> str:
+    """The sentence that ends an error about parameters: those that exist, with type, bounds and default."""
+    known = parameters_of(cls)
+    if not known:
+        return f"{cls.label()} has no parameters."
+    return f"Parameters of {cls.label()}: " + "; ".join(p.describe() for p in known.values()) + "."
+
+
+def build(cls: type[Configurable], arguments: Mapping[str, str], positional: Iterable[str] = ()) -> Any:
+    """An instance of a plugin class from the strings of a spec.
+
+    Raises:
+        UserError: an unknown parameter, one given twice, or a value that does not fit.
+    """
+    known = parameters_of(cls)
+    values: dict[str, str] = {}
+    slots = [p.name for p in known.values() if p.positional]
+    for value in positional:
+        if not slots:
+            raise UserError(
+                f'{cls.kind} {cls.label()}: "{value}" has no name; write parameter=value. {list_parameters(cls)}'
+            )
+        values[slots.pop(0)] = value
+    for name, value in arguments.items():
+        if name not in known:
+            raise UserError(
+                f'{cls.kind} {cls.label()} has no parameter "{name}".{did_you_mean(name, known)} '
+                f"{list_parameters(cls)}"
+            )
+        if name in values:
+            raise UserError(f"{cls.kind} {cls.label()}: {name} is given twice.")
+        values[name] = value
+    return cls(**values)

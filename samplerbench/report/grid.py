@@ -1,0 +1,31 @@
+"""Sample grids: images side by side in one PNG."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from samplerbench.data.pixels import quantise
+
+
+def save_grid(images: Tensor, file: Path, columns: int | None = None, least_side: int = 32) -> None:
+    """Write images (n, C, H, W), uint8 or in [-1, 1], as one PNG, small ones enlarged by whole pixels."""
+    from PIL import Image
+
+    pixels = images if images.dtype == torch.uint8 else quantise(images)
+    n, channels, height, width = pixels.shape
+    columns = min(n, columns or math.ceil(math.sqrt(n)))
+    zoom = max(1, math.ceil(least_side / height))
+    pixels = pixels.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    gap = max(1, zoom // 2)
+    rows = math.ceil(n / columns)
+    high, wide = height * zoom + gap, width * zoom + gap
+    sheet = torch.full((channels, rows * high + gap, columns * wide + gap), 255, dtype=torch.uint8)
+    for i, picture in enumerate(pixels):
+        top, left = gap + (i // columns) * high, gap + (i % columns) * wide
+        sheet[:, top : top + height * zoom, left : left + width * zoom] = picture
+    array = sheet.permute(1, 2, 0).numpy()
+    Image.fromarray(array[:, :, 0] if channels == 1 else array).save(file)

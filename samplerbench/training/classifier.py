@@ -1,0 +1,61 @@
+"""Train a noise-conditional classifier for classifier guidance (Dhariwal & Nichol 2021 section 4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samplerbench.data import ImageSet
+from samplerbench.data.pixels import dequantise
+from samplerbench.errors import UserError
+from samplerbench.models.noise_classifier import NoiseConditionalClassifier
+from samplerbench.training.loop import StepRandom, Task
+
+
+class ClassifierTask(Task):
+    """Cross-entropy of p(y | x₀ + σ z, σ) with log σ uniform between the model's smallest and largest level."""
+
+    what = "classifier"
+
+    def __init__(
+        self,
+        data: ImageSet,
+        channels: tuple[int, ...] = (32, 64, 64),
+        sigma_min: float = 0.01,
+        sigma_max: float = 157.0,
+    ) -> None:
+        if data.labels is None or data.classes is None:
+            raise UserError(f"{data.name} has no labels to train a classifier on.")
+        self.data, self.range = data, (sigma_min, sigma_max)
+        pixels = dequantise(data.images)
+        self.network: nn.Module = NoiseConditionalClassifier(
+            data.shape[0], data.classes, channels, round(float(pixels.std()), 4)
+        )
+
+    def loss(self, network: nn.Module, images: Tensor, labels: Tensor | None, random: StepRandom) -> Tensor:
+        low, high = (torch.tensor(s).log() for s in self.range)
+        sigma = (low + (high - low) * random.uniform()).exp()
+        noisy = images + sigma[:, None, None, None] * random.normal(*images.shape[1:])
+        return nn.functional.cross_entropy(network(noisy, sigma).float(), labels)
+
+    @torch.no_grad()
+    def save(self, network: nn.Module, out: Path) -> dict[str, Any]:
+        network.save_pretrained(out)  # type: ignore[operator]
+        device = next(network.parameters()).device
+        x = dequantise(self.data.images.to(device))
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(device)
+        accuracy = {}
+        for level in (0.01, 0.1, 0.3, 1.0, 3.0, 10.0):
+            logits = network(x + level * noise, torch.full((len(x),), level, device=device))
+            hits = logits.argmax(1).cpu() == self.data.labels
+            accuracy[f"{level:g}"] = round(hits.float().mean().item(), 4)
+        return {
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "sigma_min": self.range[0],
+            "sigma_max": self.range[1],
+            "classes": self.data.classes,
+            "training_accuracy_at_sigma": accuracy,
+        }

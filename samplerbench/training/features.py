@@ -1,0 +1,58 @@
+"""Train the feature network of an FID for small images, and write the reference statistics beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samplerbench.data import ImageSet
+from samplerbench.data.pixels import dequantise
+from samplerbench.errors import UserError
+from samplerbench.metrics.feature_network import FeatureNetwork
+from samplerbench.training.loop import StepRandom, Task, step_seed
+
+
+class FeaturesTask(Task):
+    """Cross-entropy on images shifted by up to one pixel; a fifth of the data is held out to report an accuracy."""
+
+    what = "features"
+
+    def __init__(self, data: ImageSet, channels: tuple[int, ...] = (32, 64), features: int = 64) -> None:
+        if data.labels is None or data.classes is None:
+            raise UserError(f"{data.name} has no labels to train features on.")
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(step_seed(0, 0)))
+        cut = len(data) // 5
+        self.data = data
+        self.held_out, self.train = data.subset(order[:cut], "held out"), data.subset(order[cut:], "train")
+        self.network: nn.Module = FeatureNetwork(data.shape[0], data.classes, channels, features)
+
+    def loss(self, network: nn.Module, images: Tensor, labels: Tensor | None, random: StepRandom) -> Tensor:
+        padded = nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
+        height, width = images.shape[2:]
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 3, 3, H, W)
+        rows, columns = random.integers(3), random.integers(3)
+        keep = random.uniform() < 0.5
+        rows, columns = rows.where(~keep, torch.ones_like(rows)), columns.where(~keep, torch.ones_like(columns))
+        shifted = windows[torch.arange(len(images), device=images.device), :, rows, columns]
+        return nn.functional.cross_entropy(network(shifted)[1].float(), labels)
+
+    @torch.no_grad()
+    def save(self, network: nn.Module, out: Path) -> dict[str, Any]:
+        network.save_pretrained(out)  # type: ignore[operator]
+        device = next(network.parameters()).device
+
+        def accuracy(part: ImageSet) -> float:
+            assert part.labels is not None
+            logits = network(dequantise(part.images.to(device)))[1]
+            return round((logits.argmax(1).cpu() == part.labels).float().mean().item(), 4)
+
+        return {
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "features": network.config.features,  # type: ignore[union-attr]
+            "training_accuracy": accuracy(self.train),
+            "held_out_accuracy": accuracy(self.held_out),
+            "held_out_images": len(self.held_out),
+        }

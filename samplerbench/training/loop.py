@@ -1,0 +1,338 @@
+"""The one training loop: AdamW with warm-up, EMA weights, gradient clipping, exact resume.
+
+Everything random in a step (which images, which noise levels, which noise, dropout) is a pure function of
+(seed, step), so a resumed run continues the same experiment and the number of processes does not change it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from samplerbench.data import ImageSet
+from samplerbench.data.pixels import dequantise
+from samplerbench.errors import RunError, UserError
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long and how fast to learn. `batch_size` is the sum over all processes."""
+
+    steps: int = 10_000
+    batch_size: int = 128
+    lr: float = 1e-3
+    warmup: int = 500
+    schedule: Literal["constant", "cosine"] = "cosine"
+    weight_decay: float = 0.0
+    ema_decay: float = 0.999
+    grad_clip: float = 1.0
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    seed: int = 0
+    checkpoint_every: int = 1000
+    sample_every: int = 0
+    cpu: bool = False
+
+
+class StepRandom:
+    """The randomness of one training step for this process's share of the batch."""
+
+    def __init__(self, seed: int, step: int, share: slice, total: int, device: torch.device) -> None:
+        self.share, self.total, self.device = share, total, device
+        self.generator = torch.Generator(device).manual_seed(step_seed(seed, step))
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers, (B, *shape)."""
+        return torch.randn((self.total, *shape), generator=self.generator, device=self.device)[self.share]
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1), (B, *shape)."""
+        return torch.rand((self.total, *shape), generator=self.generator, device=self.device)[self.share]
+
+    def integers(self, high: int) -> Tensor:
+        """Integers 0 … high-1, (B,) int64."""
+        draw = torch.randint(high, (self.total,), generator=self.generator, device=self.device)
+        return draw[self.share]
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A 63-bit seed for one step (SplitMix64's finaliser over both numbers)."""
+    z = (seed * 0x9E3779B97F4A7C15 + step + 1) * 0x9E3779B97F4A7C15 % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return (z ^ (z >> 31)) >> 1
+
+
+class Task(ABC):
+    """What is trained: a network, its loss, and how its folder is written."""
+
+    what: str
+    network: nn.Module
+
+    @abstractmethod
+    def loss(self, network: nn.Module, images: Tensor, labels: Tensor | None, random: StepRandom) -> Tensor:
+        """The scalar loss of images (B, C, H, W) in [-1, 1] and labels (B,)."""
+
+    @abstractmethod
+    def save(self, network: nn.Module, out: Path) -> dict[str, Any]:
+        """Write the finished network to the folder; returns figures for the card."""
+
+    def preview(self, network: nn.Module, file: Path) -> None:
+        """Write a picture of what the network can do so far. The default writes none."""
+
+
+@dataclass
+class TrainResult:
+    """What a training run did: for the card."""
+
+    steps: int
+    images_seen: int
+    seconds: float
+    loss: float
+    resumed: bool
+
+
+def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
+    """Which images batch `step` holds: successive cuts of one seeded permutation per epoch."""
+    start = step * batch_size
+    epochs = range(start // n, (start + batch_size - 1) // n + 1)
+    orders = [
+        torch.randperm(n, generator=torch.Generator().manual_seed(step_seed(seed, -2 - e))) for e in epochs
+    ]
+    offset = start - epochs[0] * n
+    return torch.cat(orders)[offset : offset + batch_size]
+
+
+def learning_rate(settings: TrainSettings, step: int) -> float:
+    """Linear warm-up, then constant, or a half cosine to zero."""
+    rate = settings.lr * min(1.0, (step + 1) / max(1, settings.warmup))
+    if settings.schedule == "cosine" and step >= settings.warmup:
+        span = max(1, settings.steps - settings.warmup)
+        rate *= 0.5 * (1 + math.cos(math.pi * (step - settings.warmup) / span))
+    return rate
+
+
+def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command: Sequence[str] = ()) -> TrainResult:
+    """Train `task` on `data`, resuming from `out/checkpoint` where there is one, and write `out`.
+
+    Raises:
+        UserError: a checkpoint made with other settings, or a batch that the processes cannot share.
+        RunError: a loss that is not finite.
+    """
+    from accelerate import Accelerator
+    from diffusers.training_utils import EMAModel
+
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=settings.cpu)
+    world, rank = accelerator.num_processes, accelerator.process_index
+    if settings.batch_size % world:
+        raise UserError(f"--batch-size {settings.batch_size} cannot be shared by {world} processes.")
+    share_size = settings.batch_size // world
+    share = slice(rank * share_size, (rank + 1) * share_size)
+    device = accelerator.device
+
+    network = task.network.to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    ema = EMAModel(network.parameters(), decay=settings.ema_decay, foreach=True)
+    checkpoint = out / "checkpoint" / "state.safetensors"
+    first, before = 0, TrainResult(0, 0, 0.0, math.nan, False)
+    if checkpoint.exists():
+        before = _load_checkpoint(checkpoint, network, ema, optimizer, settings, task.what, accelerator.scaler)
+        first = before.steps
+    ema.to(device)
+    model, optimizer = accelerator.prepare(network, optimizer)
+
+    images, labels = data.images, data.labels
+    started, loss_mean = time.monotonic(), before.loss
+    with _Progress(task.what, settings.steps, first, accelerator.is_main_process) as progress:
+        for step in range(first, settings.steps):
+            index = batch_indices(len(data), settings.batch_size, settings.seed, step)[share]
+            x = dequantise(images[index].to(device))
+            y = None if labels is None else labels[index].to(device)
+            torch.manual_seed(step_seed(settings.seed + rank + 1, step))  # dropout
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(settings, step)
+            model.train()
+            with accelerator.autocast():
+                random = StepRandom(settings.seed, step, share, settings.batch_size, device)
+                loss = task.loss(model, x, y, random)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), settings.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            ema.step(network.parameters())
+
+            done = step + 1
+            if done % 20 == 0 or done == settings.steps:
+                value = accelerator.reduce(loss.detach(), reduction="mean").item()
+                if not math.isfinite(value):
+                    raise RunError(f"the loss is {value} at step {step}; lower --lr or use --mixed-precision no.")
+                loss_mean = value if math.isnan(loss_mean) else 0.95 * loss_mean + 0.05 * value
+                progress.update(done, loss_mean, (done - first) * settings.batch_size)
+            result = TrainResult(
+                done,
+                before.images_seen + (done - first) * settings.batch_size,
+                before.seconds + time.monotonic() - started,
+                loss_mean,
+                first > 0,
+            )
+            if accelerator.is_main_process:
+                if settings.sample_every and done % settings.sample_every == 0:
+                    (out / "samples").mkdir(parents=True, exist_ok=True)
+                    with _ema_weights(ema, network):
+                        task.preview(network, out / "samples" / f"step-{done:06d}.png")
+                if done % settings.checkpoint_every == 0 or done == settings.steps:
+                    scaler = accelerator.scaler
+                    _save_checkpoint(checkpoint, network, ema, optimizer, settings, task.what, result, scaler)
+    if first >= settings.steps:
+        result = before
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        from samplerbench.training.card import write_card
+
+        with _ema_weights(ema, network):
+            network.eval()
+            figures = task.save(network, out)
+        write_card(out, task.what, data, settings, result, figures, command)
+    accelerator.wait_for_everyone()
+    return result
+
+
+class _ema_weights:  # noqa: N801 - used as a with-statement's verb
+    """Inside, the network has the EMA weights; after, its own."""
+
+    def __init__(self, ema: Any, network: nn.Module) -> None:
+        self.ema, self.network = ema, network
+
+    def __enter__(self) -> None:
+        self.training = self.network.training
+        self.network.eval()
+        self.ema.store(self.network.parameters())
+        self.ema.copy_to(self.network.parameters())
+
+    def __exit__(self, *_: object) -> None:
+        self.ema.restore(self.network.parameters())
+        self.network.train(self.training)
+
+
+class _Progress:
+    """A bar with loss and images/s on a terminal; a plain line every 500 steps elsewhere."""
+
+    def __init__(self, what: str, total: int, first: int, show: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True)
+        self.show, self.total, self.what, self.started = show, total, what, time.monotonic()
+        self.bar = Progress(
+            TextColumn("training {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} images/s"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not (show and self.console.is_terminal),
+        )
+        self.id = self.bar.add_task(what, total=total, completed=first, loss=math.nan, rate=0.0)
+
+    def __enter__(self) -> _Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def update(self, done: int, loss: float, images: int) -> None:
+        rate = images / max(1e-9, time.monotonic() - self.started)
+        self.bar.update(self.id, completed=done, loss=loss, rate=rate)
+        if self.show and not self.console.is_terminal and (done % 500 == 0 or done == self.total):
+            print(f"training {self.what}: step {done}/{self.total}  loss {loss:.4f}  {rate:.0f} images/s", flush=True)
+
+
+# What must not change between the parts of one run. The rest (how often to save or draw) may.
+_FIXED = ("steps", "batch_size", "lr", "warmup", "schedule", "weight_decay", "ema_decay", "grad_clip", "seed")
+
+
+def _save_checkpoint(
+    file: Path,
+    network: nn.Module,
+    ema: Any,
+    optimizer: Any,
+    settings: TrainSettings,
+    what: str,
+    result: TrainResult,
+    scaler: Any,
+) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {f"model.{i}": p.detach() for i, p in enumerate(network.parameters())}
+    tensors |= {f"buffer.{i}": b for i, b in enumerate(network.buffers())}
+    tensors |= {f"ema.{i}": p for i, p in enumerate(ema.shadow_params)}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"adamw.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    metadata = {
+        "what": what,
+        "settings": json.dumps(asdict(settings)),
+        "result": json.dumps(asdict(result)),
+        "ema_steps": str(ema.optimization_step),
+        "scaler": json.dumps(scaler.state_dict() if scaler is not None else {}),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata)
+    with open(temporary, "rb") as handle:
+        os.fsync(handle.fileno())
+    os.replace(temporary, file)
+
+
+def _load_checkpoint(
+    file: Path,
+    network: nn.Module,
+    ema: Any,
+    optimizer: torch.optim.Optimizer,
+    settings: TrainSettings,
+    what: str,
+    scaler: Any,
+) -> TrainResult:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), "pt") as handle:
+            metadata = handle.metadata()
+            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise UserError(f"the checkpoint {file} is damaged ({error}); remove it to start anew.") from None
+    made_with = json.loads(metadata["settings"])
+    differing = [k for k in _FIXED if made_with[k] != asdict(settings)[k]]
+    if metadata["what"] != what or differing:
+        reason = ", ".join(f"{k} {made_with[k]}" for k in differing) or f"for {metadata['what']}"
+        raise UserError(
+            f"the checkpoint {file} was made with {reason}; use the same settings, or another --out to start anew."
+        )
+    with torch.no_grad():
+        for i, parameter in enumerate(network.parameters()):
+            stored = tensors.get(f"model.{i}")
+            if stored is None or stored.shape != parameter.shape:
+                raise UserError(f"the checkpoint {file} is of another network; use another --out to start anew.")
+            parameter.copy_(stored)
+            ema.shadow_params[i].copy_(tensors[f"ema.{i}"])
+        for i, buffer in enumerate(network.buffers()):
+            buffer.copy_(tensors[f"buffer.{i}"])
+    ema.optimization_step = int(metadata["ema_steps"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("adamw."):
+            _, i, field = key.split(".")
+            state.setdefault(int(i), {})[field] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if scaler is not None and json.loads(metadata["scaler"]):
+        scaler.load_state_dict(json.loads(metadata["scaler"]))
+    return TrainResult(**json.loads(metadata["result"]))

@@ -1,0 +1,183 @@
+"""Train a diffusers `UNet2DModel` by ε-prediction, optionally with classes and with a learned variance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samplerbench.data import ImageSet
+from samplerbench.errors import UserError
+from samplerbench.models.schedule import alphas_cumprod
+from samplerbench.training.loop import StepRandom, Task
+
+
+@dataclass(frozen=True)
+class UNetSettings:
+    """The network and the objective."""
+
+    channels: tuple[int, ...] = (64, 64)
+    layers: int = 1
+    attention: tuple[int, ...] = (1,)
+    head_dim: int = 16
+    groups: int = 8
+    dropout: float = 0.0
+    timesteps: int = 1000
+    beta_schedule: str = "linear"
+    class_conditional: bool = True
+    label_dropout: float = 0.1
+    learn_variance: bool = False
+    clip_sample: bool = False
+    flip: bool = False
+
+
+class UNetTask(Task):
+    """L_simple (Ho et al. 2020 eq. 14), or L_simple + 0.001 L_vlb (Nichol & Dhariwal 2021 eq. 16).
+
+    A class-conditional network has one more embedding than classes: the last is "no label", which takes the place
+    of a label with probability `label_dropout` (Ho & Salimans 2022 algorithm 1).
+    """
+
+    what = "unet"
+
+    def __init__(self, data: ImageSet, settings: UNetSettings) -> None:
+        from diffusers import UNet2DModel
+
+        channels, height, width = data.shape
+        depth = len(settings.channels)
+        if height != width or height % 2 ** (depth - 1):
+            raise UserError(
+                f"{data.name} is {height}x{width}; a U-Net of {depth} resolutions needs square images whose side is "
+                f"a multiple of {2 ** (depth - 1)}."
+            )
+        if settings.class_conditional and data.classes is None:
+            raise UserError(f"{data.name} has no labels; train with --unconditional.")
+        self.settings, self.classes = settings, data.classes if settings.class_conditional else None
+        down = ["AttnDownBlock2D" if i in settings.attention else "DownBlock2D" for i in range(depth)]
+        up = ["AttnUpBlock2D" if i in settings.attention else "UpBlock2D" for i in reversed(range(depth))]
+        self.network: nn.Module = UNet2DModel(
+            sample_size=height,
+            in_channels=channels,
+            out_channels=channels * (2 if settings.learn_variance else 1),
+            block_out_channels=settings.channels,
+            layers_per_block=settings.layers,
+            down_block_types=tuple(down),
+            up_block_types=tuple(up),
+            attention_head_dim=settings.head_dim,
+            norm_num_groups=settings.groups,
+            dropout=settings.dropout,
+            num_class_embeds=None if self.classes is None else self.classes + 1,
+        )
+        self.scheduler_config = {
+            "num_train_timesteps": settings.timesteps,
+            "beta_schedule": settings.beta_schedule,
+            "beta_start": 1e-4,
+            "beta_end": 0.02,
+        }
+        self.bars = alphas_cumprod(self.scheduler_config)
+
+    def loss(self, network: nn.Module, images: Tensor, labels: Tensor | None, random: StepRandom) -> Tensor:
+        if self.settings.flip:
+            flipped = random.uniform(1, 1, 1) < 0.5
+            images = torch.where(flipped, images.flip(-1), images)
+        t = random.integers(self.settings.timesteps)
+        noise = random.normal(*images.shape[1:])
+        bar = self.bars.to(images.device)[t].float()[:, None, None, None]
+        noisy = bar.sqrt() * images + (1 - bar).sqrt() * noise
+        if self.classes is None:
+            labels = None
+        elif labels is not None:
+            dropped = random.uniform() < self.settings.label_dropout
+            labels = torch.where(dropped, self.classes, labels)
+        output = network(noisy, t, class_labels=labels).sample.float()
+        if not self.settings.learn_variance:
+            return (output - noise).square().mean()
+        epsilon, fraction = output.chunk(2, dim=1)
+        bound = variational_bound(self.bars, images, noisy, t, epsilon.detach(), fraction)
+        # L_vlb is a sum over T levels, of which one is drawn: T times its mean estimates it.
+        return (epsilon - noise).square().mean() + 0.001 * self.settings.timesteps * bound.mean()
+
+    def save(self, network: nn.Module, out: Path) -> dict[str, Any]:
+        from diffusers import DDPMPipeline, DDPMScheduler
+
+        scheduler = DDPMScheduler(
+            **self.scheduler_config,
+            clip_sample=self.settings.clip_sample,
+            variance_type="learned_range" if self.settings.learn_variance else "fixed_small",
+            prediction_type="epsilon",
+        )
+        DDPMPipeline(unet=network, scheduler=scheduler).save_pretrained(out, safe_serialization=True)
+        return {
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "classes": self.classes,
+            "null_label": self.classes,
+            "label_dropout": self.settings.label_dropout if self.classes is not None else None,
+            "learned_variance": self.settings.learn_variance,
+        }
+
+    @torch.no_grad()
+    def preview(self, network: nn.Module, file: Path) -> None:
+        from diffusers import DDIMScheduler
+
+        from samplerbench.report.grid import save_grid
+
+        device = next(network.parameters()).device
+        scheduler = DDIMScheduler(
+            **self.scheduler_config, clip_sample=self.settings.clip_sample, timestep_spacing="trailing"
+        )
+        scheduler.set_timesteps(50)
+        config = network.config  # type: ignore[union-attr]
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(
+            (100, config.in_channels, config.sample_size, config.sample_size), generator=generator
+        ).to(device)
+        labels = None if self.classes is None else (torch.arange(100, device=device) // 10) % self.classes
+        for t in scheduler.timesteps:
+            output = network(x, t, class_labels=labels).sample[:, : config.in_channels]
+            x = scheduler.step(output, t, x).prev_sample
+        save_grid(x.cpu(), file, columns=10)
+
+
+def variational_bound(
+    bars: Tensor, x0: Tensor, noisy: Tensor, t: Tensor, epsilon: Tensor, fraction: Tensor
+) -> Tensor:
+    """One term of L_vlb per image, in bits per dimension, (B,): Nichol & Dhariwal 2021 eq. 4-6 with eq. 15's variance.
+
+    For t > 0 the Kullback-Leibler divergence KL(q(x_{t-1} | x_t, x_0) ‖ p(x_{t-1} | x_t)); for t = 0 the negative
+    log-likelihood of the data quantised to 256 levels (Ho et al. 2020 eq. 13).
+
+    Args:
+        bars: ᾱ (T,) float64. x0, noisy: images and their noising at t, (B, C, H, W). t: (B,) int64.
+        epsilon, fraction: the network's two outputs; fraction in [-1, 1] goes from log β̃ to log β.
+    """
+    device = x0.device
+    before = torch.cat([bars.new_ones(1), bars[:-1]])
+    betas = 1 - bars / before
+    posterior = betas * (1 - before) / (1 - bars)
+    posterior[0] = posterior[1]  # log 0 at t = 0; the usual stand-in (Nichol & Dhariwal 2021)
+
+    def at(table: Tensor) -> Tensor:
+        return table.to(device)[t].float()[:, None, None, None]
+
+    log_small, log_large = at(posterior.log()), at(betas.log())
+    log_variance = log_small + (fraction + 1) / 2 * (log_large - log_small)
+    weight0, weight = at(before.sqrt() * betas / (1 - bars)), at((1 - betas).sqrt() * (1 - before) / (1 - bars))
+    predicted = (noisy - at((1 - bars).sqrt()) * epsilon) / at(bars.sqrt())
+    mean, true_mean = weight0 * predicted + weight * noisy, weight0 * x0 + weight * noisy
+    divergence = 0.5 * (
+        log_variance - log_small + (log_small - log_variance).exp() - 1
+        + (true_mean - mean).square() * (-log_variance).exp()
+    )
+    scale = (-0.5 * log_variance).exp()
+    upper, lower = (x0 - mean + 1 / 255) * scale, (x0 - mean - 1 / 255) * scale
+    normal = torch.special.ndtr
+    probability = torch.where(
+        x0 < -0.999, normal(upper), torch.where(x0 > 0.999, normal(-lower), normal(upper) - normal(lower))
+    )
+    likelihood = -probability.clamp(min=1e-12).log()
+    first = (t == 0)[:, None, None, None]
+    return torch.where(first, likelihood, divergence).flatten(1).mean(1) / math.log(2)
