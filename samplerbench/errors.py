@@ -25,3 +25,10 @@ class OutOfMemoryError(RunError):
     """The device has no memory for this batch size. Bad input, since a smaller batch would do: exit code 2."""
 
     exit_code = 2
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device or the machine has no memory left (torch raises several types)."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, dataclass_transform
+from typing import Any, ClassVar
 
 from samplerbench.errors import UserError
 
@@ -38,9 +37,7 @@ def option(
     The field's type annotation is the parameter's type; `typing.Literal` lists the choices.
     """
     bounds = {k: v for k, v in (("gt", gt), ("ge", ge), ("lt", lt), ("le", le)) if v is not None}
-    return dataclasses.field(
-        default=default, metadata={"help": help, "bounds": bounds, "positional": positional}
-    )
+    return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds, "positional": positional})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +72,10 @@ class Parameter:
 
         if isinstance(value, str) and value.lower() == "none" and type(None) in typing.get_args(self.type):
             return None
-        field = pydantic.Field(**self.bounds, allow_inf_nan=False) if self.bounds else None
-        annotated = typing.Annotated[self.type, field] if field is not None else self.type
+        annotated: Any = self.type
+        if self.bounds:
+            bounds: dict[str, Any] = dict(self.bounds)
+            annotated = typing.Annotated[annotated, pydantic.Field(**bounds, allow_inf_nan=False)]
         try:
             return pydantic.TypeAdapter(annotated).validate_python(value)
         except pydantic.ValidationError as error:
@@ -108,7 +107,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f' Did you mean "{close[0]}"?' if close else ""
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(option,))
 class Configurable:
     """Base of everything that is named in a spec: a frozen dataclass whose fields are its parameters.
 
@@ -156,8 +154,7 @@ class Configurable:
         return self.label() + (":" + ",".join(changed) if changed else "")
 
 
-@functools.cache
-def parameters_of(cls: type[Configurable]) -> dict[str, Parameter]:
+def parameters_of(cls: Any) -> dict[str, Parameter]:
     """The parameters of a plugin class, by name, in the order in which they are declared.
 
     Raises:
@@ -210,8 +207,7 @@ def build(cls: type[Configurable], arguments: Mapping[str, str], positional: Ite
     for name, value in arguments.items():
         if name not in known:
             raise UserError(
-                f'{cls.kind} {cls.label()} has no parameter "{name}".{did_you_mean(name, known)} '
-                f"{list_parameters(cls)}"
+                f'{cls.kind} {cls.label()} has no parameter "{name}".{did_you_mean(name, known)} {list_parameters(cls)}'
             )
         if name in values:
             raise UserError(f"{cls.kind} {cls.label()}: {name} is given twice.")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
-import click
 import typer
 
-from samplerbench.cli import train
+from samplerbench.cli import listing, run, stats, train
 from samplerbench.errors import SamplerbenchError
+
+# Typer brings its own copy of click in newer versions; this is the base of usage errors in either.
+ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     name="samplerbench",
@@ -19,6 +22,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Diffusion samplers as plugins, and steps-vs-FID tables one can believe.",
 )
+app.command("run")(run.run)
+app.command("sample")(run.sample)
+app.command("list")(listing.list_plugins)
+app.command("show")(listing.show)
+app.command("stats")(stats.stats)
 app.add_typer(train.app, name="train")
 
 
@@ -40,10 +48,11 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _line(str(error))
         sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show(sys.stderr)
+    except ClickException as error:
+        command = error.ctx.command_path if getattr(error, "ctx", None) else "samplerbench"
+        _line(f"{error.format_message().rstrip('.')}. `{command} --help` shows the options.")
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _line("stopped.")
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)

@@ -67,17 +67,20 @@ def unet(
     dropout: Annotated[float, typer.Option(min=0.0, max=1.0, help="In the residual blocks.")] = 0.0,
     timesteps: Annotated[int, typer.Option(min=2, help="T, the number of noise levels.")] = 1000,
     beta_schedule: Annotated[
-        Literal["linear", "scaled_linear", "squaredcos_cap_v2"], typer.Option(help="β_t of the forward process.")
+        Literal["linear", "scaled_linear", "squaredcos_cap_v2"],
+        typer.Option(help="β_t of the forward process."),
     ] = "linear",
     unconditional: Annotated[bool, typer.Option("--unconditional", help="Ignore the labels.")] = False,
     label_dropout: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help='How often a label becomes "none": for classifier-free guidance.')
+        float,
+        typer.Option(min=0.0, max=1.0, help='How often a label becomes "none": for classifier-free guidance.'),
     ] = 0.1,
     learn_variance: Annotated[
         bool, typer.Option("--learn-variance", help="Train the variance too, by L_simple + 0.001 L_vlb.")
     ] = False,
     clip_sample: Annotated[
-        bool, typer.Option("--clip-sample", help="Have samplers clip x₀ to [-1, 1] (in the scheduler's config).")
+        bool,
+        typer.Option("--clip-sample", help="Have samplers clip x₀ to [-1, 1] (in the scheduler's config)."),
     ] = False,
     flip: Annotated[bool, typer.Option("--flip", help="Mirror half of the images.")] = False,
 ) -> None:
@@ -90,8 +93,19 @@ def unet(
     from samplerbench.training.unet import UNetSettings, UNetTask
 
     settings = TrainSettings(
-        steps, batch_size, lr, warmup, schedule, weight_decay, ema, grad_clip, mixed_precision, seed,
-        checkpoint_every, sample_every, cpu,
+        steps,
+        batch_size,
+        lr,
+        warmup,
+        schedule,
+        weight_decay,
+        ema,
+        grad_clip,
+        mixed_precision,
+        seed,
+        checkpoint_every,
+        sample_every,
+        cpu,
     )
     model = UNetSettings(
         channels=_widths(channels),
@@ -143,8 +157,19 @@ def classifier(
     from samplerbench.training.loop import TrainSettings, fit
 
     settings = TrainSettings(
-        steps, batch_size, lr, warmup, schedule, weight_decay, ema, grad_clip, mixed_precision, seed,
-        checkpoint_every, 0, cpu,
+        steps,
+        batch_size,
+        lr,
+        warmup,
+        schedule,
+        weight_decay,
+        ema,
+        grad_clip,
+        mixed_precision,
+        seed,
+        checkpoint_every,
+        0,
+        cpu,
     )
     images = load_data(data)
     _seed_weights(seed)
@@ -180,8 +205,19 @@ def features(
     from samplerbench.training.loop import TrainSettings, fit
 
     settings = TrainSettings(
-        steps, batch_size, lr, warmup, schedule, weight_decay, ema, grad_clip, mixed_precision, seed,
-        checkpoint_every, 0, cpu,
+        steps,
+        batch_size,
+        lr,
+        warmup,
+        schedule,
+        weight_decay,
+        ema,
+        grad_clip,
+        mixed_precision,
+        seed,
+        checkpoint_every,
+        0,
+        cpu,
     )
     _seed_weights(seed)
     task = FeaturesTask(load_data(data), _widths(channels), dimension)

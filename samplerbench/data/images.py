@@ -99,8 +99,7 @@ def load_data(source: str) -> ImageSet:
     if path.is_dir():
         return _folder(path)
     raise UserError(
-        f'no data set "{source}": it is neither a folder nor one of {", ".join(NAMED)}.'
-        f"{did_you_mean(source, NAMED)}"
+        f'no data set "{source}": it is neither a folder nor one of {", ".join(NAMED)}.{did_you_mean(source, NAMED)}'
     )
 
 
@@ -112,9 +111,7 @@ def _folder(path: Path) -> ImageSet:
         raise UserError(f"the folder {path} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     folders = sorted({f.relative_to(path).parts[0] for f in files if f.parent != path})
     if folders and any(f.parent == path for f in files):
-        raise UserError(
-            f"the folder {path} has images both at its top and in class sub-folders; use one or the other."
-        )
+        raise UserError(f"the folder {path} has images both at its top and in class sub-folders; use one or the other.")
     arrays = []
     for file in files:
         try:

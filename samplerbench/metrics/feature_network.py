@@ -32,11 +32,14 @@ class FeatureNetwork(ModelMixin, ConfigMixin):
         for i, width in enumerate(channels):
             for j in range(2):
                 stride = 2 if i > 0 and j == 0 else 1
-                layers += [nn.Conv2d(previous, width, 3, padding=1, stride=stride), nn.GroupNorm(groups, width)]
+                layers += [
+                    nn.Conv2d(previous, width, 3, padding=1, stride=stride),
+                    nn.GroupNorm(groups, width),
+                ]
                 layers.append(nn.SiLU())
                 previous = width
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
-        self.features = nn.Linear(16 * previous, features)
+        self.project = nn.Linear(16 * previous, features)
         self.drop = nn.Dropout(dropout)
         self.out = nn.Linear(features, num_classes)
 
@@ -44,5 +47,5 @@ class FeatureNetwork(ModelMixin, ConfigMixin):
         """(features (B, d), logits (B, K)) of images (B, C, H, W) in [-1, 1]."""
         if images.shape[1] == 3 and self.config.in_channels == 1:
             images = images.mean(dim=1, keepdim=True)
-        features = nn.functional.silu(self.features(self.body(images)))
+        features = nn.functional.silu(self.project(self.body(images)))
         return features, self.out(self.drop(features))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -11,7 +12,13 @@ from torch import Tensor
 from samplerbench.data.pixels import quantise
 
 
-def save_grid(images: Tensor, file: Path, columns: int | None = None, least_side: int = 32) -> None:
+def save_grid(
+    images: Tensor,
+    file: Path | IO[bytes],
+    columns: int | None = None,
+    least_side: int = 32,
+    gap: int | None = None,
+) -> None:
     """Write images (n, C, H, W), uint8 or in [-1, 1], as one PNG, small ones enlarged by whole pixels."""
     from PIL import Image
 
@@ -20,7 +27,7 @@ def save_grid(images: Tensor, file: Path, columns: int | None = None, least_side
     columns = min(n, columns or math.ceil(math.sqrt(n)))
     zoom = max(1, math.ceil(least_side / height))
     pixels = pixels.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-    gap = max(1, zoom // 2)
+    gap = max(1, zoom // 2) if gap is None else gap
     rows = math.ceil(n / columns)
     high, wide = height * zoom + gap, width * zoom + gap
     sheet = torch.full((channels, rows * high + gap, columns * wide + gap), 255, dtype=torch.uint8)
@@ -28,4 +35,4 @@ def save_grid(images: Tensor, file: Path, columns: int | None = None, least_side
         top, left = gap + (i // columns) * high, gap + (i % columns) * wide
         sheet[:, top : top + height * zoom, left : left + width * zoom] = picture
     array = sheet.permute(1, 2, 0).numpy()
-    Image.fromarray(array[:, :, 0] if channels == 1 else array).save(file)
+    Image.fromarray(array[:, :, 0] if channels == 1 else array).save(file, format="PNG")

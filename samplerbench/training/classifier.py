@@ -36,6 +36,7 @@ class ClassifierTask(Task):
         )
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor | None, random: StepRandom) -> Tensor:
+        assert labels is not None
         low, high = (torch.tensor(s).log() for s in self.range)
         sigma = (low + (high - low) * random.uniform()).exp()
         noisy = images + sigma[:, None, None, None] * random.normal(*images.shape[1:])

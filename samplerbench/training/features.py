@@ -30,12 +30,16 @@ class FeaturesTask(Task):
         self.network: nn.Module = FeatureNetwork(data.shape[0], data.classes, channels, features)
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor | None, random: StepRandom) -> Tensor:
+        assert labels is not None
         padded = nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
         height, width = images.shape[2:]
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 3, 3, H, W)
         rows, columns = random.integers(3), random.integers(3)
         keep = random.uniform() < 0.5
-        rows, columns = rows.where(~keep, torch.ones_like(rows)), columns.where(~keep, torch.ones_like(columns))
+        rows, columns = (
+            rows.where(~keep, torch.ones_like(rows)),
+            columns.where(~keep, torch.ones_like(columns)),
+        )
         shifted = windows[torch.arange(len(images), device=images.device), :, rows, columns]
         return nn.functional.cross_entropy(network(shifted)[1].float(), labels)
 

@@ -87,7 +87,8 @@ class Task(ABC):
         """Write the finished network to the folder; returns figures for the card."""
 
     def preview(self, network: nn.Module, file: Path) -> None:
-        """Write a picture of what the network can do so far. The default writes none."""
+        """Write a picture of what the network can do so far; a network that makes no pictures writes none."""
+        return
 
 
 @dataclass
@@ -105,9 +106,7 @@ def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
     """Which images batch `step` holds: successive cuts of one seeded permutation per epoch."""
     start = step * batch_size
     epochs = range(start // n, (start + batch_size - 1) // n + 1)
-    orders = [
-        torch.randperm(n, generator=torch.Generator().manual_seed(step_seed(seed, -2 - e))) for e in epochs
-    ]
+    orders = [torch.randperm(n, generator=torch.Generator().manual_seed(step_seed(seed, -2 - e))) for e in epochs]
     offset = start - epochs[0] * n
     return torch.cat(orders)[offset : offset + batch_size]
 
@@ -254,7 +253,10 @@ class _Progress:
         rate = images / max(1e-9, time.monotonic() - self.started)
         self.bar.update(self.id, completed=done, loss=loss, rate=rate)
         if self.show and not self.console.is_terminal and (done % 500 == 0 or done == self.total):
-            print(f"training {self.what}: step {done}/{self.total}  loss {loss:.4f}  {rate:.0f} images/s", flush=True)
+            print(
+                f"training {self.what}: step {done}/{self.total}  loss {loss:.4f}  {rate:.0f} images/s",
+                flush=True,
+            )
 
 
 # What must not change between the parts of one run. The rest (how often to save or draw) may.

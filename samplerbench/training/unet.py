@@ -130,11 +130,11 @@ class UNetTask(Task):
             **self.scheduler_config, clip_sample=self.settings.clip_sample, timestep_spacing="trailing"
         )
         scheduler.set_timesteps(50)
-        config = network.config  # type: ignore[union-attr]
+        config: Any = network.config
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(
-            (100, config.in_channels, config.sample_size, config.sample_size), generator=generator
-        ).to(device)
+        x = torch.randn((100, config.in_channels, config.sample_size, config.sample_size), generator=generator).to(
+            device
+        )
         labels = None if self.classes is None else (torch.arange(100, device=device) // 10) % self.classes
         for t in scheduler.timesteps:
             output = network(x, t, class_labels=labels).sample[:, : config.in_channels]
@@ -142,9 +142,7 @@ class UNetTask(Task):
         save_grid(x.cpu(), file, columns=10)
 
 
-def variational_bound(
-    bars: Tensor, x0: Tensor, noisy: Tensor, t: Tensor, epsilon: Tensor, fraction: Tensor
-) -> Tensor:
+def variational_bound(bars: Tensor, x0: Tensor, noisy: Tensor, t: Tensor, epsilon: Tensor, fraction: Tensor) -> Tensor:
     """One term of L_vlb per image, in bits per dimension, (B,): Nichol & Dhariwal 2021 eq. 4-6 with eq. 15's variance.
 
     For t > 0 the Kullback-Leibler divergence KL(q(x_{t-1} | x_t, x_0) ‖ p(x_{t-1} | x_t)); for t = 0 the negative
@@ -165,11 +163,17 @@ def variational_bound(
 
     log_small, log_large = at(posterior.log()), at(betas.log())
     log_variance = log_small + (fraction + 1) / 2 * (log_large - log_small)
-    weight0, weight = at(before.sqrt() * betas / (1 - bars)), at((1 - betas).sqrt() * (1 - before) / (1 - bars))
+    weight0, weight = (
+        at(before.sqrt() * betas / (1 - bars)),
+        at((1 - betas).sqrt() * (1 - before) / (1 - bars)),
+    )
     predicted = (noisy - at((1 - bars).sqrt()) * epsilon) / at(bars.sqrt())
     mean, true_mean = weight0 * predicted + weight * noisy, weight0 * x0 + weight * noisy
     divergence = 0.5 * (
-        log_variance - log_small + (log_small - log_variance).exp() - 1
+        log_variance
+        - log_small
+        + (log_small - log_variance).exp()
+        - 1
         + (true_mean - mean).square() * (-log_variance).exp()
     )
     scale = (-0.5 * log_variance).exp()

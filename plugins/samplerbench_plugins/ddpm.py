@@ -1,0 +1,49 @@
+"""DDPM ancestral sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from samplerbench.sampling import Denoiser, Noise, Sampler, Step, UserError, intervals, option
+
+
+@dataclass(frozen=True)
+class DDPM(Sampler):
+    """Ancestral sampling of denoising diffusion probabilistic models (Ho et al. 2020, algorithm 2).
+
+    From level s to t:  x ← D + (t²/s²)(x - D) + √v z, the mean of q(x_t | x_s, x₀ = D) with the variance
+    small    v = t²(1 - t²/s²), the posterior's own (β̃, eq. 7);
+    large    v = (1+t²)(s²-t²)/(1+s²) on a variance-preserving model (β, section 3.2), s²-t² on a variance-exploding;
+    learned  log v interpolated between the two by the network's output (Nichol & Dhariwal 2021, eq. 15).
+    No noise is added in the last step (t = 0). The default spacing is that of the paper's code and of DDIM's tables.
+    """
+
+    spacing = "leading"
+
+    variance: Literal["small", "large", "learned"] = option("small", "variance of the reverse step")
+
+    def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+        for s, t in intervals(sigmas):
+            prediction = denoise.predict(x, s)
+            x0 = prediction.x0
+            x = x0 + (t / s) ** 2 * (x - x0)
+            if t > 0:
+                small, large = t**2 * (1 - (t / s) ** 2), s**2 - t**2
+                if denoise.variance_preserving:
+                    large *= (1 + t**2) / (1 + s**2)
+                if self.variance == "learned":
+                    if prediction.variance is None:
+                        raise UserError(
+                            "sampler ddpm: the model learned no variance; use variance=small or variance=large."
+                        )
+                    fraction = prediction.variance
+                    deviation = (0.5 * (math.log(small) + fraction * math.log(large / small))).exp()
+                    x = x + deviation * noise()
+                else:
+                    x = x + math.sqrt(small if self.variance == "small" else large) * noise()
+            yield Step(t, x, x0)

@@ -1,0 +1,103 @@
+"""The probability-flow ODE with general-purpose solvers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option
+
+
+@dataclass(frozen=True)
+class ProbabilityFlow(Sampler):
+    """The probability-flow ODE dx/dσ = (x - D)/σ (Song et al. 2021, eq. 13; Karras et al. 2022, eq. 1 with σ(t) = t).
+
+    euler, heun (explicit trapezoid, order 2) and rk4 (the classical Runge-Kutta method) step on the σ grid; the last
+    interval, to σ = 0 where the right-hand side has no value, is Euler's, x ← D.
+    rk45 is Dormand and Prince's adaptive 5(4) pair in log σ, each sample with its own step size, from the start to
+    the model's smallest level, then x ← D. It ignores the number of steps and asks the device after each try.
+    """
+
+    solver: Literal["euler", "heun", "rk4", "rk45"] = option("heun", "numerical method")
+    rtol: float = option(1e-4, "rk45: error allowed relative to the state", gt=0.0, lt=1.0)
+    atol: float = option(1e-4, "rk45: error allowed besides", gt=0.0, lt=1.0)
+
+    def nfe(self, steps: int) -> int | None:
+        stages = {"euler": 1, "heun": 2, "rk4": 4}
+        return stages[self.solver] * (steps - 1) + 1 if self.solver in stages else None
+
+    def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+        if self.solver == "rk45":
+            yield from self._adaptive(denoise, x, float(sigmas[0]))
+            return
+        for s, t in intervals(sigmas):
+            h, x0 = t - s, denoise(x, s)
+            k1 = (x - x0) / s
+            if t == 0:
+                x = x0
+            elif self.solver == "euler":
+                x = x + h * k1
+            elif self.solver == "heun":
+                guess = x + h * k1
+                x = x + (h / 2) * (k1 + (guess - denoise(guess, t)) / t)
+            else:
+                m = s + h / 2
+                b = x + (h / 2) * k1
+                k2 = (b - denoise(b, m)) / m
+                c = x + (h / 2) * k2
+                k3 = (c - denoise(c, m)) / m
+                d = x + h * k3
+                k4 = (d - denoise(d, t)) / t
+                x = x + (h / 6) * (k1 + 2 * k2 + 2 * k3 + k4)
+            yield Step(t, x, x0)
+
+    def _adaptive(self, denoise: Denoiser, x: Tensor, start: float) -> Iterator[Step]:
+        """u = log σ runs from log σ_start down to log σ_min: dx/du = x - D(x, eᵘ)."""
+        last = math.log(float(denoise.levels[0]))
+        u = torch.full((len(x),), math.log(start), dtype=torch.float64, device=x.device)
+        h = torch.full_like(u, (last - math.log(start)) / 50)  # only a first guess: the error sets the rest
+        k1 = x - denoise(x, start)
+        active = torch.arange(len(x), device=x.device)
+        while len(active):
+            part, y = denoise.rows(active), x[active]
+            step = torch.maximum(h[active], last - u[active])
+            stages = [k1[active]]
+            for c, row in zip(_C, _A, strict=True):
+                point = y + _column(step, y) * sum(a * k for a, k in zip(row, stages, strict=True) if a)
+                stages.append(point - part(point, (u[active] + c * step).exp()))
+            # The last stage is evaluated at the new point itself, so it is the next step's first.
+            error = _column(step, y) * sum(e * k for e, k in zip(_E, stages, strict=True) if e)
+            scale = self.atol + self.rtol * torch.maximum(y.abs(), point.abs())
+            ratio = (error / scale).square().flatten(1).mean(1).double().sqrt()
+            accept = ~(ratio > 1)  # a NaN is accepted, so that the driver sees it
+            factor = (0.9 * ratio.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)
+            h = h.index_copy(0, active, step * factor)
+            moved = active[accept]
+            x = x.index_copy(0, moved, point[accept])
+            k1 = k1.index_copy(0, moved, stages[-1][accept])
+            u = u.index_copy(0, moved, (u[active] + step)[accept])
+            active = active[(u[active] > last + 1e-12) & ratio.isfinite()]
+            yield Step(math.exp(float(u.max())), x, x - k1)
+        yield Step(0.0, x - k1, x - k1)
+
+
+def _column(value: Tensor, x: Tensor) -> Tensor:
+    return value.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+# Dormand & Prince 1980: nodes, stages (the last row is also the fifth-order weights), fifth minus fourth order.
+_C = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+_A = (
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+_E = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)

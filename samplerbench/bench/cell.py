@@ -1,0 +1,103 @@
+"""A cell: one combination to run, its protocol and the hash of it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from samplerbench import registry
+from samplerbench.options import Configurable
+from samplerbench.sampling import Guidance, Sampler, Spacing
+
+QUANTISATION = "round(clamp(x, -1, 1) * 127.5 + 127.5)"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One sampler at one number of steps. `steps` and `spacing` are None for a sampler that chooses its own steps."""
+
+    sampler: Sampler
+    guidance: Guidance | None
+    spacing: Spacing | None
+    steps: int | None
+    sigmas: Tensor
+
+    @property
+    def title(self) -> str:
+        """`ddim:eta=0.5 + cfg, 50 steps`."""
+        guided = f" + {self.guidance.spec}" if self.guidance else ""
+        return f"{self.sampler.spec}{guided}, " + (f"{self.steps} steps" if self.steps else "its own steps")
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: what is hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def protocol_of(cell: Cell, shared: dict[str, Any]) -> dict[str, Any]:
+    """Everything that must be equal for two results to be the same experiment (DESIGN section 6).
+
+    shared: what all cells of a run have in common: model, labels, n, seed, dtype, features, reference, metrics.
+    """
+    spacing = None if cell.spacing is None else describe_plugin(cell.spacing)
+    return {
+        "format": FORMAT,
+        "sampler": describe_plugin(cell.sampler),
+        "guidance": None if cell.guidance is None else describe_plugin(cell.guidance),
+        "spacing": spacing,
+        "sigmas": cell.sigmas.tolist(),
+        "terminal": "zero",
+        "quantisation": QUANTISATION,
+        "versions": versions(),
+        **shared,
+    }
+
+
+def describe_plugin(plugin: Configurable) -> dict[str, Any]:
+    """Name, parameters, distribution and the hash of the source file: an edited plugin is another plugin."""
+    return {
+        "name": plugin.label(),
+        "parameters": plugin.parameters,
+        "distribution": _origin(plugin.kind, plugin.label()),
+        "source": _source_hash(type(plugin)),
+    }
+
+
+def _origin(kind: str, name: str) -> str:
+    named = [e for e in registry.entries(kind) if e.name == name]
+    return named[0].origin if named else "not installed"
+
+
+def _source_hash(cls: type) -> str:
+    return _file_hash(inspect.getsourcefile(cls))
+
+
+@functools.cache
+def _file_hash(file: str | None) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
+    found = {}
+    for name in ("samplerbench", "torch", "diffusers", "torch-fidelity"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,53 @@
+"""Which label each sample gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from samplerbench.errors import UserError
+
+
+def balanced_labels(n: int, counts: Sequence[int] | Sequence[float]) -> Tensor:
+    """Labels (n,) int64 in proportion to `counts`, so evenly that every prefix is in proportion too.
+
+    Sample i gets the class that is furthest behind its share of the first i+1 samples (the lowest such class). The
+    label is thus a function of i alone, and for n = Σ counts each class k occurs exactly counts[k] times.
+    """
+    shares = torch.tensor(counts, dtype=torch.float64)
+    shares = shares / shares.sum()
+    given = torch.zeros_like(shares)
+    labels = torch.empty(n, dtype=torch.int64)
+    for i in range(n):
+        behind = shares * (i + 1) - given
+        # A margin far below any real difference makes ties go to the lowest class on every machine.
+        k = int((behind >= behind.max() - 1e-9).nonzero()[0])
+        labels[i] = k
+        given[k] += 1
+    return labels
+
+
+def make_labels(mode: str, n: int, classes: int | None, counts: Sequence[int] | None) -> Tensor | None:
+    """The labels of a run: "balanced" as in the data, "none", or one label for all.
+
+    Args:
+        classes: how many labels there are to choose from, None for a model (and classifier) without.
+        counts: images of each class in the data; None is uniform.
+
+    Raises:
+        UserError: another mode, a label out of range, or labels where there are none.
+    """
+    if mode == "none":
+        return None
+    if mode != "balanced" and not mode.lstrip("-").isdigit():
+        raise UserError(f'--labels {mode}: give "balanced", "none" or one label.')
+    if classes is None:
+        raise UserError(f"--labels {mode}: the model has no classes; use --labels none, or guide it by a classifier.")
+    if mode == "balanced":
+        return balanced_labels(n, counts or [1] * classes)
+    label = int(mode)
+    if not 0 <= label < classes:
+        raise UserError(f"--labels {label}: the model has the labels 0 to {classes - 1}.")
+    return torch.full((n,), label)

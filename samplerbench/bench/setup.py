@@ -1,0 +1,130 @@
+"""From the words of a command to the objects of a run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+from samplerbench import registry
+from samplerbench.errors import UserError
+from samplerbench.metrics.extractors import DIGITS, Extractor, load_extractor
+from samplerbench.metrics.reference import Reference, load_reference, measure
+from samplerbench.models.model import Model
+from samplerbench.sampling import Guidance, Sampler, Spacing
+
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own progress bars and notices off the terminal: ours say what matters."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in ("diffusers", "transformers", "huggingface_hub", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from diffusers.utils import logging as diffusers_logging
+
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU where there is one. Raises UserError where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name}: it cannot be used here ({str(error).splitlines()[0]}).") from None
+    return device
+
+
+def load_model(source: str, device: torch.device, dtype: str) -> Model:
+    """A model by registered name (with parameters), folder, or hub id."""
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: known are {', '.join(DTYPES)}.")
+    quiet_libraries()
+    name = source.partition(":")[0].partition("/")[0]
+    is_folder = Path(source).expanduser().is_dir()
+    if not is_folder and any(e.name == name for e in registry.entries("model")):
+        return registry.parse("model", source).load(device, DTYPES[dtype])
+    from samplerbench.models.diffusers_unet import load_diffusers_unet
+
+    return load_diffusers_unet(source, device, DTYPES[dtype])
+
+
+def pick_spacing(sampler: Sampler, asked: str | None) -> Spacing:
+    """The spacing asked for, else the sampler's own, else the toolkit's default."""
+    return registry.parse("spacing", asked or sampler.spacing or registry.default("spacing"))
+
+
+def pick_guidance(spec: str) -> Guidance | None:
+    """The guidance of a spec; "none" is none."""
+    return None if spec == "none" else registry.parse("guidance", spec)
+
+
+def label_classes(model: Model, guidances: list[Guidance | None]) -> int | None:
+    """How many labels there are to choose from: the model's, or those of a classifier that guides it."""
+    if model.classes is not None:
+        return model.classes
+    for guidance in guidances:
+        if guidance is not None and "classifier" in guidance.needs:
+            return model.classifier(str(guidance.parameters.get("weights", ""))).classes
+    return None
+
+
+def pick_extractor(model: Model, features: str | None, weights: str | None, device: torch.device) -> Extractor:
+    """The feature space asked for, else the one the model's card names, else Inception-v3."""
+    return load_extractor(features or model.features or "inception-v3-compat", device, weights)
+
+
+def pick_reference(model: Model, data: str | None, extractor: Extractor) -> Reference:
+    """The statistics to measure against: of `data` (a name, a folder, or a file of `samplerbench stats`).
+
+    The embedded statistics are used where they are of the same data and the same weights.
+    """
+    source = data or model.data
+    if source is None:
+        raise UserError("the model does not say what it was trained on; name the real images with --data.")
+    if source.endswith(".safetensors"):
+        reference = load_reference(Path(source).expanduser())
+        if reference.features != extractor.identity:
+            raise UserError(
+                f"{source} holds features of {reference.features['name']} (weights "
+                f"{reference.features['weights'][:12]}), not of {extractor.name} ({extractor.sha256[:12]}); make it "
+                "anew with `samplerbench stats`."
+            )
+        return reference
+    if source == "digits" and extractor.name == DIGITS:
+        from samplerbench.assets import asset
+
+        embedded = load_reference(asset("digits-reference.safetensors"))
+        if embedded.features == extractor.identity:
+            return embedded
+    from samplerbench.data import load_data
+
+    return measure(load_data(source), extractor)
+
+
+def parse_steps(text: str) -> list[int]:
+    """`10,20,50` as numbers, without repetitions. Raises UserError for anything else and for less than 1."""
+    found: list[int] = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        if not part.lstrip("-").isdigit():
+            raise UserError(f'--steps {text}: "{part}" is no whole number; write --steps 10,20,50.')
+        if int(part) < 1:
+            raise UserError(f"--steps {part}: at least 1 step is needed.")
+        if int(part) not in found:
+            found.append(int(part))
+    if not found:
+        raise UserError("--steps is empty; write --steps 10,20,50.")
+    return found
+
+
+def default_n(reference: Reference) -> int:
+    """As many images as there are real ones, at most the customary 50,000."""
+    return min(50_000, int(reference.data["n"]))

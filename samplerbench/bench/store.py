@@ -1,0 +1,76 @@
+"""The result store: one JSON file per cell, named by the hash of its protocol."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from samplerbench.bench.cell import digest
+from samplerbench.errors import UserError
+
+
+def write_atomically(file: Path, data: bytes) -> None:
+    """Write to a temporary file beside, flush it to the disk, and rename: the file is whole or not there.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, file)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror or error}; choose another --out.") from None
+
+
+class Store:
+    """A folder of results."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def prepare(self) -> None:
+        """Make the folder, and see that it can be written to, before anything long begins."""
+        probe = self.folder / f".probe-{os.getpid()}"
+        write_atomically(probe, b"")
+        probe.unlink(missing_ok=True)
+
+    def path(self, key: str, suffix: str = ".json") -> Path:
+        """The file of a protocol hash."""
+        return self.folder / f"{key[:20]}{suffix}"
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The result with this protocol hash, or None where there is none that is whole and unedited."""
+        try:
+            record = json.loads(self.path(key).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return record if isinstance(record, dict) and sound(record) and record["protocol"] == key else None
+
+    def put(self, record: dict[str, Any]) -> Path:
+        """Write a result, sealed with the hash of its content."""
+        sealed = {**record, "seal": digest(record)}
+        file = self.path(record["protocol"])
+        write_atomically(file, (json.dumps(sealed, indent=2, ensure_ascii=False) + "\n").encode())
+        return file
+
+
+def sound(record: dict[str, Any]) -> bool:
+    """Whether a record is as it was written: its seal fits its content, its key fits its protocol."""
+    content = {k: v for k, v in record.items() if k != "seal"}
+    try:
+        return record["seal"] == digest(content) and record["protocol"] == digest(record["protocol_fields"])
+    except (KeyError, TypeError, ValueError):
+        return False

@@ -1,0 +1,161 @@
+"""Feature extractors by name, through torch-fidelity's registry, with the digits network registered beside its own."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samplerbench.errors import UserError
+from samplerbench.options import did_you_mean
+
+DIGITS = "digits-cnn"
+
+
+@dataclass
+class Extractor:
+    """A feature space: uint8 images → vectors.
+
+    name, layer: as torch-fidelity names them. sha256: of the weights. size: (H, W) it demands, or None for any.
+    """
+
+    module: nn.Module
+    name: str
+    layer: str
+    sha256: str
+    device: torch.device
+    chunk: int = 256
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features (B, d) of images (B, C, H, W) uint8, C = 1 or 3; grey images are given as three equal channels."""
+        if images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        parts = [self.module(part.to(self.device).contiguous())[0] for part in images.split(self.chunk)]
+        return torch.cat(parts)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the protocol says of it."""
+        return {"name": self.name, "layer": self.layer, "weights": self.sha256}
+
+
+def load_extractor(name: str, device: torch.device, weights: str | None = None) -> Extractor:
+    """The extractor `name` on a device.
+
+    Args:
+        weights: for a machine without network, the extractor's weights file (for digits-cnn, a folder written by
+            `samplerbench train features`). A weights file of torch-fidelity is a pickle: name only one you trust.
+
+    Raises:
+        UserError: an unknown name, or weights that are absent or do not fit.
+    """
+    registry = _registry()
+    if name not in registry:
+        raise UserError(
+            f'no feature extractor "{name}".{did_you_mean(name, registry)} Known: {", ".join(sorted(registry))}.'
+        )
+    if weights is not None and not Path(weights).expanduser().exists():
+        raise UserError(f"the weights {weights} of the features {name} are not there.")
+    cls = registry[name]
+    layer = cls.get_default_feature_layer_for_metric("fid")
+    path = str(Path(weights).expanduser()) if weights is not None else None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            module = cls(name, [layer], feature_extractor_weights_path=path, verbose=False)
+    except UserError:
+        raise
+    except NotImplementedError:
+        raise UserError(
+            f"{name} takes no weights file; it is found in torch hub's cache, {torch.hub.get_dir()}."
+        ) from None
+    except Exception as error:  # torch-fidelity lets through whatever its downloads and torch.load raise
+        if weights is None:
+            raise UserError(
+                f"the weights of {name} are not in the cache and cannot be downloaded ({type(error).__name__}); put "
+                f"{_weights_file(cls)} into {Path(torch.hub.get_dir()) / 'checkpoints'}, or name the file with "
+                "--features-weights."
+            ) from error
+        raise UserError(f"the weights {weights} do not fit the features {name}: {error}") from error
+    module.requires_grad_(False).eval().to(device)
+    return Extractor(module, name, str(layer), _hash_module(module), device)
+
+
+def _weights_file(cls: type) -> str:
+    import sys
+
+    urls = [v for k, v in vars(sys.modules[cls.__module__]).items() if k.startswith("URL") and isinstance(v, str)]
+    return f"{urls[0].rsplit('/', 1)[-1]} (from {urls[0]})" if urls else "its weights file"
+
+
+def _hash_module(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _registry() -> dict[str, Any]:
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+
+    class DigitsExtractor(FeatureExtractorBase):
+        """The feature network as torch-fidelity expects an extractor: uint8 RGB images to a tuple of features."""
+
+        def __init__(
+            self,
+            name: str,
+            features_list: list[str],
+            feature_extractor_weights_path: str | None = None,
+            **_: Any,
+        ) -> None:
+            super().__init__(name, features_list)
+            from samplerbench.assets import asset
+            from samplerbench.metrics.feature_network import FeatureNetwork
+
+            folder = Path(feature_extractor_weights_path or asset("digits-features"))
+            if not (folder / "config.json").exists():
+                raise UserError(f"no feature network in {folder}; `samplerbench train features` makes one.")
+            self.network = FeatureNetwork.from_pretrained(folder, use_safetensors=True)
+
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            features, logits = self.network(images.float() / 127.5 - 1)
+            found = {"features": features, "logits": logits}
+            return tuple(found[name] for name in self.features_list)
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return ("features", "logits")
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "logits" if metric == "isc" else "features"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return True
+
+        @staticmethod
+        def get_dummy_input_for_compile() -> Tensor:
+            return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+
+    if DIGITS not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor(DIGITS, DigitsExtractor)
+    return FEATURE_EXTRACTORS_REGISTRY
+
+
+def extractor_names() -> list[str]:
+    """The names `load_extractor` knows."""
+    return sorted(_registry())
+
+
+__all__ = ["DIGITS", "Extractor", "extractor_names", "load_extractor"]

@@ -1,0 +1,204 @@
+"""A model: a network with its noise levels, its prior and its labels, met through one interface."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from samplerbench.errors import UserError
+from samplerbench.options import Configurable
+from samplerbench.sampling.denoiser import Clipped, Denoiser, Prediction, Sigma, coefficient, per_sample
+from samplerbench.sampling.guidance import Guidance
+
+Condition = Mapping[str, Tensor]
+"""What a network is told besides the state: named tensors whose first dimension is the batch. Empty: nothing."""
+
+
+@dataclass
+class Model(ABC):
+    """Base of all adapters from a checkpoint to the denoiser protocol.
+
+    network: the innermost module, where evaluations are counted. shape: (C, H, W) of the state. classes: number of
+    labels, or None. null: whether it can be asked without a label. clip: whether D is clamped to [-1, 1].
+    default_classifier: folder of the classifier that comes with it. data, features: names of the data set it was
+    trained on and of the feature space to measure it in, where known. class_counts: images of each class in that
+    data. identity: what the protocol says of it. notes: what `show` says besides.
+    """
+
+    network: nn.Module
+    shape: tuple[int, int, int]
+    levels: Tensor
+    variance_preserving: bool
+    device: torch.device
+    dtype: torch.dtype
+    classes: int | None = None
+    null: bool = False
+    clip: bool = False
+    learned_variance: bool = False
+    default_classifier: str = ""
+    data: str | None = None
+    features: str | None = None
+    class_counts: list[int] | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    _classifiers: dict[str, LoadedClassifier] = field(default_factory=dict, repr=False)
+
+    @abstractmethod
+    def evaluate(self, x: Tensor, sigma: Sigma, condition: Condition) -> Prediction:
+        """The network's prediction, not clipped, for the state x = x₀ + σ z, (B, C, H, W)."""
+
+    def condition(self, labels: Tensor | None) -> Condition:
+        """What the network is told for these labels (B,) int64; None: no label."""
+        if labels is None:
+            return {}
+        return {"labels": labels}
+
+    def null_condition(self, batch: int) -> Condition:
+        """What the network is told when it is asked without labels."""
+        return {}
+
+    def prior(self, z: Tensor, sigma: float) -> Tensor:
+        """The start of a run at level sigma from z ~ N(0, I): √(1+σ²) z for a variance-preserving model, else σ z."""
+        return z * ((1 + sigma**2) ** 0.5 if self.variance_preserving else sigma)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] of states at σ = 0."""
+        return x
+
+    def classifier(self, weights: str = "") -> LoadedClassifier:
+        """The classifier in the folder `weights`, or the one that comes with the model; loaded once.
+
+        Raises:
+            UserError: there is none, or it is of other images or classes.
+        """
+        weights = weights or self.default_classifier
+        if not weights:
+            raise UserError(
+                "the model comes without a classifier; name one with weights=FOLDER in the guidance's spec."
+            )
+        if weights not in self._classifiers:
+            from samplerbench.models.classifier_guide import load_classifier
+
+            self._classifiers[weights] = load_classifier(weights, self)
+        return self._classifiers[weights]
+
+    @property
+    def classifiers(self) -> list[nn.Module]:
+        """The classifiers loaded so far: what the meter counts beside the network."""
+        return [c.module for c in self._classifiers.values()]
+
+    def check_labels(self, labels: Tensor | None) -> None:
+        """Raise UserError where the labels are not ones the model knows, or it cannot do without."""
+        if labels is None:
+            if self.classes is not None and not self.null:
+                raise UserError(
+                    "the model is class-conditional and was trained without a null label; it cannot be sampled with "
+                    f"--labels none. Use --labels balanced, or a label from 0 to {self.classes - 1}."
+                )
+            return
+        known = self.classes
+        if known is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < known:
+            raise UserError(f"--labels {int(labels.max())}: the model has the labels 0 to {known - 1}.")
+
+    def denoiser(self, labels: Tensor | None, batch: int, guidance: Guidance | None = None) -> Denoiser:
+        """The denoiser of one batch: bound to its labels, guided, then clipped."""
+        denoise: Denoiser = Bound(self, labels, batch)
+        if guidance is not None:
+            denoise = guidance.guide(denoise)
+        return Clipped(denoise) if self.clip else denoise
+
+
+@dataclass
+class LoadedClassifier:
+    """A classifier of noisy images: logits(x, σ (B,)) -> (B, K), and the hash of its weights."""
+
+    module: nn.Module
+    sha256: str
+    logits: Callable[[Tensor, Tensor], Tensor]
+    classes: int
+
+
+class Bound(Denoiser):
+    """A model bound to the labels of one batch."""
+
+    def __init__(self, model: Model, labels: Tensor | None, batch: int) -> None:
+        self.model, self.labels, self.batch = model, labels, batch
+        self.levels, self.variance_preserving = model.levels, model.variance_preserving
+        # A label that only a classifier knows is no condition of the network.
+        self.given = model.condition(labels if model.classes is not None else None)
+        if labels is None:
+            self.given = model.null_condition(batch)
+
+    def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
+        return self.model.evaluate(x, sigma, self.given)
+
+    conditional = predict
+
+    def unconditional(self, x: Tensor, sigma: Sigma) -> Prediction:
+        return self.model.evaluate(x, sigma, self.model.null_condition(len(x)))
+
+    def both(self, x: Tensor, sigma: Sigma) -> tuple[Prediction, Prediction]:
+        null = self.model.null_condition(len(x))
+        joint = {key: torch.cat([null[key], value]) for key, value in self.given.items()}
+        doubled = torch.cat([sigma, sigma]) if isinstance(sigma, Tensor) and sigma.ndim else sigma
+        out = self.model.evaluate(torch.cat([x, x]), doubled, joint)
+        parts = zip(out.x0.chunk(2), out.variance.chunk(2) if out.variance is not None else (None, None), strict=True)
+        first, second = (Prediction(x0, variance) for x0, variance in parts)
+        return first, second
+
+    def classifier_score(self, x: Tensor, sigma: Sigma, weights: str = "") -> Tensor:
+        if self.labels is None:
+            raise UserError("classifier guidance needs labels to steer towards: use --labels balanced or a label.")
+        classifier = self.model.classifier(weights)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            log_p = classifier.logits(leaf, per_sample(sigma, x)).log_softmax(dim=1)
+            chosen = log_p[torch.arange(len(x), device=x.device), self.labels].sum()
+            (score,) = torch.autograd.grad(chosen, leaf)
+        return score
+
+    def rows(self, index: Tensor) -> Denoiser:
+        part = Bound(self.model, None if self.labels is None else self.labels[index], len(index))
+        part.given = {key: value[index] for key, value in self.given.items()}
+        return part
+
+
+def check_guidance(model: Model, guidance: Guidance | None, labels: Tensor | None) -> None:
+    """Raise UserError where the model lacks what the guidance needs."""
+    if guidance is None:
+        return
+    name = f"guidance {guidance.label()}"
+    if "labels" in guidance.needs and labels is None:
+        raise UserError(f"{name} needs labels to steer towards, but there are none: use --labels balanced or a label.")
+    if "null" in guidance.needs and (model.classes is None or not model.null):
+        raise UserError(
+            f"{name} needs a class-conditional model that was also trained without labels (with label dropout); "
+            f"this one {'has no classes' if model.classes is None else 'has no null label'}."
+        )
+    if "classifier" in guidance.needs:
+        if model.classes is not None and not model.null and not guidance.parameters.get("conditional", False):
+            raise UserError(
+                f"{name} guides the model without labels, and this one cannot do without; use conditional=true."
+            )
+        loaded = model.classifier(str(guidance.parameters.get("weights", "")))
+        if labels is not None and int(labels.max()) >= loaded.classes:
+            raise UserError(f"--labels {int(labels.max())}: the classifier has the labels 0 to {loaded.classes - 1}.")
+
+
+@dataclass(frozen=True)
+class ModelSource(Configurable, ABC):
+    """Base of model plugins: a name that makes a model, with parameters."""
+
+    kind: ClassVar[str] = "model"
+
+    @abstractmethod
+    def load(self, device: torch.device, dtype: torch.dtype) -> Model:
+        """The model on a device; `dtype` is the network's, the state is float32 (float64 for a float64 network)."""
+
+
+__all__ = ["Bound", "Condition", "Model", "ModelSource", "check_guidance", "coefficient"]

@@ -1,0 +1,99 @@
+"""Tables of results in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+Record = dict[str, Any]
+
+
+def row_name(record: Record) -> str:
+    """What a row is called: the sampler, and its guidance if it has one."""
+    return record["sampler"] + (f" + {record['guidance']}" if record["guidance"] else "")
+
+
+def format_value(value: float) -> str:
+    """Three or four significant digits, without exponents."""
+    if value != value:
+        return "nan"
+    magnitude = abs(value)
+    digits = 4 if magnitude < 0.1 else 3 if magnitude < 1 else 2 if magnitude < 100 else 1
+    return f"{value:.{digits}f}"
+
+
+def _columns(records: Sequence[Record]) -> list[int | None]:
+    columns: list[int | None] = sorted({r["steps"] for r in records if r["steps"] is not None})
+    return columns + ([None] if any(r["steps"] is None for r in records) else [])
+
+
+def steps_table(records: Sequence[Record], metric: str) -> Group:
+    """Rows samplers, columns steps, cells the metric; the best of each column in bold."""
+    found = next((r["metrics"][metric] for r in records if metric in r["metrics"]), None)
+    arrow = "↓" if found is None or found["better"] == "lower" else "↑"
+    space = f" ({found['features']} features, against {found['reference']})" if found else ""
+    table = Table(header_style="bold")
+    table.add_column("sampler \\ steps", no_wrap=True)
+    columns = _columns(records)
+    for column in columns:
+        table.add_column("own" if column is None else str(column), justify="right")
+    best = {}
+    for column in columns:
+        values = [r["metrics"][metric]["value"] for r in records if r["steps"] == column and metric in r["metrics"]]
+        if len(values) > 1:
+            best[column] = min(values) if arrow == "↓" else max(values)
+    for name in dict.fromkeys(map(row_name, records)):
+        cells = []
+        for column in columns:
+            record = next((r for r in records if row_name(r) == name and r["steps"] == column), None)
+            if record is None:
+                cells.append("")
+            elif metric not in record["metrics"]:
+                cells.append("[red]failed[/red]")
+            else:
+                value = record["metrics"][metric]["value"]
+                text = format_value(value)
+                cells.append(f"[bold green]{text}[/bold green]" if best.get(column) == value else text)
+        table.add_row(_plain(name), *cells)
+    return Group(Text(f"{metric.upper()} {arrow}{space}", style="bold"), table)
+
+
+def long_table(records: Sequence[Record]) -> Table:
+    """One row per cell: what it cost, and what it gave."""
+    metrics = list(dict.fromkeys(m for r in records for m in r["metrics"]))
+    table = Table(header_style="bold")
+    for column in ("sampler", "spacing"):
+        table.add_column(column, no_wrap=True)
+    for column in ("steps", "NFE", *metrics, "seconds", "images/s"):
+        table.add_column(column, justify="right")
+    extra = any(r.get("classifier_forward") for r in records)
+    if extra:
+        table.add_column("classifier passes", justify="right")
+    for r in records:
+        steps = "own" if r["steps"] is None else str(r["steps"])
+        start = [_plain(row_name(r)), _plain(r["spacing"] or "-"), steps]
+        if "error" in r:
+            table.add_row(*start, "[red]failed[/red]", *["" for _ in metrics], "", "")
+            continue
+        values = [format_value(r["metrics"][m]["value"]) if m in r["metrics"] else "" for m in metrics]
+        cells = [format_nfe(r["nfe"]), *values, f"{r['seconds']:.1f}", f"{r['images_per_second']:.1f}"]
+        if extra:
+            passes = f"{format_nfe(r['classifier_forward'])} + {format_nfe(r['classifier_backward'])} backward"
+            cells.append(passes if r["classifier_forward"] else "")
+        table.add_row(*start, *cells)
+    return table
+
+
+def format_nfe(nfe: float) -> str:
+    """A whole number where it is one; else, for solvers that step each image alone, the mean with one digit."""
+    return str(nfe) if isinstance(nfe, int) else f"{nfe:.1f}"
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

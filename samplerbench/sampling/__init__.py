@@ -1,0 +1,28 @@
+"""The heart: what a plugin is written against.
+
+    from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option  # and Guidance, Spacing, …
+
+One coordinate system throughout: the state is x = x₀ + σ z, whatever the checkpoint's own convention is.
+"""
+
+from samplerbench.errors import UserError
+from samplerbench.options import option
+from samplerbench.sampling.denoiser import Denoiser, Prediction, Sigma
+from samplerbench.sampling.guidance import Guidance
+from samplerbench.sampling.noise import Noise
+from samplerbench.sampling.sampler import Sampler, Step, intervals
+from samplerbench.sampling.spacing import Spacing
+
+__all__ = [
+    "Denoiser",
+    "Guidance",
+    "Noise",
+    "Prediction",
+    "Sampler",
+    "Sigma",
+    "Spacing",
+    "Step",
+    "UserError",
+    "intervals",
+    "option",
+]

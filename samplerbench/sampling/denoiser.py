@@ -1,0 +1,103 @@
+"""The denoiser D(x, σ) = E[x₀ | x]: the one thing a sampler asks of a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Sigma = float | Tensor
+"""A noise level: one for the whole batch (a float or a 0-d tensor), or one per sample (B,)."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of a noisy state.
+
+    x0: the denoised state D(x, σ), (B, C, H, W). variance: for a model that learned it, the network's output that
+    interpolates between the two log variances, (B, C, H, W): 0 is the small one, 1 the large one
+    (Nichol & Dhariwal 2021 eq. 15); else None.
+    """
+
+    x0: Tensor
+    variance: Tensor | None = None
+
+
+class Denoiser(ABC):
+    """A model bound to the labels (or prompts) of one batch, perhaps guided.
+
+    Attributes:
+        levels: (T,) float64 on the CPU, increasing: the noise levels the model was trained at (for a continuous
+            model, a fine grid in its own time).
+        variance_preserving: whether the model's forward process keeps the variance (DDPM) or lets it grow (NCSN).
+    """
+
+    levels: Tensor
+    variance_preserving: bool
+
+    @abstractmethod
+    def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
+        """The prediction for the state x (B, C, H, W) at noise level sigma."""
+
+    def __call__(self, x: Tensor, sigma: Sigma) -> Tensor:
+        """D(x, σ), (B, C, H, W)."""
+        return self.predict(x, sigma).x0
+
+    @abstractmethod
+    def rows(self, index: Tensor) -> Denoiser:
+        """The same denoiser for a part of the batch: index (k,) int64. For solvers that step each sample alone."""
+
+    # What a guidance may ask for. A denoiser that is no model (one that is guided already) has none of them.
+
+    def conditional(self, x: Tensor, sigma: Sigma) -> Prediction:
+        """The prediction given the labels: one network evaluation."""
+        raise NotImplementedError
+
+    def unconditional(self, x: Tensor, sigma: Sigma) -> Prediction:
+        """The prediction given no labels: one network evaluation."""
+        raise NotImplementedError
+
+    def both(self, x: Tensor, sigma: Sigma) -> tuple[Prediction, Prediction]:
+        """(unconditional, conditional) as one batch of 2B: two network evaluations per sample."""
+        raise NotImplementedError
+
+    def classifier_score(self, x: Tensor, sigma: Sigma, weights: str = "") -> Tensor:
+        """∇ₓ log p(y | x, σ) of a noise-conditional classifier, (B, C, H, W): one forward and one backward pass.
+
+        weights: a classifier's folder; empty is the classifier that comes with the model.
+        """
+        raise NotImplementedError
+
+
+class Clipped(Denoiser):
+    """A denoiser whose D is clamped to [-1, 1], as `clip_sample` in a scheduler's configuration asks.
+
+    It stands outside the guidance: what is clipped is what the sampler sees.
+    """
+
+    def __init__(self, inner: Denoiser, limit: float = 1.0) -> None:
+        self.inner, self.limit = inner, limit
+        self.levels, self.variance_preserving = inner.levels, inner.variance_preserving
+
+    def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
+        prediction = self.inner.predict(x, sigma)
+        return Prediction(prediction.x0.clamp(-self.limit, self.limit), prediction.variance)
+
+    def rows(self, index: Tensor) -> Denoiser:
+        return Clipped(self.inner.rows(index), self.limit)
+
+
+def per_sample(sigma: Sigma, x: Tensor) -> Tensor:
+    """sigma as (B,) float64 on x's device, without waiting for the device."""
+    if isinstance(sigma, Tensor) and sigma.ndim:
+        return sigma.to(device=x.device, dtype=torch.float64)
+    return torch.full((len(x),), float(sigma), dtype=torch.float64, device=x.device)
+
+
+def coefficient(value: Sigma, x: Tensor) -> float | Tensor:
+    """A float64 coefficient ready to multiply x: a Python float, or (B, 1, 1, 1) in x's dtype."""
+    if isinstance(value, Tensor) and value.ndim:
+        return value.to(device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return float(value)

@@ -1,0 +1,44 @@
+"""Guidance: a function denoiser → denoiser. A plugin; it composes with every sampler."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from samplerbench.options import Configurable
+from samplerbench.sampling.denoiser import Denoiser, Prediction, Sigma
+
+
+@dataclass(frozen=True)
+class Guidance(Configurable, ABC):
+    """Base of guidance plugins: one method, `predict`.
+
+    `needs` says what a model must offer: "labels" (what to steer towards), "null" (the same network without labels),
+    "classifier" (p(y | x, σ)). A model that lacks one is refused before anything runs.
+    """
+
+    kind: ClassVar[str] = "guidance"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def predict(self, denoise: Denoiser, x: Tensor, sigma: Sigma) -> Prediction:
+        """The guided prediction, built from `denoise.conditional`, `.unconditional`, `.both`, `.classifier_score`."""
+
+    def guide(self, denoise: Denoiser) -> Denoiser:
+        """The guided denoiser."""
+        return _Guided(self, denoise)
+
+
+class _Guided(Denoiser):
+    def __init__(self, guidance: Guidance, inner: Denoiser) -> None:
+        self.guidance, self.inner = guidance, inner
+        self.levels, self.variance_preserving = inner.levels, inner.variance_preserving
+
+    def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
+        return self.guidance.predict(self.inner, x, sigma)
+
+    def rows(self, index: Tensor) -> Denoiser:
+        return _Guided(self.guidance, self.inner.rows(index))

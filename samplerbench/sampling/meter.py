@@ -1,0 +1,60 @@
+"""The meter: what a run really cost, counted where it is paid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from samplerbench.errors import RunError
+
+
+class Meter:
+    """Counts rows (samples in a batch) through the innermost network, and through a classifier beside it.
+
+    Use it as a context; outside it counts nothing.
+
+        with Meter(model.network, model.classifiers) as meter:
+            ...
+        nfe = meter.network / images
+    """
+
+    def __init__(self, network: nn.Module, classifiers: Iterable[nn.Module] = ()) -> None:
+        self.network = 0
+        """Rows evaluated by the network."""
+        self.classifier_forward = 0
+        """Rows evaluated by the classifier."""
+        self.classifier_backward = 0
+        """Rows through which the classifier was differentiated."""
+        self._network, self._classifiers = network, list(classifiers)
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Meter:
+        self._handles = [self._network.register_forward_pre_hook(self._on_network, with_kwargs=True)]
+        for classifier in self._classifiers:
+            self._handles.append(classifier.register_forward_pre_hook(self._on_forward, with_kwargs=True))
+            self._handles.append(classifier.register_full_backward_hook(self._on_backward))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _on_network(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.network += _rows(args, kwargs)
+
+    def _on_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.classifier_forward += _rows(args, kwargs)
+
+    def _on_backward(self, _: nn.Module, grad_input: Any, grad_output: tuple[Tensor, ...]) -> None:
+        self.classifier_backward += len(grad_output[0])
+
+
+def _rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.ndim:
+            return len(value)
+    raise RunError("the network was called without a batch, so its evaluations cannot be counted.")

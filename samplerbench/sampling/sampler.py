@@ -1,0 +1,64 @@
+"""Samplers: solvers that walk from a noise level to 0. A plugin; one generator method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+from torch import Tensor
+
+from samplerbench.options import Configurable
+from samplerbench.sampling.denoiser import Denoiser
+from samplerbench.sampling.noise import Noise
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a sampler yields after each interval of the grid.
+
+    sigma: the level now reached. x: the state there, (B, C, H, W). x0: the denoised state the step was made with.
+    """
+
+    sigma: float
+    x: Tensor
+    x0: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Sampler(Configurable, ABC):
+    """Base of sampler plugins.
+
+    A subclass is a frozen dataclass: its fields are its parameters (`option`), its docstring's first line is its
+    description and names the paper, and `steps` is the method. It keeps no state in `self`, sets no gradient mode,
+    draws noise only through `noise`, and never writes into a tensor it has yielded.
+    """
+
+    kind: ClassVar[str] = "sampler"
+    spacing: ClassVar[str | None] = None
+    """The spacing used where the user names none, by name; None is the toolkit's default."""
+
+    @abstractmethod
+    def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+        """Walk the grid, yielding once per interval; the last state yielded is the sample.
+
+        Args:
+            denoise: D(x, σ), counted. x: the start, (B, C, H, W), at level sigmas[0].
+            sigmas: (N+1,) float64 on the CPU, strictly decreasing, the last 0.
+            noise: each call gives the next z ~ N(0, I), (B, C, H, W).
+        """
+
+    def nfe(self, steps: int) -> int | None:
+        """Network evaluations for a grid of so many steps, without guidance.
+
+        For planning only: what is reported is counted. None: the solver chooses its own steps, and the number of
+        steps asked for has no meaning to it.
+        """
+        return steps
+
+
+def intervals(sigmas: Tensor) -> Iterator[tuple[float, float]]:
+    """The (s, t) of each interval, s > t, as Python floats (float64): `for s, t in intervals(sigmas)`."""
+    return pairwise(sigmas.tolist())
