@@ -160,6 +160,7 @@ def parameters_of(cls: Any) -> dict[str, Parameter]:
     Raises:
         UserError: the class is not a dataclass, or a field was not declared with `option`.
     """
+    path = f"{cls.__module__}.{cls.__qualname__}"
     if not dataclasses.is_dataclass(cls):
         return {}
     hints = typing.get_type_hints(cls)
@@ -167,7 +168,7 @@ def parameters_of(cls: Any) -> dict[str, Parameter]:
     for field in dataclasses.fields(cls):
         if "help" not in field.metadata:
             raise UserError(
-                f"{cls.__module__}.{cls.__qualname__}: the field {field.name} has no help and no bounds; "
+                f"{path}: the field {field.name} has no help and no bounds; "
                 f'declare it as {field.name}: {_type_name(hints[field.name])} = option(default, "what it does")'
             )
         found[field.name] = Parameter(

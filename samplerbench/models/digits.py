@@ -24,4 +24,6 @@ class Digits(ModelSource):
     def load(self, device: torch.device, dtype: torch.dtype) -> Model:
         model = load_diffusers_unet(str(asset("digits")), device, dtype, self.rounding)
         model.identity["source"] = "digits"
+        model.features = "digits-cnn"
+        model.default_classifier = str(asset("digits-classifier"))
         return model
