@@ -30,14 +30,19 @@ def option(
     lt: float | None = None,
     le: float | None = None,
     positional: bool = False,
+    rest: bool = False,
 ) -> Any:
     """A parameter of a plugin: its default, one line of help, and its bounds.
 
     `positional` lets a spec give the value without its name: `exact:gaussian` for `exact:problem=gaussian`.
+    `rest` takes every parameter=value that has no field of its own, as (name, text) pairs: for a plugin that wraps
+    something with parameters of its own, which then says what it does not know.
     The field's type annotation is the parameter's type; `typing.Literal` lists the choices.
     """
     bounds = {k: v for k, v in (("gt", gt), ("ge", ge), ("lt", lt), ("le", le)) if v is not None}
-    return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds, "positional": positional})
+    return dataclasses.field(
+        default=default, metadata={"help": help, "bounds": bounds, "positional": positional, "rest": rest}
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +55,13 @@ class Parameter:
     help: str
     bounds: Mapping[str, float]
     positional: bool
+    rest: bool
 
     @property
     def type_name(self) -> str:
         """The type as a reader says it: `float`, `small | large`, `int or none`."""
+        if self.rest:
+            return "parameter=value, …"
         return _type_name(self.type)
 
     @property
@@ -72,6 +80,8 @@ class Parameter:
 
         if isinstance(value, str) and value.lower() == "none" and type(None) in typing.get_args(self.type):
             return None
+        if isinstance(value, str) and typing.get_origin(self.type) is typing.Literal:
+            value = next((c for c in typing.get_args(self.type) if show_value(c) == value), value)
         annotated: Any = self.type
         if self.bounds:
             bounds: dict[str, Any] = dict(self.bounds)
@@ -97,14 +107,21 @@ def show_value(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return f"{value:.12g}"
+        short = f"{value:.12g}"
+        return short if float(short) == value else repr(value)
     return str(value)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` Did you mean "x"?` where something known is close to the word, else an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f' Did you mean "{close[0]}"?' if close else ""
+
+    def likeness(name: str) -> tuple[float, bool]:
+        a, b = name.lower(), word.lower()
+        # Of two equally near names, the one with the same letters: "ddmi" is "ddim", not "ddpm".
+        return difflib.SequenceMatcher(None, a, b).ratio(), sorted(a) == sorted(b)
+
+    best = max(known, key=likeness, default="")
+    return f' Did you mean "{best}"?' if best and likeness(best)[0] >= 0.5 else ""
 
 
 class Configurable:
@@ -146,11 +163,13 @@ class Configurable:
     @property
     def spec(self) -> str:
         """The shortest spec string that makes this instance: the name and what differs from the defaults."""
-        changed = [
-            f"{p.name}={show_value(getattr(self, p.name))}"
-            for p in parameters_of(type(self)).values()
-            if getattr(self, p.name) != p.default
-        ]
+        changed: list[str] = []
+        for p in parameters_of(type(self)).values():
+            value = getattr(self, p.name)
+            if p.rest:
+                changed += [f"{key}={text}" for key, text in value]
+            elif value != p.default:
+                changed.append(f"{p.name}={show_value(value)}")
         return self.label() + (":" + ",".join(changed) if changed else "")
 
 
@@ -158,9 +177,11 @@ def parameters_of(cls: Any) -> dict[str, Parameter]:
     """The parameters of a plugin class, by name, in the order in which they are declared.
 
     Raises:
-        UserError: the class is not a dataclass, or a field was not declared with `option`.
+        UserError: the class has options but is no dataclass, or a field was not declared with `option`.
     """
     path = f"{cls.__module__}.{cls.__qualname__}"
+    if bare := [name for name, value in vars(cls).items() if isinstance(value, dataclasses.Field)]:
+        raise UserError(f"{path} has the option {bare[0]} but is no dataclass; put @dataclass(frozen=True) above it.")
     if not dataclasses.is_dataclass(cls):
         return {}
     hints = typing.get_type_hints(cls)
@@ -178,6 +199,7 @@ def parameters_of(cls: Any) -> dict[str, Parameter]:
             help=field.metadata["help"],
             bounds=field.metadata["bounds"],
             positional=field.metadata["positional"],
+            rest=field.metadata["rest"],
         )
     return found
 
@@ -197,7 +219,8 @@ def build(cls: type[Configurable], arguments: Mapping[str, str], positional: Ite
         UserError: an unknown parameter, one given twice, or a value that does not fit.
     """
     known = parameters_of(cls)
-    values: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    rest = next((p.name for p in known.values() if p.rest), None)
     slots = [p.name for p in known.values() if p.positional]
     for value in positional:
         if not slots:
@@ -206,6 +229,9 @@ def build(cls: type[Configurable], arguments: Mapping[str, str], positional: Ite
             )
         values[slots.pop(0)] = value
     for name, value in arguments.items():
+        if rest is not None and (name not in known or name == rest):
+            values[rest] = (*values.get(rest, ()), (name, value))
+            continue
         if name not in known:
             raise UserError(
                 f'{cls.kind} {cls.label()} has no parameter "{name}".{did_you_mean(name, known)} {list_parameters(cls)}'

@@ -108,7 +108,7 @@ def load(entry: Entry) -> type[Configurable]:
         target: Any = import_module(module)
         for part in attribute.split("."):
             target = getattr(target, part)
-    except Exception as error:  # whatever a plugin raises while it is imported, it is the plugin's error
+    except (Exception, SystemExit) as error:  # whatever a plugin raises while it is imported is the plugin's error
         raise UserError(
             f"the {entry.kind} {entry.name} of {entry.origin} cannot be imported: {type(error).__name__}: {error}"
         ) from error
@@ -156,6 +156,22 @@ def parse(kind: str, spec: str) -> Any:
         else:
             arguments[key.strip()] = value.strip()
     return build(cls, arguments, positional)
+
+
+def kind_of(spec: str, kinds: Iterable[str] = ("sampler", "guidance", "spacing")) -> str:
+    """The kind under which a spec's name is registered, the first of `kinds` that has it.
+
+    Raises:
+        UserError: none has it.
+    """
+    kinds = list(kinds)
+    name = spec.partition(":")[0].partition("/")[0].strip()
+    known = {kind: {e.name for e in entries(kind)} for kind in kinds}
+    for kind in kinds:
+        if name in known[kind]:
+            return kind
+    words = sorted(set().union(*known.values()))
+    raise UserError(f'no {", ".join(kinds[:-1])} or {kinds[-1]} is called "{name}".{did_you_mean(name, words)}')
 
 
 def default(kind: str) -> str:
@@ -220,12 +236,12 @@ def failures(found: Iterable[Entry]) -> dict[Entry, str]:
     broken |= {
         e: f"{e.value} is not in the installation" for e in found if e.distribution == OWN and not source_file(e)
     }
-    if foreign:
-        broken |= _probe(foreign)
-    return broken
+    return broken | _probe(foreign)
 
 
 def _probe(foreign: list[Entry]) -> dict[Entry, str]:
+    if not foreign:
+        return {}
     question = json.dumps([[e.kind, e.name, e.value, e.distribution, e.version] for e in foreign])
     code = (
         "import json, sys; from samplerbench import registry as r\n"
@@ -242,9 +258,13 @@ def _probe(foreign: list[Entry]) -> dict[Entry, str]:
     )
     answers = {}
     for line in child.stdout.splitlines():
-        if line.startswith("\0"):
-            i, answer = json.loads(line[1:])
-            answers[i] = answer
-    last = (child.stderr.strip().splitlines() or ["it ended the process"])[-1]
-    told = {e: answers.get(i, f"the import never ended well: {last}") for i, e in enumerate(foreign)}
-    return {e: " ".join(why.split()) for e, why in told.items() if why}
+        _, mark, answer = line.rpartition("\0")  # before the mark: what a plugin printed without ending its line
+        if mark:
+            i, why = json.loads(answer)
+            answers[i] = why
+    told = {e: " ".join(answers[i].split()) for i, e in enumerate(foreign) if answers.get(i)}
+    if unasked := [e for i, e in enumerate(foreign) if i not in answers]:
+        last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+        told[unasked[0]] = f"its import ended the process: {last}"
+        told |= _probe(unasked[1:])  # what the first of them broke is not the fault of the rest
+    return told

@@ -23,6 +23,10 @@ class ClassifierFree(Guidance):
 
     scale: float = option(2.0, "g: 1 is the conditional model, more is nearer to the label", ge=0.0)
 
+    @property
+    def evaluations(self) -> int:
+        return 1 if self.scale in (0, 1) else 2
+
     def predict(self, denoise: Denoiser, x: Tensor, sigma: Sigma) -> Prediction:
         if self.scale == 1:
             return denoise.conditional(x, sigma)

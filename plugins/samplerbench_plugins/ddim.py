@@ -24,6 +24,9 @@ class DDIM(Sampler):
 
     eta: float = option(0.0, "0 is deterministic, 1 is ancestral", ge=0.0, le=1.0)
 
+    def convergence(self) -> int | None:
+        return 1 if self.eta == 0 else None
+
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         for s, t in intervals(sigmas):
             x0 = denoise(x, s)

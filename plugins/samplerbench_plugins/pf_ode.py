@@ -31,6 +31,9 @@ class ProbabilityFlow(Sampler):
         stages = {"euler": 1, "heun": 2, "rk4": 4}
         return stages[self.solver] * (steps - 1) + 1 if self.solver in stages else None
 
+    def convergence(self) -> int | None:
+        return {"euler": 1, "heun": 2, "rk4": 4}.get(self.solver)
+
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         if self.solver == "rk45":
             yield from self._adaptive(denoise, x, float(sigmas[0]))

@@ -45,3 +45,26 @@ class Geometric(_Range):
         low, high = self.ends(levels)
         share = torch.arange(steps, dtype=torch.float64) / max(1, steps - 1)
         return torch.cat([high * (low / high) ** share, torch.zeros(1, dtype=torch.float64)])
+
+
+@dataclass(frozen=True)
+class LogSNR(Geometric):
+    """Even in the log signal-to-noise ratio, λ = -log σ, from σ_max to σ_min, then 0 (Lu et al. 2022a, section 3.4).
+
+    In these coordinates λ is -log σ for every model, so the grid is `geometric`'s.
+    """
+
+
+@dataclass(frozen=True)
+class Exponential(_Range):
+    """log σ_i = log σ_min + (1 - i/(N-1))^ρ log(σ_max/σ_min), then 0: polynomial in log σ (Crowson's k-diffusion).
+
+    ρ = 1 is even in log σ, as `geometric` and `logsnr` are.
+    """
+
+    rho: float = option(1.0, "ρ: larger puts more steps at small noise", gt=0.0)
+
+    def grid(self, levels: Tensor, steps: int) -> Tensor:
+        low, high = self.ends(levels)
+        ramp = (1 - torch.arange(steps, dtype=torch.float64) / max(1, steps - 1)) ** self.rho
+        return torch.cat([low * (high / low) ** ramp, torch.zeros(1, dtype=torch.float64)])

@@ -23,13 +23,17 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Cell:
-    """One sampler at one number of steps. `steps` and `spacing` are None for a sampler that chooses its own steps."""
+    """One sampler at one number of steps. `steps` and `spacing` are None where the sampler chooses its own.
+
+    budget: the evaluations that `steps` was chosen to fit into, if any.
+    """
 
     sampler: Sampler
     guidance: Guidance | None
     spacing: Spacing | None
     steps: int | None
     sigmas: Tensor
+    budget: int | None = None
 
     @property
     def title(self) -> str:

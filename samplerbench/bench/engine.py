@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,15 +43,18 @@ def plan(
     steps: Sequence[int],
     guidances: Sequence[Guidance | None],
     spacing_of: Callable[[Sampler], Spacing],
-) -> list[Cell]:
-    """The cells of a run, in the order of the table: every sampler, guidance and number of steps.
+    budgets: Sequence[int] = (),
+) -> tuple[list[Cell], list[Unmet]]:
+    """The cells of a run, in the order of the table: every sampler, guidance, and number of steps or budget.
 
-    A sampler that chooses its own steps has one cell, from the model's largest level.
+    A sampler that chooses its own steps has one cell, from the model's largest level. Under a budget of network
+    evaluations a sampler takes the most steps that fit; one that cannot be met is no cell but a row's gap.
 
     Raises:
         UserError: a spacing that cannot give so many steps.
     """
-    cells = []
+    cells: list[Cell] = []
+    unmet: list[Unmet] = []
     for sampler in samplers:
         for guidance in guidances:
             if sampler.nfe(1) is None:
@@ -58,8 +62,51 @@ def plan(
                 cells.append(Cell(sampler, guidance, None, None, ends))
                 continue
             spacing = spacing_of(sampler)
-            cells += [Cell(sampler, guidance, spacing, n, make_grid(spacing, model.levels, n)) for n in steps]
-    return cells
+            shown = None if sampler.own_grid else spacing
+            wanted: list[tuple[int, int | None]] = [(n, None) for n in steps]
+            for budget in budgets:
+                cost = 1 if guidance is None else guidance.evaluations
+                most = most_steps(sampler, cost, budget)
+                if most is None:
+                    unmet.append(Unmet(sampler, guidance, budget, cost * (sampler.nfe(1) or 0)))
+                else:
+                    wanted.append((most, budget))
+            cells += [Cell(sampler, guidance, shown, n, make_grid(spacing, model.levels, n), b) for n, b in wanted]
+    return cells, unmet
+
+
+@dataclass(frozen=True)
+class Unmet:
+    """A budget of evaluations below what even one step of a sampler costs."""
+
+    sampler: Sampler
+    guidance: Guidance | None
+    budget: int
+    least: int
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What stands in the place of a result."""
+        return {
+            "sampler": self.sampler.spec,
+            "guidance": None if self.guidance is None else self.guidance.spec,
+            "spacing": None,
+            "steps": None,
+            "budget": self.budget,
+            "metrics": {},
+            "unmet": f"a budget of {self.budget} evaluations is below the {self.least} of one step",
+        }
+
+
+def most_steps(sampler: Sampler, cost: int, budget: int) -> int | None:
+    """The most steps whose evaluations, `cost` network rows each, are within the budget; None if one is too many."""
+    return next((n for n in range(budget // cost, 0, -1) if (sampler.nfe(n) or 0) * cost <= budget), None)
+
+
+def prepare(model: Model, cell: Cell) -> None:
+    """Estimate what the sampler needs of the model besides D, where it is not known yet."""
+    if "posterior variance" in cell.sampler.needs:
+        model.estimate_posterior_variances(cell.sigmas)
 
 
 def generate(
@@ -80,6 +127,7 @@ def generate(
     """
     state_dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
     start = float(cell.sigmas[0])
+    prepare(model, cell)
     for first in range(0, len(index), batch_size):
         part = index[first : first + batch_size]
         rows = part.to(model.device)
@@ -166,11 +214,15 @@ def run_cell(session: Session, cell: Cell, on_step: OnStep | None = None) -> Out
     fields = session.protocol(cell)
     key = digest(fields)
     if not session.rerun and (found := session.store.get(key)) is not None:
-        return Outcome(cell, found, reused=True)
+        return Outcome(cell, found | {"budget": cell.budget}, reused=True)
     try:
         record = _measure(session, cell, on_step)
     except SamplerbenchError as error:
         failed = {**_describe(session, cell), "metrics": {}, "error": str(error), "protocol": key}
+        # The outcome keeps the error, whose frames would keep the failed batch while the other cells run.
+        for kept in (error, error.__cause__):
+            if kept is not None:
+                traceback.clear_frames(kept.__traceback__)
         return Outcome(cell, failed, error=error)
     record |= {"protocol": key, "protocol_fields": fields}
     session.store.put(record)
@@ -184,6 +236,7 @@ def _describe(session: Session, cell: Cell) -> dict[str, Any]:
         "guidance": None if cell.guidance is None else cell.guidance.spec,
         "spacing": None if cell.spacing is None else cell.spacing.spec,
         "steps": cell.steps,
+        "budget": cell.budget,
         "n": session.n,
         "seed": session.seed,
         "model": session.model.identity["source"],
@@ -198,6 +251,7 @@ def _measure(session: Session, cell: Cell, on_step: OnStep | None) -> dict[str, 
     accumulators: list[Accumulator] = [metric.start(session.reference) for metric in session.metrics]
     shown: list[Tensor] = []
     sampling = measuring = 0.0
+    prepare(model, cell)  # before the meter: what is estimated once per model is no evaluation of this run
     clock = time.perf_counter()
     with Meter(model.network, model.classifiers) as meter:
         batches = generate(

@@ -41,13 +41,14 @@ def make_labels(mode: str, n: int, classes: int | None, counts: Sequence[int] | 
     """
     if mode == "none":
         return None
-    if mode != "balanced" and not mode.lstrip("-").isdigit():
-        raise UserError(f'--labels {mode}: give "balanced", "none" or one label.')
+    try:
+        label = None if mode == "balanced" else int(mode)
+    except ValueError:
+        raise UserError(f'--labels {mode}: give "balanced", "none" or one label.') from None
     if classes is None:
         raise UserError(f"--labels {mode}: the model has no classes; use --labels none, or guide it by a classifier.")
-    if mode == "balanced":
+    if label is None:
         return balanced_labels(n, counts or [1] * classes)
-    label = int(mode)
     if not 0 <= label < classes:
         raise UserError(f"--labels {label}: the model has the labels 0 to {classes - 1}.")
     return torch.full((n,), label)

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from samplerbench import registry
+from samplerbench.data import ImageSet, load_data
+from samplerbench.data.pixels import quantise
 from samplerbench.errors import UserError
 from samplerbench.metrics.extractors import DIGITS, Extractor, load_extractor
 from samplerbench.metrics.reference import Reference, load_reference, measure
@@ -37,7 +39,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).cpu()  # "meta" makes tensors and cannot give them back
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name}: it cannot be used here ({str(error).splitlines()[0]}).") from None
     return device
@@ -82,14 +84,26 @@ def pick_extractor(model: Model, features: str | None, weights: str | None, devi
     return load_extractor(features or model.features or "inception-v3-compat", device, weights)
 
 
+def reference_source(model: Model, data: str | None) -> str:
+    """Where the real images are: `data`, else what the model was trained on; "" for the model itself, if it draws.
+
+    Raises:
+        UserError: neither says.
+    """
+    source = data or model.data or ("" if model.draws else None)
+    if source is None:
+        raise UserError("the model does not say what it was trained on; name the real images with --data.")
+    return source
+
+
 def pick_reference(model: Model, data: str | None, extractor: Extractor) -> Reference:
     """The statistics to measure against: of `data` (a name, a folder, or a file of `samplerbench stats`).
 
     The embedded statistics are used where they are of the same data and the same weights.
     """
-    source = data or model.data
-    if source is None:
-        raise UserError("the model does not say what it was trained on; name the real images with --data.")
+    source = reference_source(model, data)
+    if not source:
+        return measure(_drawn(model), extractor)
     if source.endswith(".safetensors"):
         reference = load_reference(Path(source).expanduser())
         if reference.features != extractor.identity:
@@ -105,23 +119,28 @@ def pick_reference(model: Model, data: str | None, extractor: Extractor) -> Refe
         embedded = load_reference(asset("digits-reference.safetensors"))
         if embedded.features == extractor.identity:
             return embedded
-    from samplerbench.data import load_data
-
     return measure(load_data(source), extractor)
 
 
-def parse_steps(text: str) -> list[int]:
+def _drawn(model: Model, n: int = 10_000) -> ImageSet:
+    """Draws from an exact problem, quantised as generated images are."""
+    return ImageSet(str(model.identity["source"]), "draws", quantise(model.real(n)[0]), None, None)
+
+
+def parse_steps(text: str, flag: str = "--steps") -> list[int]:
     """`10,20,50` as numbers, without repetitions. Raises UserError for anything else and for less than 1."""
     found: list[int] = []
     for part in filter(None, (p.strip() for p in text.split(","))):
-        if not part.lstrip("-").isdigit():
-            raise UserError(f'--steps {text}: "{part}" is no whole number; write --steps 10,20,50.')
-        if int(part) < 1:
-            raise UserError(f"--steps {part}: at least 1 step is needed.")
-        if int(part) not in found:
-            found.append(int(part))
+        try:
+            number = int(part)
+        except ValueError:
+            raise UserError(f'{flag} {text}: "{part}" is no whole number; write {flag} 10,20,50.') from None
+        if number < 1:
+            raise UserError(f"{flag} {part}: at least 1 is needed.")
+        if number not in found:
+            found.append(number)
     if not found:
-        raise UserError("--steps is empty; write --steps 10,20,50.")
+        raise UserError(f"{flag} is empty; write {flag} 10,20,50.")
     return found
 
 

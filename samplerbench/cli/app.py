@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from samplerbench.cli import listing, run, stats, train
+from samplerbench.cli import check, listing, run, stats, train
 from samplerbench.errors import SamplerbenchError
 
 # Typer brings its own copy of click in newer versions; this is the base of usage errors in either.
@@ -26,6 +26,7 @@ app.command("run")(run.run)
 app.command("sample")(run.sample)
 app.command("list")(listing.list_plugins)
 app.command("show")(listing.show)
+app.command("check")(check.check)
 app.command("stats")(stats.stats)
 app.add_typer(train.app, name="train")
 
@@ -50,7 +51,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except ClickException as error:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "samplerbench"
-        _line(f"{error.format_message().rstrip('.')}. `{command} --help` shows the options.")
+        if message := error.format_message():  # empty where the help itself was printed
+            stop = "" if message.endswith((".", "?", "!")) else "."
+            _line(f"{message}{stop} `{command} --help` shows the options.")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _line("stopped.")

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from samplerbench.errors import UserError
+
 if TYPE_CHECKING:
     from samplerbench.bench.cell import Cell
+    from samplerbench.bench.engine import Unmet
     from samplerbench.models import Model
     from samplerbench.sampling import Guidance, Step
 
@@ -37,7 +40,9 @@ Samplers = Annotated[
         autocompletion=complete("sampler"),
     ),
 ]
-Steps = Annotated[str, typer.Option("--steps", help="Numbers of steps, with commas: `10,20,50`.")]
+Steps = Annotated[
+    str | None, typer.Option("--steps", help="Numbers of steps, with commas: `10,20,50`. Default: 50, if no --nfe.")
+]
 Guidances = Annotated[
     list[str],
     typer.Option(
@@ -71,7 +76,7 @@ Labels = Annotated[
         help="`balanced` as in the data, `none`, or one label. Default: balanced, if there are classes.",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Sample i is a function of seed and i alone.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**64 - 1, help="Sample i is a function of seed and i alone.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images at a time; changes no image.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="Of the network: fp32, bf16, fp16 or fp64; the state keeps fp32.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
@@ -84,32 +89,38 @@ class Prepared:
     model: Model
     guidances: list[Guidance | None]
     cells: list[Cell]
+    unmet: list[Unmet]
     mode: str
     classes: int | None
 
 
 def prepare(
     samplers: list[str],
-    steps: str,
+    steps: str | None,
     guidances: list[str],
     spacing: str | None,
     model: str,
     labels: str | None,
     dtype: str,
     device: str,
+    nfe: str | None = None,
 ) -> Prepared:
     """Everything checked before anything long begins. Raises UserError."""
     from samplerbench import registry
     from samplerbench.bench import engine, setup
 
-    numbers = setup.parse_steps(steps)
+    budgets = [] if nfe is None else setup.parse_steps(nfe, "--nfe")
+    if budgets and steps is not None:
+        raise UserError("--steps and --nfe both say how long a run is; give one of them.")
+    numbers = [] if budgets else setup.parse_steps("50" if steps is None else steps)
     chosen = [registry.parse("sampler", spec) for spec in samplers]
     guided = [setup.pick_guidance(spec) for spec in guidances or ["none"]]
     spacings = {sampler: setup.pick_spacing(sampler, spacing) for sampler in chosen}
     loaded = setup.load_model(model, setup.pick_device(device), dtype)
-    cells = engine.plan(loaded, list(dict.fromkeys(chosen)), numbers, guided, spacings.__getitem__)
+    unique = list(dict.fromkeys(chosen))
+    cells, unmet = engine.plan(loaded, unique, numbers, guided, spacings.__getitem__, budgets)
     classes = setup.label_classes(loaded, guided)
-    return Prepared(loaded, guided, cells, labels or ("none" if classes is None else "balanced"), classes)
+    return Prepared(loaded, guided, cells, unmet, labels or ("none" if classes is None else "balanced"), classes)
 
 
 def labelled(prepared: Prepared, n: int) -> Any:

@@ -15,7 +15,13 @@ from samplerbench.errors import UserError
 
 def run(
     sampler: common.Samplers,
-    steps: common.Steps = "50",
+    steps: common.Steps = None,
+    nfe: Annotated[
+        str | None,
+        typer.Option(
+            "--nfe", help="Budgets of network evaluations, with commas: each sampler takes the most steps that fit."
+        ),
+    ] = None,
     guidance: common.Guidances = [],  # noqa: B006 - Typer copies it
     spacing: common.Spacing = None,
     model: common.ModelName = "digits",
@@ -70,6 +76,8 @@ def run(
 
     `samplerbench run -s ddim --guidance cfg:scale=2 --guidance none --steps 20`
 
+    `samplerbench run -s ddim -s heun -s dpm++:order=3 -s unipc --nfe 5,6,8,10,20`
+
     `samplerbench run -s pf-ode:solver=heun --spacing karras --steps 9,18 --json`
     """
     from samplerbench import registry
@@ -78,9 +86,12 @@ def run(
 
     metrics = [registry.parse("metric", spec) for spec in metric]
     store = Store(out)
-    prepared = common.prepare(sampler, steps, guidance, spacing, model, labels, dtype, device)
+    prepared = common.prepare(sampler, steps, guidance, spacing, model, labels, dtype, device, nfe)
     store.prepare()
     loaded = prepared.model
+    # What cannot be sampled or measured is said before any weights are fetched.
+    common.labelled(prepared, 1)
+    setup.reference_source(loaded, data)
     extractor = setup.pick_extractor(loaded, features, features_weights, loaded.device)
     reference = setup.pick_reference(loaded, data, extractor)
     number = n if n is not None else setup.default_n(reference)
@@ -109,7 +120,7 @@ def run(
                 progress.done(_line(outcome))
     except KeyboardInterrupt:
         interrupted = True
-    records = [o.record for o in outcomes]
+    records = [o.record for o in outcomes] + [gap.record for gap in prepared.unmet]
     if as_json:
         keep = [{k: v for k, v in r.items() if k not in ("protocol_fields", "seal")} for r in records]
         print(json.dumps(keep, indent=2, ensure_ascii=False))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from samplerbench.cli import common
+from samplerbench.errors import UserError
 
 
 def stats(
@@ -22,13 +23,16 @@ def stats(
     Example: `samplerbench stats digits --features digits-cnn --out digits-reference.safetensors`
     """
     from samplerbench.bench import setup
+    from samplerbench.bench.store import Store
     from samplerbench.data import load_data
     from samplerbench.metrics.extractors import load_extractor
     from samplerbench.metrics.reference import measure
 
+    if out.suffix != ".safetensors":
+        raise UserError(f"{out}: statistics are a .safetensors file; name one, like {out.stem or 'real'}.safetensors.")
+    Store(out.parent).prepare()
     setup.quiet_libraries()
     extractor = load_extractor(features, setup.pick_device(device), features_weights)
     reference = measure(load_data(data), extractor)
-    out.parent.mkdir(parents=True, exist_ok=True)
     reference.save(out)
     print(out)

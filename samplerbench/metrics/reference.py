@@ -70,6 +70,6 @@ def load_reference(file: Path) -> Reference:
             metadata = handle.metadata() or {}
             mean, covariance = handle.get_tensor("mean"), handle.get_tensor("covariance")
         data, features = json.loads(metadata["data"]), json.loads(metadata["features"])
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{file} is no reference written by `samplerbench stats`: {error}") from None
     return Reference(Moments.from_statistics(mean.to(torch.float64), covariance, data["n"]), data, features)

@@ -14,6 +14,7 @@ from samplerbench.errors import UserError
 from samplerbench.options import Configurable
 from samplerbench.sampling.denoiser import Clipped, Denoiser, Prediction, Sigma, coefficient, per_sample
 from samplerbench.sampling.guidance import Guidance
+from samplerbench.sampling.noise import Purpose, normal
 
 Condition = Mapping[str, Tensor]
 """What a network is told besides the state: named tensors whose first dimension is the batch. Empty: nothing."""
@@ -27,7 +28,8 @@ class Model(ABC):
     labels, or None. null: whether it can be asked without a label. clip: whether D is clamped to [-1, 1].
     default_classifier: folder of the classifier that comes with it. data, features: names of the data set it was
     trained on and of the feature space to measure it in, where known. class_counts: images of each class in that
-    data. identity: what the protocol says of it. notes: what `show` says besides.
+    data. draws: whether `real` draws from the distribution itself, so that it can be its own reference. identity: what
+    the protocol says of it. notes: what `show` says besides.
     """
 
     network: nn.Module
@@ -44,9 +46,11 @@ class Model(ABC):
     data: str | None = None
     features: str | None = None
     class_counts: list[int] | None = None
+    draws: bool = False
     identity: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     _classifiers: dict[str, LoadedClassifier] = field(default_factory=dict, repr=False)
+    _variances: dict[float, float] = field(default_factory=dict, repr=False)
 
     @abstractmethod
     def evaluate(self, x: Tensor, sigma: Sigma, condition: Condition) -> Prediction:
@@ -86,6 +90,54 @@ class Model(ABC):
 
             self._classifiers[weights] = load_classifier(weights, self)
         return self._classifiers[weights]
+
+    def real(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """n real images as states, (n, C, H, W) float32, and their labels: of the data the model was trained on.
+
+        Raises:
+            UserError: the model does not say what that was, or it is not at hand.
+        """
+        if self.data is None:
+            raise UserError("the model does not say what it was trained on, and this needs its data.")
+        from samplerbench.data import load_data
+        from samplerbench.data.pixels import dequantise
+
+        data = load_data(self.data)
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:n]
+        return dequantise(data.images[order]), None if data.labels is None else data.labels[order]
+
+    def posterior_variance(self, sigma: float) -> float:
+        """κ(σ), estimated by `estimate_posterior_variances` before."""
+        return self._variances[sigma]
+
+    def estimate_posterior_variances(self, sigmas: Tensor, images: int = 1000) -> None:
+        """Estimate κ(σ) = E‖x₀ - D(x, σ)‖²/d at the levels that are not known yet, from noised real images.
+
+        The figures are kept in the user's cache, under the hash of the weights. These evaluations are no sampling,
+        so call it outside the meter.
+        """
+        from samplerbench.cache import cached_json
+
+        identity = {"weights": self.identity["weights"], "dtype": str(self.dtype), "images": images}
+        with cached_json("posterior-variance", identity) as known:
+            wanted = [s for s in sigmas.tolist() if s > 0 and s not in self._variances]
+            missing = [s for s in wanted if repr(s) not in known]
+            if missing:
+                x0, labels = self.real(images)
+                known |= {repr(s): self._denoising_error(s, x0, labels) for s in missing}
+            self._variances |= {s: known[repr(s)] for s in wanted}
+
+    @torch.no_grad()
+    def _denoising_error(self, sigma: float, x0: Tensor, labels: Tensor | None) -> float:
+        total = 0.0
+        for first in range(0, len(x0), 250):
+            part = x0[first : first + 250].to(self.device)
+            index = torch.arange(first, first + len(part), device=self.device)
+            z = normal(0, Purpose.ESTIMATE, index, 0, self.shape).to(part.dtype)
+            given = labels[first : first + 250].to(self.device) if labels is not None and self.classes else None
+            denoised = self.denoiser(given, len(part))(part + sigma * z, sigma)
+            total += float((part - denoised).double().square().sum())
+        return total / x0.numel()
 
     @property
     def classifiers(self) -> list[nn.Module]:
@@ -161,6 +213,9 @@ class Bound(Denoiser):
             chosen = log_p[torch.arange(len(x), device=x.device), self.labels].sum()
             (score,) = torch.autograd.grad(chosen, leaf)
         return score
+
+    def posterior_variance(self, sigma: float) -> float:
+        return self.model.posterior_variance(sigma)
 
     def rows(self, index: Tensor) -> Denoiser:
         part = Bound(self.model, None if self.labels is None else self.labels[index], len(index))

@@ -26,9 +26,14 @@ def format_value(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
+def column_of(record: Record) -> int | None:
+    """The column a record stands in: its budget of evaluations, else its steps, else None ("own")."""
+    return record["budget"] if record.get("budget") is not None else record["steps"]
+
+
 def _columns(records: Sequence[Record]) -> list[int | None]:
-    columns: list[int | None] = sorted({r["steps"] for r in records if r["steps"] is not None})
-    return columns + ([None] if any(r["steps"] is None for r in records) else [])
+    found = {column_of(r) for r in records}
+    return [*sorted(c for c in found if c is not None), *([None] if None in found else [])]
 
 
 def steps_table(records: Sequence[Record], metric: str) -> Group:
@@ -37,21 +42,24 @@ def steps_table(records: Sequence[Record], metric: str) -> Group:
     arrow = "↓" if found is None or found["better"] == "lower" else "↑"
     space = f" ({found['features']} features, against {found['reference']})" if found else ""
     table = Table(header_style="bold")
-    table.add_column("sampler \\ steps", no_wrap=True)
+    budgets = any(r.get("budget") is not None for r in records)
+    table.add_column("sampler \\ NFE" if budgets else "sampler \\ steps", no_wrap=True)
     columns = _columns(records)
     for column in columns:
         table.add_column("own" if column is None else str(column), justify="right")
     best = {}
     for column in columns:
-        values = [r["metrics"][metric]["value"] for r in records if r["steps"] == column and metric in r["metrics"]]
+        values = [r["metrics"][metric]["value"] for r in records if column_of(r) == column and metric in r["metrics"]]
         if len(values) > 1:
             best[column] = min(values) if arrow == "↓" else max(values)
     for name in dict.fromkeys(map(row_name, records)):
         cells = []
         for column in columns:
-            record = next((r for r in records if row_name(r) == name and r["steps"] == column), None)
+            record = next((r for r in records if row_name(r) == name and column_of(r) == column), None)
             if record is None:
                 cells.append("")
+            elif "unmet" in record:
+                cells.append("[dim]unmet[/dim]")
             elif metric not in record["metrics"]:
                 cells.append("[red]failed[/red]")
             else:
@@ -75,7 +83,10 @@ def long_table(records: Sequence[Record]) -> Table:
         table.add_column("classifier passes", justify="right")
     for r in records:
         steps = "own" if r["steps"] is None else str(r["steps"])
-        start = [_plain(row_name(r)), _plain(r["spacing"] or "-"), steps]
+        start = [_plain(row_name(r)), _plain(r["spacing"] or "own"), steps]
+        if "unmet" in r:
+            table.add_row(start[0], "", "", f"[dim]> {r['budget']}[/dim]", *["" for _ in metrics], "", "")
+            continue
         if "error" in r:
             table.add_row(*start, "[red]failed[/red]", *["" for _ in metrics], "", "")
             continue

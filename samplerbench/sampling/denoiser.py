@@ -70,6 +70,10 @@ class Denoiser(ABC):
         """
         raise NotImplementedError
 
+    def posterior_variance(self, sigma: float) -> float:
+        """κ(σ) = E tr Cov[x₀ | x]/d = σ²(1 - σ² E‖score‖²/d), for a sampler that `needs` it."""
+        raise NotImplementedError
+
 
 class Clipped(Denoiser):
     """A denoiser whose D is clamped to [-1, 1], as `clip_sample` in a scheduler's configuration asks.
@@ -87,6 +91,9 @@ class Clipped(Denoiser):
 
     def rows(self, index: Tensor) -> Denoiser:
         return Clipped(self.inner.rows(index), self.limit)
+
+    def posterior_variance(self, sigma: float) -> float:
+        return self.inner.posterior_variance(sigma)
 
 
 def per_sample(sigma: Sigma, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 
 import torch
 from torch import Tensor
@@ -33,7 +33,18 @@ def drive(
         RunError: a state that is not finite, or a sampler that yielded nothing or another shape.
     """
     run = sampler.steps(denoise, x, sigmas, noise)
-    shape, finite = x.shape, []
+    try:
+        return _consume(run, sampler, x.shape, sigmas, on_step)
+    finally:
+        # An error that is kept, as a failed cell's is, would keep the suspended sampler and its tensors too.
+        if isinstance(run, Generator):
+            run.close()
+
+
+def _consume(
+    run: Iterator[Step], sampler: Sampler, shape: torch.Size, sigmas: Tensor, on_step: OnStep | None
+) -> Tensor:
+    finite: list[Tensor] = []
     final: Tensor | None = None
     reached: list[float] = []
     while True:

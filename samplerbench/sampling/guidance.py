@@ -23,6 +23,11 @@ class Guidance(Configurable, ABC):
     kind: ClassVar[str] = "guidance"
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per prediction: for planning a budget. What is reported is counted."""
+        return 1
+
     @abstractmethod
     def predict(self, denoise: Denoiser, x: Tensor, sigma: Sigma) -> Prediction:
         """The guided prediction, built from `denoise.conditional`, `.unconditional`, `.both`, `.classifier_score`."""
@@ -42,3 +47,6 @@ class _Guided(Denoiser):
 
     def rows(self, index: Tensor) -> Denoiser:
         return _Guided(self.guidance, self.inner.rows(index))
+
+    def posterior_variance(self, sigma: float) -> float:
+        return self.inner.posterior_variance(sigma)

@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     PRIOR = 0
     STEP = 1
     LABEL = 2
+    ESTIMATE = 3
 
 
 def philox(counter: Sequence[Tensor | int], key: Sequence[int]) -> list[Tensor]:

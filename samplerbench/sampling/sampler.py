@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -40,13 +40,23 @@ class Sampler(Configurable, ABC):
     spacing: ClassVar[str | None] = None
     """The spacing used where the user names none, by name; None is the toolkit's default."""
 
+    own_grid: ClassVar[bool] = False
+    """Whether the method has a grid of its own and takes from the given one only the number of steps."""
+
+    even_in: ClassVar[Literal["log sigma", "sigma"]] = "log sigma"
+    """The variable in which the grid is even when the order of convergence is measured."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What the method asks of a model besides D: "posterior variance", estimated once per model and level."""
+
     @abstractmethod
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         """Walk the grid, yielding once per interval; the last state yielded is the sample.
 
         Args:
             denoise: D(x, σ), counted. x: the start, (B, C, H, W), at level sigmas[0].
-            sigmas: (N+1,) float64 on the CPU, strictly decreasing, the last 0.
+            sigmas: (N+1,) float64 on the CPU, strictly decreasing, the last 0 (above 0 where the order of convergence
+                is measured: then the last state is one at that level).
             noise: each call gives the next z ~ N(0, I), (B, C, H, W).
         """
 
@@ -57,6 +67,13 @@ class Sampler(Configurable, ABC):
         steps asked for has no meaning to it.
         """
         return steps
+
+    def convergence(self) -> int | None:
+        """The order of convergence that the method claims on the probability-flow ODE; None where it claims none.
+
+        `samplerbench check` measures it on exact problems: on grids even in log σ, or in σ where `even_in` says so.
+        """
+        return None
 
 
 def intervals(sigmas: Tensor) -> Iterator[tuple[float, float]]:

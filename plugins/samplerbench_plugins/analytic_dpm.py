@@ -1,0 +1,48 @@
+"""Analytic-DPM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option
+
+
+@dataclass(frozen=True)
+class AnalyticDPM(Sampler):
+    """DDPM or DDIM with the optimal reverse variance (Bao et al. 2022, theorem 1 and eq. 8).
+
+    From level s to t:  x ← D + c (x - D) + √v z with c = √(t²-u²)/s, where u² is t²(1 - t²/s²) (form ddpm) or 0 (ddim),
+    and  v = u² + (1-c)² κ,  κ(s) = s² (1 - s² Γ(s)),  Γ(σ) = E‖score‖²/d: what x leaves unknown about x₀, on average.
+    κ is estimated once per model and level, and kept: as the mean squared error of D on noised data, which is the
+    same number for a perfect D, is optimal for an imperfect one too (Bao et al. 2022b, theorem 1), and does not lose
+    itself in s²(1 - s²Γ) at large s. No noise in the last step; in the one before, √v is bounded
+    so that the noise E|√v z| is at most y grey levels, as in the paper's section 4.4.
+    """
+
+    spacing = "leading"
+    needs: ClassVar[frozenset[str]] = frozenset({"posterior variance"})
+
+    form: Literal["ddpm", "ddim"] = option("ddpm", "the process whose reverse variance is optimal")
+    y: float | None = option(
+        2.0, "bound on the noise of the last step but one, in grey levels; none is no bound", gt=0.0
+    )
+
+    def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+        n = len(sigmas) - 1
+        for i, (s, t) in enumerate(intervals(sigmas)):
+            x0 = denoise(x, s)
+            if t == 0:
+                x = x0
+            else:
+                u2 = t**2 * (1 - (t / s) ** 2) if self.form == "ddpm" else 0.0
+                c = math.sqrt(t**2 - u2) / s
+                deviation = math.sqrt(u2 + (1 - c) ** 2 * denoise.posterior_variance(s))
+                if self.y is not None and i == n - 2:
+                    deviation = min(deviation, self.y * (2 / 255) * math.sqrt(math.pi / 2))
+                x = x0 + c * (x - x0) + deviation * noise()
+            yield Step(t, x, x0)

@@ -1,0 +1,88 @@
+"""DPM-Solver++."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from samplerbench.sampling import Denoiser, Noise, Sampler, Step, UserError, intervals, option
+
+
+@dataclass(frozen=True)
+class DPMPlusPlus(Sampler):
+    """DPM-Solver++ with data prediction: 2S, 2M, 3M and SDE-2M (Lu et al. 2022b, algorithms 1 and 2, eq. 18).
+
+    With h = log(s/t):  x ← (t/s) x + (1 - e^{-h}) D̄, where D̄ stands for D over the step:
+    2S  D at the middle in λ = -log σ, two evaluations a step;
+    2M  D + (D - D₁)/(2r), with D₁ one step back and r = h₁/h;
+    3M  Taylor's series in λ with D' and D'' from three evaluations: (1-e^{-h}) D + φ₂ hD' - φ₃ h²D'', where
+        φ₂ = 1 - (1-e^{-h})/h and φ₃ = φ₂/h - 1/2. The authors' code, and libraries after it, put h²D''/2 for h²D'',
+        which leaves the method at order 2.
+    SDE  x ← (t/s) e^{-h} x + (1 - e^{-2h}) D̄ + t √(1 - e^{-2h}) z, with 2M's D̄ or, at order 1, D.
+    The last interval, to σ = 0, is x ← D. The first steps of a multistep method are of lower order.
+    """
+
+    spacing = "logsnr"
+
+    order: Literal[1, 2, 3] = option(2, "order of the method")
+    method: Literal["multistep", "singlestep"] = option("multistep", "reuse earlier evaluations, or make new ones")
+    sde: bool = option(False, "solve the reverse SDE instead of the ODE (multistep, orders 1 and 2)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method == "singlestep" and self.order == 3:
+            raise UserError("sampler dpm++: there is no singlestep method of order 3; use method=multistep.")
+        if self.sde and (self.method == "singlestep" or self.order == 3):
+            raise UserError("sampler dpm++: the SDE form is a multistep method of order 1 or 2.")
+
+    def nfe(self, steps: int) -> int:
+        return 2 * steps - 1 if self.method == "singlestep" and self.order == 2 else steps
+
+    def convergence(self) -> int | None:
+        return None if self.sde else self.order
+
+    def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+        past: list[tuple[float, Tensor]] = []  # (λ, D), the latest first
+        for s, t in intervals(sigmas):
+            x0 = denoise(x, s)
+            past = [(-math.log(s), x0), *past[: self.order - 1]]
+            if t == 0:
+                x = x0
+            elif self.method == "singlestep" and self.order == 2:
+                middle = math.sqrt(s * t)
+                guess = (middle / s) * x + (1 - middle / s) * x0
+                x = (t / s) * x + (1 - t / s) * denoise(guess, middle)
+            elif self.sde:
+                gone = -math.expm1(-2 * math.log(s / t))
+                x = (t / s) ** 2 * x + gone * _midpoint(past, math.log(s / t)) + t * math.sqrt(gone) * noise()
+            elif len(past) < 3:
+                x = (t / s) * x + (1 - t / s) * _midpoint(past, math.log(s / t))
+            else:
+                x = (t / s) * x + _taylor(past, math.log(s / t))
+            yield Step(t, x, x0)
+
+
+def _midpoint(past: list[tuple[float, Tensor]], h: float) -> Tensor:
+    """D in the middle of the step, from the last two evaluations (from one, D itself)."""
+    now, x0 = past[0]
+    if len(past) == 1:
+        return x0
+    before, x1 = past[1]
+    return x0 + (h / (2 * (now - before))) * (x0 - x1)
+
+
+def _taylor(past: list[tuple[float, Tensor]], h: float) -> Tensor:
+    """∫ e^{-(h-τ)} D(τ) dτ over the step, D by the parabola through the last three evaluations."""
+    (l0, d0), (l1, d1), (l2, d2) = past
+    a, b = l0 - l1, l1 - l2
+    late, early = (d0 - d1) / a, (d1 - d2) / b
+    bend = (late - early) / (a + b)  # D''/2
+    slope = late + a * bend
+    phi1 = -math.expm1(-h)
+    phi2 = 1 - phi1 / h
+    phi3 = phi2 / h - 0.5
+    return phi1 * d0 + (phi2 * h) * slope - (2 * phi3 * h**2) * bend

@@ -1,0 +1,47 @@
+"""A spacing given level by level."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from samplerbench.sampling import Spacing, UserError, option
+
+
+@dataclass(frozen=True)
+class Listed(Spacing):
+    """The noise levels themselves, decreasing, inline (`list:levels=80;20;5;1;0.1`) or from a file, one per line.
+
+    A final 0 may be written or left out. The number of steps is the number of levels above 0.
+    """
+
+    levels: str = option("", "σ values with semicolons between, or the path of a text file", positional=True)
+
+    def grid(self, levels: Tensor, steps: int) -> Tensor:
+        values = self.values()
+        if len(values) - 1 != steps:
+            raise UserError(
+                f"spacing list: it has {len(values) - 1} levels above 0, so it needs --steps {len(values) - 1}."
+            )
+        return torch.tensor(values, dtype=torch.float64)
+
+    def values(self) -> list[float]:
+        """The levels, the last 0. Raises UserError where they are not decreasing numbers above 0."""
+        text, path = self.levels, Path(self.levels).expanduser()
+        if path.is_file():
+            text = path.read_text("utf-8").replace("\n", ";")
+        try:
+            values = [float(part) for part in text.split(";") if part.strip()]
+        except ValueError as error:
+            raise UserError(
+                f"spacing list: {error}; write levels=80;20;5;1 or name a file with one level per line."
+            ) from None
+        if values and values[-1] == 0:
+            values.pop()
+        if not values or values[-1] <= 0 or any(b >= a for a, b in itertools.pairwise(values)):
+            raise UserError("spacing list: the levels must be decreasing numbers above 0, like levels=80;20;5;1.")
+        return [*values, 0.0]

@@ -1,0 +1,81 @@
+"""UniPC."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option
+
+
+@dataclass(frozen=True)
+class UniPC(Sampler):
+    """The unified predictor-corrector, multistep with data prediction (Zhao et al. 2023, algorithms 5 and 6).
+
+    With hh = -log(s/t), r_i = (λ_i - λ_s)/h of the earlier levels and Δ_i = (D_i - D_s)/r_i:
+    x ← (t/s) x - (e^{hh} - 1) D_s - B Σ ρ_i Δ_i, the ρ of order p solving the paper's eq. 11. UniP uses p - 1 earlier
+    evaluations; UniC then takes D at the new point as one more, which costs nothing, since the next step needs it.
+    B(h) is hh (variant B1) or e^{hh} - 1 (B2). UniP-p is of order p, UniPC-p of order p + 1.
+    The first steps, and the last ones before σ = 0, are of lower order; the last interval is x ← D.
+    """
+
+    spacing = "logsnr"
+
+    order: int = option(3, "p, the order of UniP", ge=1, le=3)
+    variant: Literal["B1", "B2"] = option("B2", "the function B(h)")
+    corrector: bool = option(True, "apply UniC after each step")
+
+    def convergence(self) -> int:
+        return self.order + self.corrector
+
+    def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+        past: list[tuple[float, Tensor]] = []  # (λ, D), the latest first
+        n, ends_at_zero = len(sigmas) - 1, float(sigmas[-1]) == 0
+        start, order, level = x, 0, 0.0  # the corrected state the last step left from, its order, its level
+        for i, (s, t) in enumerate(intervals(sigmas)):
+            x0 = denoise(x, s)
+            if self.corrector and past:
+                x = self._move(start, level, s, past, order, x0)
+            past = [(-math.log(s), x0), *past[: self.order - 1]]
+            order = min(self.order, len(past), n - i if ends_at_zero else self.order)
+            start, level = x, s
+            x = x0 if t == 0 else self._move(start, s, t, past, order, None)
+            yield Step(t, x, x0)
+
+    def _move(
+        self, x: Tensor, s: float, t: float, past: list[tuple[float, Tensor]], order: int, arrived: Tensor | None
+    ) -> Tensor:
+        """From s to t by UniP, or with D at t given (`arrived`) by UniC."""
+        h = math.log(s / t)
+        now, x0 = past[0]
+        ratios = [(level - now) / h for level, _ in past[1:order]]
+        changes = [(d - x0) / r for (_, d), r in zip(past[1:order], ratios, strict=True)]
+        if arrived is not None:
+            ratios.append(1.0)
+            changes.append(arrived - x0)
+        total = (t / s) * x - math.expm1(-h) * x0
+        scale = -h if self.variant == "B1" else math.expm1(-h)
+        for weight, change in zip(_weights(ratios, -h, scale), changes, strict=True):
+            total = total - (scale * weight) * change
+        return total
+
+
+def _weights(ratios: list[float], hh: float, scale: float) -> list[float]:
+    """The ρ of eq. 11: Σ ρ_i r_i^{k-1} = k! φ_{k+1}(hh) hh / B for k = 1 … len(ratios).
+
+    For one unknown the paper fixes ρ = 1/2, which has the same order and needs no φ.
+    """
+    if len(ratios) <= 1:
+        return [0.5] * len(ratios)
+    right, phi, factorial = [], math.expm1(hh) / hh - 1, 1.0
+    for k in range(1, len(ratios) + 1):
+        factorial *= k
+        right.append(phi * factorial / scale)
+        phi = phi / hh - 1 / (factorial * (k + 1))
+    powers = [[r**k for r in ratios] for k in range(len(ratios))]
+    return np.linalg.solve(np.array(powers), np.array(right)).tolist()

@@ -1,0 +1,32 @@
+"""Conformance checks: is a plugin what it says it is? For `samplerbench check`, and for a plugin's own tests.
+
+from samplerbench.testing import parametrize_with_checks
+
+@parametrize_with_checks(["mine", "mine:order=2"])
+def test_mine(check):
+    check()
+"""
+
+from samplerbench.testing.checks import (
+    Check,
+    CheckFailedError,
+    Result,
+    check_guidance,
+    check_sampler,
+    check_spacing,
+    checks_for,
+    parametrize_with_checks,
+    run_checks,
+)
+
+__all__ = [
+    "Check",
+    "CheckFailedError",
+    "Result",
+    "check_guidance",
+    "check_sampler",
+    "check_spacing",
+    "checks_for",
+    "parametrize_with_checks",
+    "run_checks",
+]

@@ -1,0 +1,139 @@
+"""The checks as a list: name, what it asserts, and the function that measures it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from samplerbench import registry
+from samplerbench.errors import SamplerbenchError, UserError
+from samplerbench.options import Configurable
+
+Kind = Literal["sampler", "guidance", "spacing"]
+
+
+class CheckFailedError(AssertionError):
+    """A plugin does not do what it says. The message has the measured figure and what was expected."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of one plugin. Calling it returns the measured figure, or raises CheckFailedError."""
+
+    name: str
+    about: str
+    plugin: Configurable
+    function: Callable[[Any], str]
+
+    def __call__(self) -> str:
+        return self.function(self.plugin)
+
+    @property
+    def id(self) -> str:
+        """`ddim:eta=0.5-order`: the name of the test."""
+        return f"{self.plugin.spec}-{self.name}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a check found: passed, failed, or not applicable (passed is None), with the figure or the reason."""
+
+    name: str
+    about: str
+    passed: bool | None
+    figure: str
+
+
+class NotApplicableError(Exception):
+    """The check has nothing to measure on this plugin; the message says why."""
+
+
+def checks_for(plugin: Configurable) -> list[Check]:
+    """The checks of a plugin instance, in the order in which they are best read.
+
+    Raises:
+        UserError: an instance of a kind that has no checks.
+    """
+    from samplerbench.testing import guidance, sampler, spacing
+
+    tables: dict[str, Sequence[tuple[str, Callable[[Any], str]]]] = {
+        "sampler": sampler.CHECKS,
+        "guidance": guidance.CHECKS,
+        "spacing": spacing.CHECKS,
+    }
+    if plugin.kind not in tables:
+        raise UserError(f"there are no checks for a {plugin.kind}; there are for {', '.join(tables)}.")
+    return [
+        Check(name, (function.__doc__ or "").strip().split("\n")[0], plugin, function)
+        for name, function in tables[plugin.kind]
+    ]
+
+
+def run_check(check: Check) -> Result:
+    """One check, its failure caught and reported."""
+    try:
+        return Result(check.name, check.about, True, check())
+    except NotApplicableError as reason:
+        return Result(check.name, check.about, None, str(reason))
+    except CheckFailedError as failure:
+        return Result(check.name, check.about, False, str(failure))
+    except SamplerbenchError as error:
+        return Result(check.name, check.about, False, str(error))
+    except Exception as error:  # a plugin that raises has failed the check, whatever it raised
+        return Result(check.name, check.about, False, f"raised {type(error).__name__}: {error}")
+
+
+def run_checks(plugin: Configurable) -> list[Result]:
+    """All checks of a plugin, none of them raising."""
+    return [run_check(check) for check in checks_for(plugin)]
+
+
+def _assert_checks(kind: Kind, plugin: Configurable | str) -> list[Result]:
+    instance = registry.parse(kind, plugin) if isinstance(plugin, str) else plugin
+    results = run_checks(instance)
+    failed = [f"{r.name}: {r.figure}" for r in results if r.passed is False]
+    if failed:
+        raise CheckFailedError(f"{instance.spec} fails {len(failed)} of {len(results)} checks: " + "; ".join(failed))
+    return results
+
+
+def check_sampler(sampler: Configurable | str) -> list[Result]:
+    """Run every check on a sampler (an instance or a spec). Raises CheckFailedError with all that failed."""
+    return _assert_checks("sampler", sampler)
+
+
+def check_guidance(guidance: Configurable | str) -> list[Result]:
+    """Run every check on a guidance (an instance or a spec). Raises CheckFailedError with all that failed."""
+    return _assert_checks("guidance", guidance)
+
+
+def check_spacing(spacing: Configurable | str) -> list[Result]:
+    """Run every check on a spacing (an instance or a spec). Raises CheckFailedError with all that failed."""
+    return _assert_checks("spacing", spacing)
+
+
+def parametrize_with_checks(plugins: Sequence[Configurable | str], kind: Kind = "sampler") -> Any:
+    """A pytest decorator: the test is called once per plugin and check, with the check as its argument `check`.
+
+    Args:
+        plugins: instances, or specs of the given kind. A check that does not apply is skipped with its reason.
+    """
+    import pytest
+
+    instances = [registry.parse(kind, p) if isinstance(p, str) else p for p in plugins]
+    cases = [_Skipping(check) for instance in instances for check in checks_for(instance)]
+    return pytest.mark.parametrize("check", cases, ids=[case.check.id for case in cases])
+
+
+@dataclass(frozen=True)
+class _Skipping:
+    check: Check
+
+    def __call__(self) -> str:
+        import pytest
+
+        try:
+            return self.check()
+        except NotApplicableError as reason:
+            pytest.skip(str(reason))

@@ -1,0 +1,72 @@
+"""What the checks of all kinds share."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from samplerbench.options import Configurable, parameters_of
+from samplerbench.testing.checks import CheckFailedError
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise CheckFailedError where the condition does not hold."""
+    if not condition:
+        raise CheckFailedError(message)
+
+
+@contextmanager
+def untouched_random_state() -> Iterator[None]:
+    """Fail where what runs inside uses Python's, NumPy's or torch's global generators."""
+
+    def states() -> tuple[Any, ...]:
+        legacy = np.random.get_state()  # noqa: NPY002 - the global state is what is looked at
+        return random.getstate(), legacy[1].tolist(), legacy[2], torch.get_rng_state().tolist()  # type: ignore[index]
+
+    before = states()
+    yield
+    names = ("Python's random", "numpy.random", "numpy.random", "torch's global generator")
+    for name, old, new in zip(names, before, states(), strict=True):
+        require(old == new, f"it draws from {name}; noise comes from `noise()` only")
+
+
+def check_documented(plugin: Configurable) -> str:
+    """Says what it is and where it is from; every parameter has help, every number a bound."""
+    text = type(plugin).__doc__ or ""
+    own = text and not text.startswith(f"{type(plugin).__name__}(")  # a dataclass's automatic docstring
+    require(bool(own), "the class has no docstring")
+    first = text.strip().split("\n")[0]
+    require(len(first) > 10, f'the first line of the docstring says too little: "{first}"')
+    if plugin.kind != "spacing":
+        require(
+            bool(re.search(r"(19|20)\d\d|https?://|this work|unpublished", text)),
+            "the docstring names no source (paper and year)",
+        )
+    known = parameters_of(type(plugin))
+    for p in known.values():
+        require(len(p.help.strip()) > 3, f"parameter {p.name} has no help")
+        numeric = "int" in p.type_name or "float" in p.type_name
+        require(not numeric or bool(p.bounds), f"parameter {p.name} is a number without a bound")
+    return f"{len(known)} parameters"
+
+
+def check_picklable(plugin: Configurable) -> str:
+    """Survives pickling: a copy is equal and has the same parameters."""
+    copy = pickle.loads(pickle.dumps(plugin))
+    require(copy == plugin and copy.parameters == plugin.parameters, "the copy differs")
+    return plugin.spec
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest absolute difference."""
+    return float((a.double() - b.double()).abs().max())
+
+
+Checks = list[tuple[str, Callable[[Any], str]]]

@@ -1,0 +1,142 @@
+"""The checks of a guidance, on a mixture whose label posterior is known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from samplerbench.models.exact import ExactModel, exact
+from samplerbench.options import parameters_of
+from samplerbench.sampling import Guidance
+from samplerbench.sampling.meter import Meter
+from samplerbench.sampling.noise import Purpose, normal
+from samplerbench.testing.checks import NotApplicableError
+from samplerbench.testing.common import (
+    Checks,
+    check_documented,
+    check_picklable,
+    require,
+    same,
+    untouched_random_state,
+)
+
+_LEVELS = (0.05, 0.5, 3.0, 40.0)
+
+
+def _setting(dtype: torch.dtype = torch.float64) -> tuple[ExactModel, Tensor, Tensor]:
+    model = exact("mixture", shape="1x2x2", width=0.5)
+    x = normal(1, Purpose.PRIOR, torch.arange(6), 0, model.shape).to(dtype)
+    return model, x, torch.tensor([0, 1, 0, 1, 1, 0])
+
+
+def _guided(guidance: Guidance, model: ExactModel, x: Tensor, labels: Tensor, sigma: float | Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.denoiser(labels, len(x), guidance)(x * (1 + sigma if isinstance(sigma, float) else 1), sigma)
+
+
+def check_scale_one(guidance: Guidance) -> str:
+    """At scale 1 it is the conditional model."""
+    if "scale" not in parameters_of(type(guidance)):
+        raise NotApplicableError("it has no parameter called scale")
+    changes = {"scale": 1.0} | ({"conditional": False} if "conditional" in guidance.parameters else {})
+    one = dataclasses.replace(guidance, **changes)
+    model, x, labels = _setting()
+    worst = 0.0
+    for sigma in _LEVELS:
+        state = x * (1 + sigma)
+        with torch.no_grad():
+            plain = model.denoiser(labels, len(x))(state, sigma)
+            worst = max(worst, same(model.denoiser(labels, len(x), one)(state, sigma), plain))
+    require(worst <= 1e-8, f"scale 1 differs from the conditional model by {worst:.1e}")
+    return f"differ by {worst:.1e}"
+
+
+def check_steers(guidance: Guidance) -> str:
+    """It makes the label asked for likelier than the unguided, unconditional model does."""
+    model, x, labels = _setting()
+    rows = torch.arange(len(x))
+    gains = []
+    for sigma in (0.5, 3.0):
+        state = x * (1 + sigma)
+        small = torch.full((len(x),), 0.3, dtype=torch.float64)
+        with torch.no_grad():
+            guided = model.denoiser(labels, len(x), guidance)(state, sigma)
+            free = model.denoiser(None, len(x))(state, sigma)
+            posterior = model.classifier().logits
+            gains.append(float((posterior(guided, small) - posterior(free, small))[rows, labels].mean()))
+    gain = min(gains)
+    if guidance.parameters.get("scale") == 0:
+        raise NotApplicableError("scale 0 steers nowhere")
+    require(gain > 0, f"log p(label) of the denoised images falls by {-gain:.3f}")
+    return f"log p(label) rises by {gain:.2f} or more"
+
+
+def check_evaluations(guidance: Guidance) -> str:
+    """The counted network evaluations are what `evaluations` says."""
+    model, x, labels = _setting()
+    with Meter(model.network) as meter:
+        _guided(guidance, model, x, labels, 1.0)
+    counted = meter.network / len(x)
+    require(counted == guidance.evaluations, f"{counted:g} evaluations counted; it says {guidance.evaluations}")
+    return f"{counted:g} per prediction"
+
+
+def check_batch_split(guidance: Guidance) -> str:
+    """The same prediction for any batch split, for one level per sample, and for a part of the rows."""
+    model, x, labels = _setting()
+    sigma = torch.tensor([0.1, 0.5, 1.0, 2.0, 5.0, 20.0], dtype=torch.float64)
+    together = _guided(guidance, model, x, labels, sigma)
+    alone = torch.cat([_guided(guidance, model, x[i : i + 1], labels[i : i + 1], sigma[i : i + 1]) for i in range(6)])
+    part = torch.tensor([4, 1])
+    with torch.no_grad():
+        rows = model.denoiser(labels, 6, guidance).rows(part)(x[part], sigma[part])
+    worst = max(same(together, alone), same(together[part], rows))
+    require(worst <= 1e-9, f"a prediction changes by {worst:.1e} with the batch it is in")
+    return f"differ by {worst:.1e}"
+
+
+def check_dtype(guidance: Guidance) -> str:
+    """Keeps the dtype of the state; float32 and float64 agree."""
+    model, x, labels = _setting()
+    worst = 0.0
+    for sigma in (0.5, 3.0):
+        double = _guided(guidance, model, x, labels, sigma)
+        single = _guided(guidance, model, x.float(), labels, sigma)
+        require(single.dtype == torch.float32, f"a float32 state became {single.dtype}")
+        worst = max(worst, same(double, single))
+    require(worst <= 1e-3, f"float32 and float64 differ by {worst:.1e}")
+    return f"differ by {worst:.1e}"
+
+
+def check_no_writes(guidance: Guidance) -> str:
+    """Does not write into the state, and leaves no gradient behind."""
+    model, x, labels = _setting()
+    copy = x.clone()
+    with torch.no_grad():
+        out = model.denoiser(labels, len(x), guidance)(x, 1.0)
+    require(torch.equal(x, copy), "the state was written into")
+    require(not out.requires_grad and x.grad is None, "a gradient is left behind")
+    return "unchanged"
+
+
+def check_random_state(guidance: Guidance) -> str:
+    """Touches no global random state."""
+    model, x, labels = _setting()
+    with untouched_random_state():
+        _guided(guidance, model, x, labels, 1.0)
+    return "untouched"
+
+
+CHECKS: Checks = [
+    ("documented", check_documented),
+    ("picklable", check_picklable),
+    ("scale-one", check_scale_one),
+    ("steers", check_steers),
+    ("evaluations", check_evaluations),
+    ("batch-split", check_batch_split),
+    ("dtype", check_dtype),
+    ("no-writes", check_no_writes),
+    ("random-state", check_random_state),
+]

@@ -1,0 +1,396 @@
+"""The checks of a sampler, on problems whose truth is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samplerbench import registry
+from samplerbench.models.exact import ExactModel, _model, exact
+from samplerbench.sampling import Denoiser, Guidance, Noise, Prediction, Sampler, Sigma, Spacing
+from samplerbench.sampling.driver import drive
+from samplerbench.sampling.meter import Meter
+from samplerbench.sampling.noise import Purpose, normal
+from samplerbench.sampling.spacing import make_grid
+from samplerbench.testing.checks import NotApplicableError
+from samplerbench.testing.common import (
+    Checks,
+    check_documented,
+    check_picklable,
+    require,
+    same,
+    untouched_random_state,
+)
+
+
+@cache
+def _problem(name: str, shape: str = "1x2x2") -> ExactModel:
+    if name == "point":
+        # One point: D is that point, the state at level σ is point + σ z, and every sampler ends on it.
+        channels, height, width = (int(p) for p in shape.split("x"))
+        mean = torch.full((1, channels, height, width), 0.3)
+        one = torch.ones(1)
+        return _model(
+            "point", mean, 0 * one, one, torch.zeros(1, dtype=torch.int64), torch.device("cpu"), torch.float64
+        )
+    return exact(name, shape=shape)
+
+
+def _grid(sampler: Sampler, model: ExactModel, steps: int) -> Tensor:
+    if sampler.nfe(1) is None:
+        return torch.stack([model.levels[-1], model.levels.new_zeros(())])
+    spacing: Spacing = registry.parse("spacing", sampler.spacing or registry.default("spacing"))
+    return make_grid(spacing, model.levels, steps)
+
+
+def _run(
+    sampler: Sampler,
+    model: ExactModel,
+    steps: int,
+    batch: int = 6,
+    seed: int = 0,
+    first: int = 0,
+    dtype: torch.dtype = torch.float64,
+    labels: Tensor | None = None,
+    guidance: Guidance | None = None,
+) -> Tensor:
+    """The final states of samples first … first+batch-1."""
+    grid = _grid(sampler, model, steps)
+    if "posterior variance" in sampler.needs:
+        model.estimate_posterior_variances(grid)
+    index = torch.arange(first, first + batch)
+    x = model.prior(normal(seed, Purpose.PRIOR, index, 0, model.shape).to(dtype), float(grid[0]))
+    noise = Noise(seed, index, model.shape, dtype)
+    return drive(sampler, model.denoiser(labels, batch, guidance), x, grid, noise)
+
+
+def _draws(sampler: Sampler, steps: int = 4) -> int:
+    """How often the sampler draws noise: 0 for a deterministic one."""
+    model = _problem("mixture")
+    grid = _grid(sampler, model, steps)
+    if "posterior variance" in sampler.needs:
+        model.estimate_posterior_variances(grid)
+    index = torch.arange(2)
+    x = model.prior(normal(0, Purpose.PRIOR, index, 0, model.shape), float(grid[0]))
+    noise = Noise(0, index, model.shape, torch.float64)
+    drive(sampler, model.denoiser(None, 2), x, grid, noise)
+    return noise.draws
+
+
+def check_one_step(sampler: Sampler) -> str:
+    """One step works, and so do two and three."""
+    for steps in (1, 2, 3):
+        final = _run(sampler, _problem("mixture"), steps)
+        require(bool(final.isfinite().all()), f"{steps} steps give a state that is not finite")
+    return "1, 2 and 3 steps are finite"
+
+
+def check_all_timesteps(sampler: Sampler) -> str:
+    """As many steps as the model has timesteps works."""
+    model = _problem("gaussian")
+    final = _run(sampler, model, len(model.levels), batch=2)
+    require(bool(final.isfinite().all()), f"{len(model.levels)} steps give a state that is not finite")
+    return f"{len(model.levels)} steps are finite"
+
+
+def check_nfe(sampler: Sampler) -> str:
+    """The counted network evaluations are what nfe() says."""
+    model, told = _problem("mixture"), []
+    for steps in (1, 2, 5, 9):
+        if "posterior variance" in sampler.needs:
+            model.estimate_posterior_variances(_grid(sampler, model, steps))
+        with Meter(model.network) as meter:
+            _run(sampler, model, steps, batch=3)
+        said, counted = sampler.nfe(steps), meter.network / 3
+        if said is None:
+            return f"chooses its own steps; {counted:.1f} counted"
+        require(counted == said, f"{steps} steps cost {counted:g} evaluations an image; nfe({steps}) says {said}")
+        told.append(f"{steps}→{said}")
+    return ", ".join(told)
+
+
+def check_first_evaluation(sampler: Sampler) -> str:
+    """The network is asked at the state's own noise level: first at the start, and never at another's."""
+    if sampler.own_grid:
+        raise NotApplicableError("it has a grid of its own")
+    model = _problem("point", "1x32x32")
+    mean, seen = 0.3, []
+
+    class Watching(Denoiser):
+        levels, variance_preserving = model.levels, model.variance_preserving
+
+        def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
+            level = float(sigma) if not isinstance(sigma, Tensor) or sigma.ndim == 0 else float(sigma.max())
+            seen.append((level, float((x - mean).square().mean().sqrt())))
+            return inner.predict(x, sigma)
+
+        def rows(self, index: Tensor) -> Denoiser:
+            return self
+
+        def posterior_variance(self, sigma: float) -> float:
+            return 0.0
+
+    inner = model.denoiser(None, 2)
+    grid = _grid(sampler, model, 8)
+    x = mean + float(grid[0]) * normal(0, Purpose.PRIOR, torch.arange(2), 0, model.shape)
+    for _ in zip(
+        sampler.steps(Watching(), x, grid, Noise(0, torch.arange(2), model.shape, x.dtype)), range(3), strict=False
+    ):
+        pass
+    first = seen[0][0]
+    require(
+        first >= float(grid[0]) * (1 - 1e-9), f"the first evaluation is at σ = {first:.4g}; the start is {grid[0]:.4g}"
+    )
+    if _draws(sampler) or sampler.nfe(1) is None:
+        return "starts at the first level"
+    # On a single point a deterministic method keeps x = point + σ z exactly, so the state tells its own level.
+    worst = max(abs(found / level - seen[0][1] / first) for level, found in seen)
+    require(worst < 0.05, f"an evaluation is made at a level that is {worst:.0%} off the state's own")
+    return f"levels within {worst:.1e}"
+
+
+def check_order(sampler: Sampler) -> str:
+    """The order of convergence on the exact problems is the one claimed, within 0.2."""
+    if _draws(sampler):
+        raise NotApplicableError("stochastic: see moments")
+    if sampler.own_grid:
+        raise NotApplicableError("it has a grid of its own")
+    claimed, found = sampler.convergence(), []
+    if sampler.nfe(1) is None:
+        return _adaptive_error(sampler)
+    for name in ("gaussian", "mixture"):
+        slope, margin = measure_order(sampler, name)
+        found.append(f"{name} {slope:.2f} ± {margin:.2f}")
+        if claimed is not None:
+            require(
+                abs(slope - claimed) <= 0.2,
+                f"the order on the {name} is {slope:.2f} ± {margin:.2f}; it claims {claimed}",
+            )
+    return ", ".join(found) + (f" (claims {claimed})" if claimed is not None else " (claims none)")
+
+
+def measure_order(sampler: Sampler, problem: str) -> tuple[float, float]:
+    """The order of convergence of a deterministic sampler on an exact problem, and its 95% margin.
+
+    The grid ends at a fixed σ > 0 and is even in log σ (157 → 0.1), or in σ (20 → 1) where the sampler's `even_in`
+    says so. The order is minus the slope of log error over log N over the last four N; errors near
+    rounding are left out.
+    """
+    errors = order_errors(sampler, problem)
+    kept = [(n, e) for n, e in errors if e > 3e-11]
+    kept = kept[-4:] if len(kept) >= 3 else errors[:3]
+    logs = np.log(np.array(kept))
+    (slope, _), *_ = np.polyfit(logs[:, 0], logs[:, 1], 1, full=True)
+    local = np.diff(logs[:, 1]) / np.diff(logs[:, 0])
+    from scipy.stats import t
+
+    margin = t.ppf(0.975, len(local) - 1) * local.std(ddof=1) / math.sqrt(len(local)) if len(local) > 1 else math.nan
+    return -float(slope), float(margin)
+
+
+def order_errors(sampler: Sampler, problem: str) -> list[tuple[int, float]]:
+    """(N, root mean square error against the exact solution) for N = 32 … 1024, or 256 … 4096 on a grid even in σ."""
+    model = _problem(problem)
+    start, end = (20.0, 1.0) if sampler.even_in == "sigma" else (157.0, 0.1)
+    index = torch.arange(4)
+    x = model.prior(normal(0, Purpose.PRIOR, index, 0, model.shape), start)
+    truth = _truth(problem, start, end)
+    found = []
+    # On a grid even in σ the small levels are met late, and so is the asymptotic regime.
+    counts = (256, 512, 1024, 2048, 4096) if sampler.even_in == "sigma" else (32, 64, 128, 256, 512, 1024)
+    for n in counts:
+        if sampler.even_in == "sigma":
+            grid = torch.linspace(start, end, n + 1, dtype=torch.float64)
+        else:
+            grid = torch.linspace(math.log(start), math.log(end), n + 1, dtype=torch.float64).exp()
+        grid[0], grid[-1] = start, end
+        final = drive(sampler, model.denoiser(None, 4), x, grid, Noise(0, index, model.shape, torch.float64))
+        found.append((n, float((final - truth).square().mean().sqrt())))
+    return found
+
+
+@cache
+def _truth(problem: str, start: float, end: float) -> Tensor:
+    model = _problem(problem)
+    return model.solve(model.prior(normal(0, Purpose.PRIOR, torch.arange(4), 0, model.shape), start), start, end)
+
+
+def _adaptive_error(sampler: Sampler) -> str:
+    """For a solver that chooses its own steps: the error at the model's smallest level, then x ← D."""
+    worst = 0.0
+    for name in ("gaussian", "mixture"):
+        model = _problem(name)
+        low, high = float(model.levels[0]), float(model.levels[-1])
+        end = _truth(name, high, low)
+        truth = model.denoiser(None, 4)(end, low)
+        worst = max(worst, same(_run(sampler, model, 1, batch=4), truth))
+    allowed = 50 * max(sampler.parameters.get("rtol", 1e-4), sampler.parameters.get("atol", 1e-4))
+    require(worst <= allowed, f"the error is {worst:.1e}; 50 times the tolerance is {allowed:.1e}")
+    return f"own steps; error {worst:.1e}, tolerance {allowed / 50:.0e}"
+
+
+def check_terminal(sampler: Sampler) -> str:
+    """The last step ends on the data: of a single point, every sample is that point (no noise is left)."""
+    model = _problem("point", "1x8x8")
+    worst = max(same(_run(sampler, model, steps), torch.tensor(0.3)) for steps in (1, 4, 20))
+    allowed = 2e-3 if sampler.own_grid else 1e-6  # a grid of its own may come with float32 tables of its own
+    require(
+        worst <= allowed, f"a sample of a single point is {worst:.2g} away from it: noise is left after the last step"
+    )
+    return f"{worst:.1e} from the point"
+
+
+def check_moments(sampler: Sampler) -> str:
+    """Stochastic: terminal mean and variance approach the closed form as the steps grow."""
+    if not _draws(sampler):
+        raise NotApplicableError("deterministic: see order")
+    model = _problem("gaussian", "1x8x8")
+    mean, variance = model.problem.means.reshape(model.shape), model.problem.variances.reshape(model.shape)
+    batch, found = 1000, []
+    for steps in (25, 400):
+        final = _run(sampler, model, steps, batch=batch)
+        bias = float(((final.mean(0) - mean) / variance.sqrt()).abs().max())
+        ratio = float((final.var(0) / variance).mean())
+        found.append((steps, bias, ratio))
+    # Standard errors: of a mean 1/√n in units of the deviation; of the mean variance ratio √(2/(n d)).
+    d = math.prod(model.shape)
+    noise_mean, noise_ratio = 4.5 / math.sqrt(batch), 4.5 * math.sqrt(2 / (batch * d))
+    (_, _, r0), (last, b1, r1) = found
+    text = ", ".join(f"{n} steps: variance x {r:.3f}, mean off {b:.3f} sd" for n, b, r in found)
+    require(b1 <= noise_mean + 0.05, f"the mean at {last} steps is off: {text}")
+    require(abs(r1 - 1) <= noise_ratio + 0.1, f"the variance at {last} steps is off: {text}")
+    require(abs(r1 - 1) <= max(abs(r0 - 1) * 0.7, noise_ratio), f"the bias does not shrink with the steps: {text}")
+    return text
+
+
+def check_batch_split(sampler: Sampler) -> str:
+    """The same image for any batch split."""
+    model = _problem("mixture")
+    whole = _run(sampler, model, 6)
+    split = torch.cat([_run(sampler, model, 6, batch=n, first=first) for first, n in ((0, 1), (1, 2), (3, 3))])
+    worst = same(whole, split)
+    require(worst <= 1e-9, f"a sample changes by {worst:.1e} with the batch it is in")
+    return f"differ by {worst:.1e}"
+
+
+def check_same_seed(sampler: Sampler) -> str:
+    """The same seed gives the same image, another seed another."""
+    model = _problem("mixture")
+    one, two, other = (_run(sampler, model, 6, seed=seed) for seed in (3, 3, 4))
+    require(torch.equal(one, two), f"two runs with one seed differ by {same(one, two):.1e}")
+    require(same(one, other) > 1e-3, "another seed gives the same image")
+    return "bit for bit"
+
+
+def check_no_state(sampler: Sampler) -> str:
+    """Keeps no state between runs: interleaved with another run it gives the same."""
+    model = _problem("mixture")
+    before, grid = dict(vars(sampler)), _grid(sampler, model, 6)
+    if "posterior variance" in sampler.needs:
+        model.estimate_posterior_variances(grid)
+
+    def start(first: int) -> Iterator[Tensor]:
+        index = torch.arange(first, first + 2)
+        x = model.prior(normal(0, Purpose.PRIOR, index, 0, model.shape), float(grid[0]))
+        noise = Noise(0, index, model.shape, torch.float64)
+        return (step.x for step in sampler.steps(model.denoiser(None, 2), x, grid, noise))
+
+    with torch.no_grad():
+        alone = [list(start(0)), list(start(2))]
+        a, b = start(0), start(2)
+        mixed: list[list[Tensor]] = [[], []]
+        for left in range(len(alone[0]) + len(alone[1])):
+            run = left % 2
+            step = next((a, b)[run], None)
+            if step is not None:
+                mixed[run].append(step)
+    worst = max(same(x, y) for one, two in zip(alone, mixed, strict=True) for x, y in zip(one, two, strict=False))
+    require(worst == 0, f"interleaved with another run, a run changes by {worst:.1e}")
+    require(dict(vars(sampler)) == before, "its attributes changed in a run")
+    return "interleaved runs are bit for bit the same"
+
+
+def check_dtype(sampler: Sampler) -> str:
+    """Keeps the dtype of the state; float32 and float64 agree."""
+    model = _problem("gaussian")
+    double, single = (_run(sampler, model, 8, dtype=dtype) for dtype in (torch.float64, torch.float32))
+    require(single.dtype == torch.float32, f"a float32 state became {single.dtype}")
+    require(double.dtype == torch.float64, f"a float64 state became {double.dtype}")
+    worst, allowed = same(single, double), 2e-3 if sampler.nfe(1) is None else 2e-4
+    require(worst <= allowed, f"float32 and float64 differ by {worst:.1e}")
+    return f"differ by {worst:.1e}"
+
+
+def check_guided(sampler: Sampler) -> str:
+    """Composes with guidance: at scale 1 it is the conditional model, and labels steer it."""
+    model, labels = _problem("mixture"), torch.tensor([0, 1, 0, 1, 0, 1])
+    plain = _run(sampler, model, 6, labels=labels)
+    guided = _run(sampler, model, 6, labels=labels, guidance=_Sum())
+    worst = same(plain, guided)
+    require(worst <= 1e-6, f"guidance of scale 1 differs from the conditional model by {worst:.1e}")
+    require(same(plain, _run(sampler, model, 6)) > 1e-6, "the labels change nothing")
+    return f"differ by {worst:.1e}"
+
+
+@dataclass(frozen=True)
+class _Sum(Guidance):
+    """D_u + 1·(D_c - D_u): a guidance that should change nothing, evaluated as one batch of 2B."""
+
+    name: ClassVar[str] = "scale 1"
+
+    def predict(self, denoise: Denoiser, x: Tensor, sigma: Sigma) -> Prediction:
+        free, given = denoise.both(x, sigma)
+        return Prediction(free.x0 + (given.x0 - free.x0))
+
+
+def check_no_writes(sampler: Sampler) -> str:
+    """Never writes into a tensor it was given or has yielded."""
+    model = _problem("mixture")
+    grid = _grid(sampler, model, 6)
+    if "posterior variance" in sampler.needs:
+        model.estimate_posterior_variances(grid)
+    index = torch.arange(3)
+    x = model.prior(normal(0, Purpose.PRIOR, index, 0, model.shape), float(grid[0]))
+    kept, copies = [x, grid], [x.clone(), grid.clone()]
+    with torch.no_grad():
+        for step in sampler.steps(model.denoiser(None, 3), x, grid, Noise(0, index, model.shape, torch.float64)):
+            tensors = [step.x] if step.x0 is None else [step.x, step.x0]
+            kept += tensors
+            copies += [t.clone() for t in tensors]
+    changed = sum(not torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
+    require(changed == 0, f"{changed} tensors changed after they were given or yielded")
+    return f"{len(kept)} tensors unchanged"
+
+
+def check_random_state(sampler: Sampler) -> str:
+    """Touches no global random state."""
+    with untouched_random_state():
+        _run(sampler, _problem("mixture"), 5)
+    return "untouched"
+
+
+CHECKS: Checks = [
+    ("documented", check_documented),
+    ("picklable", check_picklable),
+    ("one-step", check_one_step),
+    ("all-timesteps", check_all_timesteps),
+    ("nfe", check_nfe),
+    ("levels", check_first_evaluation),
+    ("order", check_order),
+    ("moments", check_moments),
+    ("terminal", check_terminal),
+    ("batch-split", check_batch_split),
+    ("same-seed", check_same_seed),
+    ("no-state", check_no_state),
+    ("dtype", check_dtype),
+    ("guided", check_guided),
+    ("no-writes", check_no_writes),
+    ("random-state", check_random_state),
+]

@@ -1,0 +1,92 @@
+"""The checks of a spacing."""
+
+from __future__ import annotations
+
+import torch
+
+from samplerbench.errors import UserError
+from samplerbench.models.schedule import alphas_cumprod, noise_levels
+from samplerbench.sampling import Spacing
+from samplerbench.sampling.spacing import make_grid
+from samplerbench.testing.checks import NotApplicableError
+from samplerbench.testing.common import Checks, check_documented, check_picklable, require, untouched_random_state
+
+_LEVELS = noise_levels(alphas_cumprod({}))
+
+
+def _fixed(spacing: Spacing) -> int | None:
+    """The one number of steps a spacing with explicit levels can give; None where it gives any."""
+    try:
+        spacing.grid(_LEVELS, 7)
+    except UserError:
+        return next((n for n in range(1, 200) if _gives(spacing, n)), 0)
+    return None
+
+
+def _gives(spacing: Spacing, steps: int) -> bool:
+    try:
+        make_grid(spacing, _LEVELS, steps)
+    except UserError:
+        return False
+    return True
+
+
+def check_grid(spacing: Spacing) -> str:
+    """Gives N+1 finite float64 levels, strictly decreasing, the last 0, for N = 1, 2, 10, 50 and 1000."""
+    fixed = _fixed(spacing)
+    if fixed == 0:
+        raise NotApplicableError("it has no levels of its own to check (give some)")
+    counts = (1, 2, 10, 50, 1000) if fixed is None else (fixed,)
+    for steps in counts:
+        raw = spacing.grid(_LEVELS, steps)
+        require(raw.dtype == torch.float64, f"the grid is {raw.dtype}, not float64")
+        require(tuple(raw.shape) == (steps + 1,), f"{steps} steps give {len(raw)} levels, not {steps + 1}")
+        make_grid(spacing, _LEVELS, steps)
+    return ", ".join(map(str, counts)) + " steps"
+
+
+def check_range(spacing: Spacing) -> str:
+    """Stays within the model's noise levels."""
+    fixed = _fixed(spacing)
+    if fixed is not None:
+        raise NotApplicableError("its levels are its own")
+    grid = make_grid(spacing, _LEVELS, 20)
+    given = any(spacing.parameters.get(k) is not None for k in ("sigma_min", "sigma_max"))
+    if given:
+        raise NotApplicableError("its range is given")
+    low, high = float(_LEVELS[0]), float(_LEVELS[-1])
+    require(float(grid[0]) <= high * (1 + 1e-9), f"it starts at σ = {grid[0]:.4g}; the model's largest is {high:.4g}")
+    require(float(grid[-2]) >= low * (1 - 1e-9), f"its last level is {grid[-2]:.4g}; the model's smallest is {low:.4g}")
+    return f"σ from {float(grid[0]):.4g} to {float(grid[-2]):.4g}"
+
+
+def check_too_many(spacing: Spacing) -> str:
+    """More steps than it can give are refused in one clear line, or given."""
+    steps = len(_LEVELS) + 1
+    try:
+        make_grid(spacing, _LEVELS, steps)
+    except UserError as error:
+        require(len(str(error)) > 20, "the refusal says too little")
+        return "refused"
+    return "given: it is continuous"
+
+
+def check_random_state(spacing: Spacing) -> str:
+    """Deterministic, and touches no global random state."""
+    fixed = _fixed(spacing)
+    if fixed == 0:
+        raise NotApplicableError("it has no levels of its own to check (give some)")
+    with untouched_random_state():
+        one, two = (spacing.grid(_LEVELS, fixed or 12) for _ in range(2))
+    require(torch.equal(one, two), "two calls give two grids")
+    return "untouched"
+
+
+CHECKS: Checks = [
+    ("documented", check_documented),
+    ("picklable", check_picklable),
+    ("grid", check_grid),
+    ("range", check_range),
+    ("too-many", check_too_many),
+    ("random-state", check_random_state),
+]
