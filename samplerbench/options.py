@@ -162,15 +162,18 @@ class Configurable:
 
     @property
     def spec(self) -> str:
-        """The shortest spec string that makes this instance: the name and what differs from the defaults."""
+        """The spec string that makes this instance: the name, positional values, and what differs from the defaults."""
         changed: list[str] = []
+        first = ""
         for p in parameters_of(type(self)).values():
             value = getattr(self, p.name)
-            if p.rest:
+            if p.positional:
+                first += f"/{value}" if value else ""
+            elif p.rest:
                 changed += [f"{key}={text}" for key, text in value]
             elif value != p.default:
                 changed.append(f"{p.name}={show_value(value)}")
-        return self.label() + (":" + ",".join(changed) if changed else "")
+        return self.label() + first + (":" + ",".join(changed) if changed else "")
 
 
 def parameters_of(cls: Any) -> dict[str, Parameter]:

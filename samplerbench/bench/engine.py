@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
+import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -15,149 +15,30 @@ import torch
 from torch import Tensor
 
 from samplerbench.bench.cell import Cell, digest, protocol_of, versions
+from samplerbench.bench.generate import Batched, explain_memory, generate, prepare
+from samplerbench.bench.partial import Progress, load_partial, save_partial
+from samplerbench.bench.plan import Unmet, most_steps, plan
 from samplerbench.bench.store import Store, write_atomically
+from samplerbench.bench.team import Team
 from samplerbench.data.pixels import quantise
-from samplerbench.errors import OutOfMemoryError, SamplerbenchError, UserError, is_out_of_memory
+from samplerbench.errors import SamplerbenchError, UserError
 from samplerbench.metrics.extractors import Extractor
-from samplerbench.metrics.metric import Accumulator, Batch, Metric
+from samplerbench.metrics.metric import Accumulator, Batch, Context, Layer, Metric
 from samplerbench.metrics.reference import Reference
 from samplerbench.models.model import Model, check_guidance
-from samplerbench.sampling import Guidance, Noise, Sampler, Spacing
-from samplerbench.sampling.driver import OnStep, drive
+from samplerbench.sampling import Sampler, Spacing
+from samplerbench.sampling.driver import OnStep
 from samplerbench.sampling.meter import Meter
-from samplerbench.sampling.noise import Purpose, normal
-from samplerbench.sampling.spacing import make_grid
-
-
-@dataclass(frozen=True)
-class Batched:
-    """One sampled batch: which samples, and the images, (B, C, H, W) in [-1, 1]."""
-
-    index: Tensor
-    images: Tensor
-
-
-def plan(
-    model: Model,
-    samplers: Sequence[Sampler],
-    steps: Sequence[int],
-    guidances: Sequence[Guidance | None],
-    spacing_of: Callable[[Sampler], Spacing],
-    budgets: Sequence[int] = (),
-) -> tuple[list[Cell], list[Unmet]]:
-    """The cells of a run, in the order of the table: every sampler, guidance, and number of steps or budget.
-
-    A sampler that chooses its own steps has one cell, from the model's largest level. Under a budget of network
-    evaluations a sampler takes the most steps that fit; one that cannot be met is no cell but a row's gap.
-
-    Raises:
-        UserError: a spacing that cannot give so many steps.
-    """
-    cells: list[Cell] = []
-    unmet: list[Unmet] = []
-    for sampler in samplers:
-        for guidance in guidances:
-            if sampler.nfe(1) is None:
-                ends = torch.stack([model.levels[-1], model.levels.new_zeros(())])
-                cells.append(Cell(sampler, guidance, None, None, ends))
-                continue
-            spacing = spacing_of(sampler)
-            shown = None if sampler.own_grid else spacing
-            wanted: list[tuple[int, int | None]] = [(n, None) for n in steps]
-            for budget in budgets:
-                cost = 1 if guidance is None else guidance.evaluations
-                most = most_steps(sampler, cost, budget)
-                if most is None:
-                    unmet.append(Unmet(sampler, guidance, budget, cost * (sampler.nfe(1) or 0)))
-                else:
-                    wanted.append((most, budget))
-            cells += [Cell(sampler, guidance, shown, n, make_grid(spacing, model.levels, n), b) for n, b in wanted]
-    return cells, unmet
-
-
-@dataclass(frozen=True)
-class Unmet:
-    """A budget of evaluations below what even one step of a sampler costs."""
-
-    sampler: Sampler
-    guidance: Guidance | None
-    budget: int
-    least: int
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What stands in the place of a result."""
-        return {
-            "sampler": self.sampler.spec,
-            "guidance": None if self.guidance is None else self.guidance.spec,
-            "spacing": None,
-            "steps": None,
-            "budget": self.budget,
-            "metrics": {},
-            "unmet": f"a budget of {self.budget} evaluations is below the {self.least} of one step",
-        }
-
-
-def most_steps(sampler: Sampler, cost: int, budget: int) -> int | None:
-    """The most steps whose evaluations, `cost` network rows each, are within the budget; None if one is too many."""
-    return next((n for n in range(budget // cost, 0, -1) if (sampler.nfe(n) or 0) * cost <= budget), None)
-
-
-def prepare(model: Model, cell: Cell) -> None:
-    """Estimate what the sampler needs of the model besides D, where it is not known yet."""
-    if "posterior variance" in cell.sampler.needs:
-        model.estimate_posterior_variances(cell.sigmas)
-
-
-def generate(
-    model: Model,
-    cell: Cell,
-    index: Tensor,
-    labels: Tensor | None,
-    seed: int,
-    batch_size: int,
-    on_step: OnStep | None = None,
-) -> Iterator[Batched]:
-    """Sample the images `index` (n,) int64 with `labels` (n,) or None, batch by batch.
-
-    Sample i is a function of (seed, i) and the cell alone.
-
-    Raises:
-        UserError, RunError: what the sampler meets; OutOfMemoryError names a batch size to try.
-    """
-    state_dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
-    start = float(cell.sigmas[0])
-    prepare(model, cell)
-    for first in range(0, len(index), batch_size):
-        part = index[first : first + batch_size]
-        rows = part.to(model.device)
-        chosen = None if labels is None else labels[first : first + batch_size].to(model.device)
-        with _explained(len(part)):
-            z = normal(seed, Purpose.PRIOR, rows, 0, model.shape).to(state_dtype)
-            noise = Noise(seed, rows, model.shape, state_dtype)
-            denoise = model.denoiser(chosen, len(part), cell.guidance)
-            x = drive(cell.sampler, denoise, model.prior(z, start), cell.sigmas, noise, on_step)
-            with torch.no_grad():
-                images = model.decode(x)
-        yield Batched(part, images)
-
-
-@contextmanager
-def _explained(batch: int) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, SamplerbenchError) or not is_out_of_memory(error):
-            raise
-        advice = f"try --batch-size {batch // 2}" if batch > 1 else "one image alone does not fit; use another --device"
-        raise OutOfMemoryError(f"the device has not enough memory for a batch of {batch}; {advice}.") from error
 
 
 @dataclass
 class Session:
     """What the cells of a run share.
 
-    labels: (n,) int64 or None. mode: how they were asked for. keep: how many images the sample grid shows.
+    labels: (n,) int64 or None. mode: how they were asked for. n: images per block. blocks: disjoint sets of samples,
+    b·n … (b+1)·n-1 the b-th. keep: how many images the sample grid shows. real: the features of the real images in a
+    layer, for the metrics that need them. checkpoint: images between two checkpoints of a cell; None is a tenth of n.
+    stop: asked after each checkpoint; true ends the run there.
     """
 
     model: Model
@@ -172,6 +53,11 @@ class Session:
     store: Store
     rerun: bool = False
     keep: int = 100
+    blocks: int = 1
+    real: Callable[[Layer], Tensor] | None = None
+    team: Team = field(default_factory=Team)
+    checkpoint: int | None = None
+    stop: Callable[[], bool] = lambda: False
     shared: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -183,6 +69,7 @@ class Session:
             "model": self.model.identity,
             "labels": {"mode": self.mode, "counts": counts},
             "n": self.n,
+            "blocks": self.blocks,
             "seed": self.seed,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "metrics": [m.spec for m in self.metrics],
@@ -198,6 +85,13 @@ class Session:
             fields["classifier"] = self.model.classifier(weights).sha256
         return fields
 
+    @property
+    def chunk(self) -> int:
+        """Images between two checkpoints: whole batches, so that a resumed run cuts the stream as the first did."""
+        wanted = self.checkpoint or -(-self.n // 10)
+        whole = self.batch_size * self.team.size
+        return max(whole, -(-wanted // whole) * whole)
+
 
 @dataclass
 class Outcome:
@@ -210,23 +104,44 @@ class Outcome:
 
 
 def run_cell(session: Session, cell: Cell, on_step: OnStep | None = None) -> Outcome:
-    """Run one cell, or take its result from the store. A cell that fails is an outcome too; Ctrl-C is not caught."""
+    """Run one cell, or take its result from the store. A cell that fails is an outcome too; Ctrl-C is not caught.
+
+    The cell is claimed while it runs, so another run on the same folder waits for it instead of doing it again.
+    """
     fields = session.protocol(cell)
     key = digest(fields)
-    if not session.rerun and (found := session.store.get(key)) is not None:
-        return Outcome(cell, found | {"budget": cell.budget}, reused=True)
-    try:
-        record = _measure(session, cell, on_step)
-    except SamplerbenchError as error:
-        failed = {**_describe(session, cell), "metrics": {}, "error": str(error), "protocol": key}
-        # The outcome keeps the error, whose frames would keep the failed batch while the other cells run.
-        for kept in (error, error.__cause__):
-            if kept is not None:
-                traceback.clear_frames(kept.__traceback__)
-        return Outcome(cell, failed, error=error)
-    record |= {"protocol": key, "protocol_fields": fields}
-    session.store.put(record)
+    with session.store.claim(key, session.team):
+        found = None if session.rerun else session.store.get(key)
+        found = session.team.tell(found)
+        if found is not None:
+            return Outcome(cell, found | {"budget": cell.budget}, reused=True)
+        try:
+            record = _measure(session, cell, key, on_step) | {"protocol": key, "protocol_fields": fields}
+            failure: SamplerbenchError | None = None
+            if session.team.main:
+                try:
+                    session.store.put(record)
+                except SamplerbenchError as error:
+                    failure = error
+            session.team.agree(failure)
+        except SamplerbenchError as error:
+            failed = {**_describe(session, cell), "metrics": {}, "error": str(error), "protocol": key}
+            # The outcome keeps the error, whose frames would keep the failed batch while the other cells run.
+            for kept in (error, error.__cause__):
+                if kept is not None:
+                    traceback.clear_frames(kept.__traceback__)
+            return Outcome(cell, failed, error=error)
+        if session.team.main:
+            session.store.path(key, PARTIAL).unlink(missing_ok=True)
     return Outcome(cell, record)
+
+
+PARTIAL = ".partial.safetensors"
+
+
+def is_claimed(session: Session, cell: Cell) -> bool:
+    """Whether another run is at work on the cell right now."""
+    return session.team.tell(session.store.is_claimed(digest(session.protocol(cell))))
 
 
 def _describe(session: Session, cell: Cell) -> dict[str, Any]:
@@ -238,6 +153,7 @@ def _describe(session: Session, cell: Cell) -> dict[str, Any]:
         "steps": cell.steps,
         "budget": cell.budget,
         "n": session.n,
+        "blocks": session.blocks,
         "seed": session.seed,
         "model": session.model.identity["source"],
         "labels": session.mode,
@@ -245,56 +161,179 @@ def _describe(session: Session, cell: Cell) -> dict[str, Any]:
     }
 
 
-def _measure(session: Session, cell: Cell, on_step: OnStep | None) -> dict[str, Any]:
-    model = session.model
+def _measure(session: Session, cell: Cell, key: str, on_step: OnStep | None) -> dict[str, Any]:
+    model, team = session.model, session.team
     check_guidance(model, cell.guidance, session.labels)
-    accumulators: list[Accumulator] = [metric.start(session.reference) for metric in session.metrics]
-    shown: list[Tensor] = []
-    sampling = measuring = 0.0
     prepare(model, cell)  # before the meter: what is estimated once per model is no evaluation of this run
-    clock = time.perf_counter()
-    with Meter(model.network, model.classifiers) as meter:
-        batches = generate(
-            model, cell, torch.arange(session.n), session.labels, session.seed, session.batch_size, on_step
-        )
-        for batch in batches:
-            pixels = quantise(batch.images)
-            _wait(model.device)
-            sampling += time.perf_counter() - clock
-            clock = time.perf_counter()
-            features = session.extractor(pixels)
-            labels = None if session.labels is None else session.labels[batch.index]
-            for accumulator in accumulators:
-                accumulator.update(Batch(pixels, features, labels))
-            if sum(map(len, shown)) < session.keep:
-                shown.append(pixels[: session.keep - sum(map(len, shown))].cpu())
-            measuring += time.perf_counter() - clock
-            clock = time.perf_counter()
-    clock = time.perf_counter()
-    values = {}
-    for metric, accumulator in zip(session.metrics, accumulators, strict=True):
-        values[metric.label()] = {
-            **accumulator.result(),
-            "features": session.extractor.name,
-            "reference": session.reference.label,
-            "better": metric.better,
-        }
-    measuring += time.perf_counter() - clock
+    context = Context(session.reference, session.real, _solver(session, cell))
+    file = session.store.path(key, PARTIAL)
+    progress, shown = Progress(), torch.empty(0, *model.shape, dtype=torch.uint8)
+    whole = _start(session, context)
+    loaded = load_partial(file, len(session.metrics)) if team.main and not session.rerun else None
+    if loaded is not None:
+        progress, states, shown = loaded
+        progress.resumed += 1
+        _merge(whole, states)
+    progress = team.tell(progress)
+    for block in range(progress.block, session.blocks):
+        while progress.done < session.n:
+            last = min(session.n, progress.done + session.chunk)
+            part, failure = _Part(), None
+            try:
+                part = _sample_part(session, cell, context, block, progress.done, last, on_step)
+            except SamplerbenchError as error:
+                failure = error
+            team.agree(failure)
+            for other in team.gather(part):
+                _merge(whole, other.states)
+                progress.network += other.network
+                progress.forward += other.forward
+                progress.backward += other.backward
+                if block == 0 and len(shown) < session.keep:
+                    shown = torch.cat([shown, other.pixels])[: session.keep]
+            progress.sampling += part.sampling
+            progress.measuring += part.measuring
+            progress.done = last
+            failure = None
+            if team.main and (last < session.n or block + 1 < session.blocks):
+                try:
+                    _checkpoint(session, file, progress, whole, shown, block)
+                except SamplerbenchError as error:
+                    failure = error
+            team.agree(failure)
+            if team.tell(session.stop()):
+                raise KeyboardInterrupt
+        clock = time.perf_counter()
+        if team.main:
+            progress.results.append([accumulator.result() for accumulator in whole])
+        progress.measuring += time.perf_counter() - clock
+        progress.block, progress.done = block + 1, 0
+        whole = _start(session, context)
+    n = session.n * session.blocks
     record = _describe(session, cell) | {
-        "nfe": _per_image(meter.network, session.n),
-        "classifier_forward": _per_image(meter.classifier_forward, session.n),
-        "classifier_backward": _per_image(meter.classifier_backward, session.n),
-        "metrics": values,
-        "seconds": round(sampling, 4),
-        "metric_seconds": round(measuring, 4),
-        "images_per_second": round(session.n / sampling, 3),
+        "nfe": _per_image(progress.network, n),
+        "classifier_forward": _per_image(progress.forward, n),
+        "classifier_backward": _per_image(progress.backward, n),
+        "metrics": _summary(session, progress.results) if team.main else {},
+        "seconds": round(progress.sampling, 4),
+        "metric_seconds": round(progress.measuring, 4),
+        "images_per_second": round(n / max(progress.sampling, 1e-9), 3),
         "batch_size": session.batch_size,
+        "processes": team.size,
+        "resumed": progress.resumed,
         "device": str(model.device),
         "threads": torch.get_num_threads(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    _write_grid(session, cell, torch.cat(shown))
-    return record
+    if team.main:
+        _write_grid(session, key, shown)
+    return team.tell(record)
+
+
+def _checkpoint(
+    session: Session, file: Any, progress: Progress, whole: list[Accumulator], shown: Tensor, block: int
+) -> None:
+    """Write what is known so far. A finished block is kept as its results, not as its accumulators."""
+    if progress.done < session.n:
+        save_partial(file, progress, [a.state() for a in whole], shown)
+        return
+    results = [*progress.results, [a.result() for a in whole]]
+    at_end = Progress(**{**vars(progress), "block": block + 1, "done": 0, "results": results})
+    save_partial(file, at_end, [{} for _ in whole], shown)
+
+
+@dataclass
+class _Part:
+    """What one process made of its share of a chunk."""
+
+    states: list[dict[str, Tensor]] = field(default_factory=list)
+    pixels: Tensor = field(default_factory=lambda: torch.empty(0))
+    network: int = 0
+    forward: int = 0
+    backward: int = 0
+    sampling: float = 0.0
+    measuring: float = 0.0
+
+
+def _start(session: Session, context: Context) -> list[Accumulator]:
+    return [metric.start(context) for metric in session.metrics]
+
+
+def _merge(whole: list[Accumulator], states: Iterable[dict[str, Tensor]]) -> None:
+    for accumulator, state in zip(whole, states, strict=False):
+        accumulator.merge(state)
+
+
+def _sample_part(
+    session: Session, cell: Cell, context: Context, block: int, first: int, last: int, on_step: OnStep | None
+) -> _Part:
+    """Sample and measure this process's share of the images first … last-1 of a block."""
+    model, part = session.model, _Part(pixels=torch.empty(0, *session.model.shape, dtype=torch.uint8))
+    accumulators = _start(session, context)
+    share = session.team.share(first, last)
+    within = torch.arange(share.start, share.stop)
+    labels = None if session.labels is None else session.labels[within]
+    clock = time.perf_counter()
+    with Meter(model.network, model.classifiers) as meter:
+        batches = generate(model, cell, within + block * session.n, labels, session.seed, session.batch_size, on_step)
+        for batch in batches:
+            pixels = quantise(batch.images)
+            _wait(model.device)
+            part.sampling += time.perf_counter() - clock
+            clock = time.perf_counter()
+            meter.pause()
+            _take_in(session, accumulators, batch, pixels)
+            meter.resume()
+            if block == 0 and len(part.pixels) < session.keep:
+                part.pixels = torch.cat([part.pixels, pixels[: session.keep - len(part.pixels)].cpu()])
+            part.measuring += time.perf_counter() - clock
+            clock = time.perf_counter()
+    part.states = [accumulator.state() for accumulator in accumulators]
+    part.network, part.forward, part.backward = meter.network, meter.classifier_forward, meter.classifier_backward
+    return part
+
+
+def _take_in(session: Session, accumulators: list[Accumulator], batch: Batched, pixels: Tensor) -> None:
+    with explain_memory(len(pixels)):
+        features = session.extractor.all(pixels)
+    labels = None if session.labels is None else session.labels[batch.index % session.n]
+    for metric, accumulator in zip(session.metrics, accumulators, strict=True):
+        accumulator.update(Batch(pixels, features[metric.layer], labels, batch.index, batch.states))
+
+
+def _solver(session: Session, cell: Cell) -> Callable[[Tensor, Tensor | None, Sampler], Tensor]:
+    """For metrics of the discretisation error: the converged solution from the same x_T, under the same guidance."""
+
+    def solve(index: Tensor, labels: Tensor | None, sampler: Sampler) -> Tensor:
+        # A sampler that chooses its own steps starts at the model's largest level, whatever the cell's grid is.
+        cells, _ = plan(session.model, [sampler], [], [cell.guidance], _no_spacing)
+        found = generate(session.model, cells[0], index, labels, session.seed, len(index))
+        return torch.cat([batch.states for batch in found])
+
+    return solve
+
+
+def _no_spacing(sampler: Sampler) -> Spacing:
+    raise UserError(f"sampler {sampler.label()} does not choose its own steps, so it is no converged solution.")
+
+
+def _summary(session: Session, results: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Per metric: the mean over blocks, their values and standard deviation; what else one block's result says."""
+    values = {}
+    for i, metric in enumerate(session.metrics):
+        blocks = [block[i] for block in results]
+        found = [b["value"] for b in blocks]
+        entry: dict[str, Any] = {**blocks[0], "value": statistics.fmean(found)}
+        if len(found) > 1:
+            for name in blocks[0]:
+                entry[name] = statistics.fmean(b[name] for b in blocks)
+            entry |= {"sd": statistics.stdev(found), "blocks": found}
+        values[metric.label()] = entry | {
+            "features": session.extractor.name,
+            "reference": session.reference.label,
+            "better": metric.better,
+        }
+    return values
 
 
 def _per_image(rows: int, n: int) -> int | float:
@@ -306,12 +345,24 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _write_grid(session: Session, cell: Cell, pixels: Tensor) -> None:
+def _write_grid(session: Session, key: str, pixels: Tensor) -> None:
     from samplerbench.report.grid import save_grid
 
     buffer = io.BytesIO()
     save_grid(pixels, buffer)
-    write_atomically(session.store.path(digest(session.protocol(cell)), ".png"), buffer.getvalue())
+    write_atomically(session.store.path(key, ".png"), buffer.getvalue())
 
 
-__all__ = ["Batched", "Cell", "Outcome", "Session", "generate", "plan", "run_cell"]
+__all__ = [
+    "Batched",
+    "Cell",
+    "Outcome",
+    "Session",
+    "Unmet",
+    "generate",
+    "is_claimed",
+    "most_steps",
+    "plan",
+    "prepare",
+    "run_cell",
+]

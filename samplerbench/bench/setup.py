@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from samplerbench import registry
 from samplerbench.data import ImageSet, load_data
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import UserError
 from samplerbench.metrics.extractors import DIGITS, Extractor, load_extractor
+from samplerbench.metrics.metric import Layer, Metric
 from samplerbench.metrics.reference import Reference, load_reference, measure
 from samplerbench.models.model import Model
 from samplerbench.sampling import Guidance, Sampler, Spacing
@@ -79,9 +82,31 @@ def label_classes(model: Model, guidances: list[Guidance | None]) -> int | None:
     return None
 
 
-def pick_extractor(model: Model, features: str | None, weights: str | None, device: torch.device) -> Extractor:
-    """The feature space asked for, else the one the model's card names, else Inception-v3."""
-    return load_extractor(features or model.features or "inception-v3-compat", device, weights)
+def pick_extractor(
+    model: Model, features: str | None, weights: str | None, device: torch.device, metrics: Sequence[Metric] = ()
+) -> Extractor:
+    """The feature space asked for, else the one the model's card names, else Inception-v3; with the metrics' layers."""
+    name = features or model.features or "inception-v3-compat"
+    return load_extractor(name, device, weights, [m.layer for m in metrics])
+
+
+def real_features(model: Model, data: str | None, extractor: Extractor) -> Callable[[Layer], Tensor]:
+    """The features of the real images in a layer, (N, d), loaded when first asked for."""
+    found: dict[str, Tensor] = {}
+
+    def load(layer: Layer) -> Tensor:
+        if not found:
+            source = reference_source(model, data)
+            if source.endswith(".safetensors"):
+                raise UserError(
+                    "a metric needs the real images, not their statistics alone: name the data with --data."
+                )
+            images = (load_data(source) if source else _drawn(model)).images
+            parts = [extractor.all(part) for part in images.split(extractor.chunk)]
+            found.update({name: torch.cat([p[name] for p in parts]).cpu() for name in extractor.layers})
+        return found[layer]
+
+    return load
 
 
 def reference_source(model: Model, data: str | None) -> str:
@@ -136,7 +161,7 @@ def parse_steps(text: str, flag: str = "--steps") -> list[int]:
         except ValueError:
             raise UserError(f'{flag} {text}: "{part}" is no whole number; write {flag} 10,20,50.') from None
         if number < 1:
-            raise UserError(f"{flag} {part}: at least 1 is needed.")
+            raise UserError(f"{flag} {part}: at least 1 {flag.removeprefix('--').removesuffix('s')} is needed.")
         if number not in found:
             found.append(number)
     if not found:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from samplerbench.bench.cell import digest
+from samplerbench.bench.team import Team
 from samplerbench.errors import UserError
 
 
@@ -47,17 +52,75 @@ class Store:
         write_atomically(probe, b"")
         probe.unlink(missing_ok=True)
 
+    @contextmanager
+    def claim(self, key: str, team: Team | None = None) -> Iterator[None]:
+        """Hold a cell while it is worked on; waits while another run holds it.
+
+        The lock is the operating system's (flock), so it ends with its owner, however that ends.
+        """
+        if team is not None and not team.main:
+            yield
+            return
+        lock = FileLock(self._lock(key))
+        try:
+            self._lock(key).parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            raise UserError(
+                f"cannot write in {self.folder}: {error.strerror or error}; choose another --out."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def is_claimed(self, key: str) -> bool:
+        """Whether another run holds the cell right now."""
+        file = self._lock(key)
+        if not file.exists():
+            return False
+        lock = FileLock(file)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    def _lock(self, key: str) -> Path:
+        return self.folder / ".locks" / f"{key[:20]}.lock"
+
     def path(self, key: str, suffix: str = ".json") -> Path:
         """The file of a protocol hash."""
         return self.folder / f"{key[:20]}{suffix}"
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The result with this protocol hash, or None where there is none that is whole and unedited."""
+        """The result with this protocol hash, or None where there is none that is whole and unedited.
+
+        A file that is damaged or was edited is set aside as NAME.json.damaged, so that its cell is run again.
+        """
+        file = self.path(key)
         try:
-            record = json.loads(self.path(key).read_text("utf-8"))
-        except (OSError, ValueError):
+            record = json.loads(file.read_text("utf-8"))
+        except FileNotFoundError:
             return None
-        return record if isinstance(record, dict) and sound(record) and record["protocol"] == key else None
+        except (OSError, ValueError):
+            record = None
+        if isinstance(record, dict) and sound(record) and record["protocol"] == key:
+            return record
+        with suppress(OSError):
+            os.replace(file, file.with_name(file.name + ".damaged"))
+        return None
+
+    def records(self) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+        """Every result file of the folder, by name, with its record; None for one that is damaged or was edited."""
+        for file in sorted(self.folder.glob("*.json")):
+            try:
+                record = json.loads(file.read_text("utf-8"))
+            except (OSError, ValueError):
+                record = None
+            whole = isinstance(record, dict) and sound(record) and file.stem == record["protocol"][:20]
+            yield file, record if whole else None
 
     def put(self, record: dict[str, Any]) -> Path:
         """Write a result, sealed with the hash of its content."""

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from samplerbench.errors import UserError
-
 if TYPE_CHECKING:
-    from samplerbench.bench.cell import Cell
-    from samplerbench.bench.engine import Unmet
-    from samplerbench.models import Model
-    from samplerbench.sampling import Guidance, Step
+    from samplerbench.sampling import Step
 
 
 def complete(kind: str) -> Any:
@@ -82,64 +77,10 @@ Dtype = Annotated[str, typer.Option("--dtype", help="Of the network: fp32, bf16,
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
 
 
-@dataclass
-class Prepared:
-    """The objects that a command's options name."""
-
-    model: Model
-    guidances: list[Guidance | None]
-    cells: list[Cell]
-    unmet: list[Unmet]
-    mode: str
-    classes: int | None
-
-
-def prepare(
-    samplers: list[str],
-    steps: str | None,
-    guidances: list[str],
-    spacing: str | None,
-    model: str,
-    labels: str | None,
-    dtype: str,
-    device: str,
-    nfe: str | None = None,
-) -> Prepared:
-    """Everything checked before anything long begins. Raises UserError."""
-    from samplerbench import registry
-    from samplerbench.bench import engine, setup
-
-    budgets = [] if nfe is None else setup.parse_steps(nfe, "--nfe")
-    if budgets and steps is not None:
-        raise UserError("--steps and --nfe both say how long a run is; give one of them.")
-    numbers = [] if budgets else setup.parse_steps("50" if steps is None else steps)
-    chosen = [registry.parse("sampler", spec) for spec in samplers]
-    guided = [setup.pick_guidance(spec) for spec in guidances or ["none"]]
-    spacings = {sampler: setup.pick_spacing(sampler, spacing) for sampler in chosen}
-    loaded = setup.load_model(model, setup.pick_device(device), dtype)
-    unique = list(dict.fromkeys(chosen))
-    cells, unmet = engine.plan(loaded, unique, numbers, guided, spacings.__getitem__, budgets)
-    classes = setup.label_classes(loaded, guided)
-    return Prepared(loaded, guided, cells, unmet, labels or ("none" if classes is None else "balanced"), classes)
-
-
-def labelled(prepared: Prepared, n: int) -> Any:
-    """The labels of n samples, checked against the model and the guidances. Raises UserError."""
-    from samplerbench.bench.labels import make_labels
-    from samplerbench.models.model import check_guidance
-
-    model = prepared.model
-    found = make_labels(prepared.mode, n, prepared.classes, model.class_counts)
-    model.check_labels(found)
-    for guidance in prepared.guidances:
-        check_guidance(model, guidance, found)
-    return found
-
-
 class Progress:
     """A bar per run and a bar per cell on a terminal's stderr; one line per finished cell elsewhere."""
 
-    def __init__(self, cells: int, quiet: bool = False) -> None:
+    def __init__(self, cells: int, quiet: bool = False, log: Path | None = None) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -163,6 +104,7 @@ class Progress:
             transient=True,
             disable=not self.live,
         )
+        self.log = None if quiet else log
         self.all = self.bars.add_task("cells", total=cells, visible=cells > 1)
 
     @contextmanager
@@ -187,6 +129,12 @@ class Progress:
     def done(self, line: str) -> None:
         """A cell has finished."""
         self.finished += 1
+        if self.log is not None:
+            from datetime import UTC, datetime
+
+            # The log is a convenience: a disk that takes no more of it must not stop the run.
+            with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as stream:
+                stream.write(f"{datetime.now(UTC).isoformat(timespec='seconds')}  {line}\n")
         self.bars.advance(self.all)
         if not self.quiet:
             count = f"[{self.finished}/{self.cells}] " if self.cells > 1 else ""
@@ -196,3 +144,35 @@ class Progress:
 
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the results: a JSON file and a grid PNG per cell.")]
+
+
+class Interrupts:
+    """Ctrl-C once: finish what is being done up to the next checkpoint, then stop. Twice: stop now."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def asked(self) -> bool:
+        """Whether Ctrl-C has been pressed."""
+        return self.count > 0
+
+    def __enter__(self) -> Interrupts:
+        import signal
+        import threading
+
+        self.main = threading.current_thread() is threading.main_thread()
+        if self.main:
+            self.before = signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import signal
+
+        if self.main:
+            signal.signal(signal.SIGINT, self.before)
+
+    def _on_signal(self, *_: object) -> None:
+        self.count += 1
+        if self.count > 1:
+            raise KeyboardInterrupt
+        print("\nsamplerbench: stopping at the next checkpoint; Ctrl-C again stops now.", file=sys.stderr)

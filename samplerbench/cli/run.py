@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from samplerbench.cli import common
 from samplerbench.errors import UserError
 
+if TYPE_CHECKING:
+    from samplerbench.bench.request import Prepared, Request
+
 
 def run(
-    sampler: common.Samplers,
+    suite: Annotated[Path | None, typer.Argument(help="A suite file (TOML) instead of the options.")] = None,
+    sampler: common.Samplers = [],  # noqa: B006
     steps: common.Steps = None,
     nfe: Annotated[
         str | None,
@@ -30,6 +36,9 @@ def run(
         int | None,
         typer.Option("--n", min=1, help="Images per cell. Default: as many as there are real ones, at most 50,000."),
     ] = None,
+    blocks: Annotated[
+        int, typer.Option("--blocks", min=1, help="Disjoint blocks of --n images each; the table then shows mean ± sd.")
+    ] = 1,
     seed: common.Seed = 0,
     batch_size: common.BatchSize = 256,
     dtype: common.Dtype = "fp32",
@@ -62,6 +71,9 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list, one object per cell, and nothing else.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells, their NFE and an estimate of the time; run nothing.")
+    ] = False,
     rerun: Annotated[bool, typer.Option("--rerun", help="Run cells again whose results are in OUT already.")] = False,
 ) -> None:
     """Sample with every sampler at every number of steps, and print the steps-vs-FID table.
@@ -79,63 +91,170 @@ def run(
     `samplerbench run -s ddim -s heun -s dpm++:order=3 -s unipc --nfe 5,6,8,10,20`
 
     `samplerbench run -s pf-ode:solver=heun --spacing karras --steps 9,18 --json`
-    """
-    from samplerbench import registry
-    from samplerbench.bench import engine, setup
-    from samplerbench.bench.store import Store
 
-    metrics = [registry.parse("metric", spec) for spec in metric]
+    `samplerbench run -s ddim -s unipc --nfe 10,20 --blocks 5 --metric fid --metric kid --metric gap`
+
+    `samplerbench run benchmarks/suites/digits.toml --out results/digits`
+
+    `accelerate launch --num_processes 8 -m samplerbench run benchmarks/suites/digits.toml`
+    """
+    from samplerbench.bench import engine, request
+    from samplerbench.bench.store import Store
+    from samplerbench.bench.suite import load_suite
+    from samplerbench.bench.team import join_team
+
+    if suite is not None:
+        asked = load_suite(suite)
+        if sampler or steps or nfe or guidance or spacing:
+            raise UserError(f"{suite} says which samplers and steps; leave --sampler, --steps and the like out.")
+    else:
+        if not sampler:
+            raise UserError("name a sampler with --sampler, or a suite file; `samplerbench list samplers` shows them.")
+        asked = _request(sampler, steps, nfe, guidance, spacing)
+        asked = replace(asked, model=model, labels=labels, n=n, blocks=blocks, seeds=(seed,), batch_size=batch_size)
+        asked = replace(
+            asked, dtype=dtype, metrics=metric, features=features, features_weights=features_weights, data=data
+        )
+    team, device = join_team(device)
+    prepared = request.prepare(asked, device)
     store = Store(out)
-    prepared = common.prepare(sampler, steps, guidance, spacing, model, labels, dtype, device, nfe)
-    store.prepare()
-    loaded = prepared.model
-    # What cannot be sampled or measured is said before any weights are fetched.
-    common.labelled(prepared, 1)
-    setup.reference_source(loaded, data)
-    extractor = setup.pick_extractor(loaded, features, features_weights, loaded.device)
-    reference = setup.pick_reference(loaded, data, extractor)
-    number = n if n is not None else setup.default_n(reference)
-    session = engine.Session(
-        loaded,
-        reference,
-        extractor,
-        metrics,
-        common.labelled(prepared, number),
-        prepared.mode,
-        number,
-        seed,
-        batch_size,
-        store,
-        rerun,
-    )
-    _warn_few(number, len(reference.moments.mean))
-    outcomes: list[engine.Outcome] = []
+    if dry_run:
+        if team.main:
+            _dry_run(prepared)
+        return
+    if team.main:
+        store.prepare()
+    measured = request.measure_reference(prepared)
+    sessions = [request.make_session(prepared, measured, s, store, rerun, team) for s in asked.seeds]
+    if team.main:
+        _warn_few(measured.n, len(measured.reference.moments.mean))
+    jobs = [(session, cell) for session in sessions for cell in prepared.cells]
+    outcomes: list[engine.Outcome | None] = [None] * len(jobs)
+    watch = common.Interrupts()
     interrupted = False
     try:
-        with common.Progress(len(prepared.cells)).running() as progress:
-            for cell in prepared.cells:
-                with progress.cell(cell.title, cell.steps, number, batch_size) as on_step:
-                    outcome = engine.run_cell(session, cell, on_step)
-                outcomes.append(outcome)
-                progress.done(_line(outcome))
+        with watch, common.Progress(len(jobs), quiet=not team.main, log=out / "run.log").running() as progress:
+            for session in sessions:
+                session.stop = watch.asked
+            # Cells that another run is at work on come last, when they may be done already.
+            for patient in (False, True):
+                for i, (session, cell) in enumerate(jobs):
+                    if outcomes[i] is not None or (not patient and engine.is_claimed(session, cell)):
+                        continue
+                    total = measured.n * asked.blocks
+                    with progress.cell(cell.title, cell.steps, total, asked.batch_size * team.size) as on_step:
+                        outcome = engine.run_cell(session, cell, on_step)
+                    outcomes[i] = outcome
+                    progress.done(_line(outcome))
     except KeyboardInterrupt:
         interrupted = True
-    records = [o.record for o in outcomes] + [gap.record for gap in prepared.unmet]
+    if not team.main:
+        raise typer.Exit(130 if interrupted else _exit_code(outcomes))
+    records = [o.record for o in outcomes if o is not None] + [gap.record for gap in prepared.unmet]
     if as_json:
         keep = [{k: v for k, v in r.items() if k not in ("protocol_fields", "seal")} for r in records]
         print(json.dumps(keep, indent=2, ensure_ascii=False))
     elif records:
-        _show(records, metrics)
+        floor = None
+        if asked.blocks > 1 and any(m.label() == "fid" for m in prepared.metrics):
+            floor = _floor(measured.real, measured.n)
+        _show(records, prepared.metrics, floor)
         print(f"results and sample grids: {out}/", file=sys.stderr)
     if interrupted:
+        finished = sum(o is not None for o in outcomes)
         print(
-            f"samplerbench: stopped; {len(records)} of {len(prepared.cells)} cells are done and kept in {out}/.",
+            f"samplerbench: stopped; {finished} of {len(jobs)} cells are done and kept in {out}/. "
+            "Run the same command to go on.",
             file=sys.stderr,
         )
         raise typer.Exit(130)
-    codes = {o.error.exit_code for o in outcomes if o.error is not None}
-    if codes:
-        raise typer.Exit(1 if 1 in codes else 2)
+    if code := _exit_code(outcomes):
+        raise typer.Exit(code)
+
+
+def _exit_code(outcomes: Sequence[Any]) -> int:
+    codes = {o.error.exit_code for o in outcomes if o is not None and o.error is not None}
+    return 0 if not codes else 1 if 1 in codes else 2
+
+
+def _request(
+    samplers: list[str], steps: str | None, nfe: str | None, guidances: list[str], spacing: str | None
+) -> Request:
+    """The request of the command's options: one grid."""
+    from samplerbench.bench import setup
+    from samplerbench.bench.request import Grid, Request
+
+    budgets = [] if nfe is None else setup.parse_steps(nfe, "--nfe")
+    if budgets and steps is not None:
+        raise UserError("--steps and --nfe both say how long a run is; give one of them.")
+    numbers = [] if budgets else setup.parse_steps("50" if steps is None else steps)
+    return Request([Grid(samplers, numbers, budgets, guidances or ["none"], [spacing])])
+
+
+def _dry_run(prepared: Prepared) -> None:
+    """List the cells with their evaluations, and the time they will take by a short calibration."""
+    import time
+
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    model, asked = prepared.model, prepared.request
+    batch = asked.batch_size
+    x = torch.randn(batch, *model.shape, device=model.device, dtype=torch.float32)
+    labels = prepared.labels(batch)
+    denoise = model.denoiser(None if labels is None else labels.to(model.device), batch)
+    with torch.no_grad():
+        denoise(x, 1.0)
+        start = time.perf_counter()
+        for _ in range(3):
+            denoise(x, 1.0)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+    per_image = (time.perf_counter() - start) / 3 / batch
+    n = asked.n
+    if n is None and (model.data or asked.data):
+        from samplerbench.data import load_data
+
+        n = min(50_000, len(load_data(asked.data or str(model.data))))
+    table = Table(header_style="bold")
+    for column in ("sampler", "spacing"):
+        table.add_column(column, no_wrap=True)
+    for column in ("steps", "NFE", "estimate"):
+        table.add_column(column, justify="right")
+    total = 0.0
+    for cell in prepared.cells:
+        cost = 1 if cell.guidance is None else cell.guidance.evaluations
+        nfe = None if cell.steps is None else (cell.sampler.nfe(cell.steps) or 0) * cost
+        seconds = None if nfe is None or n is None else nfe * n * asked.blocks * per_image
+        total += seconds or 0.0
+        guided = f" + {cell.guidance.spec}" if cell.guidance else ""
+        table.add_row(
+            cell.sampler.spec + guided,
+            cell.spacing.spec if cell.spacing else "own",
+            str(cell.steps or "own"),
+            str(nfe or "own"),
+            "?" if seconds is None else f"{seconds:.0f} s",
+        )
+    console = Console() if Console().is_terminal else Console(width=140)
+    console.print(table)
+    seeds = len(asked.seeds)
+    console.print(
+        f"{len(prepared.cells) * seeds} cells of {n} x {asked.blocks} images; about {total * seeds / 60:.1f} minutes "
+        f"of sampling on {model.device}, measured at {1 / per_image:.0f} evaluations/s."
+    )
+    for gap in prepared.unmet:
+        console.print(f"{gap.sampler.spec}: {gap.record['unmet']}")
+
+
+def _floor(real: Any, n: int) -> tuple[float, float, int] | None:
+    """The noise floor, where the real images are at hand."""
+    from samplerbench.bench.compare import noise_floor
+
+    try:
+        return noise_floor(real("fid"), n)
+    except UserError:
+        return None
 
 
 def _warn_few(n: int, dim: int) -> None:
@@ -159,7 +278,7 @@ def _line(outcome: Any) -> str:
     return f"{title}: {values}  NFE {format_nfe(record['nfe'])}  {how}"
 
 
-def _show(records: list[dict[str, Any]], metrics: list[Any]) -> None:
+def _show(records: list[dict[str, Any]], metrics: list[Any], floor: tuple[float, float, int] | None = None) -> None:
     from rich.console import Console
 
     from samplerbench.report.table import long_table, steps_table
@@ -168,7 +287,7 @@ def _show(records: list[dict[str, Any]], metrics: list[Any]) -> None:
     if not console.is_terminal:
         console = Console(width=max(console.width, 140))
     for metric in metrics:
-        console.print(steps_table(records, metric.label()))
+        console.print(steps_table(records, metric.label(), floor if metric.label() == "fid" else None))
         console.print()
     console.print(long_table(records))
 
@@ -218,15 +337,16 @@ def sample(
     import numpy as np
     import torch
 
-    from samplerbench.bench import engine
+    from samplerbench.bench import engine, request
     from samplerbench.bench.store import write_atomically
     from samplerbench.data.pixels import quantise
     from samplerbench.report.grid import save_grid
 
     if out.suffix.lower() != ".png":
         raise UserError(f"{out}: the grid is a PNG file; name one, like grid.png.")
-    prepared = common.prepare([sampler], str(steps), [guidance], spacing, model, labels, dtype, device)
-    found = common.labelled(prepared, n)
+    asked = replace(_request([sampler], str(steps), None, [guidance], spacing), model=model, labels=labels, dtype=dtype)
+    prepared = request.prepare(asked, device)
+    found = prepared.labels(n)
     cell = prepared.cells[0]
     with (
         common.Progress(1, quiet=True).running() as progress,

@@ -1,7 +1,7 @@
 """Metrics: what is measured on generated images, against a reference."""
 
-from samplerbench.metrics.metric import Accumulator, Batch, Metric
+from samplerbench.metrics.metric import Accumulator, Batch, Context, FeatureStore, Layer, Metric
 from samplerbench.metrics.moments import Moments
 from samplerbench.metrics.reference import Reference
 
-__all__ = ["Accumulator", "Batch", "Metric", "Moments", "Reference"]
+__all__ = ["Accumulator", "Batch", "Context", "FeatureStore", "Layer", "Metric", "Moments", "Reference"]

@@ -6,7 +6,8 @@ import contextlib
 import functools
 import hashlib
 import io
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,22 @@ class Extractor:
     sha256: str
     device: torch.device
     chunk: int = 256
+    layers: dict[str, int] = field(default_factory=lambda: {"fid": 0})
+    """Where in the module's output the layer of each metric is."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Features (B, d) of images (B, C, H, W) uint8, C = 1 or 3; grey images are given as three equal channels."""
+        return self.all(images)["fid"]
+
+    @torch.no_grad()
+    def all(self, images: Tensor) -> dict[str, Tensor]:
+        """The features of every metric's layer, by the metric's name, in one pass."""
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
-        parts = [self.module(part.to(self.device).contiguous())[0] for part in images.split(self.chunk)]
-        return torch.cat(parts)
+        parts = [self.module(part.to(self.device).contiguous()) for part in images.split(self.chunk)]
+        outputs = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+        return {name: outputs[i] for name, i in self.layers.items()}
 
     @property
     def identity(self) -> dict[str, str]:
@@ -47,10 +56,13 @@ class Extractor:
         return {"name": self.name, "layer": self.layer, "weights": self.sha256}
 
 
-def load_extractor(name: str, device: torch.device, weights: str | None = None) -> Extractor:
+def load_extractor(
+    name: str, device: torch.device, weights: str | None = None, metrics: Iterable[str] = ("fid",)
+) -> Extractor:
     """The extractor `name` on a device.
 
     Args:
+        metrics: whose layers are wanted, by torch-fidelity's names (fid, kid, isc, prc); fid always is.
         weights: for a machine without network, the extractor's weights file (for digits-cnn, a folder written by
             `samplerbench train features`). A weights file of torch-fidelity is a pickle: name only one you trust.
 
@@ -66,10 +78,15 @@ def load_extractor(name: str, device: torch.device, weights: str | None = None) 
         raise UserError(f"the weights {weights} of the features {name} are not there.")
     cls = registry[name]
     layer = cls.get_default_feature_layer_for_metric("fid")
+    try:
+        wanted = {m: cls.get_default_feature_layer_for_metric(m) for m in dict.fromkeys(("fid", *metrics))}
+    except KeyError as error:
+        raise UserError(f"the features {name} have no layer for the metric {error}.") from None
+    order = list(dict.fromkeys(wanted.values()))
     path = str(Path(weights).expanduser()) if weights is not None else None
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            module = cls(name, [layer], feature_extractor_weights_path=path, verbose=False)
+            module = cls(name, order, feature_extractor_weights_path=path, verbose=False)
     except UserError:
         raise
     except NotImplementedError:
@@ -85,7 +102,8 @@ def load_extractor(name: str, device: torch.device, weights: str | None = None) 
             ) from error
         raise UserError(f"the weights {weights} do not fit the features {name}: {error}") from error
     module.requires_grad_(False).eval().to(device)
-    return Extractor(module, name, str(layer), _hash_module(module), device)
+    positions = {m: order.index(found) for m, found in wanted.items()}
+    return Extractor(module, name, str(layer), _hash_module(module), device, layers=positions)
 
 
 def _weights_file(cls: type) -> str:

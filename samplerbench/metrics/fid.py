@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from samplerbench.metrics.frechet import frechet_distance
-from samplerbench.metrics.metric import Accumulator, Batch, Metric
+from samplerbench.metrics.metric import Accumulator, Batch, Context, Metric
 from samplerbench.metrics.moments import Moments
 from samplerbench.metrics.reference import Reference
 
@@ -21,8 +24,8 @@ class FID(Metric):
 
     fewest: ClassVar[int] = 2
 
-    def start(self, reference: Reference) -> Accumulator:
-        return _Stream(reference)
+    def start(self, context: Context) -> Accumulator:
+        return _Stream(context.reference)
 
 
 class _Stream(Accumulator):
@@ -34,6 +37,21 @@ class _Stream(Accumulator):
         if self.moments is None:
             self.moments = Moments(batch.features.shape[1], batch.features.device)
         self.moments.update(batch.features)
+
+    def state(self) -> dict[str, Tensor]:
+        if self.moments is None:
+            return {}
+        m = self.moments
+        return {"n": torch.tensor([m.n]), "mean": m.mean.cpu(), "scatter": m.scatter.cpu()}
+
+    def merge(self, state: dict[str, Tensor]) -> None:
+        if not state:
+            return
+        other = Moments(len(state["mean"]))
+        other.n, other.mean, other.scatter = int(state["n"]), state["mean"], state["scatter"]
+        if self.moments is None:
+            self.moments = Moments(len(other.mean))
+        self.moments.merge(other)
 
     def result(self) -> dict[str, Any]:
         moments = self.moments or Moments(len(self.reference.moments.mean))

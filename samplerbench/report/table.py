@@ -36,7 +36,7 @@ def _columns(records: Sequence[Record]) -> list[int | None]:
     return [*sorted(c for c in found if c is not None), *([None] if None in found else [])]
 
 
-def steps_table(records: Sequence[Record], metric: str) -> Group:
+def steps_table(records: Sequence[Record], metric: str, floor: tuple[float, float, int] | None = None) -> Group:
     """Rows samplers, columns steps, cells the metric; the best of each column in bold."""
     found = next((r["metrics"][metric] for r in records if metric in r["metrics"]), None)
     arrow = "↓" if found is None or found["better"] == "lower" else "↑"
@@ -47,27 +47,57 @@ def steps_table(records: Sequence[Record], metric: str) -> Group:
     columns = _columns(records)
     for column in columns:
         table.add_column("own" if column is None else str(column), justify="right")
-    best = {}
-    for column in columns:
-        values = [r["metrics"][metric]["value"] for r in records if column_of(r) == column and metric in r["metrics"]]
-        if len(values) > 1:
-            best[column] = min(values) if arrow == "↓" else max(values)
+    best = {column: _best(records, metric, column, lower=arrow == "↓") for column in columns}
     for name in dict.fromkeys(map(row_name, records)):
         cells = []
         for column in columns:
             record = next((r for r in records if row_name(r) == name and column_of(r) == column), None)
-            if record is None:
-                cells.append("")
-            elif "unmet" in record:
-                cells.append("[dim]unmet[/dim]")
-            elif metric not in record["metrics"]:
-                cells.append("[red]failed[/red]")
-            else:
-                value = record["metrics"][metric]["value"]
-                text = format_value(value)
-                cells.append(f"[bold green]{text}[/bold green]" if best.get(column) == value else text)
+            cells.append(_cell(record, metric, best[column]))
         table.add_row(_plain(name), *cells)
-    return Group(Text(f"{metric.upper()} {arrow}{space}", style="bold"), table)
+    if floor is not None:
+        mean, deviation, size = floor
+        text = f"{format_value(mean)} ± {format_value(deviation)}"
+        table.add_section()
+        table.add_row(f"[dim]real against real, {size} each[/dim]", *[f"[dim]{text}[/dim]" for _ in columns])
+    notes = []
+    if any("sd" in (_value(r, metric) or {}) for r in records):
+        notes.append("mean ± standard deviation over blocks; ≈ cannot be told apart from the best (paired blocks, 95%)")
+    title = Text(f"{metric.upper()} {arrow}{space}", style="bold")
+    return Group(title, table, *[Text(note, style="dim") for note in notes])
+
+
+def _value(record: Record, metric: str) -> dict[str, Any] | None:
+    return record["metrics"].get(metric)
+
+
+def _best(records: Sequence[Record], metric: str, column: int | None, lower: bool) -> dict[str, Any] | None:
+    """The best entry of a column; None where it has only one row."""
+    found = [r["metrics"][metric] for r in records if column_of(r) == column and metric in r["metrics"]]
+    if len(found) < 2:
+        return None
+    return (min if lower else max)(found, key=lambda entry: entry["value"])
+
+
+def _cell(record: Record | None, metric: str, best: dict[str, Any] | None) -> str:
+    """The text of one cell: bold for the best of its column, ≈ for what cannot be told apart from it."""
+    if record is None:
+        return ""
+    if "unmet" in record:
+        return "[dim]unmet[/dim]"
+    if metric not in record["metrics"]:
+        return "[red]failed[/red]"
+    entry = record["metrics"][metric]
+    text = format_value(entry["value"])
+    if "sd" in entry:
+        text += f" ± {format_value(entry['sd'])}"
+    if best is not None and entry["value"] == best["value"]:
+        return f"[bold green]{text}[/bold green]"
+    if best is not None and "blocks" in entry and len(entry["blocks"]) == len(best.get("blocks", [])):
+        from samplerbench.bench.compare import paired_difference
+
+        if paired_difference(entry["blocks"], best["blocks"]).tied:
+            return f"[green]≈ {text}[/green]"
+    return text
 
 
 def long_table(records: Sequence[Record]) -> Table:

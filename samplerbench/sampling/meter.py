@@ -30,6 +30,7 @@ class Meter:
         """Rows through which the classifier was differentiated."""
         self._network, self._classifiers = network, list(classifiers)
         self._handles: list[RemovableHandle] = []
+        self._paused = False
 
     def __enter__(self) -> Meter:
         self._handles = [self._network.register_forward_pre_hook(self._on_network, with_kwargs=True)]
@@ -43,14 +44,22 @@ class Meter:
             handle.remove()
         self._handles = []
 
+    def pause(self) -> None:
+        """Count nothing until `resume`: for evaluations that are no part of the sampling."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Count again."""
+        self._paused = False
+
     def _on_network(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.network += _rows(args, kwargs)
+        self.network += 0 if self._paused else _rows(args, kwargs)
 
     def _on_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.classifier_forward += _rows(args, kwargs)
+        self.classifier_forward += 0 if self._paused else _rows(args, kwargs)
 
     def _on_backward(self, _: nn.Module, grad_input: Any, grad_output: tuple[Tensor, ...]) -> None:
-        self.classifier_backward += len(grad_output[0])
+        self.classifier_backward += 0 if self._paused else len(grad_output[0])
 
 
 def _rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

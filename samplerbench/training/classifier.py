@@ -42,6 +42,9 @@ class ClassifierTask(Task):
         noisy = images + sigma[:, None, None, None] * random.normal(*images.shape[1:])
         return nn.functional.cross_entropy(network(noisy, sigma).float(), labels)
 
+    def identity(self) -> dict[str, Any]:
+        return {"sigma_min": self.range[0], "sigma_max": self.range[1]}
+
     @torch.no_grad()
     def save(self, network: nn.Module, out: Path) -> dict[str, Any]:
         network.save_pretrained(out)  # type: ignore[operator]

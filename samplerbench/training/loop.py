@@ -86,6 +86,10 @@ class Task(ABC):
     def save(self, network: nn.Module, out: Path) -> dict[str, Any]:
         """Write the finished network to the folder; returns figures for the card."""
 
+    def identity(self) -> dict[str, Any]:
+        """What must not change between the parts of one run, besides the training settings and the data."""
+        return {}
+
     def preview(self, network: nn.Module, file: Path) -> None:
         """Write a picture of what the network can do so far; a network that makes no pictures writes none."""
         return
@@ -141,10 +145,12 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
     network = task.network.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     ema = EMAModel(network.parameters(), decay=settings.ema_decay, foreach=True)
+    fixed = {k: v for k, v in asdict(settings).items() if k in _FIXED}
+    fixed |= {**task.identity(), "data": f"{data.name} {data.sha256[:12]}"}
     checkpoint = out / "checkpoint" / "state.safetensors"
     first, before = 0, TrainResult(0, 0, 0.0, math.nan, False)
     if checkpoint.exists():
-        before = _load_checkpoint(checkpoint, network, ema, optimizer, settings, task.what, accelerator.scaler)
+        before = _load_checkpoint(checkpoint, network, ema, optimizer, fixed, task.what, accelerator.scaler)
         first = before.steps
     ema.to(device)
     model, optimizer = accelerator.prepare(network, optimizer)
@@ -190,7 +196,7 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
                         task.preview(network, out / "samples" / f"step-{done:06d}.png")
                 if done % settings.checkpoint_every == 0 or done == settings.steps:
                     scaler = accelerator.scaler
-                    _save_checkpoint(checkpoint, network, ema, optimizer, settings, task.what, result, scaler)
+                    _save_checkpoint(checkpoint, network, ema, optimizer, fixed, task.what, result, scaler)
     if first >= settings.steps:
         result = before
     accelerator.wait_for_everyone()
@@ -268,7 +274,7 @@ def _save_checkpoint(
     network: nn.Module,
     ema: Any,
     optimizer: Any,
-    settings: TrainSettings,
+    fixed: dict[str, Any],
     what: str,
     result: TrainResult,
     scaler: Any,
@@ -282,7 +288,7 @@ def _save_checkpoint(
         tensors |= {f"adamw.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
     metadata = {
         "what": what,
-        "settings": json.dumps(asdict(settings)),
+        "settings": json.dumps(fixed),
         "result": json.dumps(asdict(result)),
         "ema_steps": str(ema.optimization_step),
         "scaler": json.dumps(scaler.state_dict() if scaler is not None else {}),
@@ -300,7 +306,7 @@ def _load_checkpoint(
     network: nn.Module,
     ema: Any,
     optimizer: torch.optim.Optimizer,
-    settings: TrainSettings,
+    fixed: dict[str, Any],
     what: str,
     scaler: Any,
 ) -> TrainResult:
@@ -312,8 +318,8 @@ def _load_checkpoint(
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
         raise UserError(f"the checkpoint {file} is damaged ({error}); remove it to start anew.") from None
-    made_with = json.loads(metadata["settings"])
-    differing = [k for k in _FIXED if made_with[k] != asdict(settings)[k]]
+    made_with, asked = json.loads(metadata["settings"]), json.loads(json.dumps(fixed))
+    differing = [k for k in asked if k in made_with and made_with[k] != asked[k]]
     if metadata["what"] != what or differing:
         reason = ", ".join(f"{k} {made_with[k]}" for k in differing) or f"for {metadata['what']}"
         raise UserError(

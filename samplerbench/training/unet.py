@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,15 @@ class UNetTask(Task):
             )
         if settings.class_conditional and data.classes is None:
             raise UserError(f"{data.name} has no labels; train with --unconditional.")
+        for width in settings.channels:
+            if width % settings.groups:
+                raise UserError(f"--channels {width}: each width must be a multiple of --groups {settings.groups}.")
+        # The middle of the network, as wide as the last resolution, has attention too.
+        for width in (*(settings.channels[i] for i in settings.attention if i < depth), settings.channels[-1]):
+            if width % settings.head_dim:
+                raise UserError(
+                    f"--channels {width}: a width with attention must be a multiple of --head-dim {settings.head_dim}."
+                )
         self.settings, self.classes = settings, data.classes if settings.class_conditional else None
         down = ["AttnDownBlock2D" if i in settings.attention else "DownBlock2D" for i in range(depth)]
         up = ["AttnUpBlock2D" if i in settings.attention else "UpBlock2D" for i in reversed(range(depth))]
@@ -100,6 +109,9 @@ class UNetTask(Task):
         bound = variational_bound(self.bars, images, noisy, t, epsilon.detach(), fraction)
         # L_vlb is a sum over T levels, of which one is drawn: T times its mean estimates it.
         return (epsilon - noise).square().mean() + 0.001 * self.settings.timesteps * bound.mean()
+
+    def identity(self) -> dict[str, Any]:
+        return asdict(self.settings)
 
     def save(self, network: nn.Module, out: Path) -> dict[str, Any]:
         from diffusers import DDPMPipeline, DDPMScheduler

@@ -1,0 +1,56 @@
+"""The distance to the same model's converged solution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from samplerbench.metrics import Accumulator, Batch, Context, Layer, Metric
+from samplerbench.sampling import UserError, option
+from samplerbench_plugins.pf_ode import ProbabilityFlow
+
+
+@dataclass(frozen=True)
+class Gap(Metric):
+    """Discretisation error without model error: mean ‖x - x*‖²/d to the converged ODE solution from the same x_T.
+
+    x* is the probability-flow ODE of the same model, labels and guidance, solved by an adaptive Runge-Kutta pair to
+    the tolerance `tol`, as Song et al. 2021 solve it. For deterministic samplers: a stochastic one has no such limit.
+    Its evaluations are not counted as the sampler's.
+    """
+
+    layer: ClassVar[Layer] = "fid"
+
+    tol: float = option(1e-5, "relative and absolute tolerance of the converged solution", gt=0.0, le=1e-2)
+
+    def start(self, context: Context) -> Accumulator:
+        return _Distance(self, context)
+
+
+class _Distance(Accumulator):
+    def __init__(self, metric: Gap, context: Context) -> None:
+        self.solver = ProbabilityFlow(solver="rk45", rtol=metric.tol, atol=metric.tol)
+        self.context = context
+        self.total = torch.zeros((), dtype=torch.float64)
+        self.seen = 0
+
+    def update(self, batch: Batch) -> None:
+        if self.context.solve is None:
+            raise UserError("the metric gap has a value only within a run.")
+        truth = self.context.solve(batch.index, batch.labels, self.solver)
+        distance = (batch.states.double() - truth.double()).square().flatten(1).mean(dim=1)
+        self.total += distance.sum().cpu()
+        self.seen += len(distance)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"total": self.total.reshape(1), "seen": torch.tensor([self.seen])}
+
+    def merge(self, state: dict[str, Tensor]) -> None:
+        self.total = self.total + state["total"][0]
+        self.seen += int(state["seen"])
+
+    def result(self) -> dict[str, Any]:
+        return {"value": float(self.total) / self.seen}

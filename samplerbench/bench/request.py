@@ -1,0 +1,163 @@
+"""What a user asked for, and the objects it names: everything checked before anything long begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from samplerbench import registry
+from samplerbench.bench import setup
+from samplerbench.bench.cell import Cell, canonical
+from samplerbench.bench.engine import Session
+from samplerbench.bench.labels import make_labels
+from samplerbench.bench.plan import Unmet, plan
+from samplerbench.bench.store import Store
+from samplerbench.bench.team import Team
+from samplerbench.metrics.extractors import Extractor
+from samplerbench.metrics.metric import Layer, Metric
+from samplerbench.metrics.reference import Reference
+from samplerbench.models.model import Model, check_guidance
+from samplerbench.sampling import Guidance, Sampler
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every sampler with every guidance and spacing, at every number of steps or budget of evaluations.
+
+    A spacing of None is the sampler's own default.
+    """
+
+    samplers: Sequence[str]
+    steps: Sequence[int] = ()
+    nfe: Sequence[int] = ()
+    guidances: Sequence[str] = ("none",)
+    spacings: Sequence[str | None] = (None,)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A run as asked for, by options or by a suite file."""
+
+    grids: Sequence[Grid]
+    model: str = "digits"
+    labels: str | None = None
+    n: int | None = None
+    blocks: int = 1
+    seeds: Sequence[int] = (0,)
+    batch_size: int = 256
+    dtype: str = "fp32"
+    metrics: Sequence[str] = ("fid",)
+    features: str | None = None
+    features_weights: str | None = None
+    data: str | None = None
+
+
+@dataclass
+class Prepared:
+    """The objects that a request names."""
+
+    request: Request
+    model: Model
+    guidances: list[Guidance | None]
+    cells: list[Cell]
+    unmet: list[Unmet]
+    mode: str
+    classes: int | None
+    metrics: list[Metric] = field(default_factory=list)
+
+    def labels(self, n: int) -> Tensor | None:
+        """The labels of n samples, checked against the model and the guidances. Raises UserError."""
+        found = make_labels(self.mode, n, self.classes, self.model.class_counts)
+        self.model.check_labels(found)
+        for guidance in self.guidances:
+            check_guidance(self.model, guidance, found)
+        return found
+
+
+def prepare(request: Request, device: str) -> Prepared:
+    """Parse, load and check. Raises UserError."""
+    metrics = [registry.parse("metric", spec) for spec in request.metrics]
+    parsed = [
+        (
+            grid,
+            list(dict.fromkeys(registry.parse("sampler", spec) for spec in grid.samplers)),
+            [setup.pick_guidance(spec) for spec in grid.guidances],
+        )
+        for grid in request.grids
+    ]
+    for grid, samplers, _ in parsed:
+        for spacing in grid.spacings:
+            for sampler in samplers:
+                setup.pick_spacing(sampler, spacing)
+    model = setup.load_model(request.model, setup.pick_device(device), request.dtype)
+    cells: dict[str, Cell] = {}
+    unmet: list[Unmet] = []
+    guidances: list[Guidance | None] = []
+    for grid, samplers, guided in parsed:
+        guidances += [g for g in guided if g not in guidances]
+        for spacing in grid.spacings:
+
+            def spacing_of(sampler: Sampler, asked: str | None = spacing) -> setup.Spacing:
+                return setup.pick_spacing(sampler, asked)
+
+            found, gaps = plan(model, samplers, grid.steps, guided, spacing_of, grid.nfe)
+            # The same cell may stand in two grids; it is run once.
+            cells |= {_identity(cell): cell for cell in found if _identity(cell) not in cells}
+            unmet += [gap for gap in gaps if gap not in unmet]
+    classes = setup.label_classes(model, guidances)
+    mode = request.labels or ("none" if classes is None else "balanced")
+    prepared = Prepared(request, model, guidances, list(cells.values()), unmet, mode, classes, metrics)
+    prepared.labels(1)
+    return prepared
+
+
+def _identity(cell: Cell) -> str:
+    guidance = None if cell.guidance is None else cell.guidance.spec
+    spacing = None if cell.spacing is None else cell.spacing.spec
+    return canonical([cell.sampler.spec, guidance, spacing, cell.sigmas.tolist(), cell.budget])
+
+
+@dataclass
+class Measured:
+    """The real side of a run."""
+
+    extractor: Extractor
+    reference: Reference
+    n: int
+    real: Callable[[Layer], Tensor]
+
+
+def measure_reference(prepared: Prepared) -> Measured:
+    """The extractor, the reference, and the number of images per block. Raises UserError."""
+    request, model = prepared.request, prepared.model
+    # What cannot be measured is said before any weights are fetched.
+    setup.reference_source(model, request.data)
+    extractor = setup.pick_extractor(model, request.features, request.features_weights, model.device, prepared.metrics)
+    reference = setup.pick_reference(model, request.data, extractor)
+    n = request.n if request.n is not None else setup.default_n(reference)
+    return Measured(extractor, reference, n, setup.real_features(model, request.data, extractor))
+
+
+def make_session(
+    prepared: Prepared, measured: Measured, seed: int, store: Store, rerun: bool = False, team: Team | None = None
+) -> Session:
+    """The session of one seed. Raises UserError where a metric needs more images."""
+    request = prepared.request
+    return Session(
+        prepared.model,
+        measured.reference,
+        measured.extractor,
+        prepared.metrics,
+        prepared.labels(measured.n),
+        prepared.mode,
+        measured.n,
+        seed,
+        request.batch_size,
+        store,
+        rerun,
+        blocks=request.blocks,
+        real=measured.real,
+        team=team or Team(),
+    )

@@ -1,0 +1,155 @@
+"""Suites: TOML files that list cells as grids."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from samplerbench import registry
+from samplerbench.bench.request import Grid, Request
+from samplerbench.errors import UserError
+from samplerbench.options import did_you_mean, show_value
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class SuiteGrid(BaseModel):
+    """One `[[grid]]`: samplers × parameters × guidances × spacings × steps (or nfe)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    samplers: Annotated[list[str], Field(min_length=1)]
+    parameters: dict[str, list[float | int | bool | str]] = {}
+    steps: list[Count] = []
+    nfe: list[Count] = []
+    guidances: list[str] = ["none"]
+    spacings: list[str] = ["default"]
+
+
+class Suite(BaseModel):
+    """The whole file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str = ""
+    model: str = "digits"
+    labels: str | Annotated[int, Field(ge=0)] | None = None
+    n: Count | None = None
+    blocks: Count = 1
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    batch_size: Count = 256
+    dtype: str = "fp32"
+    metrics: Annotated[list[str], Field(min_length=1)] = ["fid"]
+    features: str | None = None
+    features_weights: str | None = None
+    data: str | None = None
+    grid: Annotated[list[SuiteGrid], Field(min_length=1)]
+
+
+def load_suite(file: Path) -> Request:
+    """The request of a suite file.
+
+    Raises:
+        UserError: `FILE:LINE: what is wrong`, for anything from a typing error to a sampler that does not exist.
+    """
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the suite {file} cannot be read: {error}") from None
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"line (\d+)", str(error))
+        raise UserError(f"{file}:{line.group(1) if line else 1}: {error}") from None
+    try:
+        suite = Suite.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = [part for part in first["loc"] if not (isinstance(part, str) and "[" in part)]
+        raise UserError(f"{file}:{find_line(text, place)}: {_explain(first, place)}") from None
+    _check_specs(file, text, suite)
+    return Request(
+        grids=[_grid(file, text, i, grid) for i, grid in enumerate(suite.grid)],
+        model=suite.model,
+        labels=None if suite.labels is None else str(suite.labels),
+        n=suite.n,
+        blocks=suite.blocks,
+        seeds=suite.seeds,
+        batch_size=suite.batch_size,
+        dtype=suite.dtype,
+        metrics=suite.metrics,
+        features=suite.features,
+        features_weights=suite.features_weights,
+        data=suite.data,
+    )
+
+
+def _explain(error: Any, place: list[Any]) -> str:
+    name = ".".join(str(part) for part in place if not isinstance(part, int))
+    if error["type"] == "extra_forbidden":
+        known = SuiteGrid.model_fields if place[0] == "grid" else Suite.model_fields
+        return f'there is no key "{place[-1]}" here.{did_you_mean(str(place[-1]), known)} Known: {", ".join(known)}.'
+    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}."
+
+
+def _check_specs(file: Path, text: str, suite: Suite) -> None:
+    """Every spec in the file, parsed, so that an error names its line."""
+    named: list[tuple[str, str, list[Any]]] = [("metric", m, ["metrics", i]) for i, m in enumerate(suite.metrics)]
+    for g, grid in enumerate(suite.grid):
+        named += [("sampler", s, ["grid", g, "samplers", i]) for i, s in enumerate(grid.samplers)]
+        named += [("guidance", s, ["grid", g, "guidances", i]) for i, s in enumerate(grid.guidances) if s != "none"]
+        named += [("spacing", s, ["grid", g, "spacings", i]) for i, s in enumerate(grid.spacings) if s != "default"]
+        if bool(grid.steps) == bool(grid.nfe):
+            what = "both steps and nfe" if grid.steps else "neither steps nor nfe"
+            raise UserError(f"{file}:{find_line(text, ['grid', g])}: this grid has {what}; give one of them.")
+    for kind, spec, place in named:
+        try:
+            registry.parse(kind, spec)
+        except UserError as error:
+            raise UserError(f"{file}:{find_line(text, place, spec)}: {error}") from None
+
+
+def _grid(file: Path, text: str, number: int, grid: SuiteGrid) -> Grid:
+    samplers = []
+    for spec in grid.samplers:
+        for values in itertools.product(*grid.parameters.values()):
+            extra = ",".join(f"{k}={show_value(v)}" for k, v in zip(grid.parameters, values, strict=True))
+            full = spec + ("" if not extra else ("," if ":" in spec else ":") + extra)
+            try:
+                registry.parse("sampler", full)
+            except UserError as error:
+                line = find_line(text, ["grid", number, "parameters"])
+                raise UserError(f"{file}:{line}: {error}") from None
+            samplers.append(full)
+    spacings = [None if s == "default" else s for s in grid.spacings]
+    return Grid(samplers, grid.steps, grid.nfe, grid.guidances, spacings)
+
+
+def find_line(text: str, place: list[Any], value: str | None = None) -> int:
+    """The line, from 1, of a place in a suite file: ["grid", 1, "samplers", 0] is in the second [[grid]].
+
+    value: for an item of a list, its text, which tells its own line where the list has several.
+    """
+    lines = text.split("\n")
+    first, place = 0, list(place)
+    last = next((i for i, line in enumerate(lines) if line.strip().startswith("[")), len(lines))
+    if place and place[0] == "grid":
+        headers = [i for i, line in enumerate(lines) if re.match(r"\s*\[\[\s*grid\s*\]\]", line)]
+        if len(place) < 2 or not headers:
+            return (headers[0] if headers else 0) + 1
+        first = headers[min(place[1], len(headers) - 1)]
+        last = next((i for i in headers if i > first), len(lines))
+        place = place[2:]
+    keys = [part for part in place if isinstance(part, str)]
+    at = first
+    for key in keys:
+        pattern = rf"\s*(\[.*\b)?[\"']?{re.escape(key)}[\"']?\s*(=|\])"
+        at = next((i for i in range(first, last) if re.match(pattern, lines[i])), at)
+    if value is not None:
+        at = next((i for i in range(at, last) if f'"{value}"' in lines[i] or f"'{value}'" in lines[i]), at)
+    return at + 1

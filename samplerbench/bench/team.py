@@ -1,0 +1,75 @@
+"""The processes of a run: one alone, or several that `accelerate launch` has started."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from samplerbench.errors import SamplerbenchError, UserError
+
+
+@dataclass(frozen=True)
+class Team:
+    """Which process this is, and how it speaks with the others."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, in the order of their ranks, on every process."""
+        if self.size == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
+
+    def tell(self, value: Any) -> Any:
+        """The main process's value, on every process."""
+        if self.size == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
+    def agree(self, error: SamplerbenchError | None) -> None:
+        """Raise on every process what one of them met: so that one failing ends the cell for all, and none waits."""
+        if self.size == 1:
+            if error is not None:
+                raise error
+            return
+        told = None if error is None else (type(error), f"process {self.rank}: {error}")
+        for found in self.gather(told):
+            if found is not None:
+                kind, text = found
+                raise kind(text)
+
+    def share(self, first: int, last: int) -> range:
+        """This process's part of the samples first … last-1."""
+        count = last - first
+        return range(first + self.rank * count // self.size, first + (self.rank + 1) * count // self.size)
+
+
+def join_team(device: str) -> tuple[Team, str]:
+    """The team this process belongs to, and the device it uses.
+
+    Raises:
+        UserError: several processes that were given one and the same GPU by name.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return Team(), device
+    from accelerate import PartialState
+
+    use_cpu = device == "cpu" or not torch.cuda.is_available()
+    state = PartialState(cpu=use_cpu)
+    if not use_cpu and device not in ("auto", "cuda"):
+        raise UserError(f"--device {device}: with several processes each takes its own GPU; use --device auto.")
+    return Team(state.process_index, state.num_processes), "cpu" if use_cpu else str(state.device)

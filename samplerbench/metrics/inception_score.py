@@ -1,0 +1,50 @@
+"""The inception score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from samplerbench.metrics.metric import Accumulator, Context, FeatureStore, Layer, Metric
+from samplerbench.options import option
+
+
+@dataclass(frozen=True)
+class InceptionScore(Metric):
+    """exp E KL(p(y|x) ‖ p(y)) under the extractor's classifier, mean over splits (Salimans et al. 2016).
+
+    The splits are of consecutive images; torch-fidelity shuffles first, which changes only the splits' spread.
+    """
+
+    better: ClassVar[Literal["lower", "higher"]] = "higher"
+    layer: ClassVar[Layer] = "isc"
+
+    splits: int = option(10, "parts over which the score is averaged", ge=1)
+
+    def start(self, context: Context) -> Accumulator:
+        return _Score(self.splits)
+
+
+class _Score(FeatureStore):
+    def __init__(self, splits: int) -> None:
+        super().__init__()
+        self.splits = splits
+
+    def result(self) -> dict[str, Any]:
+        scores = inception_scores(self.features(), self.splits)
+        return {"value": float(scores.mean()), "spread_over_splits": float(scores.std(correction=0))}
+
+
+def inception_scores(logits: Tensor, splits: int) -> Tensor:
+    """The score of each split, (splits,) float64, of logits (n, K)."""
+    import torch
+
+    n, found = len(logits), []
+    logits = logits.double()
+    for i in range(splits):
+        log_p = logits[i * n // splits : (i + 1) * n // splits].log_softmax(dim=1)
+        log_marginal = log_p.exp().mean(dim=0).log()
+        found.append((log_p.exp() * (log_p - log_marginal)).sum(dim=1).mean().exp())
+    return torch.stack(found)

@@ -1,0 +1,46 @@
+"""Label accuracy of class-conditional samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from samplerbench.errors import UserError
+from samplerbench.metrics.metric import Accumulator, Batch, Context, Layer, Metric
+
+
+@dataclass(frozen=True)
+class LabelAccuracy(Metric):
+    """Share of images in which the extractor's classifier sees the label that was asked for (Ravuri & Vinyals 2019)."""
+
+    better: ClassVar[Literal["lower", "higher"]] = "higher"
+    layer: ClassVar[Layer] = "isc"
+
+    def start(self, context: Context) -> Accumulator:
+        return _Hits()
+
+
+class _Hits(Accumulator):
+    def __init__(self) -> None:
+        self.hits = self.seen = 0
+
+    def update(self, batch: Batch) -> None:
+        if batch.labels is None:
+            raise UserError("the metric label-accuracy needs labels: use --labels balanced or a label.")
+        if int(batch.labels.max()) >= batch.features.shape[1]:
+            raise UserError("the metric label-accuracy needs features whose classifier knows the model's labels.")
+        self.hits += int((batch.features.argmax(dim=1).cpu() == batch.labels).sum())
+        self.seen += len(batch.labels)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"counts": torch.tensor([self.hits, self.seen])}
+
+    def merge(self, state: dict[str, Tensor]) -> None:
+        hits, seen = state["counts"].tolist()
+        self.hits, self.seen = self.hits + hits, self.seen + seen
+
+    def result(self) -> dict[str, Any]:
+        return {"value": self.hits / self.seen}

@@ -1,0 +1,57 @@
+"""Precision and recall by nearest neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from samplerbench.metrics.metric import Accumulator, Context, FeatureStore, Layer, Metric
+from samplerbench.options import option
+
+
+@dataclass(frozen=True)
+class _Manifold(Metric):
+    better: ClassVar[Literal["lower", "higher"]] = "higher"
+    layer: ClassVar[Layer] = "prc"
+    fewest: ClassVar[int] = 5
+
+    k: int = option(3, "which nearest neighbour bounds a ball", ge=1)
+
+
+@dataclass(frozen=True)
+class Precision(_Manifold):
+    """Share of generated images within a real image's ball to its k-th neighbour (Kynkäänniemi et al. 2019)."""
+
+    def start(self, context: Context) -> Accumulator:
+        return _Coverage(self.k, context, swap=False)
+
+
+@dataclass(frozen=True)
+class Recall(_Manifold):
+    """Share of real images within a generated image's ball to its k-th neighbour (Kynkäänniemi et al. 2019)."""
+
+    def start(self, context: Context) -> Accumulator:
+        return _Coverage(self.k, context, swap=True)
+
+
+class _Coverage(FeatureStore):
+    def __init__(self, k: int, context: Context, swap: bool) -> None:
+        super().__init__()
+        self.k, self.context, self.swap = k, context, swap
+
+    def result(self) -> dict[str, Any]:
+        generated, real = self.features(), self.context.real_features("prc")
+        points, centres = (real, generated) if self.swap else (generated, real)
+        return {"value": coverage(points, centres, self.k)}
+
+
+def coverage(points: Tensor, centres: Tensor, k: int, chunk: int = 2048) -> float:
+    """Share of the points (n, d) that lie in the ball of some centre (m, d) to its k-th nearest other centre."""
+    points, centres = points.double(), centres.double()
+    # The nearest of all is the centre itself, at distance 0.
+    radii = torch.cat([torch.cdist(part, centres).kthvalue(k + 1, dim=1).values for part in centres.split(chunk)])
+    inside = [(torch.cdist(part, centres) <= radii).any(dim=1) for part in points.split(chunk)]
+    return float(torch.cat(inside).double().mean())

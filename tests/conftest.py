@@ -1,0 +1,103 @@
+"""What the tests share: the embedded model, the feature space it is measured in, and one call that samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from samplerbench import registry
+from samplerbench.bench import engine, setup
+from samplerbench.bench.labels import balanced_labels
+from samplerbench.bench.store import Store
+from samplerbench.metrics.extractors import Extractor
+from samplerbench.metrics.reference import Reference
+from samplerbench.models import Model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a sampler keeps in the user's cache is found anew, and the user's own cache is left alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAMPLERBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def digits() -> Model:
+    """The embedded model on the CPU in fp32. Shared by all tests: whoever changes it works on a copy."""
+    return setup.load_model("digits", CPU, "fp32")
+
+
+@pytest.fixture(scope="session")
+def extractor(digits: Model) -> Extractor:
+    """The feature space of the embedded model's card."""
+    return setup.pick_extractor(digits, None, None, CPU)
+
+
+@pytest.fixture(scope="session")
+def reference(digits: Model, extractor: Extractor) -> Reference:
+    """The statistics of the real digits in that feature space."""
+    return setup.pick_reference(digits, None, extractor)
+
+
+@pytest.fixture(scope="session")
+def labels(digits: Model) -> Tensor:
+    """As many labels as there are real digits, (1797,), in the data's own proportions; so is every prefix."""
+    assert digits.class_counts is not None
+    return balanced_labels(sum(digits.class_counts), digits.class_counts)
+
+
+def make_cell(model: Model, sampler: str, spacing: str | None, steps: int, guidance: str = "none") -> engine.Cell:
+    """The one cell of these specs."""
+    (cell,), _ = engine.plan(
+        model,
+        [registry.parse("sampler", sampler)],
+        [steps],
+        [setup.pick_guidance(guidance)],
+        lambda chosen: setup.pick_spacing(chosen, spacing),
+    )
+    return cell
+
+
+def run_images(
+    model: Model,
+    sampler: str,
+    spacing: str | None,
+    steps: int,
+    n: int,
+    labels: Tensor | None,
+    *,
+    guidance: str = "none",
+    seed: int = 0,
+    batch_size: int = 256,
+    index: Tensor | None = None,
+) -> Tensor:
+    """Images (n, C, H, W) in [-1, 1] of the samples `index` (0 … n-1 unless given), each with its own label."""
+    index = torch.arange(n) if index is None else index
+    cell = make_cell(model, sampler, spacing, steps, guidance)
+    given = None if labels is None else labels[index]
+    return torch.cat([batch.images for batch in engine.generate(model, cell, index, given, seed, batch_size)])
+
+
+@pytest.fixture
+def make_session(
+    digits: Model, extractor: Extractor, reference: Reference, labels: Tensor, tmp_path: Path
+) -> Callable[..., engine.Session]:
+    """Makes sessions of n images that measure the FID and keep their results in tmp_path."""
+
+    def make(
+        n: int = 8, seed: int = 0, batch_size: int = 256, model: Model = digits, rerun: bool = False
+    ) -> engine.Session:
+        metrics = [registry.parse("metric", "fid")]
+        store = Store(tmp_path)
+        return engine.Session(
+            model, reference, extractor, metrics, labels[:n], "balanced", n, seed, batch_size, store, rerun
+        )
+
+    return make

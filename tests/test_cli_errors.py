@@ -1,0 +1,427 @@
+"""What a user can do wrong: one line, exit code 2, nothing lost. And what the help tells."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch_fidelity.feature_extractor_inceptionv3 as inception
+from diffusers import DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
+
+from samplerbench.bench import engine, generate
+from samplerbench.bench.store import sound
+from samplerbench.cli.app import main
+from samplerbench.errors import UserError
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+Refuse = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SAMPLERBENCH_DEBUG", "")
+
+
+def exit_code(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.fixture
+def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
+    """Run a command that must be refused; returns the line that says why."""
+
+    def check(*arguments: str) -> str:
+        capsys.readouterr()
+        assert exit_code(*arguments) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("samplerbench: ")
+        assert err.count("\n") == 1
+        assert err.endswith("\n")
+        assert "Traceback" not in err
+        return err.removeprefix("samplerbench: ").strip()
+
+    return check
+
+
+# --- The words of the command --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("-s ddmi", 'no sampler "ddmi". Did you mean "ddim"? Known: '),
+        ("-s ddim:etta=1", 'sampler ddim has no parameter "etta". Did you mean "eta"? Parameters of ddim: eta: float'),
+        ("-s ddim:eta=1.5", "sampler ddim: eta=1.5: input should be less than or equal to 1. Parameters of ddim: "),
+        ("-s ddim:eta=x", "sampler ddim: eta=x: input should be a valid number"),
+        ("-s ddim:eta=0,eta=1", "sampler ddim: eta is given twice. Parameters of ddim: "),
+        ("-s ddim:0.5", 'sampler ddim: "0.5" has no name; write parameter=value. Parameters of ddim: '),
+        ("-s ddpm:variance=huge", "sampler ddpm: variance=huge: "),
+        ("-s langevin:T=0", "sampler langevin: T=0: input should be greater than or equal to 1. Parameters of lang"),
+        ("-s ddim -s ddp", 'no sampler "ddp". Did you mean "ddpm"?'),
+        ("-s ddim -g cgf", 'no guidance "cgf". Did you mean "cfg"? Known: '),
+        ("-s ddim -g cfg:scale=-1", "guidance cfg: scale=-1: input should be greater than or equal to 0."),
+        ("-s ddim --spacing karas", 'no spacing "karas". Did you mean "karras"? Known: '),
+        ("-s ddim --spacing karras:sigma_min=9,sigma_max=1", "spacing karras:sigma_min=9,sigma_max=1: sigma_min = 9 "),
+        ("-s ddim --metric fidd", 'no metric "fidd". Did you mean "fid"? Known: '),
+        ("-s ddim --steps 0", "--steps 0: at least 1 step is needed."),
+        ("-s ddim --steps 10,-5", "--steps -5: at least 1 step is needed."),
+        ("-s ddim --steps ten", '--steps ten: "ten" is no whole number; write --steps 10,20,50.'),
+        ("-s ddim --steps 10,2.5", '--steps 10,2.5: "2.5" is no whole number'),
+        ("-s ddim --steps --5", '--steps --5: "--5" is no whole number'),
+        ("-s ddim --steps ²", '--steps ²: "²" is no whole number'),
+        ("-s ddim --steps ,", "--steps is empty; write --steps 10,20,50."),
+        ("-s ddim --steps 1001", "spacing leading cannot give 1001 steps: the model has 1000 timesteps; use fewer"),
+        ("-s ddim --steps 10,2000 --spacing trailing", "spacing trailing cannot give 2000 steps: the model has 1000"),
+        ("-s ddim --labels 10", "--labels 10: the model has the labels 0 to 9."),
+        ("-s ddim --labels -1", "--labels -1: the model has the labels 0 to 9."),
+        ("-s ddim --labels seven", '--labels seven: give "balanced", "none" or one label.'),
+        ("-s ddim --labels --5", '--labels --5: give "balanced", "none" or one label.'),
+        ("-s ddim --labels none -g cfg", "guidance cfg needs labels to steer towards"),
+        ("-s ddim --n 1", "--n 1: the metric fid needs at least 2 images."),
+        ("-s ddim --n 0", "Invalid value for '--n': "),
+        ("-s ddim --n many", "Invalid value for '--n': "),
+        ("-s ddim --batch-size 0", "Invalid value for '--batch-size' / '-b': "),
+        ("-s ddim --seed -1", "Invalid value for '--seed': "),
+        (f"-s ddim --seed {2**64}", "Invalid value for '--seed': "),
+        ("-s ddim --dtype fp8", "--dtype fp8: known are fp32, fp64, bf16, fp16."),
+        ("-s ddim --device gpu", "--device gpu: it cannot be used here ("),
+        ("-s ddim --device cuda:99", "--device cuda:99: it cannot be used here ("),
+        ("-s ddim --device meta", "--device meta: it cannot be used here ("),
+        ("-s ddim --features digits-cn", 'no feature extractor "digits-cn". Did you mean "digits-cnn"? Known: '),
+        ("-s ddim --features-weights absent", "the weights absent of the features digits-cnn are not there."),
+        (
+            "-s ddim --data digts",
+            'no data set "digts": it is neither a folder nor one of digits. Did you mean "digits"?',
+        ),
+        ("-s ddim --data absent.safetensors", "absent.safetensors is no reference written by `samplerbench stats`: "),
+        ("-s ddim --model digits:rounding=up", "model digits: rounding=up: "),
+        ("-s ddim --model absent/folder/deep", 'no model "absent/folder/deep": it is neither a folder nor a hub id'),
+        ("-s ddim --model no-such-name", 'no model "no-such-name": it is neither a folder nor a hub id'),
+        ("-s ddim -g classifier:weights=absent", "no classifier in absent: diffusion_pytorch_model.safetensors is not"),
+         ("", "name a sampler with --sampler, or a suite file; `samplerbench list samplers` shows them."),
+        ("-s ddim --stepz 5", "No such option: --stepz"),
+    ],
+)
+def test_a_bad_run_is_one_line(refuse: Refuse, arguments: str, reason: str) -> None:
+    assert refuse("run", *arguments.split()).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("rnu", "No such command 'rnu'. Did you mean 'run'? `samplerbench --help` shows the options."),
+        ("list sampler", "Invalid value for 'kind': "),
+        ("show dimd", 'nothing is called "dimd". Did you mean "ddim"? `samplerbench list` shows what there is.'),
+        ("sample grid.jpg -s ddim", "grid.jpg: the grid is a PNG file; name one, like grid.png."),
+        ("sample grid.png -s ddmi", 'no sampler "ddmi". Did you mean "ddim"?'),
+        ("sample grid.png -s ddim --labels 10", "--labels 10: the model has the labels 0 to 9."),
+        ("stats digits --out digits.npz", "digits.npz: statistics are a .safetensors file; name one, like digits.safe"),
+        ("stats digts --features digits-cnn --out x.safetensors", 'no data set "digts": '),
+        ("stats digits --features digits-cm --out x.safetensors", 'no feature extractor "digits-cm". Did you mean '),
+    ],
+)
+def test_the_other_commands_say_it_in_one_line_too(refuse: Refuse, arguments: str, reason: str) -> None:
+    assert refuse(*arguments.split()).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "run -s ddim --out FILE/results",
+        "sample FILE/grid.png -s ddim --steps 1 --n 1",
+        "stats digits --features digits-cnn --out FILE/x.safetensors",
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_one_line(refuse: Refuse, tmp_path: Path, arguments: str) -> None:
+    (tmp_path / "FILE").write_text("not a folder")
+    assert refuse(*arguments.split()).startswith("cannot write FILE/")
+
+
+def test_debug_gives_the_traceback() -> None:
+    with pytest.raises(UserError, match="no sampler"):
+        main(["--debug", "run", "-s", "ddmi"])
+
+
+def test_no_command_is_the_help_and_no_complaint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code() in (0, 2)
+    said = "".join(capsys.readouterr())
+    assert "Usage: samplerbench" in said
+    assert "samplerbench: " not in said
+
+
+# --- Models --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny pipelines as diffusers saves them: `plain`, without labels, and `labelled`, without a null label."""
+    root = tmp_path_factory.mktemp("models")
+    for name, classes in (("plain", None), ("labelled", 10)):
+        unet = UNet2DModel(
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            layers_per_block=1,
+            block_out_channels=(8, 8),
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+            norm_num_groups=4,
+            num_class_embeds=classes,
+        )
+        unet.save_pretrained(root / name / "unet")
+        DDPMScheduler().save_pretrained(root / name / "scheduler")
+        index = {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}
+        index["scheduler"] = ["diffusers", "DDPMScheduler"]
+        (root / name / "model_index.json").write_text(json.dumps(index))
+    return root
+
+
+def run_model(folder: Path, *more: str) -> list[str]:
+    return ["run", "-s", "ddim", "--steps", "1", "--n", "2", "--model", str(folder), *more]
+
+
+def test_the_tiny_pipelines_are_sound(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("plain", "labelled"):
+        known = ["--data", "digits", "--features", "digits-cnn", "--json"]
+        assert exit_code(*run_model(saved / name, *known)) == 0
+        (record,) = json.loads(capsys.readouterr().out)
+        assert record["metrics"]["fid"]["value"] > 0
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        ("model_index.json", "is no diffusers pipeline: model/model_index.json is not there."),
+        ("unet", "is incomplete: unet/config.json is not there."),
+        ("unet/config.json", "is incomplete: unet/config.json is not there."),
+        ("scheduler", "is incomplete: scheduler/scheduler_config.json is not there."),
+        (WEIGHTS, "is incomplete: unet/diffusion_pytorch_model.safetensors is not there ("),
+    ],
+)
+def test_an_incomplete_model_folder_is_refused(
+    refuse: Refuse, saved: Path, tmp_path: Path, missing: str, reason: str
+) -> None:
+    folder = shutil.copytree(saved / "plain", tmp_path / "model")
+    gone = folder / missing
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    assert refuse(*run_model(folder)).startswith(f"{folder} {reason}")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("model_index.json", b"{", "is no diffusers pipeline: model/model_index.json cannot be read ("),
+        ("unet/config.json", b"", "is incomplete: unet/config.json cannot be read ("),
+        (WEIGHTS, b"", "cannot be loaded as a UNet2DModel: "),
+        (WEIGHTS, None, "cannot be loaded as a UNet2DModel: "),
+    ],
+)
+def test_a_damaged_model_folder_is_refused(
+    refuse: Refuse, saved: Path, tmp_path: Path, file: str, content: bytes | None, reason: str
+) -> None:
+    folder = shutil.copytree(saved / "plain", tmp_path / "model")
+    path = folder / file
+    path.write_bytes(path.read_bytes()[:5000] if content is None else content)
+    assert refuse(*run_model(folder)).startswith(f"{folder} {reason}")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "reason"),
+    [
+        (
+            "model_index.json",
+            {"unet": ["diffusers", "UNet2DConditionModel"]},
+            "DDPMPipeline with the network UNet2DCond",
+        ),
+        ("model_index.json", {"_class_name": "FluxPipeline", "unet": None}, "a FluxPipeline with the network missing"),
+        ("model_index.json", {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}, "has the scheduler Flow"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "predicts flow; supported are epsilon, "),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "other"}, 'the beta schedule "other" is not known'),
+        ("scheduler/scheduler_config.json", {"variance_type": "learned_range"}, "has 1 output channels, but variance"),
+        ("unet/config.json", {"sample_size": None}, "unet/config.json has no sample_size."),
+        ("unet/config.json", {"block_out_channels": [16, 16]}, "cannot be loaded as a UNet2DModel: "),
+    ],
+)
+def test_an_unsupported_model_is_refused(
+    refuse: Refuse, saved: Path, tmp_path: Path, file: str, change: dict[str, Any], reason: str
+) -> None:
+    folder = shutil.copytree(saved / "plain", tmp_path / "model")
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
+    assert reason in refuse(*run_model(folder))
+
+
+def test_weights_in_a_pickle_are_not_loaded(refuse: Refuse, saved: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved / "plain", tmp_path / "model")
+    torch.save(load_file(folder / WEIGHTS), folder / "unet/diffusion_pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+    assert "weights in pickle files, .bin, are not loaded" in refuse(*run_model(folder))
+
+
+def test_weights_of_another_shape_are_refused(refuse: Refuse, saved: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved / "plain", tmp_path / "model")
+    weights = load_file(folder / WEIGHTS)
+    weights["conv_in.weight"] = weights["conv_in.weight"][:4].clone()
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    assert "cannot be loaded as a UNet2DModel: " in refuse(*run_model(folder))
+
+
+def test_a_file_is_no_model(refuse: Refuse, saved: Path) -> None:
+    file = saved / "plain" / "model_index.json"
+    assert refuse(*run_model(file)).startswith(f'no model "{file}": it is neither a folder nor a hub id')
+
+
+@pytest.mark.parametrize(
+    ("model", "guidance", "reason"),
+    [
+        ("plain", "cfg", "guidance cfg needs "),
+        ("plain", "classifier", "the model comes without a classifier; name one with weights=FOLDER"),
+        ("labelled", "cfg", "guidance cfg needs a class-conditional model that was also trained without labels"),
+        ("labelled", "classifier", "guidance classifier guides the model without labels, and this one cannot do with"),
+    ],
+)
+def test_guidance_on_a_model_that_cannot_be_guided_is_refused_before_anything_is_fetched(
+    refuse: Refuse, saved: Path, model: str, guidance: str, reason: str
+) -> None:
+    """No card says what the features are, so they would be Inception's."""
+    assert refuse(*run_model(saved / model, "-g", guidance, "--data", "digits")).startswith(reason)
+
+
+def test_labels_on_a_model_without_and_none_on_a_model_that_needs_them(refuse: Refuse, saved: Path) -> None:
+    assert refuse(*run_model(saved / "plain", "--labels", "3")).startswith("--labels 3: the model has no classes; use ")
+    unlabelled = refuse(*run_model(saved / "labelled", "--labels", "none"))
+    assert unlabelled.startswith("the model is class-conditional and was trained without a null label; it cannot be")
+
+
+def test_a_model_that_does_not_say_its_data_needs_some(refuse: Refuse, saved: Path) -> None:
+    assert refuse(*run_model(saved / "plain")).endswith("name the real images with --data.")
+
+
+def test_features_that_cannot_be_fetched_are_one_line(
+    refuse: Refuse, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(inception, "load_state_dict_from_url", offline)
+    message = refuse(*run_model(saved / "plain", "--data", "digits"))
+    assert message.startswith(
+        "the weights of inception-v3-compat are not in the cache and cannot be downloaded (URLError)"
+    )
+
+
+def test_statistics_of_other_features_are_refused(refuse: Refuse, tmp_path: Path) -> None:
+    assert exit_code("stats", "digits", "--features", "digits-cnn", "--out", "real.safetensors") == 0
+    file = tmp_path / "real.safetensors"
+    file.write_bytes(file.read_bytes().replace(b"digits-cnn", b"digits-mlp"))
+    message = refuse("run", "-s", "ddim", "--data", "real.safetensors")
+    assert message.startswith("real.safetensors holds features of digits-mlp (weights ")
+
+
+# --- While it runs -------------------------------------------------------------------------------------------------
+
+
+def test_no_memory_says_which_batch_size_to_try_and_the_other_cells_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive = generate.drive
+
+    def hungry(sampler: Any, *rest: Any, **more: Any) -> torch.Tensor:
+        if sampler.label() == "ddpm":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return drive(sampler, *rest, **more)
+
+    monkeypatch.setattr(generate, "drive", hungry)
+    assert exit_code("run", "-s", "ddpm", "-s", "ddim", "--steps", "1", "--n", "6", "-b", "4", "--json") == 2
+    out, err = capsys.readouterr()
+    first, second = json.loads(out)
+    assert first["error"] == "the device has not enough memory for a batch of 4; try --batch-size 2."
+    assert first["error"] in err
+    assert second["metrics"]["fid"]["value"] > 0
+
+
+def test_ctrl_c_keeps_the_cells_that_are_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run_cell = engine.run_cell
+
+    def stopped(session: engine.Session, cell: engine.Cell, *rest: Any) -> engine.Outcome:
+        if cell.steps == 2:
+            raise KeyboardInterrupt
+        return run_cell(session, cell, *rest)
+
+    monkeypatch.setattr(engine, "run_cell", stopped)
+    assert exit_code("run", "-s", "ddim", "--steps", "1,2,3", "--n", "4", "--out", "kept", "--json") == 130
+    out, err = capsys.readouterr()
+    (record,) = json.loads(out)
+    assert record["steps"] == 1
+    assert err.splitlines()[-1] == (
+        "samplerbench: stopped; 1 of 3 cells are done and kept in kept/. Run the same command to go on."
+    )
+    (file,) = (tmp_path / "kept").glob("*.json")
+    assert sound(json.loads(file.read_text("utf-8")))
+
+
+# --- What there is to read -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ddim", ["sampler", "eta", "float", "≥ 0, ≤ 1", "0 is deterministic, 1 is ancestral", "Song, Meng & Ermon"]),
+        ("langevin", ["T", "int", "≥ 1", "> 0, < 1", "0.1", "Default spacing: geometric"]),
+        ("pf-ode", ["euler | heun | rk4 | rk45", "0.0001"]),
+        ("karras", ["float or none", "none", "rho", "> 0"]),
+        ("classifier", ["bool", "false", "Dhariwal & Nichol 2021"]),
+        ("fid", ["metric", "No parameters."]),
+    ],
+)
+def test_show_tells_parameters_with_bounds_and_the_paper(
+    capsys: pytest.CaptureFixture[str], name: str, words: list[str]
+) -> None:
+    assert exit_code("show", name) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{name}  ")
+    assert "samplerbench 0." in said
+    for word in words:
+        assert word in said
+
+
+def test_show_takes_a_checkpoint_folder(capsys: pytest.CaptureFixture[str], saved: Path) -> None:
+    assert exit_code("show", str(saved / "labelled")) == 0
+    said = capsys.readouterr().out
+    assert "1x8x8" in said
+    assert "1000, σ from 0.01 to 157.4" in said
+
+
+def complete(words: str, shell: str = "complete_bash") -> str:
+    env = os.environ | {"_SAMPLERBENCH_COMPLETE": shell, "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    command = [sys.executable, "-m", "samplerbench"]
+    done = subprocess.run(command, env=env, capture_output=True, encoding="utf-8", timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_shell_completes_what_is_registered() -> None:
+    assert {"ddim", "ddpm"} <= set(complete("samplerbench run --sampler dd").split())
+    assert complete("samplerbench run --spacing kar").split() == ["karras"]
+    assert complete("samplerbench run --guidance cf").split() == ["cfg"]
+    assert "run" in complete("samplerbench r").split()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_there_is_a_completion_script(shell: str) -> None:
+    script = complete("samplerbench", f"source_{shell}")
+    assert f"_SAMPLERBENCH_COMPLETE=complete_{shell}" in script

@@ -1,0 +1,168 @@
+"""Guidance: what it computes, what it costs, and that it composes with every sampler."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import run_images
+from torch import Tensor
+
+from samplerbench import registry
+from samplerbench.models import Model
+from samplerbench.sampling import Denoiser, Prediction, Sigma
+from samplerbench.sampling.denoiser import per_sample
+from samplerbench.sampling.meter import Meter
+
+SAMPLERS = [*sorted({entry.name for entry in registry.entries("sampler")}), "pf-ode:solver=rk45"]
+GUIDANCES = sorted({entry.name for entry in registry.entries("guidance")})
+LEVEL = 1.3
+
+
+@pytest.fixture
+def noisy(digits: Model) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return math.sqrt(1 + LEVEL**2) * torch.randn(4, *digits.shape, generator=generator)
+
+
+def guided(model: Model, spec: str, labels: Tensor | None, x: Tensor) -> Tensor:
+    """D of the guided model at one level."""
+    with torch.no_grad():
+        return model.denoiser(labels, len(x), registry.parse("guidance", spec))(x, LEVEL)
+
+
+# --- Classifier-free ------------------------------------------------------------------------------------------------
+
+
+def test_cfg_at_scale_1_is_the_conditional_model(digits: Model, labels: Tensor, noisy: Tensor) -> None:
+    with torch.no_grad():
+        conditional = digits.denoiser(labels[:4], 4)(noisy, LEVEL)
+    assert torch.equal(guided(digits, "cfg:scale=1", labels[:4], noisy), conditional)
+
+
+def test_cfg_at_scale_0_is_the_model_without_labels(digits: Model, labels: Tensor, noisy: Tensor) -> None:
+    with torch.no_grad():
+        unconditional = digits.denoiser(None, 4)(noisy, LEVEL)
+        conditional = digits.denoiser(labels[:4], 4)(noisy, LEVEL)
+    assert torch.equal(guided(digits, "cfg:scale=0", labels[:4], noisy), unconditional)
+    assert (unconditional - conditional).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_cfg_is_linear_in_its_scale(digits: Model, labels: Tensor, noisy: Tensor, scale: float) -> None:
+    free, given = (guided(digits, f"cfg:scale={g}", labels[:4], noisy) for g in (0, 1))
+    found = guided(digits, f"cfg:scale={scale}", labels[:4], noisy)
+    torch.testing.assert_close(found, free + scale * (given - free), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("scale", "cost"), [(0, 1), (1, 1), (0.5, 2), (2, 2)])
+def test_cfg_costs_two_evaluations_where_it_needs_both(
+    digits: Model, labels: Tensor, noisy: Tensor, scale: float, cost: int
+) -> None:
+    with Meter(digits.network) as meter:
+        guided(digits, f"cfg:scale={scale}", labels[:4], noisy)
+    assert meter.network == cost * len(noisy)
+
+
+# --- By a classifier ------------------------------------------------------------------------------------------------
+
+
+class TwoGaussians(Denoiser):
+    """Class k is N(μ_k, s²) with the prior weight w_k. D, the conditional D and the label's posterior are all exact."""
+
+    MEANS, WEIGHTS, DEVIATION = torch.tensor([-0.8, 0.5]).double(), torch.tensor([0.3, 0.7]).double(), 0.4
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+        self.levels, self.variance_preserving = torch.logspace(-2, 2, 50).double(), True
+
+    def _log_joint(self, x: Tensor, sigma: Sigma) -> Tensor:
+        """log w_k N(x; μ_k, s²+σ²) up to a constant, (B, 2)."""
+        variance = self.DEVIATION**2 + per_sample(sigma, x)[:, None] ** 2
+        return self.WEIGHTS.log() - (x.flatten(1) - self.MEANS) ** 2 / (2 * variance)
+
+    def _means(self, x: Tensor, sigma: Sigma) -> Tensor:
+        """E[x₀ | x, k], (B, 2)."""
+        share = self.DEVIATION**2 / (self.DEVIATION**2 + per_sample(sigma, x)[:, None] ** 2)
+        return self.MEANS + share * (x.flatten(1) - self.MEANS)
+
+    def conditional(self, x: Tensor, sigma: Sigma) -> Prediction:
+        return Prediction(self._means(x, sigma).gather(1, self.labels[:, None]).reshape(x.shape))
+
+    def unconditional(self, x: Tensor, sigma: Sigma) -> Prediction:
+        posterior = self._log_joint(x, sigma).softmax(1)
+        return Prediction((posterior * self._means(x, sigma)).sum(1).reshape(x.shape))
+
+    predict = conditional
+
+    def classifier_score(self, x: Tensor, sigma: Sigma, weights: str = "") -> Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            log_p = self._log_joint(leaf, sigma).log_softmax(1)[torch.arange(len(x)), self.labels].sum()
+        return torch.autograd.grad(log_p, leaf)[0]
+
+    def rows(self, index: Tensor) -> Denoiser:
+        return TwoGaussians(self.labels[index])
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["one-level", "level-per-sample"])
+def test_an_exact_classifier_on_the_unconditional_model_gives_the_conditional_model(alone: bool) -> None:
+    """Bayes' rule: ∇ log p(x | y) = ∇ log p(x) + ∇ log p(y | x)."""
+    n = 64
+    problem = TwoGaussians(torch.arange(n) % 2)
+    x = 1.5 * torch.randn(n, 1, 1, 1, generator=torch.Generator().manual_seed(0)).double()
+    sigma: Sigma = torch.linspace(0.1, 4, n).double() if alone else 0.7
+    found = registry.parse("guidance", "classifier").predict(problem, x, sigma).x0
+    torch.testing.assert_close(found, problem.conditional(x, sigma).x0, rtol=0, atol=1e-12)
+    assert (found - problem.unconditional(x, sigma).x0).abs().max() > 0.1
+
+
+def test_the_classifier_adds_scale_times_its_score(digits: Model, labels: Tensor, noisy: Tensor) -> None:
+    free, once, thrice = (guided(digits, f"classifier:scale={g}", labels[:4], noisy) for g in (0, 1, 3))
+    torch.testing.assert_close(thrice - free, 3 * (once - free), rtol=0, atol=1e-5)
+    bound = digits.denoiser(labels[:4], 4)
+    torch.testing.assert_close(once - free, LEVEL**2 * bound.classifier_score(noisy, LEVEL), rtol=0, atol=1e-5)
+
+
+def test_the_score_is_the_gradient_of_the_log_probability(digits: Model, labels: Tensor, noisy: Tensor) -> None:
+    """Against central differences, along the score itself."""
+    bound, given = digits.denoiser(labels[:4], 4), labels[:4]
+    score = bound.classifier_score(noisy, LEVEL)
+    along = score / score.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+
+    def log_p(x: Tensor) -> Tensor:
+        logits = digits.classifier().logits(x, torch.full((len(x),), LEVEL).double())
+        return logits.double().log_softmax(1)[torch.arange(len(x)), given]
+
+    h = 1e-2
+    slope = (log_p(noisy + h * along) - log_p(noisy - h * along)) / (2 * h)
+    torch.testing.assert_close(slope, score.flatten(1).norm(dim=1).double(), rtol=1e-2, atol=1e-4)
+
+
+def test_both_passes_of_the_classifier_are_counted(digits: Model, labels: Tensor, noisy: Tensor) -> None:
+    digits.classifier()
+    with Meter(digits.network, digits.classifiers) as meter:
+        guided(digits, "classifier", labels[:4], noisy)
+    assert (meter.network, meter.classifier_forward, meter.classifier_backward) == (4, 4, 4)
+
+
+def test_the_classifier_can_guide_the_conditional_prediction(digits: Model, labels: Tensor, noisy: Tensor) -> None:
+    free, added = (guided(digits, spec, labels[:4], noisy) for spec in ("classifier:scale=0", "classifier"))
+    with torch.no_grad():
+        conditional = digits.denoiser(labels[:4], 4)(noisy, LEVEL)
+    found = guided(digits, "classifier:conditional=true", labels[:4], noisy)
+    torch.testing.assert_close(found, conditional + (added - free), rtol=0, atol=1e-5)
+
+
+# --- With every sampler ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance", GUIDANCES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_guidance_works_with_every_sampler(digits: Model, labels: Tensor, sampler: str, guidance: str) -> None:
+    images = run_images(digits, sampler, None, 3, 4, labels, guidance=guidance)
+    assert images.shape == (4, *digits.shape)
+    assert images.isfinite().all()
+    unguided = run_images(digits, sampler, None, 3, 4, labels)
+    assert not torch.equal(images, unguided)
