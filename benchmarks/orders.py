@@ -1,6 +1,6 @@
 """Measure the order of convergence of every deterministic solver on the two smooth exact problems.
 
-    python benchmarks/orders.py            # prints the Markdown table of docs/solvers.md
+python benchmarks/orders.py            # prints the Markdown table of docs/solvers.md
 """
 
 from __future__ import annotations

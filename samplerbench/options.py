@@ -162,13 +162,16 @@ class Configurable:
 
     @property
     def spec(self) -> str:
-        """The spec string that makes this instance: the name, positional values, and what differs from the defaults."""
+        """The spec string that makes this instance: the name, its first positional value, and what is no default."""
+        known = parameters_of(type(self)).values()
+        slot = next((p.name for p in known if p.positional), None)
         changed: list[str] = []
         first = ""
-        for p in parameters_of(type(self)).values():
+        for p in known:
             value = getattr(self, p.name)
-            if p.positional:
-                first += f"/{value}" if value else ""
+            # After a slash there is room for one value, and none for a colon.
+            if p.name == slot and (text := show_value(value)) and ":" not in text:
+                first = f"/{text}"
             elif p.rest:
                 changed += [f"{key}={text}" for key, text in value]
             elif value != p.default:

@@ -111,7 +111,7 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
         ("-s ddim --model absent/folder/deep", 'no model "absent/folder/deep": it is neither a folder nor a hub id'),
         ("-s ddim --model no-such-name", 'no model "no-such-name": it is neither a folder nor a hub id'),
         ("-s ddim -g classifier:weights=absent", "no classifier in absent: diffusion_pytorch_model.safetensors is not"),
-         ("", "name a sampler with --sampler, or a suite file; `samplerbench list samplers` shows them."),
+        ("", "name a sampler with --sampler, or a suite file; `samplerbench list samplers` shows them."),
         ("-s ddim --stepz 5", "No such option: --stepz"),
     ],
 )

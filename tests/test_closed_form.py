@@ -89,7 +89,7 @@ def test_adaptive_solver_meets_its_tolerance() -> None:
 
 
 def test_adaptive_solver_has_the_cost_of_a_fifth_order_method() -> None:
-    """The error of a step is h⁵, so 10⁵ times the accuracy costs ten times the steps. By a wrong estimate, O(h), 10⁵."""
+    """The error of a step is O(h⁵), so 10⁵ times the accuracy costs 10 times the steps, and no more."""
 
     class Counted(Gaussian):
         calls = 0
@@ -104,7 +104,7 @@ def test_adaptive_solver_has_the_cost_of_a_fifth_order_method() -> None:
         run(f"pf-ode:solver=rk45,rtol={tolerance},atol={tolerance}", prior(1), levels(START, 0.0), counted)
         return counted.calls
 
-    assert calls(1e-9) / calls(1e-4) == pytest.approx(10, rel=0.3)
+    assert 5 * calls(1e-4) < calls(1e-9) < 10 * calls(1e-4)
 
 
 def test_adaptive_solver_steps_each_sample_alone() -> None:
@@ -179,12 +179,12 @@ def test_deterministic_samplers_draw_no_noise() -> None:
 
 def test_langevin_at_one_level_has_the_stationary_variance_of_its_recursion() -> None:
     # x ← μ + ρ (x - μ) + √(2r) σ z with ρ = 1 - r σ²/(s²+σ²): an AR(1) process, of variance 2rσ²/(1-ρ²).
-    level, r = 0.8, 0.3
+    level, r, T = 0.8, 0.5, 50
     rho = 1 - r * level**2 / (DEVIATION**2 + level**2)
     stationary = 2 * r * level**2 / (1 - rho**2)
-    assert rho**400 < 1e-12
-    x, noise = run(f"langevin:T=200,r={r},denoise=false", prior(20_000), levels(level, 0.0))
-    assert noise.draws == 200
+    assert rho ** (2 * T) < 1e-12
+    x, noise = run(f"langevin:T={T},r={r},denoise=false", prior(20_000), levels(level, 0.0))
+    assert noise.draws == T
     assert_moments(x, MEAN, stationary)
 
 

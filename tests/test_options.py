@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
+from samplerbench import registry
 from samplerbench.errors import UserError
 from samplerbench.options import Configurable, build, did_you_mean, list_parameters, option, parameters_of, show_value
 
@@ -107,6 +108,7 @@ def test_strings_become_the_parameters_type(parameter: str, text: str, value: An
         ("last", "perhaps"),
         ("sigma_min", "0"),
         ("sigma_min", "nan"),
+        ("sigma_min", "inf"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_parameters_that_exist(parameter: str, text: str) -> None:
@@ -165,8 +167,8 @@ def test_positional_values_fill_the_positional_parameters_in_order() -> None:
 def test_rest_takes_what_has_no_field_of_its_own() -> None:
     made = build(Wrapper, {"eta": "0.5", "scheduler": "PNDM", "skip": "true"})
     assert made == Wrapper("PNDM", (("eta", "0.5"), ("skip", "true")))
-    assert made.spec == "wrapper:scheduler=PNDM,eta=0.5,skip=true"
-    assert Wrapper().spec == "wrapper"
+    assert made.spec == "wrapper/PNDM:eta=0.5,skip=true"
+    assert Wrapper().spec == "wrapper/DDIM"
 
 
 def test_choices_may_be_numbers() -> None:
@@ -191,12 +193,20 @@ def test_a_parameter_given_twice_is_refused() -> None:
         Solver(rho=math.pi, eta=1 / 3),
         Solver(rho=1e-7, eta=0.1 + 0.2),
         Solver(rho=1e-300),
+        Problem(),
+        Problem("mixture", seed=3),
+        Problem("mixture", 16),
+        Problem("a/b"),
+        Problem("a:b", 16),
+        Problem(""),
+        Wrapper(),
+        Wrapper("PNDM", (("eta", "0.5"), ("skip", "true"))),
+        Plain(),
     ],
 )
-def test_spec_is_the_way_back(made: Solver) -> None:
-    name, _, tail = made.spec.partition(":")
-    assert name == "toy"
-    assert build(Solver, dict(part.split("=") for part in tail.split(",") if part)) == made
+def test_spec_is_the_way_back(made: Configurable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "get", lambda *_: type(made))
+    assert registry.parse("any", made.spec) == made
 
 
 def test_spec_says_only_what_differs_and_parameters_say_all() -> None:

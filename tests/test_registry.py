@@ -190,7 +190,7 @@ def test_a_plugin_of_another_distribution_is_found_by_its_entry_point(good: Path
     assert "good_one" not in sys.modules
     made = registry.parse("sampler", "good:size=2")
     assert isinstance(made, Sampler)
-    assert made.spec == "good:size=2"
+    assert made.spec == "good/gaussian:size=2"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ The network is the closed-form denoiser of a mixture, so it depends on x; the st
 sides. Ours are in x = x₀ + σz; theirs and the papers' in √ᾱ times that, so even the coordinates are independent.
 
 Where diffusers departs from the paper:
-- DDIM under `linspace` steps to T/N below the timestep, which is not the next one of its grid.
+- DDIM steps to ⌊T/N⌋ below the timestep. Under `linspace`, and under `trailing` where N does not divide T, that is
+  not the next timestep of its grid.
 - DDPM with `fixed_large` adds noise in its last step under `trailing`.
 - DPM-Solver++ 3M takes half of the D'' term, which leaves it at order 2 (see test_orders for ours).
 - UniPC with B1 gives NaN in the step to σ = 0: it multiplies h = ∞ by an empty sum.
@@ -223,19 +224,20 @@ def test_ddpm_is_diffusers(
 # --- Where diffusers departs ----------------------------------------------------------------------------------------
 
 
-def test_diffusers_ddim_under_linspace_does_not_step_to_its_next_timestep(
-    model: ExactModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("spacing", "steps", "apart"), [("linspace", 20, 0.03), ("trailing", 9, 1e-4)])
+def test_diffusers_ddim_does_not_step_to_its_next_timestep(
+    model: ExactModel, monkeypatch: pytest.MonkeyPatch, spacing: str, steps: int, apart: float
 ) -> None:
-    """It goes from t to t - T/N = t - 50, and calls that the next timestep, which is t - 999/19 = t - 52.6."""
-    made = scheduler(model, "DDIMScheduler", clip_sample=False, timestep_spacing="linspace")
+    """It goes from t to t - ⌊T/N⌋, and calls that the next timestep; which under linspace is (T-1)/(N-1) below."""
+    made = scheduler(model, "DDIMScheduler", steps, clip_sample=False, timestep_spacing=spacing)
     reached, levels = theirs(model, made, monkeypatch)
-    network, x = Network(model), prior(model).numpy()
+    network, x, stride = Network(model), prior(model).numpy(), 1000 // steps
     for t in made.timesteps.tolist():
         s = float(model.levels[t])
-        arrives = float(model.levels[t - 50]) if t >= 50 else 0.0
+        arrives = float(model.levels[t - stride]) if t >= stride else 0.0
         x = alpha(arrives) * network.data(x, s) + std(arrives) * network.noise(x, s)
     assert difference(x, reached[-1]) <= 1e-10
-    assert difference(ours(model, "ddim", levels), reached[-1]) > 0.03
+    assert difference(ours(model, "ddim", levels), reached[-1]) > apart
 
 
 def test_diffusers_ddpm_with_large_variance_ends_with_noise_under_trailing(

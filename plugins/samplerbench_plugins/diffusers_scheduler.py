@@ -8,12 +8,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from samplerbench.sampling import Denoiser, Noise, Sampler, Step, UserError, option
+
+_OF_THE_MODEL = (
+    *("num_train_timesteps", "trained_betas", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr"),
+    *("prediction_type", "use_flow_sigmas"),
+)
+"""Parameters that are not the user's to set: the schedule is the model's, and what is fed is ε."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +46,13 @@ class DiffusersScheduler(Sampler):
 
     def nfe(self, steps: int) -> int:
         made = self._class()(**self._settings(self._class()))
-        made.set_timesteps(steps)
-        return len(made.timesteps)
+        for n in range(steps, steps + 8):  # some cannot make so few steps: what the fewest they can make cost
+            try:
+                made.set_timesteps(n)
+            except Exception:  # so many they cannot make: `steps` says why
+                continue
+            return len(made.timesteps)
+        return steps
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         if not denoise.variance_preserving:
@@ -53,7 +65,10 @@ class DiffusersScheduler(Sampler):
         schedule = {"num_train_timesteps": len(levels), "trained_betas": betas.numpy()}
         unclipped = {"clip_sample": False} if "clip_sample" in _known(cls) else {}
         made = cls(**(unclipped | schedule | self._settings(cls)))
-        made.set_timesteps(len(sigmas) - 1, device=x.device)
+        try:
+            made.set_timesteps(len(sigmas) - 1, device=x.device)
+        except Exception as error:  # whatever a scheduler says of a number of steps
+            raise UserError(f"diffusers/{self.scheduler} cannot make {len(sigmas) - 1} steps: {error}") from None
         # Schedulers over σ keep x₀ + σ z as we do; the others keep it scaled by √ᾱ. The first noise tells which.
         in_sigma = float(made.init_noise_sigma) > 1.01
         z = x / (1 + float(sigmas[0]) ** 2) ** 0.5
@@ -73,6 +88,8 @@ class DiffusersScheduler(Sampler):
         import diffusers
 
         cls = getattr(diffusers, self.scheduler, None)
+        if missing := [name for name in getattr(cls, "_backends", ()) if find_spec(name) is None]:
+            raise UserError(f"diffusers/{self.scheduler} needs {' and '.join(missing)}, which is not installed.")
         if cls is None or not (inspect.isclass(cls) and issubclass(cls, diffusers.SchedulerMixin)):
             raise UserError(f'diffusers has no scheduler "{self.scheduler}"; an example: diffusers/DDIMScheduler.')
         needed = {"trained_betas", "prediction_type"} - set(_known(cls))
@@ -87,10 +104,8 @@ class DiffusersScheduler(Sampler):
         known = _known(cls)
         found: dict[str, Any] = {}
         for name, text in self.config:
-            if name not in known or name in ("trained_betas", "num_train_timesteps", "prediction_type"):
-                takes = ", ".join(
-                    k for k in known if k not in ("trained_betas", "num_train_timesteps", "prediction_type")
-                )
+            if name not in known or name in _OF_THE_MODEL:
+                takes = ", ".join(k for k in known if k not in _OF_THE_MODEL)
                 raise UserError(f'diffusers/{self.scheduler} has no parameter "{name}" to set here; it takes {takes}.')
             try:
                 found[name] = ast.literal_eval(text.capitalize() if text.lower() in ("true", "false", "none") else text)

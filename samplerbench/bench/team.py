@@ -51,6 +51,12 @@ class Team:
                 kind, text = found
                 raise kind(text)
 
+    def close(self) -> None:
+        """Part in good order: nobody leaves while another still speaks."""
+        if self.size > 1:
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+
     def share(self, first: int, last: int) -> range:
         """This process's part of the samples first … last-1."""
         count = last - first

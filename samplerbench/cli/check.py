@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Annotated
 
 import typer
@@ -30,11 +31,14 @@ def check(
     from rich.table import Table
 
     from samplerbench import registry
+    from samplerbench.bench.setup import quiet_libraries
     from samplerbench.testing.checks import checks_for, run_check
 
     # The problems are tiny: threads only get in each other's way.
     torch.set_num_threads(1)
     plugins = [registry.parse(registry.kind_of(one), one) for one in spec]
+    if "diffusers" in sys.modules:  # its schedulers warn of what they change in their settings, at every run
+        quiet_libraries()
     console = Console() if Console().is_terminal else Console(width=140)
     told, failed = [], 0
     for plugin in plugins:

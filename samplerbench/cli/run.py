@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -148,8 +149,12 @@ def run(
                     progress.done(_line(outcome))
     except KeyboardInterrupt:
         interrupted = True
+    else:
+        team.close()
     if not team.main:
-        raise typer.Exit(130 if interrupted else _exit_code(outcomes))
+        # It has nothing left to say. Leaving at once spares it torch's threads, which may abort at a slow exit.
+        sys.stderr.flush()
+        os._exit(130 if interrupted else 0)
     records = [o.record for o in outcomes if o is not None] + [gap.record for gap in prepared.unmet]
     if as_json:
         keep = [{k: v for k, v in r.items() if k not in ("protocol_fields", "seal")} for r in records]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from samplerbench.metrics.metric import Accumulator, Context, FeatureStore, Layer, Metric
 from samplerbench.options import option
@@ -41,17 +42,34 @@ class _KID(FeatureStore):
         return {"value": value, "standard_error": error}
 
 
+_WITHIN: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def mean_kernels(x: Tensor, degree: int, chunk: int) -> Tensor:
+    """Of each row of x (n, d), the mean kernel with the others, (n,)."""
+    n, d = x.shape
+    sums = torch.cat([(part @ x.T / d + 1).pow(degree).sum(1) for part in x.split(chunk)])
+    return (sums - (x.square().sum(1) / d + 1).pow(degree)) / (n - 1)
+
+
 def squared_mmd(x: Tensor, y: Tensor, degree: int = 3, chunk: int = 2048) -> tuple[float, float]:
     """(unbiased squared MMD, standard error) of x (n, d) and y (m, d) under the kernel (x·y/d + 1)^degree."""
+    real = y
     x, y = x.double(), y.double()
     n, m, d = len(x), len(y), x.shape[1]
 
-    def row_sums(a: Tensor, b: Tensor) -> Tensor:
-        return torch.cat([((part @ b.T) / d + 1).pow(degree).sum(1) for part in a.split(chunk)])
-
-    within_x = (row_sums(x, x) - (x.square().sum(1) / d + 1).pow(degree)) / (n - 1)
-    within_y = (row_sums(y, y) - (y.square().sum(1) / d + 1).pow(degree)) / (m - 1)
-    across_x, across_y = row_sums(x, y) / m, row_sums(y, x) / n
+    across_x = torch.zeros(n, dtype=torch.float64)
+    across_y = torch.zeros(m, dtype=torch.float64)
+    for first in range(0, n, chunk):
+        kernel = (x[first : first + chunk] @ y.T / d + 1).pow(degree)
+        across_x[first : first + chunk] = kernel.sum(1) / m
+        across_y += kernel.sum(0) / n
+    within_x = mean_kernels(x, degree, chunk)
+    # The real images are the same for every block and cell of a run; their own kernels are summed once.
+    known = _WITHIN.setdefault(real, {})
+    if degree not in known:
+        known[degree] = mean_kernels(y, degree, chunk)
+    within_y = known[degree]
     value = within_x.mean() + within_y.mean() - 2 * across_x.mean()
     variance = 4 * ((within_x - across_x).var() / n + (within_y - across_y).var() / m)
     return float(value), math.sqrt(float(variance))

@@ -1,0 +1,292 @@
+"""Nothing is lost: interrupted, killed, shared and failing runs end with the results of an undisturbed one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from samplerbench.bench import engine, request
+from samplerbench.bench.partial import load_partial
+from samplerbench.bench.store import Store
+from samplerbench.cli.app import main
+
+CELLS = [
+    "-m",
+    "exact:mixture",
+    "-s",
+    "ddim",
+    "-s",
+    "ddpm",
+    "--steps",
+    "4,12",
+    "--n",
+    "150",
+    "--blocks",
+    "2",
+    "-b",
+    "16",
+]
+METRICS = ["--metric", "fid", "--metric", "isc"]
+
+
+def run(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", *arguments])
+    return int(ended.value.code or 0)
+
+
+def start(out: Path, *more: str, launcher: tuple[str, ...] = ("-m", "samplerbench")) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, "run", *CELLS, *METRICS, "--out", str(out), *more]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def values(out: Path) -> dict[str, Any]:
+    """What a result says, by its file: everything but times and how it came about."""
+    found = {}
+    for file in sorted(out.glob("*.json")):
+        record = json.loads(file.read_text("utf-8"))
+        found[file.name] = {k: record[k] for k in ("sampler", "steps", "nfe", "metrics", "n", "blocks")}
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("undisturbed")
+    assert run([*CELLS, *METRICS, "--out", str(out)]) == 0
+    assert len(values(out)) == 4
+    return values(out)
+
+
+def make(out: Path, metrics: tuple[str, ...] = ("fid", "isc"), blocks: int = 2) -> tuple[engine.Session, engine.Cell]:
+    asked = request.Request(
+        [request.Grid(["ddpm"], [4])], model="exact:mixture", n=150, blocks=blocks, batch_size=16, metrics=metrics
+    )
+    prepared = request.prepare(asked, "cpu")
+    store = Store(out)
+    store.prepare()
+    return request.make_session(prepared, request.measure_reference(prepared), 0, store), prepared.cells[0]
+
+
+def test_stopped_after_any_checkpoint_a_cell_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
+    session, cell = make(tmp_path / "whole")
+    whole = engine.run_cell(session, cell).record
+    session, cell = make(tmp_path / "stopped")
+    stops = 0
+
+    def stop() -> bool:
+        nonlocal stops
+        stops += 1
+        return stops % 3 == 0
+
+    session.stop = stop
+    for _ in range(40):
+        try:
+            resumed = engine.run_cell(session, cell).record
+            break
+        except KeyboardInterrupt:
+            assert list((tmp_path / "stopped").glob("*.partial.safetensors"))
+    assert resumed["resumed"] >= 5
+    assert {k: resumed[k] for k in ("metrics", "nfe", "protocol")} == {
+        k: whole[k] for k in ("metrics", "nfe", "protocol")
+    }
+    assert not list((tmp_path / "stopped").glob("*.partial.safetensors"))
+    assert (tmp_path / "stopped").joinpath(f"{whole['protocol'][:20]}.png").read_bytes() == (
+        tmp_path / "whole"
+    ).joinpath(f"{whole['protocol'][:20]}.png").read_bytes()
+
+
+def test_a_damaged_checkpoint_costs_only_time(tmp_path: Path) -> None:
+    session, cell = make(tmp_path, blocks=1)
+    session.stop = lambda: True
+    with pytest.raises(KeyboardInterrupt):
+        engine.run_cell(session, cell)
+    (file,) = tmp_path.glob("*.partial.safetensors")
+    file.write_bytes(file.read_bytes()[:-7])
+    assert load_partial(file, 2) is None
+    session.stop = lambda: False
+    record = engine.run_cell(session, cell).record
+    assert record["resumed"] == 0
+    other, _ = make(tmp_path / "other", blocks=1)
+    assert engine.run_cell(other, cell).record["metrics"] == record["metrics"]
+
+
+def test_killed_at_random_moments_a_run_ends_with_the_same_files(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    rng, killed = random.Random(0), 0
+    for _ in range(3):
+        process = start(tmp_path)
+        assert process.stderr is not None
+        # The first line means that the work has begun; the imports before it are no interesting moment.
+        process.stderr.readline()
+        time.sleep(rng.uniform(0.0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    process = start(tmp_path)
+    assert process.wait() == 0, process.communicate()[1]
+    assert killed >= 1
+    assert values(tmp_path) == undisturbed
+
+
+def test_two_runs_on_one_folder_share_the_cells(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    runs = [start(tmp_path) for _ in range(2)]
+    told = [process.communicate()[1] for process in runs]
+    assert [process.returncode for process in runs] == [0, 0], told
+    lines = [line for text in told for line in text.splitlines() if "NFE" in line]
+    assert len(lines) == 8
+    assert sum("from an earlier run" not in line for line in lines) == 4
+    assert values(tmp_path) == undisturbed
+
+
+def test_two_processes_give_the_same_numbers(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "--", "samplerbench")
+    process = start(tmp_path, "--device", "cpu", launcher=launcher)
+    assert process.wait() == 0, process.communicate()[1]
+    together = values(tmp_path)
+    assert together.keys() == undisturbed.keys()
+    for name, record in together.items():
+        for metric in ("fid", "isc"):
+            ours, theirs = record["metrics"][metric]["blocks"], undisturbed[name]["metrics"][metric]["blocks"]
+            assert ours == pytest.approx(theirs, rel=1e-4)
+        assert record["nfe"] == undisturbed[name]["nfe"]
+    assert {json.loads(f.read_text())["processes"] for f in tmp_path.glob("*.json")} == {2}
+
+
+def test_one_process_failing_ends_the_cell_for_both_with_its_error(tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "--", "samplerbench")
+    process = start(tmp_path, "--device", "cpu", "-s", "ddpm:variance=learned", launcher=launcher)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "ddpm:variance=learned, 4 steps: failed: process 0: sampler ddpm: the model learned no variance" in err
+    assert len(values(tmp_path)) == 4
+
+
+def test_another_batch_size_gives_the_same_numbers(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    assert run([*CELLS, *METRICS, "-b", "50", "--out", str(tmp_path)]) == 0
+    for name, record in values(tmp_path).items():
+        assert record["metrics"]["fid"]["value"] == pytest.approx(
+            undisturbed[name]["metrics"]["fid"]["value"], rel=1e-4
+        )
+
+
+def test_a_full_disk_is_one_line_for_the_cell_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, writes = os.replace, 0
+
+    def replace(source: Any, target: Any) -> None:
+        nonlocal writes
+        writes += str(target).endswith(".json")
+        if str(target).endswith(".json") and writes == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    cells = ["-m", "exact:mixture", "-s", "ddim", "--steps", "2,3", "--n", "20", "--json"]
+    assert run([*cells, "--out", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert "No space left on device" in json.loads(out)[0]["error"]
+    assert [record["steps"] for record in json.loads(out) if "error" not in record] == [3]
+    assert len(list(tmp_path.glob("*.json"))) == 1
+    assert not list(tmp_path.glob(".*.tmp"))
+    assert "Traceback" not in err
+
+
+def test_a_damaged_or_edited_result_is_set_aside_and_its_cell_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = ["-m", "exact:mixture", "-s", "ddim", "--steps", "2,3", "--n", "20", "--out", str(tmp_path)]
+    assert run(cells) == 0
+    before = values(tmp_path)
+    first, second = sorted(tmp_path.glob("*.json"))
+    first.write_text(first.read_text("utf-8")[:-40], "utf-8")
+    second.write_text(second.read_text("utf-8").replace('"n": 20', '"n": 21'), "utf-8")
+    capsys.readouterr()
+    assert run(cells) == 0
+    assert "from an earlier run" not in capsys.readouterr().err
+    assert values(tmp_path) == before
+    assert len(list(tmp_path.glob("*.json.damaged"))) == 2
+
+
+def test_memory_does_not_grow_with_n(tmp_path: Path) -> None:
+    """Peak memory for n = 20,000 exceeds that for n = 2,000 by less than 50 MB with FID alone."""
+    code = (
+        "import resource, sys\n"
+        "from samplerbench.cli.app import main\n"
+        "try: main(['run', '-m', 'exact:gaussian', '-s', 'ddim', '--steps', '1', '--n', sys.argv[1],"
+        " '--out', sys.argv[2]])\n"
+        "except SystemExit as ended: assert ended.code == 0\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+
+    def peak(n: int) -> int:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", code, str(n), str(tmp_path / str(n))]
+        output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+        return int(output.split()[-1])
+
+    assert peak(20_000) - peak(2_000) < 50 * 1024
+
+
+def test_results_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def results(*arguments: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["results", *arguments])
+        return int(ended.value.code or 0), capsys.readouterr().out
+
+    one, two, both = tmp_path / "one", tmp_path / "two", tmp_path / "both"
+    for out, sampler in ((one, "ddim"), (two, "ddpm")):
+        assert run(["-m", "exact:mixture", "-s", sampler, "--steps", "2", "--n", "20", "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert results("merge", str(one), str(two), "--out", str(both)) == (0, f"2 results copied to {both}\n")
+    assert results("validate", str(both)) == (0, "2 valid, 0 not\n")
+    code, listing = results("ls", str(both))
+    assert code == 0
+    assert "ddim" in listing
+    assert "ddpm" in listing
+    file = sorted(both.glob("*.json"))[0]
+    code, shown = results("show", file.stem[:6], str(both))
+    assert json.loads(shown) == json.loads(file.read_text("utf-8"))
+    file.write_text(file.read_text("utf-8").replace('"seed": 0', '"seed": 1'), "utf-8")
+    code, told = results("validate", str(both))
+    assert code == 1
+    assert told == f"{file.name}: damaged, edited or misnamed\n1 valid, 1 not\n"
+    assert results("rm", file.stem, str(both))[0] == 0
+    assert len(list(both.iterdir())) == 2
+
+
+def test_the_published_schema_is_the_one_in_use(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["results", "schema"])
+    published = Path(__file__).parent.parent / "docs" / "result.schema.json"
+    assert json.loads(capsys.readouterr().out) == json.loads(published.read_text("utf-8"))
+
+
+def test_the_state_of_every_metric_merges_to_the_same_result() -> None:
+    from samplerbench import registry
+    from samplerbench.metrics import Batch, Context, Moments, Reference
+
+    generator = torch.Generator().manual_seed(0)
+    features, real = torch.randn(90, 12, generator=generator), torch.randn(80, 12, generator=generator)
+    context = Context(Reference(Moments.of(real), {}, {}), lambda _: real)
+    labels = torch.arange(90) % 12
+    for name in ("fid", "fid-inf", "kid", "isc", "precision", "recall", "label-accuracy"):
+        metric = registry.parse("metric", name)
+        whole, merged = metric.start(context), metric.start(context)
+        for cut in (slice(0, 40), slice(40, 90)):
+            part = metric.start(context)
+            batch = Batch(torch.zeros(1), features[cut], labels[cut])
+            whole.update(batch)
+            part.update(batch)
+            merged.merge(part.state())
+        assert merged.result() == pytest.approx(whole.result(), rel=1e-12), name
