@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from samplerbench.metrics.reference import Reference
 from samplerbench.models import Model
 
 CPU = torch.device("cpu")
+
+# The tests run as two workers on two cores: threads of torch's own would only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -24,10 +24,7 @@ from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.sampling.spacing import make_grid
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::Warning:diffusers"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::Warning:diffusers")
 
 BATCH, SEED, STEPS = 5, 2, 9
 SCHEDULERS: dict[str, dict[str, Any]] = {
@@ -47,7 +44,6 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "PNDMScheduler": {},
     "PNDMScheduler:skip_prk_steps=true": {"skip_prk_steps": True},
     "DEISMultistepScheduler": {},
-    "KDPM2AncestralDiscreteScheduler": {},
 }
 STOCHASTIC = [name for name in SCHEDULERS if "DDPM" in name or "sde" in name or "Ancestral" in name]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import make_cell, run_images
+from conftest import CPU, make_cell, run_images
 from torch import Tensor
 
 from samplerbench import registry
-from samplerbench.bench import engine
+from samplerbench.bench import engine, setup
 from samplerbench.errors import RunError, UserError
 from samplerbench.models import Model
 from samplerbench.sampling import Denoiser, Noise, Prediction, Sampler, Sigma, Step, intervals
@@ -225,8 +225,10 @@ def test_neither_the_order_of_the_work_nor_a_resumption_changes_an_image(
     assert (at_once[8:] - rest).abs().max() <= 1e-5
 
 
-def test_the_adaptive_solver_gives_the_same_images_within_its_tolerance(digits: Model, labels: Tensor) -> None:
+def test_the_adaptive_solver_steps_no_image_by_its_neighbours(labels: Tensor) -> None:
+    """In float64. In float32 rounding moves an accepted step size now and then, and the image within the tolerance."""
+    exact = setup.load_model("digits", CPU, "fp64")
     spec = "pf-ode:solver=rk45,rtol=1e-3,atol=1e-3"
-    together = run_images(digits, spec, None, 1, 6, labels)
-    apart = run_images(digits, spec, None, 1, 6, labels, batch_size=1)
-    assert (together - apart).abs().max() <= 1e-3
+    together = run_images(exact, spec, None, 1, 4, labels)
+    apart = run_images(exact, spec, None, 1, 4, labels, batch_size=1)
+    assert (together - apart).abs().max() <= 1e-9

@@ -13,7 +13,7 @@ Where diffusers departs from the paper:
 - `linspace` repeats a timestep at as many steps as timesteps, and the multistep schedulers divide 0 by 0.
 - LMS and iPNDM extrapolate into the step to σ = 0, where ε has no limit to extrapolate to; ours is x ← D.
 - iPNDM has a schedule of its own, √(1-ᾱ) = sin²(πt/2) from σ = ∞; given our levels its weights are ours.
-Its tables are float32. That is worth up to 4e-5 here (DEIS-3), so both its own tables and float64 ones are compared.
+Its tables are float32. That is worth up to 6e-5 here (DEIS-3), so both its own tables and float64 ones are compared.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def test_ddpm_is_diffusers(
 # --- Where diffusers departs ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("spacing", "steps", "apart"), [("linspace", 20, 0.03), ("trailing", 9, 1e-4)])
+@pytest.mark.parametrize(("spacing", "steps", "apart"), [("linspace", 20, 0.03), ("trailing", 30, 5e-3)])
 def test_diffusers_ddim_does_not_step_to_its_next_timestep(
     model: ExactModel, monkeypatch: pytest.MonkeyPatch, spacing: str, steps: int, apart: float
 ) -> None:
@@ -652,7 +652,7 @@ def test_same_as_the_paper(model: ExactModel, spec: str) -> None:
     expected = PAPERS[spec](Network(model), prior(model).numpy(), LEVELS, lambda: noise().numpy())
     model._variances |= {s: kappa(s) for s in LEVELS}  # what analytic-dpm asks of it, made up
     found = ours(model, spec, torch.tensor(LEVELS, dtype=torch.float64))
-    assert difference(found, expected) <= 1e-9
+    assert difference(found, expected) <= 1e-11
 
 
 @pytest.mark.parametrize("power", [2.0, 7.0, 20.0])

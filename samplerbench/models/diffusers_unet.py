@@ -145,11 +145,13 @@ def load_diffusers_unet(
             f"{schedule.get('variance_type', 'fixed_small')} with {channels} image channels needs "
             f"{channels * (2 if learned else 1)}."
         )
-    card = json.loads((folder / CARD).read_text("utf-8")) if (folder / CARD).exists() else {}
+    card = _json(folder / CARD, f"{source} has a damaged card") if (folder / CARD).exists() else {}
     embeds = config.get("num_class_embeds")
     null_label = card.get("null_label") if embeds else None
     classes = (card.get("classes") or embeds) if embeds else None
     data = card.get("data", {})
+    if not isinstance(data, dict):
+        raise UserError(f'{source} has a damaged card: "data" in {CARD} is no object.')
     classifier = folder / "classifier"
     # On a CPU channels_last is no faster, and its kernels round twice as coarsely, which shows between batch sizes.
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
@@ -192,7 +194,10 @@ def load_diffusers_unet(
 
 def _json(file: Path, complaint: str) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text("utf-8"))
+        found = json.loads(file.read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+        return found
     except FileNotFoundError:
         raise UserError(f"{complaint}: {file.parent.name}/{file.name} is not there.") from None
     except (OSError, ValueError) as error:
@@ -204,7 +209,11 @@ def _load_network(folder: Path, source: str, dtype: torch.dtype) -> Any:
     from safetensors import SafetensorError
 
     try:
-        network = UNet2DModel.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True)
+        network, info = UNet2DModel.from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{source} cannot be loaded as a UNet2DModel: {error}") from None
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{source} is incomplete: its weights lack {len(missing)} tensors, {missing[0]} first.")
     return network

@@ -27,7 +27,7 @@ def resolve_checkpoint(source: str) -> tuple[Path, str]:
         UserError: no such folder, or a hub id that is neither cached nor reachable.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if source and path.is_dir():
         return path, ""
     looks_like_id = source.count("/") == 1 and not source.startswith((".", "/", "~")) and not path.suffix
     if path.exists() or not looks_like_id:

@@ -228,13 +228,13 @@ def check_guidance(model: Model, guidance: Guidance | None, labels: Tensor | Non
     if guidance is None:
         return
     name = f"guidance {guidance.label()}"
-    if "labels" in guidance.needs and labels is None:
-        raise UserError(f"{name} needs labels to steer towards, but there are none: use --labels balanced or a label.")
     if "null" in guidance.needs and (model.classes is None or not model.null):
         raise UserError(
             f"{name} needs a class-conditional model that was also trained without labels (with label dropout); "
             f"this one {'has no classes' if model.classes is None else 'has no null label'}."
         )
+    if "labels" in guidance.needs and labels is None:
+        raise UserError(f"{name} needs labels to steer towards, but there are none: use --labels balanced or a label.")
     if "classifier" in guidance.needs:
         if model.classes is not None and not model.null and not guidance.parameters.get("conditional", False):
             raise UserError(
