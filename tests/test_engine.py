@@ -23,6 +23,7 @@ from samplerbench import cli
 from samplerbench.bench import engine
 from samplerbench.bench.cell import digest
 from samplerbench.errors import OutOfMemoryError, RunError
+from samplerbench.metrics import Accumulator, Batch, Context, Metric
 from samplerbench.metrics.extractors import Extractor
 from samplerbench.models import Model
 from samplerbench.sampling import Denoiser, Noise, Sampler, Step
@@ -308,3 +309,31 @@ def test_sample_writes_the_same_pixels_everywhere(
         top, left = (gap + place * (8 * zoom + gap) for place in divmod(i, columns))
         shown = sheet[top : top + 8 * zoom, left : left + 8 * zoom]
         np.testing.assert_array_equal(shown, image.repeat(zoom, 0).repeat(zoom, 1))
+
+
+def test_a_metric_that_raises_is_one_line_for_the_cell(digits: Model, make_session: MakeSession) -> None:
+    class Broken(Accumulator):
+        def update(self, batch: Batch) -> None:
+            raise ZeroDivisionError("a fault in the metric")
+
+        def result(self) -> dict[str, Any]:
+            return {"value": 0.0}
+
+        def state(self) -> dict[str, Tensor]:
+            return {}
+
+        def merge(self, state: dict[str, Tensor]) -> None:
+            return
+
+    @dataclass(frozen=True)
+    class Mine(Metric):
+        """A metric with a fault."""
+
+        def start(self, context: Context) -> Accumulator:
+            return Broken()
+
+    session = make_session()
+    session.metrics = [Mine()]
+    outcome = engine.run_cell(session, make_cell(digits, "ddim", None, 1))
+    assert isinstance(outcome.error, RunError)
+    assert str(outcome.error) == "metric Mine raised ZeroDivisionError: a fault in the metric"

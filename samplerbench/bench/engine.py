@@ -6,7 +6,8 @@ import io
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +22,7 @@ from samplerbench.bench.plan import Unmet, most_steps, plan
 from samplerbench.bench.store import Store, write_atomically
 from samplerbench.bench.team import Team
 from samplerbench.data.pixels import quantise
-from samplerbench.errors import SamplerbenchError, UserError
+from samplerbench.errors import RunError, SamplerbenchError, UserError
 from samplerbench.metrics.extractors import Extractor
 from samplerbench.metrics.metric import Accumulator, Batch, Context, Layer, Metric
 from samplerbench.metrics.reference import Reference
@@ -205,7 +206,7 @@ def _measure(session: Session, cell: Cell, key: str, on_step: OnStep | None) -> 
                 raise KeyboardInterrupt
         clock = time.perf_counter()
         if team.main:
-            progress.results.append([accumulator.result() for accumulator in whole])
+            progress.results.append(_results(session, whole))
         progress.measuring += time.perf_counter() - clock
         progress.block, progress.done = block + 1, 0
         whole = _start(session, context)
@@ -237,7 +238,7 @@ def _checkpoint(
     if progress.done < session.n:
         save_partial(file, progress, [a.state() for a in whole], shown)
         return
-    results = [*progress.results, [a.result() for a in whole]]
+    results = [*progress.results, _results(session, whole)]
     at_end = Progress(**{**vars(progress), "block": block + 1, "done": 0, "results": results})
     save_partial(file, at_end, [{} for _ in whole], shown)
 
@@ -298,7 +299,27 @@ def _take_in(session: Session, accumulators: list[Accumulator], batch: Batched, 
         features = session.extractor.all(pixels)
     labels = None if session.labels is None else session.labels[batch.index % session.n]
     for metric, accumulator in zip(session.metrics, accumulators, strict=True):
-        accumulator.update(Batch(pixels, features[metric.layer], labels, batch.index, batch.states))
+        with _explain_metric(metric):
+            accumulator.update(Batch(pixels, features[metric.layer], labels, batch.index, batch.states))
+
+
+@contextmanager
+def _explain_metric(metric: Metric) -> Iterator[None]:
+    """Turn whatever a metric plugin raises into one line for the cell."""
+    try:
+        yield
+    except SamplerbenchError:
+        raise
+    except Exception as error:
+        raise RunError(f"metric {metric.label()} raised {type(error).__name__}: {error}") from error
+
+
+def _results(session: Session, whole: list[Accumulator]) -> list[dict[str, Any]]:
+    found = []
+    for metric, accumulator in zip(session.metrics, whole, strict=True):
+        with _explain_metric(metric):
+            found.append(accumulator.result())
+    return found
 
 
 def _solver(session: Session, cell: Cell) -> Callable[[Tensor, Tensor | None, Sampler], Tensor]:

@@ -29,6 +29,10 @@ class ClassifierTask(Task):
     ) -> None:
         if data.labels is None or data.classes is None:
             raise UserError(f"{data.name} has no labels to train a classifier on.")
+        if not channels or any(width % 8 for width in channels):
+            raise UserError(
+                f"--channels {','.join(map(str, channels))}: give multiples of 8, the normalisation's groups."
+            )
         self.data, self.range = data, (sigma_min, sigma_max)
         pixels = dequantise(data.images)
         self.network: nn.Module = NoiseConditionalClassifier(

@@ -23,6 +23,10 @@ class FeaturesTask(Task):
     def __init__(self, data: ImageSet, channels: tuple[int, ...] = (32, 64), features: int = 64) -> None:
         if data.labels is None or data.classes is None:
             raise UserError(f"{data.name} has no labels to train features on.")
+        if not channels or any(width % 8 for width in channels):
+            raise UserError(
+                f"--channels {','.join(map(str, channels))}: give multiples of 8, the normalisation's groups."
+            )
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(step_seed(0, 0)))
         cut = len(data) // 5
         self.data = data
