@@ -129,7 +129,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_files(tmp_path: Path,
         assert process.stderr is not None
         # The first line means that the work has begun; the imports before it are no interesting moment.
         process.stderr.readline()
-        time.sleep(rng.uniform(0.0, 0.3))
+        time.sleep(rng.uniform(0.0, 0.1))
         process.send_signal(signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
     process = start(tmp_path)
