@@ -183,7 +183,8 @@ def parameters_of(cls: Any) -> dict[str, Parameter]:
     """The parameters of a plugin class, by name, in the order in which they are declared.
 
     Raises:
-        UserError: the class has options but is no dataclass, or a field was not declared with `option`.
+        UserError: the class has options but is no dataclass, or a field was not declared with `option` or has the
+            name of something that every plugin has.
     """
     path = f"{cls.__module__}.{cls.__qualname__}"
     if bare := [name for name, value in vars(cls).items() if isinstance(value, dataclasses.Field)]:
@@ -193,6 +194,8 @@ def parameters_of(cls: Any) -> dict[str, Parameter]:
     hints = typing.get_type_hints(cls)
     found = {}
     for field in dataclasses.fields(cls):
+        if hasattr(Configurable, field.name):
+            raise UserError(f"{path}: no parameter can be called {field.name}, which every plugin has; rename it.")
         if "help" not in field.metadata:
             raise UserError(
                 f"{path}: the field {field.name} has no help and no bounds; "

@@ -33,6 +33,7 @@ BASES = {
     "spacing": "samplerbench.sampling:Spacing",
     "model": "samplerbench.models:ModelSource",
     "metric": "samplerbench.metrics:Metric",
+    "data set": "samplerbench.data:DataSource",
 }
 KINDS = {
     "samplers": "sampler",
@@ -40,6 +41,7 @@ KINDS = {
     "spacings": "spacing",
     "models": "model",
     "metrics": "metric",
+    "data": "data set",
 }
 
 

@@ -1,6 +1,9 @@
 """Image sets by name and by folder."""
 
 import hashlib
+import shutil
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -109,11 +112,124 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_gets_a_suggestion(tmp_path: Path) -> None:
-    assert refusal("digit").endswith('neither a folder nor one of digits. Did you mean "digits"?')
+    assert refusal("digit").endswith('Did you mean "digits"?')
     assert refusal(tmp_path / "absent").startswith(f'no data set "{tmp_path}/absent"')
-    assert refusal(write_file(tmp_path / "file.txt")).startswith('no data set "')
-
-
-def write_file(file: Path) -> Path:
+    file = tmp_path / "file.txt"
     file.write_text("x")
-    return file
+    assert "is no data set: give a folder of images" in refusal(file)
+
+
+# --- Zips and arrays -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_zip_is_the_folder_that_was_zipped(tmp_path: Path, wrapped: bool) -> None:
+    for k, name in enumerate(["cat/1.png", "dog/0.png", "dog/9.png"]):
+        write(tmp_path / "set" / name, seed=k)
+    (tmp_path / "set" / "read me.txt").write_text("no image")
+    archive = shutil.make_archive(
+        str(tmp_path / "pets"), "zip", tmp_path if wrapped else tmp_path / "set", "set" if wrapped else "."
+    )
+    zipped, folder = load_data(archive), load_data(str(tmp_path / "set"))
+    assert (zipped.name, zipped.sha256, zipped.classes) == ("pets", folder.sha256, 2)
+
+
+def test_a_broken_image_in_a_zip_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
+        archive.writestr("cat/1.png", b"not an image")
+    assert refusal(tmp_path / "pets.zip").startswith(f"the image {tmp_path}/pets.zip/cat/1.png cannot be read (")
+
+
+def test_a_file_that_is_no_zip_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pets.zip").write_text("x")
+    assert refusal(tmp_path / "pets.zip").startswith(f"the archive {tmp_path}/pets.zip cannot be read (")
+
+
+def test_an_npz_holds_images_and_labels(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 3, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=np.array([0, 2, 1, 1, 0]))
+    data = load_data(str(tmp_path / "a.npz"))
+    assert np.array_equal(data.images.permute(0, 2, 3, 1), pixels)
+    assert (data.classes, data.labels is not None and data.labels.tolist()) == (3, [0, 2, 1, 1, 0])
+    np.savez(tmp_path / "b.npz", pixels[..., 0])  # numpy calls it arr_0, as guided-diffusion's sample files do
+    assert np.array_equal(load_data(str(tmp_path / "b.npz")).images[:, 0], pixels[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"mu": np.zeros(3)}, "holds no images (an array called images or arr_0), only mu."),
+        ({"images": np.zeros((2, 4, 4, 3))}, "the images are float64 of shape (2, 4, 4, 3); give uint8"),
+        ({"images": np.zeros((2, 4, 4, 4), np.uint8)}, "give uint8 (n, H, W) or (n, H, W, 1 or 3)"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(3, int)}, "not one integer per image"),
+    ],
+)
+def test_an_npz_of_something_else_is_refused(tmp_path: Path, arrays: dict[str, np.ndarray], reason: str) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert reason in refusal(tmp_path / "a.npz")
+
+
+# --- Names ---------------------------------------------------------------------------------------------------------
+
+
+def write_mnist(root: Path, n: int = 7) -> np.ndarray:
+    """The idx files of a set of n random images, in torchvision's layout."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (n, 28, 28), dtype=np.uint8)
+    for part in ("train", "t10k"):
+        header = np.array([2051, n, 28, 28], ">i4").tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        labels = bytes(i % 10 if part == "train" else 3 for i in range(n))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(np.array([2049, n], ">i4").tobytes() + labels)
+    return pixels
+
+
+def test_mnist_is_read_from_torchvisions_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = write_mnist(tmp_path)
+    named = load_data(f"mnist:root={tmp_path}")
+    assert (named.name, named.split, named.shape) == ("mnist", "train", (1, 28, 28))
+    assert np.array_equal(named.images[:, 0], pixels)
+    monkeypatch.setenv("SAMPLERBENCH_DATA", str(tmp_path))
+    again, test = load_data("mnist"), load_data("mnist:split=test")
+    assert again.sha256 == named.sha256
+    assert (test.split, test.labels is not None and test.labels.tolist()) == ("test", [3] * 7)
+    assert load_data(test.source).sha256 == test.sha256
+    assert load_data(again.source).sha256 == again.sha256
+
+
+def test_a_set_that_is_not_there_is_not_downloaded_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMPLERBENCH_DATA", str(tmp_path))
+    for name in ("mnist", "cifar10", "svhn:split=test"):
+        message = refusal(name)
+        assert f"is not in {tmp_path}; name the folder" in message
+        assert "download=true" in message
+    assert not list(tmp_path.iterdir())
+    assert "split=training" in refusal("mnist:split=training")
+
+
+def test_the_real_mnist() -> None:
+    root = Path(__file__).parents[2] / "shared" / "data"
+    if not (root / "MNIST").is_dir():
+        pytest.skip("the real MNIST files are not at hand")
+    data = load_data(f"mnist:root={root}")
+    assert data.class_counts() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+
+
+def test_a_hub_data_set_without_the_library_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert "pip install datasets" in refusal("hf:owner/name")
+
+
+def test_a_hub_data_set_is_read_through_the_library(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="the optional library datasets is not installed")
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
+    features = datasets.Features({"img": datasets.Image(), "kind": datasets.ClassLabel(names=["a", "b", "c"])})
+    rows = {"img": [Image.fromarray(p) for p in pixels], "kind": [0, 1, 1, 0]}
+    folder = tmp_path / "owner"
+    folder.mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / "train.parquet"))
+    data = load_data(f"hf:{folder}")
+    assert np.array_equal(data.images.permute(0, 2, 3, 1), pixels)
+    assert (data.classes, data.labels is not None and data.labels.tolist()) == (3, [0, 1, 1, 0])
+    assert 'no column "imh"' in refusal(f"hf:{folder},images=imh")

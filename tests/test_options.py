@@ -296,3 +296,12 @@ def test_annotations_as_strings_are_understood() -> None:
     late.__module__ = __name__
     assert parameters_of(late)["k"].type == int | None
     assert late(k="4").k == 4
+
+
+def test_a_parameter_cannot_take_the_place_of_what_every_plugin_has() -> None:
+    @dataclass(frozen=True)
+    class Labelled(Configurable):
+        label: str = option("", "hides the method that names the plugin")  # type: ignore[assignment]
+
+    with pytest.raises(UserError, match="no parameter can be called label"):
+        parameters_of(Labelled)

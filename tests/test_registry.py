@@ -26,6 +26,7 @@ BUILT_IN = {
     "spacing": {"trailing", "leading", "linspace", "quadratic", "karras", "geometric"},
     "model": {"digits"},
     "metric": {"fid"},
+    "data set": {"digits", "mnist", "fashion-mnist", "cifar10", "hf"},
 }
 GOOD = '''
     from dataclasses import dataclass

@@ -41,6 +41,19 @@ class Cell:
         guided = f" + {self.guidance.spec}" if self.guidance else ""
         return f"{self.sampler.spec}{guided}, " + (f"{self.steps} steps" if self.steps else "its own steps")
 
+    @property
+    def pending(self) -> dict[str, Any]:
+        """What stands in the place of a result while there is none."""
+        return {
+            "sampler": self.sampler.spec,
+            "guidance": None if self.guidance is None else self.guidance.spec,
+            "spacing": None if self.spacing is None else self.spacing.spec,
+            "steps": self.steps,
+            "budget": self.budget,
+            "metrics": {},
+            "pending": True,
+        }
+
 
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces: what is hashed."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,6 +65,24 @@ ModelName = Annotated[
         autocompletion=complete("model"),
     ),
 ]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub repository.")]
+Variant = Annotated[
+    str | None,
+    typer.Option(
+        "--variant", help="Which of the checkpoint's weights: `fp16`, `non_ema`, …; `ema` is the folder unet_ema."
+    ),
+]
+Prompts = Annotated[
+    str | None,
+    typer.Option("--prompts", help="For a model that draws from text: a file, one prompt a line. Line k is label k."),
+]
+NegativePrompt = Annotated[
+    str | None,
+    typer.Option("--negative-prompt", help="What guidance steers away from. Default: the empty prompt."),
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Take checkpoints from the local cache only, as HF_HUB_OFFLINE=1 does.")
+]
 Labels = Annotated[
     str | None,
     typer.Option(
@@ -78,9 +97,14 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, 
 
 
 class Progress:
-    """A bar per run and a bar per cell on a terminal's stderr; one line per finished cell elsewhere."""
+    """On a terminal's stderr a bar per run, a bar per cell and a table that fills in; elsewhere a line per cell.
 
-    def __init__(self, cells: int, quiet: bool = False, log: Path | None = None) -> None:
+    table: makes the table of what is known so far; None shows none.
+    """
+
+    def __init__(
+        self, cells: int, quiet: bool = False, log: Path | None = None, table: Callable[[], Any] | None = None
+    ) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -98,30 +122,50 @@ class Progress:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
             disable=not self.live,
         )
+        self.table = table if self.live and cells > 1 else None
         self.log = None if quiet else log
-        self.all = self.bars.add_task("cells", total=cells, visible=cells > 1)
+        self.all = self.bars.add_task("cells", total=cells, visible=cells > 1, rate="")
 
     @contextmanager
     def running(self) -> Iterator[Progress]:
         """While the cells run."""
-        with self.bars:
+        if self.table is None:
+            with self.bars:
+                yield self
+            return
+        from rich.live import Live
+
+        with Live(get_renderable=self._screen, console=self.console, transient=True, refresh_per_second=4):
             yield self
+
+    def _screen(self) -> Any:
+        from rich.console import Group
+
+        assert self.table is not None
+        return Group(self.table(), self.bars)
 
     @contextmanager
     def cell(self, title: str, steps: int | None, n: int, batch_size: int) -> Iterator[Any]:
         """While one cell runs: gives the driver's on_step."""
         batches = -(-n // batch_size)
         total = None if steps is None else steps * batches
-        task = self.bars.add_task(title, total=total)
+        task = self.bars.add_task(title, total=total, rate="")
+        started, taken = time.monotonic(), 0
 
         def on_step(_: int, step: Step) -> None:
-            self.bars.advance(task)
+            nonlocal taken
+            taken += 1
+            rate = ""
+            if steps is not None:
+                rate = f"{taken / steps * min(batch_size, n) / max(time.monotonic() - started, 1e-9):.0f} images/s"
+            self.bars.update(task, advance=1, rate=rate)
 
         yield on_step
         self.bars.remove_task(task)
@@ -136,7 +180,7 @@ class Progress:
             with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as stream:
                 stream.write(f"{datetime.now(UTC).isoformat(timespec='seconds')}  {line}\n")
         self.bars.advance(self.all)
-        if not self.quiet:
+        if not self.quiet and self.table is None:
             count = f"[{self.finished}/{self.cells}] " if self.cells > 1 else ""
             print(count + line, file=sys.stderr) if not self.live else self.console.print(
                 count + line, markup=False, highlight=False

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from samplerbench.cli import common
 from samplerbench.errors import UserError
 
-Plural = Literal["samplers", "guidances", "spacings", "models", "metrics"]
+Plural = Literal["samplers", "guidances", "spacings", "models", "metrics", "data"]
 
 
 def list_plugins(
@@ -49,6 +50,9 @@ def list_plugins(
 
 def show(
     name: Annotated[str, typer.Argument(help="A sampler, guidance, spacing, metric or model; or a checkpoint folder.")],
+    revision: common.Revision = None,
+    variant: common.Variant = None,
+    offline: common.Offline = False,
 ) -> None:
     """Show a plugin's description, formula, source and parameters, or a checkpoint's settings."""
     from rich.console import Console
@@ -61,7 +65,7 @@ def show(
     named = [e for kind in registry.BASES for e in registry.entries(kind) if e.name == name.partition(":")[0]]
     if not named:
         if Path(name).expanduser().is_dir() or name.count("/") == 1:
-            _show_checkpoint(console, name)
+            _show_checkpoint(console, name, revision, variant, offline)
             return
         from samplerbench.options import did_you_mean
 
@@ -72,7 +76,7 @@ def show(
     for entry in dict.fromkeys((e.kind, e.name) for e in named):
         _show_plugin(console, registry.find(*entry))
         if entry[0] == "model":
-            _show_checkpoint(console, name)
+            _show_checkpoint(console, name, revision, variant, offline)
 
 
 def _show_plugin(console: Any, entry: Any) -> None:
@@ -103,17 +107,21 @@ def _show_plugin(console: Any, entry: Any) -> None:
         console.print(f"Default spacing: {spacing}")
 
 
-def _show_checkpoint(console: Any, source: str) -> None:
+def _show_checkpoint(console: Any, source: str, revision: str | None, variant: str | None, offline: bool) -> None:
     import torch
+    from rich.markup import escape
     from rich.table import Table
 
     from samplerbench.bench.setup import load_model
+    from samplerbench.models.files import LoadOptions
 
-    model = load_model(source, torch.device("cpu"), "fp32")
+    options = LoadOptions(revision, variant, offline=offline)
+    model = load_model(source, torch.device("cpu"), "fp32", options)
     levels = model.levels
     rows: dict[str, Any] = {
-        "images": "x".join(map(str, model.shape)),
-        "classes": "none" if model.classes is None else f"{model.classes}" + (", and none" if model.null else ""),
+        "images": "x".join(map(str, model.image_shape)),
+        **({"latents": "x".join(map(str, model.shape))} if model.autoencoder is not None else {}),
+        "classes": ("prompts" if model.text else "none") if model.classes is None else f"{model.classes}" + (", and none" if model.null else ""),
         "noise levels": f"{len(levels)}, σ from {float(levels[0]):.4g} to {float(levels[-1]):.4g}",
         "learned variance": "yes" if model.learned_variance else "no",
         "classifier": "yes" if model.default_classifier else "no",
@@ -125,5 +133,5 @@ def _show_checkpoint(console: Any, source: str) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for key, value in rows.items():
-        table.add_row(key, str(value))
+        table.add_row(key, escape(str(value)))
     console.print(table)

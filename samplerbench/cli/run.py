@@ -32,6 +32,11 @@ def run(
     guidance: common.Guidances = [],  # noqa: B006 - Typer copies it
     spacing: common.Spacing = None,
     model: common.ModelName = "digits",
+    revision: common.Revision = None,
+    variant: common.Variant = None,
+    prompts: common.Prompts = None,
+    negative_prompt: common.NegativePrompt = None,
+    offline: common.Offline = False,
     labels: common.Labels = None,
     n: Annotated[
         int | None,
@@ -103,6 +108,7 @@ def run(
     from samplerbench.bench.store import Store
     from samplerbench.bench.suite import load_suite
     from samplerbench.bench.team import join_team
+    from samplerbench.models.files import LoadOptions
 
     if suite is not None:
         asked = load_suite(suite)
@@ -116,6 +122,8 @@ def run(
         asked = replace(
             asked, dtype=dtype, metrics=metric, features=features, features_weights=features_weights, data=data
         )
+        asked = replace(asked, load=LoadOptions(revision, variant, prompts, negative_prompt))
+    asked = replace(asked, load=replace(asked.load, offline=offline))
     team, device = join_team(device)
     prepared = request.prepare(asked, device)
     store = Store(out)
@@ -134,7 +142,8 @@ def run(
     watch = common.Interrupts()
     interrupted = False
     try:
-        with watch, common.Progress(len(jobs), quiet=not team.main, log=out / "run.log").running() as progress:
+        bars = common.Progress(len(jobs), not team.main, out / "run.log", lambda: _so_far(jobs, outcomes, prepared))
+        with watch, bars.running() as progress:
             for session in sessions:
                 session.stop = watch.asked
             # Cells that another run is at work on come last, when they may be done already.
@@ -175,6 +184,15 @@ def run(
         raise typer.Exit(130)
     if code := _exit_code(outcomes):
         raise typer.Exit(code)
+
+
+def _so_far(jobs: Sequence[Any], outcomes: Sequence[Any], prepared: Prepared) -> Any:
+    """The table of the first metric, with the cells that are still to come."""
+    from samplerbench.report.table import steps_table
+
+    pairs = zip(jobs, outcomes, strict=True)
+    records = [o.record if o is not None else job[1].pending | {"seed": job[0].seed} for job, o in pairs]
+    return steps_table([*records, *(gap.record for gap in prepared.unmet)], prepared.metrics[0].label())
 
 
 def _exit_code(outcomes: Sequence[Any]) -> int:
@@ -315,6 +333,11 @@ def sample(
     ] = "none",
     spacing: common.Spacing = None,
     model: common.ModelName = "digits",
+    revision: common.Revision = None,
+    variant: common.Variant = None,
+    prompts: common.Prompts = None,
+    negative_prompt: common.NegativePrompt = None,
+    offline: common.Offline = False,
     labels: common.Labels = None,
     n: Annotated[int, typer.Option("--n", min=1, help="How many images.")] = 100,
     seed: common.Seed = 0,
@@ -345,11 +368,13 @@ def sample(
     from samplerbench.bench import engine, request
     from samplerbench.bench.store import write_atomically
     from samplerbench.data.pixels import quantise
+    from samplerbench.models.files import LoadOptions
     from samplerbench.report.grid import save_grid
 
     if out.suffix.lower() != ".png":
         raise UserError(f"{out}: the grid is a PNG file; name one, like grid.png.")
     asked = replace(_request([sampler], str(steps), None, [guidance], spacing), model=model, labels=labels, dtype=dtype)
+    asked = replace(asked, load=LoadOptions(revision, variant, prompts, negative_prompt, offline))
     prepared = request.prepare(asked, device)
     found = prepared.labels(n)
     cell = prepared.cells[0]

@@ -12,7 +12,12 @@ from samplerbench.errors import UserError
 
 
 def stats(
-    data: Annotated[str, typer.Argument(help="`digits`, or a folder of images.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="A name (`mnist`), a folder or zip of images, an npz of images; or an npz of `mu` and `sigma`."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
     features: Annotated[str, typer.Option("--features", help="Feature space.")] = "inception-v3-compat",
     features_weights: Annotated[str | None, typer.Option("--features-weights", help="The extractor's weights.")] = None,
@@ -20,19 +25,27 @@ def stats(
 ) -> None:
     """Write the mean and covariance of a data set's features, to be used as `--data` of a run.
 
-    Example: `samplerbench stats digits --features digits-cnn --out digits-reference.safetensors`
+    They are kept in the cache under the hash of the images, too. Published statistics (an npz with `mu` and `sigma`,
+    as EDM, pytorch-fid and guided-diffusion use) are imported: they become statistics of the features named here.
+
+    Examples:
+
+    `samplerbench stats digits --features digits-cnn --out digits-reference.safetensors`
+
+    `samplerbench stats cifar10-32x32.npz --out cifar10.safetensors`
     """
     from samplerbench.bench import setup
     from samplerbench.bench.store import Store
     from samplerbench.data import load_data
     from samplerbench.metrics.extractors import load_extractor
-    from samplerbench.metrics.reference import measure
+    from samplerbench.metrics.reference import load_published, measure_once
 
     if out.suffix != ".safetensors":
         raise UserError(f"{out}: statistics are a .safetensors file; name one, like {out.stem or 'real'}.safetensors.")
     Store(out.parent).prepare()
     setup.quiet_libraries()
     extractor = load_extractor(features, setup.pick_device(device), features_weights)
-    reference = measure(load_data(data), extractor)
+    published = load_published(Path(data).expanduser(), extractor) if data.endswith(".npz") else None
+    reference = published or measure_once(load_data(data), extractor)
     reference.save(out)
     print(out)

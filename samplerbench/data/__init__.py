@@ -1,5 +1,6 @@
 """Data sets as uint8 images and labels, under a name and a content hash."""
 
-from samplerbench.data.images import ImageSet, load_data
+from samplerbench.data.image_set import DataSource, ImageSet
+from samplerbench.data.load import load_data
 
-__all__ = ["ImageSet", "load_data"]
+__all__ = ["DataSource", "ImageSet", "load_data"]

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,8 @@ def load_extractor(
 ) -> Extractor:
     """The extractor `name` on a device.
 
+    A folder that `samplerbench train features` wrote is an extractor too; it is called DATA-cnn after its data.
+
     Args:
         metrics: whose layers are wanted, by torch-fidelity's names (fid, kid, isc, prc); fid always is.
         weights: for a machine without network, the extractor's weights file (for digits-cnn, a folder written by
@@ -70,13 +73,19 @@ def load_extractor(
         UserError: an unknown name, or weights that are absent or do not fit.
     """
     registry = _registry()
-    if name not in registry:
+    folder = Path(name).expanduser()
+    if name not in registry and folder.is_dir():
+        name, weights = trained_name(folder), str(folder)
+        cls = registry[DIGITS]
+    elif name not in registry:
         raise UserError(
-            f'no feature extractor "{name}".{did_you_mean(name, registry)} Known: {", ".join(sorted(registry))}.'
+            f'no feature extractor "{name}".{did_you_mean(name, registry)} Known: {", ".join(sorted(registry))}; '
+            "or a folder written by `samplerbench train features`."
         )
+    else:
+        cls = registry[name]
     if weights is not None and not Path(weights).expanduser().exists():
         raise UserError(f"the weights {weights} of the features {name} are not there.")
-    cls = registry[name]
     layer = cls.get_default_feature_layer_for_metric("fid")
     try:
         wanted = {m: cls.get_default_feature_layer_for_metric(m) for m in dict.fromkeys(("fid", *metrics))}
@@ -104,6 +113,22 @@ def load_extractor(
     module.requires_grad_(False).eval().to(device)
     positions = {m: order.index(found) for m, found in wanted.items()}
     return Extractor(module, name, str(layer), _hash_module(module), device, layers=positions)
+
+
+def trained_name(folder: Path) -> str:
+    """`mnist-cnn` for a feature network trained on mnist, by the card in its folder.
+
+    Raises:
+        UserError: the folder is none of `samplerbench train features`.
+    """
+    try:
+        card = json.loads((folder / "samplerbench.json").read_text("utf-8"))
+        what, data = card["what"], card["data"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"no feature network in {folder}; `samplerbench train features` makes one.") from None
+    if what != "features":
+        raise UserError(f"{folder} holds a {what}, not features; name a folder of `train features`.")
+    return f"{data}-cnn"
 
 
 def _weights_file(cls: type) -> str:

@@ -36,9 +36,13 @@ class Moments:
         return moments
 
     @classmethod
-    def from_statistics(cls, mean: Tensor, covariance: Tensor, n: int) -> Moments:
-        """The moments of n vectors with this mean (d,) and this unbiased covariance (d, d)."""
+    def from_statistics(cls, mean: Tensor, covariance: Tensor, n: int | None) -> Moments:
+        """The moments of n vectors with this mean (d,) and this unbiased covariance (d, d).
+
+        n: None where it is not known; the covariance may then have any rank.
+        """
         moments = cls(len(mean))
+        n = len(mean) + 1 if n is None else n
         moments.n, moments.mean = n, mean.double()
         moments.scatter = covariance.double() * (n - 1)
         return moments

@@ -17,6 +17,23 @@ def row_name(record: Record) -> str:
     return record["sampler"] + (f" + {record['guidance']}" if record["guidance"] else "")
 
 
+def row_names(records: Sequence[Record]) -> list[str]:
+    """What the row of each record is called: spacing and seed are said where one sampler's rows differ in them."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(row_name(record), []).append(record)
+    names = []
+    for record in records:
+        same = [r for r in found[row_name(record)] if "unmet" not in r]
+        name = row_name(record)
+        if len({r["spacing"] for r in same}) > 1:
+            name += f", {record['spacing'] or 'own spacing'}"
+        if len({r.get("seed") for r in same}) > 1:
+            name += f", seed {record.get('seed')}"
+        names.append(name)
+    return names
+
+
 def format_value(value: float) -> str:
     """Three or four significant digits, without exponents."""
     if value != value:
@@ -44,14 +61,15 @@ def steps_table(records: Sequence[Record], metric: str, floor: tuple[float, floa
     table = Table(header_style="bold")
     budgets = any(r.get("budget") is not None for r in records)
     table.add_column("sampler \\ NFE" if budgets else "sampler \\ steps", no_wrap=True)
-    columns = _columns(records)
+    columns, names = _columns(records), row_names(records)
     for column in columns:
         table.add_column("own" if column is None else str(column), justify="right")
     best = {column: _best(records, metric, column, lower=arrow == "↓") for column in columns}
-    for name in dict.fromkeys(map(row_name, records)):
+    places = {(name, column_of(r)): r for name, r in reversed(list(zip(names, records, strict=True)))}
+    for name in dict.fromkeys(names):
         cells = []
         for column in columns:
-            record = next((r for r in records if row_name(r) == name and column_of(r) == column), None)
+            record = places.get((name, column))
             cells.append(_cell(record, metric, best[column]))
         table.add_row(_plain(name), *cells)
     if floor is not None:
@@ -84,6 +102,8 @@ def _cell(record: Record | None, metric: str, best: dict[str, Any] | None) -> st
         return ""
     if "unmet" in record:
         return "[dim]unmet[/dim]"
+    if record.get("pending"):
+        return "[dim]…[/dim]"
     if metric not in record["metrics"]:
         return "[red]failed[/red]"
     entry = record["metrics"][metric]
@@ -111,9 +131,13 @@ def long_table(records: Sequence[Record]) -> Table:
     extra = any(r.get("classifier_forward") for r in records)
     if extra:
         table.add_column("classifier passes", justify="right")
-    for r in records:
+    decoded = any(r.get("decoder_passes") for r in records)
+    if decoded:
+        table.add_column("decoder passes", justify="right")
+        table.add_column("decoder seconds", justify="right")
+    for name, r in zip(row_names(records), records, strict=True):
         steps = "own" if r["steps"] is None else str(r["steps"])
-        start = [_plain(row_name(r)), _plain(r["spacing"] or "own"), steps]
+        start = [_plain(name), _plain(r["spacing"] or "own"), steps]
         if "unmet" in r:
             table.add_row(start[0], "", "", f"[dim]> {r['budget']}[/dim]", *["" for _ in metrics], "", "")
             continue
@@ -121,10 +145,13 @@ def long_table(records: Sequence[Record]) -> Table:
             table.add_row(*start, "[red]failed[/red]", *["" for _ in metrics], "", "")
             continue
         values = [format_value(r["metrics"][m]["value"]) if m in r["metrics"] else "" for m in metrics]
-        cells = [format_nfe(r["nfe"]), *values, f"{r['seconds']:.1f}", f"{r['images_per_second']:.1f}"]
+        backward = f" + {format_nfe(r['network_backward'])} backward" if r.get("network_backward") else ""
+        cells = [format_nfe(r["nfe"]) + backward, *values, f"{r['seconds']:.1f}", f"{r['images_per_second']:.1f}"]
         if extra:
             passes = f"{format_nfe(r['classifier_forward'])} + {format_nfe(r['classifier_backward'])} backward"
             cells.append(passes if r["classifier_forward"] else "")
+        if decoded:
+            cells += [format_nfe(r.get("decoder_passes", 0)), f"{r.get('decoder_seconds', 0.0):.1f}"]
         table.add_row(*start, *cells)
     return table
 

@@ -38,6 +38,7 @@ def write_card(
         "data": {
             "name": data.name,
             "split": data.split,
+            "source": data.source,
             "images": len(data),
             "shape": list(data.shape),
             "classes": data.classes,

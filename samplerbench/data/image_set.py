@@ -1,0 +1,72 @@
+"""A data set in memory: uint8 images and labels, under a name and a content hash."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from samplerbench.errors import UserError
+from samplerbench.options import Configurable
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A data set in memory.
+
+    images: (n, C, H, W) uint8, C = 1 or 3. labels: (n,) int64 in 0 … classes-1, or None. classes: their number or
+    None. name, split: what the protocol calls it. source: what `load_data` finds it by again.
+    """
+
+    name: str
+    split: str
+    images: Tensor
+    labels: Tensor | None
+    classes: int | None
+    licence: str = ""
+    source: str = ""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.images.shape[1:]
+        return (channels, height, width)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of shape, pixels and labels: the identity of the set in a protocol."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy().tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def class_counts(self) -> list[int]:
+        """How many images each class has. Raises UserError on a set without labels."""
+        if self.labels is None or self.classes is None:
+            raise UserError(f"the data set {self.name} has no labels.")
+        return torch.bincount(self.labels, minlength=self.classes).tolist()
+
+    def subset(self, index: Tensor, split: str) -> ImageSet:
+        """The images at `index` as a set of its own."""
+        labels = None if self.labels is None else self.labels[index]
+        return ImageSet(self.name, split, self.images[index], labels, self.classes, self.licence)
+
+
+@dataclass(frozen=True)
+class DataSource(Configurable, ABC):
+    """Base of data plugins: a name that makes an `ImageSet`, with parameters."""
+
+    kind: ClassVar[str] = "data set"
+
+    @abstractmethod
+    def load(self) -> ImageSet:
+        """The set. Raises UserError where it is not at hand, with what to do."""

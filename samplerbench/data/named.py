@@ -1,0 +1,195 @@
+"""Data sets that have a name: scikit-learn's digits, torchvision's sets, and those of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from samplerbench.data.image_set import DataSource, ImageSet
+from samplerbench.errors import UserError
+from samplerbench.options import did_you_mean, option
+
+ROOT_VARIABLE = "SAMPLERBENCH_DATA"
+
+
+@dataclass(frozen=True)
+class Digits(DataSource):
+    """scikit-learn's 1,797 real 8x8 digits (UCI test set of optical recognition of handwritten digits).
+
+    The 17 grey levels 0 … 16 become 0 … 255. They come with the installation.
+    """
+
+    def load(self) -> ImageSet:
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+        return ImageSet(
+            name="digits",
+            split="all",
+            images=torch.from_numpy(images)[:, None],
+            labels=torch.from_numpy(bunch.target.astype(np.int64)),
+            classes=10,
+            licence="CC BY 4.0 (UCI Machine Learning Repository: Alpaydin & Kaynak 1998)",
+            source="digits",
+        )
+
+
+@dataclass(frozen=True)
+class TorchvisionSet(DataSource):
+    """Base of the sets that torchvision reads. Nothing is downloaded unless `download=true` asks for it."""
+
+    torchvision_name: ClassVar[str]
+    licence: ClassVar[str] = ""
+
+    split: Literal["train", "test"] = option("train", "which part")
+    root: str = option("", f"folder of torchvision's files; empty is ${ROOT_VARIABLE}, or the cache of samplerbench")
+    download: bool = option(False, "fetch the files where they are not there")
+
+    def load(self) -> ImageSet:
+        import torchvision.datasets as sets
+
+        folder = data_root(self.root)
+        cls = getattr(sets, self.torchvision_name)
+        try:
+            found = cls(str(folder), **self._part(), download=self.download)
+        except (RuntimeError, OSError, ValueError) as error:
+            if self.download:
+                raise UserError(f"{self.label()} cannot be downloaded to {folder}: {error}") from None
+            raise UserError(
+                f"{self.label()} ({self.split}) is not in {folder}; name the folder that holds torchvision's files "
+                f"with {self.label()}:root=FOLDER or ${ROOT_VARIABLE}, or fetch them with {self.label()}:download=true."
+            ) from None
+        images = torch.as_tensor(np.asarray(found.data))
+        if images.ndim == 3:
+            images = images[:, None]
+        elif images.shape[-1] in (1, 3):
+            images = images.permute(0, 3, 1, 2)
+        labels = torch.as_tensor(found.targets if hasattr(found, "targets") else found.labels, dtype=torch.int64)
+        return ImageSet(
+            name=self.label(),
+            split=self.split,
+            images=images.contiguous(),
+            labels=labels,
+            classes=int(labels.max()) + 1,
+            licence=self.licence,
+            source=f"{self.label()}:split={self.split}",
+        )
+
+    def _part(self) -> dict[str, Any]:
+        return {"train": self.split == "train"}
+
+
+class MNIST(TorchvisionSet):
+    """MNIST: 60,000 and 10,000 grey 28x28 handwritten digits (LeCun et al. 1998)."""
+
+    torchvision_name = "MNIST"
+    licence = "CC BY-SA 3.0 (LeCun, Cortes & Burges)"
+
+
+class FashionMNIST(TorchvisionSet):
+    """Fashion-MNIST: 60,000 and 10,000 grey 28x28 pictures of clothes (Xiao et al. 2017)."""
+
+    torchvision_name = "FashionMNIST"
+    licence = "MIT (Zalando SE)"
+
+
+class KMNIST(TorchvisionSet):
+    """Kuzushiji-MNIST: 60,000 and 10,000 grey 28x28 cursive characters (Clanuwat et al. 2018)."""
+
+    torchvision_name = "KMNIST"
+    licence = "CC BY-SA 4.0 (CODH)"
+
+
+class CIFAR10(TorchvisionSet):
+    """CIFAR-10: 50,000 and 10,000 32x32 photographs in 10 classes (Krizhevsky 2009)."""
+
+    torchvision_name = "CIFAR10"
+
+
+class CIFAR100(TorchvisionSet):
+    """CIFAR-100: 50,000 and 10,000 32x32 photographs in 100 classes (Krizhevsky 2009)."""
+
+    torchvision_name = "CIFAR100"
+
+
+class SVHN(TorchvisionSet):
+    """SVHN: 73,257 and 26,032 32x32 photographs of house numbers (Netzer et al. 2011)."""
+
+    torchvision_name = "SVHN"
+
+    def _part(self) -> dict[str, Any]:
+        return {"split": self.split}
+
+
+@dataclass(frozen=True)
+class HubDataset(DataSource):
+    """An image data set of the Hugging Face hub, or a folder that `datasets` loads; needs the library `datasets`."""
+
+    id: str = option("", "owner/name on the hub, or a local folder", positional=True)
+    split: str = option("train", "which part; `train[:1000]` and the like too")
+    images: str = option("", "column of the images; empty is the only one of that kind")
+    labels: str = option("", "column of the class labels; empty is the only one of that kind, if there is one")
+    config: str = option("", "configuration, where the data set has several")
+    revision: str = option("", "commit or tag")
+
+    def load(self) -> ImageSet:
+        try:
+            import datasets
+        except ImportError:
+            raise UserError(f"{self.spec} needs the library datasets: pip install datasets.") from None
+        if not self.id:
+            raise UserError("name the data set: hf:owner/name.")
+        try:
+            found = datasets.load_dataset(
+                self.id, self.config or None, split=self.split, revision=self.revision or None
+            )
+        except Exception as error:  # datasets lets through whatever its loaders and the network raise
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(f"the data set {self.id} cannot be loaded ({type(error).__name__}: {reason}).") from None
+        image = self._column(found.features, datasets.Image, self.images, "images")
+        label = self._column(found.features, datasets.ClassLabel, self.labels, "labels")
+        if image is None:
+            raise UserError(f"the data set {self.id} has no column of images; it has {', '.join(found.features)}.")
+        from samplerbench.data.files import stack_images
+
+        images = stack_images((f"{self.id}[{i}]", row) for i, row in enumerate(found[image]))
+        labels = None if label is None else torch.tensor(found[label], dtype=torch.int64)
+        classes = None if labels is None else int(getattr(found.features[label], "num_classes", labels.max() + 1))
+        return ImageSet(
+            name=self.id,
+            split=self.split,
+            images=images,
+            labels=labels,
+            classes=classes,
+            licence=str(found.info.license or ""),
+            source=self.spec,
+        )
+
+    def _column(self, features: Any, of: type, named: str, what: str) -> str | None:
+        if named:
+            if named not in features:
+                raise UserError(
+                    f'the data set {self.id} has no column "{named}".{did_you_mean(named, features)} '
+                    f"Columns: {', '.join(features)}."
+                )
+            return named
+        fitting = [name for name, feature in features.items() if isinstance(feature, of)]
+        if len(fitting) > 1:
+            raise UserError(
+                f"the data set {self.id} has several columns of {what} ({', '.join(fitting)}); choose with {what}=NAME."
+            )
+        return fitting[0] if fitting else None
+
+
+def data_root(asked: str = "") -> Path:
+    """The folder of torchvision's files: the one asked for, else $SAMPLERBENCH_DATA, else one in the user's cache."""
+    from samplerbench.cache import cache_dir
+
+    named = asked or os.environ.get(ROOT_VARIABLE, "")
+    return Path(named).expanduser() if named else cache_dir() / "data"
