@@ -12,7 +12,7 @@ from rich.console import Console
 from samplerbench.bench.compare import noise_floor, paired_difference
 from samplerbench.metrics.frechet import frechet_distance
 from samplerbench.metrics.moments import Moments
-from samplerbench.report.table import steps_table
+from samplerbench.report.table import row_names, steps_table
 
 
 def test_the_interval_of_a_paired_difference_is_students() -> None:
@@ -57,6 +57,7 @@ def record(name: str, blocks: list[float]) -> dict[str, object]:
     return {
         "sampler": name,
         "guidance": None,
+        "spacing": "trailing",
         "steps": 10,
         "budget": None,
         "metrics": {"fid": entry | {"better": "lower", "features": "f", "reference": "r"}},
@@ -75,3 +76,13 @@ def test_ties_with_the_best_are_marked_and_others_are_not() -> None:
     assert lines["tied"].startswith("≈ 1.13")
     assert lines["worse"].startswith("2.12")
     assert lines["real against real, 100 each"] == "3.00 ± 0.500"
+
+
+def test_rows_of_one_sampler_are_told_apart_by_spacing_and_seed() -> None:
+    rows = [record("a", [1.0, 2.0]) for _ in range(3)] + [record("b", [1.0, 2.0])]
+    rows[1]["spacing"], rows[2]["seed"] = "karras", 1
+    assert row_names(rows) == ["a, trailing, seed None", "a, karras, seed None", "a, trailing, seed 1", "b"]
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(steps_table(rows, "fid"))
+    assert sum("│" in line for line in capture.get().splitlines()) == 4

@@ -16,6 +16,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
+from samplerbench.bench import engine
 from samplerbench.cli.app import main
 from samplerbench.data import load_data
 from samplerbench.metrics.extractors import load_extractor
@@ -160,3 +161,31 @@ def test_the_gap_falls_with_the_steps_and_is_nothing_for_the_solution_itself(
     assert run([*base, "-s", "pf-ode:solver=rk45,rtol=1e-5,atol=1e-5"]) == 0
     (same,) = json.loads(capsys.readouterr().out)
     assert same["metrics"]["gap"]["value"] == 0
+
+
+def test_the_gap_of_a_part_is_that_parts_and_a_stochastic_sampler_goes_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["run", "-m", "exact:mixture", "--json", "--steps", "10", "-b", "7", "--spacing", "karras"]
+    part = ["-s", "ddim", "-s", "ddim:eta=1", "--n", "24", "--blocks", "2", "--metric", "gap:images=10"]
+    assert run([*base, *part, "--out", str(tmp_path / "part")]) == 0
+    deterministic, stochastic = json.loads(capsys.readouterr().out)
+    assert stochastic["metrics"] == {}
+    assert run([*base, "-s", "ddim", "--n", "10", "--metric", "gap", "--out", str(tmp_path / "ten")]) == 0
+    (first_ten,) = json.loads(capsys.readouterr().out)
+    assert deterministic["metrics"]["gap"]["blocks"][0] == pytest.approx(first_ten["metrics"]["gap"]["value"], rel=1e-5)
+
+
+def test_the_converged_solution_is_found_once_for_all_cells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    solved: list[str] = []
+    real = engine.generate
+
+    def generate(model: object, cell: engine.Cell, *rest: object) -> object:
+        solved.append(cell.sampler.spec)
+        return real(model, cell, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine, "generate", generate)
+    base = ["run", "-m", "exact:mixture", "--n", "8", "--metric", "gap", "--out", str(tmp_path)]
+    assert run([*base, "-s", "ddim", "-s", "heun", "--steps", "3,5"]) == 0
+    assert sum(spec.startswith("pf-ode") for spec in solved) == 1
+    assert len(solved) == 5

@@ -1,4 +1,4 @@
-"""Reference statistics: kept in the cache, imported from published files, in a trained or an Inception feature space."""
+"""Reference statistics: kept in the cache, imported from published files, in trained and in Inception features."""
 
 import json
 import subprocess
@@ -105,7 +105,7 @@ def test_statistics_of_other_features_are_refused(tmp_path: Path, digits_cnn: Ex
 def test_a_run_measures_against_published_statistics(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: Path
 ) -> None:
-    mu, sigma = published(tmp_path / "cifar.npz")
+    published(tmp_path / "cifar.npz")
     arguments = ["run", "-s", "ddim", "--steps", "2", "--n", "70", "--device", "cpu", "--json"]
     with pytest.raises(SystemExit, match="0"):
         main([*arguments, "--data", str(tmp_path / "cifar.npz"), "--out", str(tmp_path / "out")])

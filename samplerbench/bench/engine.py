@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from samplerbench.bench.cell import Cell, digest, protocol_of, versions
-from samplerbench.bench.generate import Batched, explain_memory, generate, prepare
+from samplerbench.bench.generate import Batched, explain_memory, generate, prepare, wait
 from samplerbench.bench.partial import Progress, load_partial, save_partial
 from samplerbench.bench.plan import Unmet, most_steps, plan
 from samplerbench.bench.store import Store, write_atomically
@@ -60,6 +60,7 @@ class Session:
     checkpoint: int | None = None
     stop: Callable[[], bool] = lambda: False
     shared: dict[str, Any] = field(init=False)
+    solutions: dict[Any, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         for metric in self.metrics:
@@ -81,9 +82,9 @@ class Session:
     def protocol(self, cell: Cell) -> dict[str, Any]:
         """The cell's protocol, with the classifier's weights where it is guided by one."""
         fields = protocol_of(cell, self.shared)
-        if cell.guidance is not None and "classifier" in cell.guidance.needs:
-            weights = str(cell.guidance.parameters.get("weights", ""))
-            fields["classifier"] = self.model.classifier(weights).sha256
+        classifier = None if cell.guidance is None else self.model.guide_classifier(cell.guidance)
+        if classifier is not None:
+            fields["classifier"] = classifier.sha256
         return fields
 
     @property
@@ -138,6 +139,8 @@ def run_cell(session: Session, cell: Cell, on_step: OnStep | None = None) -> Out
 
 
 PARTIAL = ".partial.safetensors"
+SOLUTIONS = 256 * 2**20
+"""Bytes of converged solutions that a session keeps."""
 
 
 def is_claimed(session: Session, cell: Cell) -> bool:
@@ -166,9 +169,9 @@ def _measure(session: Session, cell: Cell, key: str, on_step: OnStep | None) -> 
     model, team = session.model, session.team
     check_guidance(model, cell.guidance, session.labels)
     prepare(model, cell)  # before the meter: what is estimated once per model is no evaluation of this run
-    context = Context(session.reference, session.real, _solver(session, cell))
+    context = Context(session.reference, session.real, _solver(session, cell), session.n)
     file = session.store.path(key, PARTIAL)
-    progress, shown = Progress(), torch.empty(0, *model.shape, dtype=torch.uint8)
+    progress, shown = Progress(), torch.empty(0, *model.image_shape, dtype=torch.uint8)
     whole = _start(session, context)
     loaded = load_partial(file, len(session.metrics)) if team.main and not session.rerun else None
     if loaded is not None:
@@ -188,11 +191,14 @@ def _measure(session: Session, cell: Cell, key: str, on_step: OnStep | None) -> 
             for other in team.gather(part):
                 _merge(whole, other.states)
                 progress.network += other.network
+                progress.network_backward += other.network_backward
                 progress.forward += other.forward
                 progress.backward += other.backward
+                progress.decoder += other.decoder
                 if block == 0 and len(shown) < session.keep:
                     shown = torch.cat([shown, other.pixels])[: session.keep]
             progress.sampling += part.sampling
+            progress.decoding += part.decoding
             progress.measuring += part.measuring
             progress.done = last
             failure = None
@@ -213,10 +219,13 @@ def _measure(session: Session, cell: Cell, key: str, on_step: OnStep | None) -> 
     n = session.n * session.blocks
     record = _describe(session, cell) | {
         "nfe": _per_image(progress.network, n),
+        "network_backward": _per_image(progress.network_backward, n),
         "classifier_forward": _per_image(progress.forward, n),
         "classifier_backward": _per_image(progress.backward, n),
+        "decoder_passes": _per_image(progress.decoder, n),
         "metrics": _summary(session, progress.results) if team.main else {},
         "seconds": round(progress.sampling, 4),
+        "decoder_seconds": round(progress.decoding, 4),
         "metric_seconds": round(progress.measuring, 4),
         "images_per_second": round(n / max(progress.sampling, 1e-9), 3),
         "batch_size": session.batch_size,
@@ -250,9 +259,12 @@ class _Part:
     states: list[dict[str, Tensor]] = field(default_factory=list)
     pixels: Tensor = field(default_factory=lambda: torch.empty(0))
     network: int = 0
+    network_backward: int = 0
     forward: int = 0
     backward: int = 0
+    decoder: int = 0
     sampling: float = 0.0
+    decoding: float = 0.0
     measuring: float = 0.0
 
 
@@ -269,18 +281,20 @@ def _sample_part(
     session: Session, cell: Cell, context: Context, block: int, first: int, last: int, on_step: OnStep | None
 ) -> _Part:
     """Sample and measure this process's share of the images first … last-1 of a block."""
-    model, part = session.model, _Part(pixels=torch.empty(0, *session.model.shape, dtype=torch.uint8))
+    model, part = session.model, _Part(pixels=torch.empty(0, *session.model.image_shape, dtype=torch.uint8))
     accumulators = _start(session, context)
     share = session.team.share(first, last)
     within = torch.arange(share.start, share.stop)
     labels = None if session.labels is None else session.labels[within]
     clock = time.perf_counter()
-    with Meter(model.network, model.classifiers) as meter:
+    decoder = None if model.autoencoder is None else model.autoencoder.decoder
+    with Meter(model.network, model.classifiers, decoder) as meter:
         batches = generate(model, cell, within + block * session.n, labels, session.seed, session.batch_size, on_step)
         for batch in batches:
             pixels = quantise(batch.images)
-            _wait(model.device)
-            part.sampling += time.perf_counter() - clock
+            wait(model.device)
+            part.sampling += time.perf_counter() - clock - batch.decoding
+            part.decoding += batch.decoding
             clock = time.perf_counter()
             meter.pause()
             _take_in(session, accumulators, batch, pixels)
@@ -290,7 +304,9 @@ def _sample_part(
             part.measuring += time.perf_counter() - clock
             clock = time.perf_counter()
     part.states = [accumulator.state() for accumulator in accumulators]
-    part.network, part.forward, part.backward = meter.network, meter.classifier_forward, meter.classifier_backward
+    part.network, part.network_backward = meter.network, meter.network_backward
+    part.forward, part.backward = meter.classifier_forward, meter.classifier_backward
+    part.decoder = meter.decoder
     return part
 
 
@@ -300,7 +316,9 @@ def _take_in(session: Session, accumulators: list[Accumulator], batch: Batched, 
     labels = None if session.labels is None else session.labels[batch.index % session.n]
     for metric, accumulator in zip(session.metrics, accumulators, strict=True):
         with _explain_metric(metric):
-            accumulator.update(Batch(pixels, features[metric.layer], labels, batch.index, batch.states))
+            accumulator.update(
+                Batch(pixels, features[metric.layer], labels, batch.index, batch.states, batch.stochastic)
+            )
 
 
 @contextmanager
@@ -323,13 +341,23 @@ def _results(session: Session, whole: list[Accumulator]) -> list[dict[str, Any]]
 
 
 def _solver(session: Session, cell: Cell) -> Callable[[Tensor, Tensor | None, Sampler], Tensor]:
-    """For metrics of the discretisation error: the converged solution from the same x_T, under the same guidance."""
+    """For metrics of the discretisation error: the converged solution from the same x_T, under the same guidance.
+
+    It is the same for all cells of a session, and kept for them as long as there is room.
+    """
+    guidance = None if cell.guidance is None else cell.guidance.spec
 
     def solve(index: Tensor, labels: Tensor | None, sampler: Sampler) -> Tensor:
+        key = (sampler.spec, guidance, tuple(index.tolist()))
+        if key in session.solutions:
+            return session.solutions[key].to(session.model.device)
         # A sampler that chooses its own steps starts at the model's largest level, whatever the cell's grid is.
         cells, _ = plan(session.model, [sampler], [], [cell.guidance], _no_spacing)
         found = generate(session.model, cells[0], index, labels, session.seed, len(index))
-        return torch.cat([batch.states for batch in found])
+        states = torch.cat([batch.states for batch in found])
+        if sum(s.nbytes for s in session.solutions.values()) + states.nbytes <= SOLUTIONS:
+            session.solutions[key] = states.cpu()
+        return states
 
     return solve
 
@@ -343,6 +371,8 @@ def _summary(session: Session, results: list[list[dict[str, Any]]]) -> dict[str,
     values = {}
     for i, metric in enumerate(session.metrics):
         blocks = [block[i] for block in results]
+        if not all(blocks):
+            continue
         found = [b["value"] for b in blocks]
         entry: dict[str, Any] = {**blocks[0], "value": statistics.fmean(found)}
         if len(found) > 1:
@@ -359,11 +389,6 @@ def _summary(session: Session, results: list[list[dict[str, Any]]]) -> dict[str,
 
 def _per_image(rows: int, n: int) -> int | float:
     return rows // n if rows % n == 0 else rows / n
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _write_grid(session: Session, key: str, pixels: Tensor) -> None:

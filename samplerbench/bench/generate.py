@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +20,16 @@ from samplerbench.sampling.noise import Purpose, normal
 
 @dataclass(frozen=True)
 class Batched:
-    """One sampled batch: which samples, their images (B, C, H, W) in [-1, 1], and the last states (B, ...)."""
+    """One sampled batch: which samples, their images (B, C, H, W) in [-1, 1], and the last states (B, ...).
+
+    decoding: seconds from the states to the images; 0 for a model of pixels. stochastic: whether noise was drawn.
+    """
 
     index: Tensor
     images: Tensor
     states: Tensor
+    decoding: float = 0.0
+    stochastic: bool = False
 
 
 def prepare(model: Model, cell: Cell) -> None:
@@ -60,9 +66,21 @@ def generate(
             noise = Noise(seed, rows, model.shape, state_dtype)
             denoise = model.denoiser(chosen, len(part), cell.guidance)
             x = drive(cell.sampler, denoise, model.prior(z, start), cell.sigmas, noise, on_step)
+            if model.autoencoder is not None:
+                wait(model.device)
+            clock = time.perf_counter()
             with torch.no_grad():
                 images = model.decode(x)
-        yield Batched(part, images, x)
+            if model.autoencoder is not None:
+                wait(model.device)
+        decoding = time.perf_counter() - clock if model.autoencoder is not None else 0.0
+        yield Batched(part, images, x, decoding, noise.draws > 0)
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given, so that a clock tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @contextmanager

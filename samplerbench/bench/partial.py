@@ -17,17 +17,20 @@ class Progress:
     """How far a cell is.
 
     block, done: the seed block at work, and how many of its images are in the accumulators. results: of the blocks
-    that are finished, one dictionary per metric. network, forward, backward: rows counted so far. sampling,
-    measuring: seconds so far. resumed: how often the cell was taken up again.
+    that are finished, one dictionary per metric. network, network_backward, forward, backward, decoder:
+    rows counted so far. sampling, decoding, measuring: seconds so far. resumed: how often the cell was taken up again.
     """
 
     block: int = 0
     done: int = 0
     results: list[list[dict[str, Any]]] = field(default_factory=list)
     network: int = 0
+    network_backward: int = 0
     forward: int = 0
     backward: int = 0
+    decoder: int = 0
     sampling: float = 0.0
+    decoding: float = 0.0
     measuring: float = 0.0
     resumed: int = 0
 

@@ -24,8 +24,9 @@ def plan(
 ) -> tuple[list[Cell], list[Unmet]]:
     """The cells of a run, in the order of the table: every sampler, guidance, and number of steps or budget.
 
-    A sampler that chooses its own steps has one cell, from the model's largest level. Under a budget of network
-    evaluations a sampler takes the most steps that fit; one that cannot be met is no cell but a row's gap.
+    A sampler that chooses its own steps has one cell, from the model's largest level; one that never asks the model has
+    one cell, without guidance. Under a budget of network evaluations a sampler takes the most steps that fit; one that
+    cannot be met is no cell but a row's gap.
 
     Raises:
         UserError: a spacing that cannot give so many steps.
@@ -33,8 +34,8 @@ def plan(
     cells: list[Cell] = []
     unmet: list[Unmet] = []
     for sampler in samplers:
-        for guidance in guidances:
-            if sampler.nfe(1) is None:
+        for guidance in guidances if sampler.nfe(1) != 0 else (None,):
+            if not sampler.nfe(1):
                 ends = torch.stack([model.levels[-1], model.levels.new_zeros(())])
                 cells.append(Cell(sampler, guidance, None, None, ends))
                 continue

@@ -18,15 +18,28 @@ from samplerbench.bench.team import Team
 from samplerbench.metrics.extractors import Extractor
 from samplerbench.metrics.metric import Layer, Metric
 from samplerbench.metrics.reference import Reference
-from samplerbench.models.model import Model, check_guidance
+from samplerbench.models.files import LoadOptions
+from samplerbench.models.model import Model, check_guidance, check_sampler
 from samplerbench.sampling import Guidance, Sampler
+
+
+@dataclass(frozen=True)
+class Published:
+    """A value that a paper reports: of a sampler and a guidance (specs), at a number of steps (or a budget)."""
+
+    sampler: str
+    guidance: str
+    column: int
+    metric: str
+    value: float
+    source: str
 
 
 @dataclass(frozen=True)
 class Grid:
     """Every sampler with every guidance and spacing, at every number of steps or budget of evaluations.
 
-    A spacing of None is the sampler's own default.
+    A spacing of None is the sampler's own default. published: what a paper reports for these cells.
     """
 
     samplers: Sequence[str]
@@ -34,6 +47,7 @@ class Grid:
     nfe: Sequence[int] = ()
     guidances: Sequence[str] = ("none",)
     spacings: Sequence[str | None] = (None,)
+    published: Sequence[Published] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,7 @@ class Request:
     features: str | None = None
     features_weights: str | None = None
     data: str | None = None
+    load: LoadOptions = field(default_factory=LoadOptions)
 
 
 @dataclass
@@ -66,6 +81,7 @@ class Prepared:
     mode: str
     classes: int | None
     metrics: list[Metric] = field(default_factory=list)
+    published: list[tuple[Cell, Published]] = field(default_factory=list)
 
     def labels(self, n: int) -> Tensor | None:
         """The labels of n samples, checked against the model and the guidances. Raises UserError."""
@@ -91,11 +107,14 @@ def prepare(request: Request, device: str) -> Prepared:
         for spacing in grid.spacings:
             for sampler in samplers:
                 setup.pick_spacing(sampler, spacing)
-    model = setup.load_model(request.model, setup.pick_device(device), request.dtype)
+    model = setup.load_model(request.model, setup.pick_device(device), request.dtype, request.load)
     cells: dict[str, Cell] = {}
     unmet: list[Unmet] = []
     guidances: list[Guidance | None] = []
+    published: list[tuple[Cell, Published]] = []
     for grid, samplers, guided in parsed:
+        for sampler in samplers:
+            check_sampler(model, sampler)
         guidances += [g for g in guided if g not in guidances]
         for spacing in grid.spacings:
 
@@ -106,9 +125,16 @@ def prepare(request: Request, device: str) -> Prepared:
             # The same cell may stand in two grids; it is run once.
             cells |= {_identity(cell): cell for cell in found if _identity(cell) not in cells}
             unmet += [gap for gap in gaps if gap not in unmet]
+            of = {spec: registry.parse("sampler", spec) for spec in {p.sampler for p in grid.published}}
+            under = {spec: setup.pick_guidance(spec) for spec in {p.guidance for p in grid.published}}
+            for p in grid.published:
+                reported = (of[p.sampler], under[p.guidance], p.column)
+                published += [
+                    (cells[_identity(c)], p) for c in found if (c.sampler, c.guidance, c.budget or c.steps) == reported
+                ]
     classes = setup.label_classes(model, guidances)
     mode = request.labels or ("none" if classes is None else "balanced")
-    prepared = Prepared(request, model, guidances, list(cells.values()), unmet, mode, classes, metrics)
+    prepared = Prepared(request, model, guidances, list(cells.values()), unmet, mode, classes, metrics, published)
     prepared.labels(1)
     return prepared
 

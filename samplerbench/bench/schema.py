@@ -32,15 +32,18 @@ class ResultRecord(BaseModel):
     steps: int | None = Field(description="intervals of the σ grid, or null where the sampler chooses", ge=1)
     budget: int | None = Field(description="network evaluations the steps were chosen to fit into, or null")
     nfe: float = Field(description="network rows evaluated per image, counted", ge=0)
+    network_backward: float = Field(0, description="network rows differentiated per image, counted", ge=0)
     classifier_forward: float = Field(description="classifier rows evaluated per image, counted", ge=0)
     classifier_backward: float = Field(description="classifier rows differentiated per image, counted", ge=0)
+    decoder_passes: float = Field(0, description="autoencoder rows decoded per image, counted; not in nfe", ge=0)
     n: int = Field(description="images per block", ge=1)
     blocks: int = Field(description="disjoint blocks of images", ge=1)
     seed: int = Field(ge=0)
     model: str
     labels: str
     metrics: dict[str, MetricEntry]
-    seconds: float = Field(description="sampling, decoding and quantising, on one process", ge=0)
+    seconds: float = Field(description="sampling and quantising, on one process", ge=0)
+    decoder_seconds: float = Field(0, description="from latents to images, on one process; not in seconds", ge=0)
     metric_seconds: float = Field(description="features and metrics", ge=0)
     images_per_second: float = Field(ge=0)
     protocol: str = Field(description="sha256 of protocol_fields in canonical JSON", pattern="^[0-9a-f]{64}$")

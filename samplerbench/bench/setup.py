@@ -17,7 +17,8 @@ from samplerbench.data.pixels import quantise
 from samplerbench.errors import UserError
 from samplerbench.metrics.extractors import DIGITS, Extractor, load_extractor
 from samplerbench.metrics.metric import Layer, Metric
-from samplerbench.metrics.reference import Reference, load_reference, measure
+from samplerbench.metrics.reference import Reference, load_published, load_reference, measure, measure_once
+from samplerbench.models.files import LoadOptions, check_no_prompts
 from samplerbench.models.model import Model
 from samplerbench.sampling import Guidance, Sampler, Spacing
 
@@ -48,18 +49,23 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def load_model(source: str, device: torch.device, dtype: str) -> Model:
-    """A model by registered name (with parameters), folder, or hub id."""
+def load_model(source: str, device: torch.device, dtype: str, options: LoadOptions | None = None) -> Model:
+    """A model by registered name (with parameters), folder, or hub id. Raises UserError."""
+    options = options or LoadOptions()
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: known are {', '.join(DTYPES)}.")
     quiet_libraries()
     name = source.partition(":")[0].partition("/")[0]
     is_folder = Path(source).expanduser().is_dir()
     if not is_folder and any(e.name == name for e in registry.entries("model")):
+        for given, flag in ((options.revision, "--revision"), (options.variant, "--variant")):
+            if given is not None:
+                raise UserError(f"{flag} {given} is of checkpoints; the model {source} is built in: leave it out.")
+        check_no_prompts(source, options)
         return registry.parse("model", source).load(device, DTYPES[dtype])
-    from samplerbench.models.diffusers_unet import load_diffusers_unet
+    from samplerbench.models.pipelines import load_pipeline
 
-    return load_diffusers_unet(source, device, DTYPES[dtype])
+    return load_pipeline(source, device, DTYPES[dtype], options)
 
 
 def pick_spacing(sampler: Sampler, asked: str | None) -> Spacing:
@@ -77,8 +83,9 @@ def label_classes(model: Model, guidances: list[Guidance | None]) -> int | None:
     if model.classes is not None:
         return model.classes
     for guidance in guidances:
-        if guidance is not None and "classifier" in guidance.needs:
-            return model.classifier(str(guidance.parameters.get("weights", ""))).classes
+        classifier = None if guidance is None else model.guide_classifier(guidance)
+        if classifier is not None:
+            return classifier.classes
     return None
 
 
@@ -122,7 +129,7 @@ def reference_source(model: Model, data: str | None) -> str:
 
 
 def pick_reference(model: Model, data: str | None, extractor: Extractor) -> Reference:
-    """The statistics to measure against: of `data` (a name, a folder, or a file of `samplerbench stats`).
+    """The statistics to measure against: of `data`, a name, images, or statistics (`samplerbench stats`, or mu, sigma).
 
     The embedded statistics are used where they are of the same data and the same weights.
     """
@@ -144,7 +151,9 @@ def pick_reference(model: Model, data: str | None, extractor: Extractor) -> Refe
         embedded = load_reference(asset("digits-reference.safetensors"))
         if embedded.features == extractor.identity:
             return embedded
-    return measure(load_data(source), extractor)
+    if source.endswith(".npz") and (published := load_published(Path(source).expanduser(), extractor)):
+        return published
+    return measure_once(load_data(source), extractor)
 
 
 def _drawn(model: Model, n: int = 10_000) -> ImageSet:
@@ -171,4 +180,4 @@ def parse_steps(text: str, flag: str = "--steps") -> list[int]:
 
 def default_n(reference: Reference) -> int:
     """As many images as there are real ones, at most the customary 50,000."""
-    return min(50_000, int(reference.data["n"]))
+    return min(50_000, int(reference.data["n"] or 50_000))

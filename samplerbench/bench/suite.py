@@ -11,11 +11,24 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from samplerbench import registry
-from samplerbench.bench.request import Grid, Request
+from samplerbench.bench.request import Grid, Published, Request
 from samplerbench.errors import UserError
+from samplerbench.models.files import LoadOptions
 from samplerbench.options import did_you_mean, show_value
 
 Count = Annotated[int, Field(ge=1)]
+
+
+class SuitePublished(BaseModel):
+    """What a paper reports for a `[[grid]]`: its source, and per metric a row for each sampler, a column for each step.
+
+    The rows are in the order of samplers × parameters × guidances; a value that the paper does not give is nan.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, list[list[float | int]]]
+
+    source: Annotated[str, Field(min_length=1)]
 
 
 class SuiteGrid(BaseModel):
@@ -29,6 +42,7 @@ class SuiteGrid(BaseModel):
     nfe: list[Count] = []
     guidances: list[str] = ["none"]
     spacings: list[str] = ["default"]
+    published: SuitePublished | None = None
 
 
 class Suite(BaseModel):
@@ -48,6 +62,10 @@ class Suite(BaseModel):
     features: str | None = None
     features_weights: str | None = None
     data: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    prompts: str | None = None
+    negative_prompt: str | None = None
     grid: Annotated[list[SuiteGrid], Field(min_length=1)]
 
 
@@ -86,6 +104,7 @@ def load_suite(file: Path) -> Request:
         features=suite.features,
         features_weights=suite.features_weights,
         data=suite.data,
+        load=LoadOptions(suite.revision, suite.variant, suite.prompts, suite.negative_prompt),
     )
 
 
@@ -127,7 +146,32 @@ def _grid(file: Path, text: str, number: int, grid: SuiteGrid) -> Grid:
                 raise UserError(f"{file}:{line}: {error}") from None
             samplers.append(full)
     spacings = [None if s == "default" else s for s in grid.spacings]
-    return Grid(samplers, grid.steps, grid.nfe, grid.guidances, spacings)
+    rows = [(sampler, guidance) for sampler in samplers for guidance in grid.guidances]
+    return Grid(samplers, grid.steps, grid.nfe, grid.guidances, spacings, _published(file, text, number, grid, rows))
+
+
+def _published(file: Path, text: str, number: int, grid: SuiteGrid, rows: list[tuple[str, str]]) -> list[Published]:
+    """The published values of a grid, one per cell and metric."""
+    if grid.published is None:
+        return []
+    columns = grid.steps or grid.nfe
+    found = []
+    for metric, values in grid.published.__pydantic_extra__.items():
+        line = find_line(text, ["grid", number, "published", metric])
+        if metric not in {e.name for e in registry.entries("metric")}:
+            raise UserError(f'{file}:{line}: there is no metric "{metric}" to compare with.')
+        if len(grid.spacings) != 1:
+            raise UserError(f"{file}:{line}: published values belong to one spacing; this grid has several.")
+        if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
+            raise UserError(
+                f"{file}:{line}: {metric} has {len(values)} rows of {sorted({len(row) for row in values})} values; "
+                f"this grid has {len(rows)} rows (samplers × parameters × guidances) of {len(columns)}."
+            )
+        for (sampler, guidance), row in zip(rows, values, strict=True):
+            for column, value in zip(columns, row, strict=True):
+                if value == value:
+                    found.append(Published(sampler, guidance, column, metric, float(value), grid.published.source))
+    return found
 
 
 def find_line(text: str, place: list[Any], value: str | None = None) -> int:

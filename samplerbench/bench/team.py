@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from samplerbench.bench.launch import start_the_others
 from samplerbench.errors import SamplerbenchError, UserError
 
 
@@ -69,12 +70,13 @@ def join_team(device: str) -> tuple[Team, str]:
     Raises:
         UserError: several processes that were given one and the same GPU by name.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    start_the_others()
+    size = max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
     if size == 1:
-        return Team(), device
+        return Team(), "cpu" if device == "auto" and os.environ.get("ACCELERATE_USE_CPU") == "True" else device
     from accelerate import PartialState
 
-    use_cpu = device == "cpu" or not torch.cuda.is_available()
+    use_cpu = device == "cpu" or os.environ.get("ACCELERATE_USE_CPU") == "True" or not torch.cuda.is_available()
     state = PartialState(cpu=use_cpu)
     if not use_cpu and device not in ("auto", "cuda"):
         raise UserError(f"--device {device}: with several processes each takes its own GPU; use --device auto.")

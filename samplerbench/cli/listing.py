@@ -115,13 +115,15 @@ def _show_checkpoint(console: Any, source: str, revision: str | None, variant: s
     from samplerbench.bench.setup import load_model
     from samplerbench.models.files import LoadOptions
 
-    options = LoadOptions(revision, variant, offline=offline)
+    options = LoadOptions(revision, variant, offline=offline, show=True)
     model = load_model(source, torch.device("cpu"), "fp32", options)
     levels = model.levels
+    kind = "prompts" if model.text else "none"
+    classes = kind if model.classes is None else f"{model.classes}" + (", and none" if model.null else "")
     rows: dict[str, Any] = {
         "images": "x".join(map(str, model.image_shape)),
         **({"latents": "x".join(map(str, model.shape))} if model.autoencoder is not None else {}),
-        "classes": ("prompts" if model.text else "none") if model.classes is None else f"{model.classes}" + (", and none" if model.null else ""),
+        "classes": classes,
         "noise levels": f"{len(levels)}, σ from {float(levels[0]):.4g} to {float(levels[-1]):.4g}",
         "learned variance": "yes" if model.learned_variance else "no",
         "classifier": "yes" if model.default_classifier else "no",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 def run(
+    context: typer.Context,
     suite: Annotated[Path | None, typer.Argument(help="A suite file (TOML) instead of the options.")] = None,
     sampler: common.Samplers = [],  # noqa: B006
     steps: common.Steps = None,
@@ -58,7 +59,7 @@ def run(
         typer.Option(
             "--features",
             help="Feature space of the metrics: `inception-v3-compat`, `dinov2-vit-b-14`, `clip-vit-b-32`, "
-            "`digits-cnn`, … Default: the model's.",
+            "`digits-cnn`, …, or a folder of `samplerbench train features`. Default: the model's.",
         ),
     ] = None,
     features_weights: Annotated[
@@ -69,8 +70,8 @@ def run(
         str | None,
         typer.Option(
             "--data",
-            help="The real images: a name, a folder, or a file of `samplerbench stats`. Default: what the model was "
-            "trained on.",
+            help="The real images: a name (`mnist`), a folder, zip or npz, or statistics (of `samplerbench stats`, or "
+            "an npz of mu and sigma). Default: what the model was trained on.",
         ),
     ] = None,
     out: common.Out = Path("results"),
@@ -84,7 +85,8 @@ def run(
 ) -> None:
     """Sample with every sampler at every number of steps, and print the steps-vs-FID table.
 
-    A cell whose result is in OUT already is not run again. Exit code 1 if a cell failed.
+    A cell whose result is in OUT already is not run again. Exit code 1 if a cell failed. An option given beside a
+    suite goes before what the suite says: `--model`, `--n` and the like.
 
     Examples:
 
@@ -108,21 +110,33 @@ def run(
     from samplerbench.bench.store import Store
     from samplerbench.bench.suite import load_suite
     from samplerbench.bench.team import join_team
-    from samplerbench.models.files import LoadOptions
 
+    options: dict[str, Any] = {"model": model, "labels": labels, "n": n, "blocks": blocks, "seeds": (seed,)}
+    options |= {
+        "batch_size": batch_size,
+        "dtype": dtype,
+        "metrics": metric,
+        "features": features,
+        "features_weights": features_weights,
+    }
+    options |= {"data": data}
+    loading: dict[str, Any] = {
+        "revision": revision,
+        "variant": variant,
+        "prompts": prompts,
+        "negative_prompt": negative_prompt,
+    }
     if suite is not None:
         asked = load_suite(suite)
         if sampler or steps or nfe or guidance or spacing:
             raise UserError(f"{suite} says which samplers and steps; leave --sampler, --steps and the like out.")
+        # What is said on the command line goes before what the suite says.
+        options, loading = _given(context, options), _given(context, loading)
     else:
         if not sampler:
             raise UserError("name a sampler with --sampler, or a suite file; `samplerbench list samplers` shows them.")
         asked = _request(sampler, steps, nfe, guidance, spacing)
-        asked = replace(asked, model=model, labels=labels, n=n, blocks=blocks, seeds=(seed,), batch_size=batch_size)
-        asked = replace(
-            asked, dtype=dtype, metrics=metric, features=features, features_weights=features_weights, data=data
-        )
-        asked = replace(asked, load=LoadOptions(revision, variant, prompts, negative_prompt))
+    asked = replace(asked, **options, load=replace(asked.load, **loading))
     asked = replace(asked, load=replace(asked.load, offline=offline))
     team, device = join_team(device)
     prepared = request.prepare(asked, device)
@@ -173,6 +187,7 @@ def run(
         if asked.blocks > 1 and any(m.label() == "fid" for m in prepared.metrics):
             floor = _floor(measured.real, measured.n)
         _show(records, prepared.metrics, floor)
+        _show_published(jobs, outcomes, prepared)
         print(f"results and sample grids: {out}/", file=sys.stderr)
     if interrupted:
         finished = sum(o is not None for o in outcomes)
@@ -186,6 +201,27 @@ def run(
         raise typer.Exit(code)
 
 
+def _show_published(jobs: Sequence[Any], outcomes: Sequence[Any], prepared: Prepared) -> None:
+    """What a paper reports for these cells, beside what was measured."""
+    from rich.console import Console
+
+    from samplerbench.report.published import published_table
+
+    known = {metric.label() for metric in prepared.metrics}
+    pairs = list(zip(jobs, outcomes, strict=True))
+    rows = [
+        (outcome.record, p.metric, p.value, p.source)
+        for cell, p in prepared.published
+        for job, outcome in pairs
+        if job[1] is cell and outcome is not None and p.metric in known
+    ]
+    if rows:
+        console = Console()
+        console = console if console.is_terminal else Console(width=max(console.width, 140))
+        console.print()
+        console.print(published_table(rows))
+
+
 def _so_far(jobs: Sequence[Any], outcomes: Sequence[Any], prepared: Prepared) -> Any:
     """The table of the first metric, with the cells that are still to come."""
     from samplerbench.report.table import steps_table
@@ -193,6 +229,13 @@ def _so_far(jobs: Sequence[Any], outcomes: Sequence[Any], prepared: Prepared) ->
     pairs = zip(jobs, outcomes, strict=True)
     records = [o.record if o is not None else job[1].pending | {"seed": job[0].seed} for job, o in pairs]
     return steps_table([*records, *(gap.record for gap in prepared.unmet)], prepared.metrics[0].label())
+
+
+def _given(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that were given on the command line."""
+    own = {"seeds": "seed", "metrics": "metric"}
+    sources = {name: context.get_parameter_source(own.get(name, name)) for name in options}
+    return {k: v for k, v in options.items() if (source := sources[k]) is not None and source.name == "COMMANDLINE"}
 
 
 def _exit_code(outcomes: Sequence[Any]) -> int:

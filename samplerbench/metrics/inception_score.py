@@ -23,6 +23,10 @@ class InceptionScore(Metric):
 
     splits: int = option(10, "parts over which the score is averaged", ge=1)
 
+    @property
+    def fewest(self) -> int:  # type: ignore[override] - every split needs an image
+        return self.splits
+
     def start(self, context: Context) -> Accumulator:
         return _Score(self.splits)
 

@@ -25,6 +25,7 @@ class Batch:
 
     images: (B, C, H, W) uint8. features: (B, d), of the layer the metric asks for. labels: (B,) int64 that were asked
     for, or None. index: (B,) int64, which samples. states: (B, C, H, W), the sampler's last state at σ = 0.
+    stochastic: whether the sampler drew noise on the way.
     """
 
     images: Tensor
@@ -32,6 +33,7 @@ class Batch:
     labels: Tensor | None
     index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     states: Tensor = field(default_factory=lambda: torch.empty(0))
+    stochastic: bool = False
 
 
 @dataclass
@@ -41,11 +43,13 @@ class Context:
     reference: statistics of the real images. real: their features in a layer, (N, d), loaded when asked for.
     solve: (index (B,), labels, sampler) → the states (B, ...) that another sampler, one that chooses its own steps,
     reaches from the same x_T under the same guidance; for metrics of the discretisation error. None outside a run.
+    n: images in a block; sample i of the run is number i mod n of its block. 0 outside a run.
     """
 
     reference: Reference
     real: Callable[[Layer], Tensor] | None = None
     solve: Callable[[Tensor, Tensor | None, Sampler], Tensor] | None = None
+    n: int = 0
 
     def real_features(self, layer: Layer) -> Tensor:
         """Features of the real images, (N, d). Raises UserError where only their statistics are at hand."""
@@ -63,7 +67,7 @@ class Accumulator(ABC):
 
     @abstractmethod
     def result(self) -> dict[str, Any]:
-        """`{"value": …}` and whatever else belongs to the number."""
+        """`{"value": …}` and whatever else belongs to the number; `{}` where it means nothing for these images."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

@@ -25,6 +25,10 @@ NO_LABEL = -1
 """The label that means "none", as the null label of a checkpoint does."""
 
 
+CLEAN = 0.1
+"""The noise level at which the exact label posterior is a classifier of clean images."""
+
+
 class MixtureDenoiser(nn.Module):
     """D(x, σ) of Σ_k w_k N(μ_k, diag v_k), in float64 inside.
 
@@ -120,6 +124,19 @@ class ExactModel(Model):
             identity = str(self.identity["weights"])
             self._classifiers[""] = LoadedClassifier(posterior, identity, posterior, self.problem.classes)
         return self._classifiers[""]
+
+    def image_classifier(self, weights: str = "") -> LoadedClassifier:
+        if weights:
+            return super().image_classifier(weights)
+        if "" not in self._image_classifiers:
+            posterior = LabelPosterior(self.problem)
+            identity = str(self.identity["weights"])
+            # What is left of p(y | x, σ) on a clean image; at σ = 0 a point of the data has no density.
+            loaded = LoadedClassifier(
+                posterior, identity, lambda x, sigma: posterior(x, sigma.clamp(min=CLEAN)), self.problem.classes
+            )
+            self._image_classifiers[""] = loaded
+        return self._image_classifiers[""]
 
     def prior(self, z: Tensor, sigma: float) -> Tensor:
         """A Gaussian problem starts from its exact marginal; the others from N(0, 1+σ²), as a DDPM does."""

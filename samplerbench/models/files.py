@@ -1,12 +1,37 @@
-"""Checkpoint folders: resolve a path or a hub id, and hash what is loaded."""
+"""Checkpoint folders: resolve a path or a hub id, find the weights in it, and hash what is loaded."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from samplerbench.errors import UserError
+
+STEMS = ("diffusion_pytorch_model", "model")
+"""What diffusers and transformers call a module's weights."""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a checkpoint is to be loaded.
+
+    revision: a branch, tag or commit of a hub repository; None is its main branch. variant: which of several weights
+    ("fp16", "non_ema"), or "ema" for the folder `unet_ema`. prompts: a text file, one prompt a line.
+    negative_prompt: what guidance steers away from; None is the empty prompt. offline: use the local cache only.
+    show: it is only looked at, not sampled, so a model that draws from text needs no prompts.
+    """
+
+    revision: str | None = None
+    variant: str | None = None
+    prompts: str | None = None
+    negative_prompt: str | None = None
+    offline: bool = False
+    show: bool = False
 
 
 def hash_files(files: Iterable[Path]) -> str:
@@ -20,32 +45,108 @@ def hash_files(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def resolve_checkpoint(source: str) -> tuple[Path, str]:
+def read_json(file: Path, complaint: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError, which begins with `complaint`, where there is none."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+        return found
+    except FileNotFoundError:
+        raise UserError(f"{complaint}: {file.parent.name}/{file.name} is not there.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{complaint}: {file.parent.name}/{file.name} cannot be read ({error}).") from None
+
+
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The safetensors of a module's folder, one or several shards, of a variant or of none; [] where there are none."""
+    shard = r"(-\d+-of-\d+)?"
+    # Shards of a variant were once named the other way round.
+    middle = shard if variant is None else rf"(\.{re.escape(variant)}{shard}|-\d+-of-\d+\.{re.escape(variant)})"
+    pattern = re.compile(rf"({'|'.join(STEMS)}){middle}\.safetensors")
+    return sorted(f for f in folder.glob("*.safetensors") if pattern.fullmatch(f.name))
+
+
+def known_variants(folder: Path) -> list[str]:
+    """The variants of which a module's folder has weights."""
+    named = re.compile(rf"(?:{'|'.join(STEMS)})(?:-\d+-of-\d+)?\.([^.]+?)(?:-\d+-of-\d+)?\.safetensors")
+    return sorted({found[1] for f in folder.glob("*.safetensors") if (found := named.fullmatch(f.name))})
+
+
+def resolve_checkpoint(source: str, options: LoadOptions | None = None) -> tuple[Path, str]:
     """The local folder of a checkpoint and its revision ("" for a folder): a path, or a hub id `owner/name`.
 
+    Of a hub repository only the configurations, the tokenizer and the safetensors of the asked variant are fetched.
+
     Raises:
-        UserError: no such folder, or a hub id that is neither cached nor reachable.
+        UserError: no such folder, a revision of a folder, or a hub id that is neither cached nor reachable.
     """
+    options = options or LoadOptions()
     path = Path(source).expanduser()
     if source and path.is_dir():
+        if options.revision is not None:
+            raise UserError(f"--revision {options.revision} is of a hub repository, but {source} is a folder.")
         return path, ""
-    looks_like_id = source.count("/") == 1 and not source.startswith((".", "/", "~")) and not path.suffix
+    a_file = path.suffix.lower() in (".safetensors", ".json", ".bin", ".ckpt", ".pt", ".pth")
+    looks_like_id = source.count("/") == 1 and not source.startswith((".", "/", "~")) and not a_file
     if path.exists() or not looks_like_id:
         raise UserError(
             f'no model "{source}": it is neither a folder nor a hub id (owner/name) nor a name that '
             "`samplerbench list models` shows."
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    patterns = ["*.json", "*.safetensors", "unet/*", "scheduler/*"]
-    try:
-        folder = Path(snapshot_download(source, allow_patterns=patterns))
-    except RepositoryNotFoundError:
-        raise UserError(f'the hub has no model "{source}", or it is private and needs a login.') from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f'the model "{source}" is not in the local cache and the hub cannot be reached '
-            f"({type(error).__name__}); download its folder elsewhere and give the path as --model."
-        ) from None
+    folder = _fetch(source, options, ["*.json", "*.txt"])
+    index = folder / "model_index.json"
+    if index.exists():
+        parts = [name for name, value in read_json(index, source).items() if isinstance(value, list)]
+        # The adapters read no weights of the parts named here, and they are large.
+        parts = [p for p in parts if p not in ("safety_checker", "feature_extractor", "image_encoder")]
+        folder = _fetch(source, options, ["*.json", "*.txt", *_weight_patterns(parts, options.variant)])
+    else:
+        folder = _fetch(source, options, ["*.json", *_weight_patterns([""], options.variant)])
     return folder, folder.name
+
+
+def check_no_prompts(source: str, options: LoadOptions) -> None:
+    """Raise UserError where prompts are given for a model without text."""
+    for given, flag in ((options.prompts, "--prompts"), (options.negative_prompt, "--negative-prompt")):
+        if given is not None:
+            raise UserError(f"{flag} is for models that draw from text; {source} is none: leave it out.")
+
+
+def _weight_patterns(parts: Iterable[str], variant: str | None) -> list[str]:
+    plain = [f"{stem}{rest}.safetensors" for stem in STEMS for rest in ("", "-*-of-*")]
+    chosen = [] if variant is None else [f"{stem}*.{variant}*.safetensors" for stem in STEMS]
+    folders = [*parts, "unet_ema"] if variant == "ema" else list(parts)
+    return [f"{part}/{name}" if part else name for part in folders for name in (*plain, *chosen)]
+
+
+def _fetch(source: str, options: LoadOptions, patterns: list[str]) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    offline = options.offline or constants.HF_HUB_OFFLINE
+    by_hand = (
+        "get its folder (model_index.json, and the config.json and *.safetensors of each part) by other means "
+        f"and give its path as --model, or put it into the cache, {constants.HF_HUB_CACHE}"
+    )
+    at = "" if options.revision is None else f" at revision {options.revision}"
+    try:
+        return Path(
+            snapshot_download(source, revision=options.revision, allow_patterns=patterns, local_files_only=offline)
+        )
+    except RevisionNotFoundError:
+        raise UserError(f'the hub has no revision "{options.revision}" of {source}.') from None
+    except RepositoryNotFoundError:
+        raise UserError(f'the hub has no model "{source}", or it is private or gated and needs a login.') from None
+    except HFValidationError:
+        raise UserError(f'no model "{source}": it is neither a folder nor a valid hub id (owner/name).') from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        why = "offline mode is on" if offline else f"the hub cannot be reached ({type(error).__name__})"
+        raise UserError(f'the model "{source}"{at} is not in the local cache and {why}; {by_hand}.') from None

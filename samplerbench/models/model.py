@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,10 @@ from samplerbench.options import Configurable
 from samplerbench.sampling.denoiser import Clipped, Denoiser, Prediction, Sigma, coefficient, per_sample
 from samplerbench.sampling.guidance import Guidance
 from samplerbench.sampling.noise import Purpose, normal
+from samplerbench.sampling.sampler import Sampler
+
+if TYPE_CHECKING:
+    from samplerbench.models.latent import Autoencoder
 
 Condition = Mapping[str, Tensor]
 """What a network is told besides the state: named tensors whose first dimension is the batch. Empty: nothing."""
@@ -25,11 +29,12 @@ class Model(ABC):
     """Base of all adapters from a checkpoint to the denoiser protocol.
 
     network: the innermost module, where evaluations are counted. shape: (C, H, W) of the state. classes: number of
-    labels, or None. null: whether it can be asked without a label. clip: whether D is clamped to [-1, 1].
+    labels, or None. null: whether it can be asked without a label. clip: whether D is clamped to ±clip_range.
+    autoencoder: what makes images of its states, where those are latents. text: whether its labels are prompts.
     default_classifier: folder of the classifier that comes with it. data, features: names of the data set it was
     trained on and of the feature space to measure it in, where known. class_counts: images of each class in that
-    data. draws: whether `real` draws from the distribution itself, so that it can be its own reference. identity: what
-    the protocol says of it. notes: what `show` says besides.
+    data. draws: whether `real` draws from the distribution itself, so that it can be its own reference.
+    identity: what the protocol says of it. notes: what `show` says besides.
     """
 
     network: nn.Module
@@ -41,6 +46,9 @@ class Model(ABC):
     classes: int | None = None
     null: bool = False
     clip: bool = False
+    clip_range: float = 1.0
+    autoencoder: Autoencoder | None = None
+    text: bool = False
     learned_variance: bool = False
     default_classifier: str = ""
     data: str | None = None
@@ -50,6 +58,7 @@ class Model(ABC):
     identity: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     _classifiers: dict[str, LoadedClassifier] = field(default_factory=dict, repr=False)
+    _image_classifiers: dict[str, LoadedClassifier] = field(default_factory=dict, repr=False)
     _variances: dict[float, float] = field(default_factory=dict, repr=False)
 
     @abstractmethod
@@ -70,9 +79,28 @@ class Model(ABC):
         """The start of a run at level sigma from z ~ N(0, I): √(1+σ²) z for a variance-preserving model, else σ z."""
         return z * ((1 + sigma**2) ** 0.5 if self.variance_preserving else sigma)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images, which for a model of latents is not the state's."""
+        return self.shape if self.autoencoder is None else self.autoencoder.image_shape
+
     def decode(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] of states at σ = 0."""
-        return x
+        return x if self.autoencoder is None else self.autoencoder.decode(x)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """States at σ = 0 of images (B, C, H, W) in [-1, 1]; of an autoencoder, the posterior's mode."""
+        return images if self.autoencoder is None else self.autoencoder.encode(images)
+
+    def scale_latents(self, z: Tensor) -> Tensor:
+        """States of the autoencoder's own latents z, both (B, *shape): (z - shift)·scale.
+
+        Raises:
+            UserError: the model has no autoencoder.
+        """
+        if self.autoencoder is None:
+            raise UserError("the model is one of pixels: it has no autoencoder.")
+        return (z - self.autoencoder.shift) * self.autoencoder.scale
 
     def classifier(self, weights: str = "") -> LoadedClassifier:
         """The classifier in the folder `weights`, or the one that comes with the model; loaded once.
@@ -91,6 +119,29 @@ class Model(ABC):
             self._classifiers[weights] = load_classifier(weights, self)
         return self._classifiers[weights]
 
+    def image_classifier(self, weights: str = "") -> LoadedClassifier:
+        """The transformers classifier of clean images in the folder `weights`; loaded once.
+
+        Raises:
+            UserError: there is none, or it is of other images or classes.
+        """
+        if not weights:
+            raise UserError("guidance by an image classifier needs its folder: name it with weights=FOLDER.")
+        if weights not in self._image_classifiers:
+            from samplerbench.models.image_classifier import load_image_classifier
+
+            self._image_classifiers[weights] = load_image_classifier(weights, self)
+        return self._image_classifiers[weights]
+
+    def guide_classifier(self, guidance: Guidance) -> LoadedClassifier | None:
+        """The classifier that a guidance needs; None where it needs none. Raises UserError."""
+        weights = str(guidance.parameters.get("weights", ""))
+        if "classifier" in guidance.needs:
+            return self.classifier(weights)
+        if "image classifier" in guidance.needs:
+            return self.image_classifier(weights)
+        return None
+
     def real(self, n: int) -> tuple[Tensor, Tensor | None]:
         """n real images as states, (n, C, H, W) float32, and their labels: of the data the model was trained on.
 
@@ -104,7 +155,7 @@ class Model(ABC):
 
         data = load_data(self.data)
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:n]
-        return dequantise(data.images[order]), None if data.labels is None else data.labels[order]
+        return self.encode(dequantise(data.images[order])), None if data.labels is None else data.labels[order]
 
     def posterior_variance(self, sigma: float) -> float:
         """κ(σ), estimated by `estimate_posterior_variances` before."""
@@ -118,7 +169,9 @@ class Model(ABC):
         """
         from samplerbench.cache import cached_json
 
-        identity = {"weights": self.identity["weights"], "dtype": str(self.dtype), "images": images}
+        # The same network sees other states through another autoencoder.
+        of = {key: value for key, value in self.identity.items() if key in ("weights", "autoencoder weights")}
+        identity = of | {"dtype": str(self.dtype), "images": images}
         with cached_json("posterior-variance", identity) as known:
             wanted = [s for s in sigmas.tolist() if s > 0 and s not in self._variances]
             missing = [s for s in wanted if repr(s) not in known]
@@ -142,7 +195,7 @@ class Model(ABC):
     @property
     def classifiers(self) -> list[nn.Module]:
         """The classifiers loaded so far: what the meter counts beside the network."""
-        return [c.module for c in self._classifiers.values()]
+        return [c.module for c in (*self._classifiers.values(), *self._image_classifiers.values())]
 
     def check_labels(self, labels: Tensor | None) -> None:
         """Raise UserError where the labels are not ones the model knows, or it cannot do without."""
@@ -162,12 +215,12 @@ class Model(ABC):
         denoise: Denoiser = Bound(self, labels, batch)
         if guidance is not None:
             denoise = guidance.guide(denoise)
-        return Clipped(denoise) if self.clip else denoise
+        return Clipped(denoise, self.clip_range) if self.clip else denoise
 
 
 @dataclass
 class LoadedClassifier:
-    """A classifier of noisy images: logits(x, σ (B,)) -> (B, K), and the hash of its weights."""
+    """A classifier: logits(x, σ (B,)) -> (B, K), and the hash of its weights. One of clean images ignores σ."""
 
     module: nn.Module
     sha256: str
@@ -214,13 +267,40 @@ class Bound(Denoiser):
             (score,) = torch.autograd.grad(chosen, leaf)
         return score
 
+    def denoised_score(
+        self, x: Tensor, sigma: Sigma, conditional: bool = False, weights: str = ""
+    ) -> tuple[Prediction, Tensor]:
+        if self.labels is None:
+            raise UserError("classifier guidance needs labels to steer towards: use --labels balanced or a label.")
+        classifier = self.model.image_classifier(weights)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            base = (self.conditional if conditional else self.unconditional)(leaf, sigma)
+            log_p = classifier.logits(self.model.decode(base.x0), per_sample(0.0, x)).log_softmax(dim=1)
+            chosen = log_p[torch.arange(len(x), device=x.device), self.labels].sum()
+            (score,) = torch.autograd.grad(chosen, leaf)
+        variance = None if base.variance is None else base.variance.detach()
+        return Prediction(base.x0.detach(), variance), score
+
     def posterior_variance(self, sigma: float) -> float:
         return self.model.posterior_variance(sigma)
+
+    def scale_latents(self, z: Tensor) -> Tensor:
+        return self.model.scale_latents(z)
 
     def rows(self, index: Tensor) -> Denoiser:
         part = Bound(self.model, None if self.labels is None else self.labels[index], len(index))
         part.given = {key: value[index] for key, value in self.given.items()}
         return part
+
+
+def check_sampler(model: Model, sampler: Sampler) -> None:
+    """Raise UserError where the model lacks what the sampler needs."""
+    if "autoencoder" in sampler.needs and model.autoencoder is None:
+        raise UserError(
+            f"sampler {sampler.label()} draws from an autoencoder's prior, and this model is one of pixels; name a "
+            "latent model with --model, or leave the sampler out."
+        )
 
 
 def check_guidance(model: Model, guidance: Guidance | None, labels: Tensor | None) -> None:
@@ -235,13 +315,13 @@ def check_guidance(model: Model, guidance: Guidance | None, labels: Tensor | Non
         )
     if "labels" in guidance.needs and labels is None:
         raise UserError(f"{name} needs labels to steer towards, but there are none: use --labels balanced or a label.")
-    if "classifier" in guidance.needs:
+    if guidance.needs & {"classifier", "image classifier"}:
         if model.classes is not None and not model.null and not guidance.parameters.get("conditional", False):
             raise UserError(
                 f"{name} guides the model without labels, and this one cannot do without; use conditional=true."
             )
-        loaded = model.classifier(str(guidance.parameters.get("weights", "")))
-        if labels is not None and int(labels.max()) >= loaded.classes:
+        loaded = model.guide_classifier(guidance)
+        if loaded is not None and labels is not None and int(labels.max()) >= loaded.classes:
             raise UserError(f"--labels {int(labels.max())}: the classifier has the labels 0 to {loaded.classes - 1}.")
 
 
@@ -256,4 +336,4 @@ class ModelSource(Configurable, ABC):
         """The model on a device; `dtype` is the network's, the state is float32 (float64 for a float64 network)."""
 
 
-__all__ = ["Bound", "Condition", "Model", "ModelSource", "check_guidance", "coefficient"]
+__all__ = ["Bound", "Condition", "Model", "ModelSource", "check_guidance", "check_sampler", "coefficient"]

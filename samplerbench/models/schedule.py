@@ -2,14 +2,104 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from samplerbench.errors import UserError
+
+VP_SCHEDULERS = (
+    *("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler"),
+    *("EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"),
+    *("DEISMultistepScheduler", "HeunDiscreteScheduler"),
+)
+"""Schedulers whose configuration says ᾱ; which solver they are has no say here."""
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+
+_SCHEDULE = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
+    "rescale_betas_zero_snr",
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a checkpoint's scheduler says of the model, and not of how to sample it.
+
+    levels: (T,) float64, σ_t. prediction: what the network's output is. clip, clip_range: whether D is clamped, and to
+    what. variance: "learned" and "learned_range" are of networks with twice as many output channels. settings: what
+    fixes the levels, for the protocol.
+    """
+
+    levels: Tensor
+    prediction: PredictionType
+    clip: bool
+    clip_range: float
+    variance: str
+    settings: dict[str, Any]
+
+    @property
+    def doubled(self) -> bool:
+        """Whether the network's output has a half for the variance."""
+        return self.variance in ("learned", "learned_range")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The protocol's fields."""
+        betas = self.settings.get("trained_betas")
+        given = f"{self.settings['beta_start']:g} to {self.settings['beta_end']:g}" if betas is None else str(betas)
+        return {
+            "prediction": self.prediction,
+            "schedule": "trained" if betas is not None else self.settings["beta_schedule"],
+            "betas": given,
+            "zero terminal SNR": bool(self.settings.get("rescale_betas_zero_snr", False)),
+            "timesteps": len(self.levels),
+            "clip": self.clip and self.clip_range,
+            "variance": self.variance,
+        }
+
+
+def read_schedule(name: str, config: Mapping[str, Any], source: str) -> Schedule:
+    """The schedule that a diffusers scheduler of class `name` makes of its configuration.
+
+    What the configuration leaves out is the class's own default; what the class does not take is ignored, as diffusers
+    does.
+
+    Raises:
+        UserError: a scheduler, prediction type, β schedule or thresholding that is not supported.
+    """
+    import diffusers
+
+    if name not in VP_SCHEDULERS:
+        raise UserError(
+            f"{source} has the scheduler {name}; supported are discrete variance-preserving ones: "
+            f"{', '.join(VP_SCHEDULERS)}."
+        )
+    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+    known = {p.name: config.get(p.name, p.default) for p in parameters.values() if p.name != "self"}
+    if known["prediction_type"] not in PREDICTIONS:
+        raise UserError(f"{source} predicts {known['prediction_type']}; supported are {', '.join(PREDICTIONS)}.")
+    if known.get("thresholding"):
+        raise UserError(
+            f"{source} has dynamic thresholding, which is not supported; set thresholding to false in "
+            "scheduler/scheduler_config.json."
+        )
+    settings = {key: known[key] for key in _SCHEDULE if key in known}
+    return Schedule(
+        levels=noise_levels(alphas_cumprod(settings)),
+        prediction=cast(PredictionType, known["prediction_type"]),
+        clip=bool(known.get("clip_sample", False)),
+        clip_range=float(known.get("clip_sample_range", 1.0)),
+        variance=str(known.get("variance_type") or "fixed_small"),
+        settings=settings,
+    )
 
 
 def alphas_cumprod(config: Mapping[str, Any]) -> Tensor:

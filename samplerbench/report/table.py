@@ -35,10 +35,12 @@ def row_names(records: Sequence[Record]) -> list[str]:
 
 
 def format_value(value: float) -> str:
-    """Three or four significant digits, without exponents."""
+    """Three or four significant digits; an exponent only where four decimals would show next to nothing."""
     if value != value:
         return "nan"
     magnitude = abs(value)
+    if 0 < magnitude < 0.001:
+        return f"{value:.1e}"
     digits = 4 if magnitude < 0.1 else 3 if magnitude < 1 else 2 if magnitude < 100 else 1
     return f"{value:.{digits}f}"
 

@@ -70,8 +70,22 @@ class Denoiser(ABC):
         """
         raise NotImplementedError
 
+    def denoised_score(
+        self, x: Tensor, sigma: Sigma, conditional: bool = False, weights: str = ""
+    ) -> tuple[Prediction, Tensor]:
+        """The prediction, and ∇ₓ log p(y | D(x, σ)) (B, C, H, W) of a classifier of clean images.
+
+        One network evaluation for both, which is differentiated; one forward and one backward pass of the classifier.
+        weights: the classifier's folder.
+        """
+        raise NotImplementedError
+
     def posterior_variance(self, sigma: float) -> float:
         """κ(σ) = E tr Cov[x₀ | x]/d = σ²(1 - σ² E‖score‖²/d), for a sampler that `needs` it."""
+        raise NotImplementedError
+
+    def scale_latents(self, z: Tensor) -> Tensor:
+        """The states of the autoencoder's own latents z (B, C, H, W), for a sampler that `needs` an autoencoder."""
         raise NotImplementedError
 
 
@@ -94,6 +108,9 @@ class Clipped(Denoiser):
 
     def posterior_variance(self, sigma: float) -> float:
         return self.inner.posterior_variance(sigma)
+
+    def scale_latents(self, z: Tensor) -> Tensor:
+        return self.inner.scale_latents(z)
 
 
 def per_sample(sigma: Sigma, x: Tensor) -> Tensor:

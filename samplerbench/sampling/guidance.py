@@ -17,11 +17,14 @@ class Guidance(Configurable, ABC):
     """Base of guidance plugins: one method, `predict`.
 
     `needs` says what a model must offer: "labels" (what to steer towards), "null" (the same network without labels),
-    "classifier" (p(y | x, σ)). A model that lacks one is refused before anything runs.
+    "classifier" (p(y | x, σ)), "image classifier" (p(y | image)). A model that lacks one is refused before anything
+    runs.
     """
 
     kind: ClassVar[str] = "guidance"
     needs: ClassVar[frozenset[str]] = frozenset()
+    bayes: ClassVar[bool] = True
+    """Whether scale 1 is the conditional model where the model and its classifier are exact: Bayes' rule."""
 
     @property
     def evaluations(self) -> int:
@@ -50,3 +53,6 @@ class _Guided(Denoiser):
 
     def posterior_variance(self, sigma: float) -> float:
         return self.inner.posterior_variance(sigma)
+
+    def scale_latents(self, z: Tensor) -> Tensor:
+        return self.inner.scale_latents(z)

@@ -21,19 +21,31 @@ class Meter:
         nfe = meter.network / images
     """
 
-    def __init__(self, network: nn.Module, classifiers: Iterable[nn.Module] = ()) -> None:
+    def __init__(
+        self, network: nn.Module, classifiers: Iterable[nn.Module] = (), decoder: nn.Module | None = None
+    ) -> None:
         self.network = 0
         """Rows evaluated by the network."""
+        self.network_backward = 0
+        """Rows through which the network was differentiated."""
         self.classifier_forward = 0
         """Rows evaluated by the classifier."""
         self.classifier_backward = 0
         """Rows through which the classifier was differentiated."""
+        self.decoder = 0
+        """Rows decoded: latents that became images."""
+        self._decoder = decoder
         self._network, self._classifiers = network, list(classifiers)
         self._handles: list[RemovableHandle] = []
         self._paused = False
 
     def __enter__(self) -> Meter:
-        self._handles = [self._network.register_forward_pre_hook(self._on_network, with_kwargs=True)]
+        self._handles = [
+            self._network.register_forward_pre_hook(self._on_network, with_kwargs=True),
+            self._network.register_forward_hook(self._on_output),
+        ]
+        if self._decoder is not None:
+            self._handles.append(self._decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
         for classifier in self._classifiers:
             self._handles.append(classifier.register_forward_pre_hook(self._on_forward, with_kwargs=True))
             self._handles.append(classifier.register_full_backward_hook(self._on_backward))
@@ -54,6 +66,19 @@ class Meter:
 
     def _on_network(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.network += 0 if self._paused else _rows(args, kwargs)
+
+    def _on_output(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        # A module's own backward hook needs a tensor as output, and diffusers' networks give a structure.
+        values = (output,) if isinstance(output, Tensor) else output.values() if isinstance(output, dict) else output
+        tracked = next((v for v in values if isinstance(v, Tensor) and v.requires_grad), None)
+        if tracked is not None:
+            tracked.register_hook(self._on_network_gradient)
+
+    def _on_network_gradient(self, gradient: Tensor) -> None:
+        self.network_backward += 0 if self._paused else len(gradient)
+
+    def _on_decoder(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.decoder += 0 if self._paused else _rows(args, kwargs)
 
     def _on_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.classifier_forward += 0 if self._paused else _rows(args, kwargs)

@@ -47,7 +47,8 @@ class Sampler(Configurable, ABC):
     """The variable in which the grid is even when the order of convergence is measured."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What the method asks of a model besides D: "posterior variance", estimated once per model and level."""
+    """What the method asks of a model besides D: "posterior variance", estimated once per model and level;
+    "autoencoder", the one whose latents are the state. A model that lacks one is refused before anything runs."""
 
     @abstractmethod
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
@@ -64,7 +65,8 @@ class Sampler(Configurable, ABC):
         """Network evaluations for a grid of so many steps, without guidance.
 
         For planning only: what is reported is counted. None: the solver chooses its own steps, and the number of
-        steps asked for has no meaning to it.
+        steps asked for has no meaning to it. 0: a baseline that never asks the model for D, to which neither steps nor
+        guidance mean anything; it is one row of a table.
         """
         return steps
 

@@ -38,6 +38,8 @@ def _guided(guidance: Guidance, model: ExactModel, x: Tensor, labels: Tensor, si
 
 def check_scale_one(guidance: Guidance) -> str:
     """At scale 1 it is the conditional model."""
+    if not guidance.bayes:
+        raise NotApplicableError("it says that its scale 1 is not Bayes' rule")
     if "scale" not in parameters_of(type(guidance)):
         raise NotApplicableError("it has no parameter called scale")
     changes = {"scale": 1.0} | ({"conditional": False} if "conditional" in guidance.parameters else {})

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from samplerbench import registry
 from samplerbench.models.exact import ExactModel, _model, exact
+from samplerbench.models.latent import Autoencoder
 from samplerbench.sampling import Denoiser, Guidance, Noise, Prediction, Sampler, Sigma, Spacing
 from samplerbench.sampling.driver import drive
 from samplerbench.sampling.meter import Meter
@@ -44,10 +45,23 @@ def _problem(name: str, shape: str = "1x2x2") -> ExactModel:
 
 
 def _grid(sampler: Sampler, model: ExactModel, steps: int) -> Tensor:
-    if sampler.nfe(1) is None:
+    if not sampler.nfe(1):
         return torch.stack([model.levels[-1], model.levels.new_zeros(())])
     spacing: Spacing = registry.parse("spacing", sampler.spacing or registry.default("spacing"))
     return make_grid(spacing, model.levels, steps)
+
+
+def _prepare(sampler: Sampler, model: ExactModel, grid: Tensor) -> None:
+    """Give the model what the sampler needs besides D."""
+    if "posterior variance" in sampler.needs:
+        model.estimate_posterior_variances(grid)
+    if "autoencoder" in sampler.needs:  # the states stand for latents, scaled by a half
+        model.autoencoder = Autoencoder(torch.nn.Identity(), model.shape, model.shape, 0.5)
+
+
+def _require_solver(sampler: Sampler) -> None:
+    if sampler.nfe(1) == 0:
+        raise NotApplicableError("it never asks the model (nfe is 0): it is a baseline, and solves nothing")
 
 
 def _run(
@@ -63,8 +77,7 @@ def _run(
 ) -> Tensor:
     """The final states of samples first … first+batch-1."""
     grid = _grid(sampler, model, steps)
-    if "posterior variance" in sampler.needs:
-        model.estimate_posterior_variances(grid)
+    _prepare(sampler, model, grid)
     index = torch.arange(first, first + batch)
     x = model.prior(normal(seed, Purpose.PRIOR, index, 0, model.shape).to(dtype), float(grid[0]))
     noise = Noise(seed, index, model.shape, dtype)
@@ -75,8 +88,7 @@ def _draws(sampler: Sampler, steps: int = 4) -> int:
     """How often the sampler draws noise: 0 for a deterministic one."""
     model = _problem("mixture")
     grid = _grid(sampler, model, steps)
-    if "posterior variance" in sampler.needs:
-        model.estimate_posterior_variances(grid)
+    _prepare(sampler, model, grid)
     index = torch.arange(2)
     x = model.prior(normal(0, Purpose.PRIOR, index, 0, model.shape), float(grid[0]))
     noise = Noise(0, index, model.shape, torch.float64)
@@ -104,8 +116,7 @@ def check_nfe(sampler: Sampler) -> str:
     """The counted network evaluations are what nfe() says."""
     model, told = _problem("mixture"), []
     for steps in (1, 2, 5, 9):
-        if "posterior variance" in sampler.needs:
-            model.estimate_posterior_variances(_grid(sampler, model, steps))
+        _prepare(sampler, model, _grid(sampler, model, steps))
         with Meter(model.network) as meter:
             _run(sampler, model, steps, batch=3)
         said, counted = sampler.nfe(steps), meter.network / 3
@@ -118,6 +129,7 @@ def check_nfe(sampler: Sampler) -> str:
 
 def check_first_evaluation(sampler: Sampler) -> str:
     """The network is asked at the state's own noise level: first at the start, and never at another's."""
+    _require_solver(sampler)
     if sampler.own_grid:
         raise NotApplicableError("it has a grid of its own")
     model = _problem("point", "1x32x32")
@@ -158,6 +170,7 @@ def check_first_evaluation(sampler: Sampler) -> str:
 
 def check_order(sampler: Sampler) -> str:
     """The order of convergence on the exact problems is the one claimed, within 0.2."""
+    _require_solver(sampler)
     if _draws(sampler):
         raise NotApplicableError("stochastic: see moments")
     if sampler.own_grid:
@@ -238,6 +251,7 @@ def _adaptive_error(sampler: Sampler) -> str:
 
 def check_terminal(sampler: Sampler) -> str:
     """The last step ends on the data: of a single point, every sample is that point (no noise is left)."""
+    _require_solver(sampler)
     model = _problem("point", "1x8x8")
     worst = max(same(_run(sampler, model, steps), torch.tensor(0.3)) for steps in (1, 4, 20))
     allowed = 2e-3 if sampler.own_grid else 1e-6  # a grid of its own may come with float32 tables of its own
@@ -249,6 +263,7 @@ def check_terminal(sampler: Sampler) -> str:
 
 def check_moments(sampler: Sampler) -> str:
     """Stochastic: terminal mean and variance approach the closed form as the steps grow."""
+    _require_solver(sampler)
     if not _draws(sampler):
         raise NotApplicableError("deterministic: see order")
     model = _problem("gaussian", "1x8x8")
@@ -293,8 +308,7 @@ def check_no_state(sampler: Sampler) -> str:
     """Keeps no state between runs: interleaved with another run it gives the same."""
     model = _problem("mixture")
     before, grid = dict(vars(sampler)), _grid(sampler, model, 6)
-    if "posterior variance" in sampler.needs:
-        model.estimate_posterior_variances(grid)
+    _prepare(sampler, model, grid)
 
     def start(first: int) -> Iterator[Tensor]:
         index = torch.arange(first, first + 2)
@@ -330,6 +344,7 @@ def check_dtype(sampler: Sampler) -> str:
 
 def check_guided(sampler: Sampler) -> str:
     """Composes with guidance: at scale 1 it is the conditional model, and labels steer it."""
+    _require_solver(sampler)
     model, labels = _problem("mixture"), torch.tensor([0, 1, 0, 1, 0, 1])
     plain = _run(sampler, model, 6, labels=labels)
     guided = _run(sampler, model, 6, labels=labels, guidance=_Sum())
@@ -354,8 +369,7 @@ def check_no_writes(sampler: Sampler) -> str:
     """Never writes into a tensor it was given or has yielded."""
     model = _problem("mixture")
     grid = _grid(sampler, model, 6)
-    if "posterior variance" in sampler.needs:
-        model.estimate_posterior_variances(grid)
+    _prepare(sampler, model, grid)
     index = torch.arange(3)
     x = model.prior(normal(0, Purpose.PRIOR, index, 0, model.shape), float(grid[0]))
     kept, copies = [x, grid], [x.clone(), grid.clone()]

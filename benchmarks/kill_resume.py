@@ -1,0 +1,108 @@
+"""Kill a suite with SIGKILL at random moments, resume it each time, and compare with an undisturbed run.
+
+python benchmarks/kill_resume.py benchmarks/suites/digits.toml --undisturbed results/digits --kills 20
+
+The undisturbed run is made (or resumed) first if its folder is not complete. The moments are uniform over the time
+that the undisturbed run took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SAME = ("sampler", "parameters", "guidance", "spacing", "steps", "nfe", "n", "blocks", "seed", "metrics", "protocol")
+
+
+def start(suite: Path, out: Path) -> subprocess.Popen[str]:
+    """`samplerbench run SUITE --out OUT` as a process of its own."""
+    command = [sys.executable, "-m", "samplerbench", "run", str(suite), "--out", str(out), "--device", "cpu"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def records(out: Path) -> dict[str, dict[str, Any]]:
+    """The results in a folder, by file name."""
+    return {f.name: json.loads(f.read_text("utf-8")) for f in sorted(out.glob("*.json"))}
+
+
+def differences(a: Any, b: Any, place: str = "") -> list[str]:
+    """Where two values differ: numbers by more than 1e-9 relative, everything else at all."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return [d for k in a for d in differences(a[k], b[k], f"{place}.{k}")]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{place}[{i}]")]
+    if isinstance(a, float) and isinstance(b, float):
+        return [] if abs(a - b) <= 1e-9 * max(abs(a), abs(b)) else [f"{place}: {a!r} and {b!r}"]
+    return [] if a == b else [f"{place}: {a!r} and {b!r}"]
+
+
+def main() -> int:
+    """Print what happened; exit code 1 where the results differ."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", type=Path)
+    parser.add_argument("--undisturbed", type=Path, required=True, help="folder of the undisturbed run")
+    parser.add_argument("--out", type=Path, default=Path("results/killed"), help="folder of the killed run")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    if any(chosen.out.glob("*.json")):
+        raise SystemExit(f"{chosen.out} has results already; name an empty folder with --out.")
+    process = start(chosen.suite, chosen.undisturbed)
+    if process.wait() != 0:
+        raise SystemExit(process.communicate()[1])
+    whole = records(chosen.undisturbed)
+    seconds = sum(r["seconds"] + r["metric_seconds"] for r in whole.values())
+    print(f"undisturbed: {len(whole)} results, {seconds:.0f} s of work", flush=True)
+    rng, kills, finished_early = random.Random(chosen.seed), 0, 0
+    while kills < chosen.kills:
+        # As many runs as kills share the work, so that the kills are spread over the whole of it.
+        wait = rng.uniform(0, 2 * seconds / (chosen.kills + 1))
+        process = start(chosen.suite, chosen.out)
+        begun = time.monotonic()
+        assert process.stderr is not None
+        os.set_blocking(process.stderr.fileno(), False)
+        while time.monotonic() - begun < wait + 12 and process.poll() is None:
+            process.stderr.read()
+            time.sleep(0.05)
+        if process.poll() is not None:
+            finished_early += 1
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        print(
+            f"kill {kills:2d} after {time.monotonic() - begun:5.1f} s: {len(records(chosen.out))} results, "
+            f"{len(list(chosen.out.glob('*.partial.safetensors')))} unfinished",
+            flush=True,
+        )
+    process = start(chosen.suite, chosen.out)
+    _, err = process.communicate()
+    if process.returncode != 0:
+        raise SystemExit(err)
+    again = records(chosen.out)
+    lines = [line for line in (chosen.out / "run.log").read_text("utf-8").splitlines() if "earlier run" not in line]
+    wrong = [f"{name} is not in both" for name in whole.keys() ^ again.keys()]
+    for name in whole.keys() & again.keys():
+        a, b = whole[name], again[name]
+        wrong += [f"{name}{d}" for d in differences({k: a[k] for k in SAME}, {k: b[k] for k in SAME})]
+    resumed = sum(r["resumed"] for r in again.values())
+    print(
+        f"{kills} kills, {resumed} resumptions inside a cell; {len(again)} results, each written "
+        f"{'once' if len(lines) == len(again) else f'by {len(lines)} runs'}; "
+        + ("equal to the undisturbed run's to 1e-9." if not wrong else f"{len(wrong)} differences:")
+    )
+    for line in wrong[:20]:
+        print(line)
+    return bool(wrong or len(lines) != len(again))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

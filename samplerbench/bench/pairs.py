@@ -1,0 +1,190 @@
+"""Cells of two stores, or of two selections of one, paired and compared."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from samplerbench.bench.compare import difference
+from samplerbench.errors import UserError
+
+Record = dict[str, Any]
+
+IDENTITY = ("sampler", "guidance", "spacing", "steps", "seed")
+FIELDS = (*IDENTITY, "nfe", "budget")
+# What a choice brings with it: a sampler its default spacing, a budget the steps that fit.
+BRINGS = {"sampler": {"spacing"}, "nfe": {"steps"}, "budget": {"steps"}}
+# What may differ between two cells that are compared; all the rest of their protocols may not.
+COMPARED = frozenset({"sampler", "guidance", "spacing", "sigmas", "classifier", "seed", "versions", "metrics"})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one pair. change: B - A. margin: half of the 95% interval; None where there is none."""
+
+    cell: str
+    metric: str
+    better: str
+    a: float
+    b: float
+    change: float
+    margin: float | None
+    verdict: str
+    how: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data; null for what is not a number."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Paired:
+    """All rows, and the cells that have no partner. versions: what differs in them, or ""."""
+
+    rows: list[Row]
+    only_a: list[str]
+    only_b: list[str]
+    versions: str
+
+
+def parse_selection(text: str, flag: str) -> dict[str, str]:
+    """`sampler=ddim:eta=0.5,steps=5` as fields; a comma within a spec does not end it.
+
+    Raises:
+        UserError: a field that there is not, or a part that is no FIELD=VALUE.
+    """
+    names = "|".join(FIELDS)
+    found: dict[str, str] = {}
+    for part in re.split(rf",(?=\s*(?:{names})=)", text) if text.strip() else []:
+        name, equals, value = part.strip().partition("=")
+        if not equals or name not in FIELDS:
+            raise UserError(f"{flag} {text}: {part.strip()} is no FIELD=VALUE; the fields are {', '.join(FIELDS)}.")
+        found[name] = value.strip()
+    return found
+
+
+def select(records: Sequence[Record], text: str, flag: str) -> list[Record]:
+    """The records that a selection names; all for an empty one. `none` is null.
+
+    Raises:
+        UserError: it is no selection, or it names no record.
+    """
+    wanted = parse_selection(text, flag)
+    found = [r for r in records if all(_matches(r.get(name), value) for name, value in wanted.items())]
+    if not found:
+        specs = ", ".join(dict.fromkeys(str(r["sampler"]) for r in records))
+        raise UserError(f"{flag} {text}: no result is so; the samplers there are {specs}.")
+    return found
+
+
+def _matches(value: Any, wanted: str) -> bool:
+    if isinstance(value, int | float):
+        try:
+            return float(wanted) == value
+        except ValueError:
+            return False
+    return wanted in ("none", "own") if value is None else bool(value == wanted)
+
+
+def pair(ones: Sequence[Record], twos: Sequence[Record], a: str, b: str, metrics: Sequence[str] = ()) -> Paired:
+    """Pair cells that agree in all of IDENTITY but what the selections a and b name, and compare each pair.
+
+    Raises:
+        UserError: nothing pairs, a cell has two partners, or the protocols of a pair differ in more than what is
+            compared.
+    """
+    named = {*parse_selection(a, "--a"), *parse_selection(b, "--b")}
+    free = named.union(*(BRINGS.get(name, set()) for name in named))
+    keys = [name for name in IDENTITY if name not in free]
+    left, right = _keyed(ones, keys, "--a"), _keyed(twos, keys, "--b")
+    if len(left) == len(right) == 1 and named:
+        right = dict(zip(left, right.values(), strict=True))
+    common = [key for key in left if key in right]
+    if not common:
+        raise UserError(
+            f"no cell of A has a partner in B with the same {', '.join(keys)}; name what differs with --a and --b."
+        )
+    rows = [row for key in common for row in _compare(left[key], right[key], metrics)]
+    if not rows:
+        raise UserError("the cells that pair have no metric in common" + (" of those asked for." if metrics else "."))
+    return Paired(
+        rows,
+        [title(r) for key, r in left.items() if key not in right],
+        [title(r) for key, r in right.items() if key not in left],
+        _versions(left[common[0]], right[common[0]]),
+    )
+
+
+def _keyed(records: Sequence[Record], keys: Sequence[str], flag: str) -> dict[tuple[Any, ...], Record]:
+    found: dict[tuple[Any, ...], Record] = {}
+    for r in records:
+        key = tuple(r[name] for name in keys)
+        if key in found:
+            other = found[key]
+            apart = [n for n in FIELDS if r.get(n) != other.get(n)] or _differing(r, other, frozenset())[:1]
+            raise UserError(
+                f"{flag}: {title(r)} and {title(other)} both fit, and differ in {' and '.join(apart)}; "
+                f"narrow the selection, like {flag} {apart[0]}={r.get(apart[0], '…')}."
+            )
+        found[key] = r
+    return found
+
+
+def _compare(a: Record, b: Record, metrics: Sequence[str]) -> list[Row]:
+    fields = _differing(a, b, COMPARED)
+    common = [m for m in a["metrics"] if m in b["metrics"] and (not metrics or m in metrics)]
+    specs = [{s.partition(":")[0]: s for s in r["protocol_fields"].get("metrics", [])} for r in (a, b)]
+    fields += [f"metric {m}" for m in common if specs[0].get(m) != specs[1].get(m)]
+    if fields:
+        raise UserError(
+            f"{title(a)} and {title(b)} were measured under different protocols: they differ in "
+            f"{', '.join(fields)}; run one of them again as the other."
+        )
+    cell = title(a) if title(a) == title(b) else f"{title(a)} → {title(b)}"
+    return [_row(cell, m, a, b) for m in common]
+
+
+def _row(cell: str, metric: str, a: Record, b: Record) -> Row:
+    one, two = a["metrics"][metric], b["metrics"][metric]
+    values = one["value"], two["value"]
+    change = values[1] - values[0]
+    if not math.isfinite(change):
+        verdict = "worse" if math.isfinite(values[0]) else "not a number"
+        return Row(cell, metric, one["better"], *values, change, None, verdict, "a value is not a number")
+    found = difference(b, a, metric)
+    if found is None:
+        return Row(cell, metric, one["better"], *values, change, None, "no verdict", "one block: no interval")
+    how = "paired over blocks" if a["seed"] == b["seed"] else "other seeds: Welch, unpaired"
+    better = (found.mean < 0) == (one["better"] == "lower")
+    verdict = "cannot be told apart" if found.tied else "better" if better else "worse"
+    return Row(cell, metric, one["better"], *values, change, found.margin, verdict, how)
+
+
+def _differing(a: Record, b: Record, allowed: frozenset[str]) -> list[str]:
+    """Dotted names of the protocol's fields in which two records differ, apart from the allowed ones."""
+    one, two = a["protocol_fields"], b["protocol_fields"]
+    found = []
+    for name in dict.fromkeys([*one, *two]):
+        x, y = one.get(name), two.get(name)
+        if name in allowed or x == y:
+            continue
+        if isinstance(x, dict) and isinstance(y, dict):
+            found += [f"{name}.{k}" for k in dict.fromkeys([*x, *y]) if x.get(k) != y.get(k)]
+        else:
+            found.append(name)
+    return [name for name in found if name != "labels.counts" or "n" not in found]
+
+
+def _versions(a: Record, b: Record) -> str:
+    x, y = a["versions"], b["versions"]
+    return ", ".join(f"{k} {x.get(k)} and {y.get(k)}" for k in dict.fromkeys([*x, *y]) if x.get(k) != y.get(k))
+
+
+def title(record: Record) -> str:
+    """`ddim:eta=0.5 + cfg, 50 steps, seed 0`."""
+    guided = f" + {record['guidance']}" if record["guidance"] else ""
+    steps = "its own steps" if record["steps"] is None else f"{record['steps']} steps"
+    return f"{record['sampler']}{guided}, {steps}, seed {record['seed']}"

@@ -1,0 +1,157 @@
+"""An opened checkpoint: its index, and the parts it is made of."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samplerbench.errors import UserError
+from samplerbench.models.files import (
+    LoadOptions,
+    hash_files,
+    known_variants,
+    read_json,
+    resolve_checkpoint,
+    weight_files,
+)
+
+CARD = "samplerbench.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A loaded part: the module, without gradients and in evaluation mode, its configuration and its weights' hash."""
+
+    module: Any
+    config: dict[str, Any]
+    sha256: str
+
+
+@dataclass
+class Checkpoint:
+    """A pipeline folder as diffusers saves it.
+
+    source: as the user named it. revision: commit of a hub repository, else "". index: model_index.json. card: of a
+    model this project trained, else {}.
+    """
+
+    source: str
+    folder: Path
+    revision: str
+    options: LoadOptions
+    index: dict[str, Any]
+    card: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pipeline(self) -> str:
+        """The pipeline's class."""
+        return str(self.index.get("_class_name"))
+
+    def kind(self, part: str) -> str:
+        """The class of a part by the index; "missing" where it has none."""
+        entry = self.index.get(part)
+        return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 and entry[1] else "missing"
+
+    def require(self, part: str, *classes: str) -> str:
+        """The class of a part. Raises UserError where it is none of `classes`."""
+        if (found := self.kind(part)) not in classes:
+            raise UserError(
+                f"{self.source} is a {self.pipeline} with the {part} {found}; supported is {' or '.join(classes)}."
+            )
+        return found
+
+    def config(self, part: str, cls: Any = None, file: str = "config.json") -> dict[str, Any]:
+        """The configuration of a part; what it leaves out is the default of class `cls`, as older ones leave out much.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        found = read_json(self.folder / part / file, f"{self.source} is incomplete")
+        parameters = [] if cls is None else inspect.signature(cls.__init__).parameters.values()
+        return {p.name: p.default for p in parameters if p.default is not p.empty} | found
+
+    def load(self, part: str, cls: Any, dtype: torch.dtype, device: torch.device) -> Part:
+        """A part as a module of class `cls`, from safetensors only, in the asked variant where it has that.
+
+        Raises:
+            UserError: weights that are missing, damaged, in a pickle, or of another shape than the configuration says.
+        """
+        name, variant = self._variant(part)
+        config, folder = self.config(name), self.folder / name
+        files = weight_files(folder, variant)
+        if not files:
+            others = known_variants(folder)
+            advice = (
+                f"there are only the variants {', '.join(others)}; choose one with --variant"
+                if others
+                else "weights in pickle files, .bin, are not loaded; convert them with diffusers"
+            )
+            stem = "diffusion_pytorch_model" if "_diffusers_version" in config else "model"
+            raise UserError(f"{self.source} is incomplete: {name}/{stem}.safetensors is not there ({advice}).")
+        module = self._from_pretrained(cls, folder, dtype, variant)
+        # On a CPU channels_last is no faster, and its kernels round twice as coarsely, which shows between batches.
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        module.requires_grad_(False).eval().to(device=device, memory_format=layout)
+        return Part(module, config, hash_files(files))
+
+    def _variant(self, part: str) -> tuple[str, str | None]:
+        """The folder of a part, and the variant to take there: a part that has no such variant is taken without."""
+        asked = self.options.variant
+        if asked == "ema" and (self.folder / f"{part}_ema").is_dir():
+            return f"{part}_ema", None
+        return part, asked if asked and weight_files(self.folder / part, asked) else None
+
+    def check_variant(self, parts: list[str]) -> None:
+        """Raise UserError where an asked variant is of no part at all."""
+        asked = self.options.variant
+        if asked is None or any(self._variant(part) != (part, None) for part in parts):
+            return
+        known = sorted({v for part in parts for v in known_variants(self.folder / part)})
+        known += ["ema"] if any((self.folder / f"{part}_ema").is_dir() for part in parts) else []
+        raise UserError(
+            f"{self.source} has no weights of the variant {asked}; it has {', '.join(known) or 'no variants'}."
+        )
+
+    def _from_pretrained(self, cls: Any, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
+        from safetensors import SafetensorError
+
+        # diffusers and transformers name the same option differently.
+        how = {"torch_dtype": dtype, "low_cpu_mem_usage": False} if hasattr(cls, "load_config") else {"dtype": dtype}
+        try:
+            module, info = cls.from_pretrained(
+                folder, use_safetensors=True, variant=variant, output_loading_info=True, **how
+            )
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{self.source} cannot be loaded as a {cls.__name__}: {error}") from None
+        if missing := sorted(info["missing_keys"]):
+            raise UserError(
+                f"{self.source} is incomplete: its weights lack {len(missing)} tensors, {missing[0]} first."
+            )
+        return module
+
+
+def open_checkpoint(source: str, options: LoadOptions) -> Checkpoint:
+    """The checkpoint in a folder or on the hub, opened but not loaded.
+
+    Raises:
+        UserError: it is not there, is no diffusers pipeline, or has a damaged card.
+    """
+    folder, revision = resolve_checkpoint(source, options)
+    index = read_json(folder / "model_index.json", f"{source} is no diffusers pipeline")
+    card = read_json(folder / CARD, f"{source} has a damaged card") if (folder / CARD).exists() else {}
+    if not isinstance(card.get("data", {}), dict):
+        raise UserError(f'{source} has a damaged card: "data" in {CARD} is no object.')
+    return Checkpoint(source, folder, revision, options, index, card)
+
+
+def square(config: dict[str, Any], source: str, part: str) -> tuple[int, int]:
+    """(H, W) of a network's sample_size. Raises UserError where it has none."""
+    side = config.get("sample_size")
+    height, width = (side, side) if isinstance(side, int) else tuple(side or (0, 0))
+    if not height:
+        raise UserError(f"{source} is incomplete: {part}/config.json has no sample_size.")
+    return height, width

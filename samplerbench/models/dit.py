@@ -1,0 +1,83 @@
+"""Diffusion transformers: `DiTPipeline` checkpoints (Peebles & Xie 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samplerbench.errors import UserError
+from samplerbench.models.checkpoint import Checkpoint, square
+from samplerbench.models.diffusers_unet import card_fields, identity_of, load_schedule
+from samplerbench.models.discrete import DiscreteVP
+from samplerbench.models.latent import load_autoencoder
+from samplerbench.models.model import Condition
+
+
+@dataclass
+class DiT(DiscreteVP):
+    """A class-conditional `DiTTransformer2DModel` of latents; the label that means "none" is the number of classes.
+
+    Its guidance is on all latent channels, as in diffusers. The authors' code guides the first three only.
+    """
+
+    def condition(self, labels: Tensor | None) -> Condition:
+        return {} if labels is None else {"labels": labels.to(self.device)}
+
+    def null_condition(self, batch: int) -> Condition:
+        return {"labels": torch.full((batch,), self.classes or 0, device=self.device)}
+
+    def ask(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return self.network(x, timestep=t, class_labels=condition["labels"]).sample
+
+
+def load_dit(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> DiT:
+    """The transformer and the autoencoder of an opened `DiTPipeline`.
+
+    Twice as many output channels as input ones are a learned variance (range), whatever the scheduler's
+    configuration says: diffusers' own pipeline leaves it unused, `ddpm:variance=learned` uses it.
+
+    Raises:
+        UserError: what `Checkpoint.load`, `read_schedule` and `load_autoencoder` raise, or other output channels.
+    """
+    from diffusers import DiTTransformer2DModel
+
+    source = checkpoint.source
+    # Checkpoints made before diffusers 0.28 name the class it was split from.
+    checkpoint.require("transformer", "DiTTransformer2DModel", "Transformer2DModel")
+    checkpoint.check_variant(["transformer", "vae"])
+    config = checkpoint.config("transformer", DiTTransformer2DModel)
+    schedule = load_schedule(checkpoint)
+    channels = config["in_channels"]
+    out = config.get("out_channels") or channels
+    if out not in (channels, 2 * channels):
+        raise UserError(
+            f"{source}: the network has {out} output channels for {channels} of input; it needs {channels}, or "
+            f"{2 * channels} with a learned variance."
+        )
+    size = square(config, source, "transformer")
+    autoencoder, latent = load_autoencoder(checkpoint, "vae", channels, size, device, dtype)
+    part = checkpoint.load("transformer", DiTTransformer2DModel, dtype, device)
+    learned = out == 2 * channels
+    return DiT(
+        network=part.module,
+        shape=(channels, *size),
+        levels=schedule.levels,
+        variance_preserving=True,
+        device=device,
+        dtype=dtype,
+        autoencoder=autoencoder,
+        classes=config["num_embeds_ada_norm"],
+        null=True,
+        clip=schedule.clip,
+        clip_range=schedule.clip_range,
+        learned_variance=learned,
+        doubled=learned,
+        identity=identity_of(checkpoint, part.sha256)
+        | schedule.identity
+        | {"variance": "learned_range" if learned else schedule.variance}
+        | latent,
+        prediction=schedule.prediction,
+        **card_fields(checkpoint, part.module),
+    )

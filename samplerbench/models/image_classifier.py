@@ -1,0 +1,145 @@
+"""Classifiers of clean images from transformers: what the guidance by D(x, σ) differentiates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samplerbench.errors import UserError
+from samplerbench.models.files import hash_files, read_json, weight_files
+from samplerbench.models.model import LoadedClassifier, Model
+
+PREPROCESSOR = "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From images in [-1, 1] to what a classifier takes, differentiably.
+
+    The shorter side is resized to `shortest`, or both to `size` (H, W), bilinearly and with antialiasing, whatever
+    filter the configuration names; then the middle is cropped to `crop`; then (255·u·rescale - mean)/std with u in
+    [0, 1]. A None leaves its step out. Grey images become as many equal channels as the classifier takes.
+    """
+
+    channels: int
+    size: tuple[int, int] | None
+    shortest: int | None
+    crop: tuple[int, int] | None
+    rescale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, channels, h, w) of images (B, C, H, W)."""
+        x = images * 127.5 + 127.5
+        height, width = x.shape[2:]
+        size = self.size
+        if self.shortest is not None:
+            ratio = self.shortest / min(height, width)
+            size = (max(self.shortest, round(height * ratio)), max(self.shortest, round(width * ratio)))
+        if size is not None and size != (height, width):
+            x = nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
+        if self.crop is not None:
+            top, left = ((a - b) // 2 for a, b in zip(x.shape[2:], self.crop, strict=True))
+            x = x[:, :, top : top + self.crop[0], left : left + self.crop[1]]
+        mean, std = (x.new_tensor(v).reshape(1, -1, 1, 1) for v in (self.mean, self.std))
+        return ((x * self.rescale - mean) / std).expand(-1, self.channels, -1, -1)
+
+
+class ImageClassifier(nn.Module):
+    """A transformers classifier with its preprocessing: images (B, C, H, W) in [-1, 1] to logits (B, K)."""
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.network, self.preprocessing = network, preprocessing
+
+    def forward(self, images: Tensor) -> Tensor:
+        dtype = next(self.network.parameters()).dtype
+        return self.network(pixel_values=self.preprocessing(images.to(dtype))).logits
+
+
+def load_image_classifier(folder: str, model: Model) -> LoadedClassifier:
+    """The `AutoModelForImageClassification` in a folder, on the model's device, in the precision of its states.
+
+    Raises:
+        UserError: no such folder, no image classifier in safetensors, no preprocessor, or one of other images or of
+            another number of labels than the model's.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForImageClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise UserError(f"no image classifier in {folder}: there is no such folder.")
+    weights = weight_files(path)
+    for file, there in (("config.json", (path / "config.json").exists()), ("model.safetensors", bool(weights))):
+        if not there:
+            raise UserError(
+                f"no image classifier in {folder}: {file} is not there; save_pretrained of a transformers image "
+                "classifier writes it (weights in pickle files, .bin, are not loaded)."
+            )
+    try:
+        network, info = AutoModelForImageClassification.from_pretrained(
+            path, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        # transformers lists every class it knows after the first line.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder} cannot be loaded as an image classifier of transformers: {reason}") from None
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"{folder} is no whole image classifier: its weights lack {len(missing)} tensors, {missing[0]} first."
+        )
+    if model.classes is not None and network.config.num_labels != model.classes:
+        raise UserError(
+            f"the image classifier in {folder} has {network.config.num_labels} labels, the model {model.classes}; "
+            "they do not name the same classes."
+        )
+    preprocessing = _preprocessing(path, folder, network.config, model.image_shape)
+    module = ImageClassifier(network, preprocessing).requires_grad_(False).eval()
+    module.to(model.device, torch.float64 if model.dtype == torch.float64 else torch.float32)
+    digest = hash_files([*weights, path / "config.json", path / PREPROCESSOR])
+    return LoadedClassifier(module, digest, lambda images, _: module(images), network.config.num_labels)
+
+
+def _preprocessing(path: Path, folder: str, config: Any, shape: tuple[int, int, int]) -> Preprocessing:
+    given = read_json(path / PREPROCESSOR, f"the image classifier in {folder} is incomplete")
+    channels = int(getattr(config, "num_channels", 3))
+    if shape[0] not in (1, channels):
+        raise UserError(
+            f"the image classifier in {folder} is of images with {channels} channels; the model's have {shape[0]}."
+        )
+    try:
+        size = shortest = crop = None
+        if given.get("do_resize", True) and given.get("size") is not None:
+            wanted = given["size"]
+            if isinstance(wanted, int):
+                wanted = {"shortest_edge": wanted}
+            if "height" in wanted:
+                size = (int(wanted["height"]), int(wanted["width"]))
+            else:
+                shortest = int(wanted["shortest_edge"])
+        if given.get("do_center_crop", False) and given.get("crop_size") is not None:
+            wanted = given["crop_size"]
+            crop = (wanted, wanted) if isinstance(wanted, int) else (int(wanted["height"]), int(wanted["width"]))
+        rescale = float(given.get("rescale_factor", 1 / 255)) if given.get("do_rescale", True) else 1.0
+        normalise = given.get("do_normalize", True)
+        mean = tuple(float(v) for v in given["image_mean"]) if normalise else (0.0,)
+        std = tuple(float(v) for v in given["image_std"]) if normalise else (1.0,)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the image classifier in {folder}: {PREPROCESSOR} is not understood ({type(error).__name__}: {error})."
+        ) from None
+    if {len(mean), len(std)} - {1, channels} or min(std) <= 0:
+        raise UserError(
+            f"the image classifier in {folder}: image_mean and image_std in {PREPROCESSOR} need {channels} values "
+            "each, the latter above 0."
+        )
+    return Preprocessing(channels, size, shortest, crop, rescale, mean, std)

@@ -1,0 +1,82 @@
+"""From a pipeline's class to the adapter that loads it."""
+
+from __future__ import annotations
+
+import torch
+
+from samplerbench.errors import UserError
+from samplerbench.models.checkpoint import Checkpoint, open_checkpoint, square
+from samplerbench.models.files import LoadOptions, check_no_prompts
+from samplerbench.models.model import Model
+
+PIXEL = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ScoreSdeVePipeline")
+LATENT = ("LDMPipeline", "LatentDiffusionUncondPipeline")
+VE_SCHEDULER = "ScoreSdeVeScheduler"
+
+
+def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, options: LoadOptions | None = None) -> Model:
+    """The diffusers pipeline in a folder or on the hub, as a model.
+
+    Raises:
+        UserError: a class that is not supported, parts that are missing, damaged or do not fit, prompts for a model
+            without text.
+    """
+    from samplerbench.models.edm import is_edm, load_edm
+
+    options = options or LoadOptions()
+    if is_edm(source):
+        check_no_prompts(source, options)
+        return load_edm(source, device, dtype, options)
+    checkpoint = open_checkpoint(source, options)
+    name = checkpoint.pipeline
+    if name not in ("StableDiffusionPipeline",):
+        check_no_prompts(source, options)
+    if name in PIXEL:
+        model = _pixel(checkpoint, device, dtype)
+    elif name in LATENT:
+        model = _latent(checkpoint, device, dtype)
+    elif name == "DiTPipeline":
+        from samplerbench.models.dit import load_dit
+
+        model = load_dit(checkpoint, device, dtype)
+    elif name == "StableDiffusionPipeline":
+        from samplerbench.models.stable_diffusion import load_stable_diffusion
+
+        model = load_stable_diffusion(checkpoint, device, dtype)
+    else:
+        raise UserError(
+            f"{source} is a {name} with the network {checkpoint.kind('unet')}; supported are {', '.join(PIXEL)}, "
+            "LDMPipeline, DiTPipeline and StableDiffusionPipeline."
+        )
+    return model
+
+
+def _pixel(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Model:
+    from samplerbench.models.diffusers_unet import unet_model
+    from samplerbench.models.score_sde import load_score_sde
+
+    if checkpoint.kind("unet") != "UNet2DModel":
+        raise UserError(
+            f"{checkpoint.source} is a {checkpoint.pipeline} with the network {checkpoint.kind('unet')}; supported is "
+            "a pixel-space UNet2DModel."
+        )
+    checkpoint.check_variant(["unet"])
+    if checkpoint.kind("scheduler") == VE_SCHEDULER:
+        return load_score_sde(checkpoint, device, dtype)
+    return unet_model(checkpoint, device, dtype)
+
+
+def _latent(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Model:
+    from diffusers import UNet2DModel
+
+    from samplerbench.models.diffusers_unet import unet_model
+    from samplerbench.models.latent import load_autoencoder
+
+    checkpoint.require("unet", "UNet2DModel")
+    checkpoint.check_variant(["unet", "vqvae"])
+    config = checkpoint.config("unet", UNet2DModel)
+    size = square(config, checkpoint.source, "unet")
+    autoencoder, identity = load_autoencoder(checkpoint, "vqvae", config["in_channels"], size, device, dtype)
+    model = unet_model(checkpoint, device, dtype, autoencoder=autoencoder)
+    model.identity |= identity
+    return model

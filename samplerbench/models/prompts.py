@@ -1,0 +1,105 @@
+"""Prompts: lines of a text file, and what a CLIP text encoder makes of them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samplerbench.errors import UserError
+from samplerbench.models.checkpoint import Checkpoint
+
+AT_ONCE = 32
+"""Prompts that are encoded together."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a run: prompt k is label k. sha256: of the lines, for the protocol."""
+
+    lines: list[str]
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256("\n".join(self.lines).encode()).hexdigest()
+
+
+def read_prompts(file: str) -> Prompts:
+    """The lines of a UTF-8 text file, without the blank ones and the space around them.
+
+    Raises:
+        UserError: a file that cannot be read, or has no prompts.
+    """
+    try:
+        text = Path(file).expanduser().read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts {file}: the file cannot be read ({error}).") from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"--prompts {file}: the file has no prompts; write one a line.")
+    return Prompts(lines)
+
+
+@dataclass
+class TextEncoder:
+    """A CLIP tokenizer and text encoder. width: of its embeddings. sha256: of its weights and its tokenizer's files."""
+
+    tokenizer: Any
+    module: Any
+    width: int
+    sha256: str
+    truncated: int = 0
+
+    @torch.no_grad()
+    def encode(self, lines: list[str]) -> Tensor:
+        """Embeddings (K, L, d) on the CPU: the last hidden states of the tokens, padded to the tokenizer's length.
+
+        `truncated` counts the prompts that were longer.
+        """
+        parts = []
+        device = next(self.module.parameters()).device
+        length = self.tokenizer.model_max_length
+        for first in range(0, len(lines), AT_ONCE):
+            part = lines[first : first + AT_ONCE]
+            self.truncated += sum(len(ids) > length for ids in self.tokenizer(part).input_ids)
+            tokens = self.tokenizer(
+                part, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            ).to(device)
+            masked = getattr(self.module.config, "use_attention_mask", False)
+            mask = tokens.attention_mask if masked else None
+            parts.append(self.module(tokens.input_ids, attention_mask=mask)[0].cpu())
+        return torch.cat(parts)
+
+
+def load_text_encoder(checkpoint: Checkpoint, device: torch.device) -> TextEncoder:
+    """The text encoder and tokenizer of an opened pipeline, in float32.
+
+    Raises:
+        UserError: another class than CLIP's, or files that are missing or damaged.
+    """
+    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    checkpoint.require("text_encoder", "CLIPTextModel")
+    checkpoint.require("tokenizer", "CLIPTokenizer", "CLIPTokenizerFast")
+    folder = checkpoint.folder / "tokenizer"
+    files = [folder / name for name in ("vocab.json", "merges.txt") if (folder / name).exists()]
+    files = files if len(files) == 2 else sorted(folder.glob("tokenizer.json"))
+    if not files:
+        raise UserError(f"{checkpoint.source} is incomplete: tokenizer/vocab.json or tokenizer/merges.txt is missing.")
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises bare exceptions
+        raise UserError(f"{checkpoint.source}: the tokenizer cannot be loaded: {error}") from None
+    part = checkpoint.load("text_encoder", CLIPTextModel, torch.float32, device)
+    words = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    both = hashlib.sha256((part.sha256 + words).encode()).hexdigest()
+    if tokenizer.model_max_length > part.module.config.max_position_embeddings:
+        tokenizer.model_max_length = part.module.config.max_position_embeddings
+    return TextEncoder(tokenizer, part.module, part.module.config.hidden_size, both)

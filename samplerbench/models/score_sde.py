@@ -1,0 +1,84 @@
+"""Variance-exploding `UNet2DModel` checkpoints: the score networks of `ScoreSdeVePipeline`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samplerbench.errors import UserError
+from samplerbench.models.checkpoint import Checkpoint, square
+from samplerbench.models.diffusers_unet import card_fields, check_channels, identity_of
+from samplerbench.models.model import Condition, Model
+from samplerbench.models.schedule import Schedule
+from samplerbench.sampling.denoiser import Prediction, Sigma, coefficient, per_sample
+
+DEFAULTS = {"num_train_timesteps": 2000, "snr": 0.15, "sigma_min": 0.01, "sigma_max": 1348.0, "correct_steps": 1}
+"""diffusers' own, for what a configuration leaves out."""
+
+
+@dataclass
+class ScoreSDE(Model):
+    """A network that answers with the score of x = x₀ + σ z, given x and σ itself: D = x + σ² s(x, σ).
+
+    Its images are in [0, 1], and so are its states at σ = 0; `decode` maps them to [-1, 1]. Unconditional.
+    Source: Song et al. 2021, section 3.4 and appendix C (VE SDE).
+    """
+
+    def evaluate(self, x: Tensor, sigma: Sigma, condition: Condition) -> Prediction:
+        s = per_sample(sigma, x)
+        score = self.network(x.to(self.dtype), s.to(self.dtype)).sample.to(x.dtype)
+        return Prediction(x + coefficient(s**2, x) * score)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return 2 * x - 1
+
+    def encode(self, images: Tensor) -> Tensor:
+        return (images + 1) / 2
+
+
+def geometric_levels(sigma_min: float, sigma_max: float, steps: int) -> Tensor:
+    """σ_i = σ_min (σ_max/σ_min)^(i/(T-1)), (T,) float64, increasing (Song et al. 2021, appendix C)."""
+    share = torch.arange(steps, dtype=torch.float64) / max(1, steps - 1)
+    return sigma_min * (sigma_max / sigma_min) ** share
+
+
+def load_score_sde(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> ScoreSDE:
+    """The score network of an opened `ScoreSdeVePipeline`.
+
+    Raises:
+        UserError: what `Checkpoint.load` raises, or a network of labels.
+    """
+    from diffusers import UNet2DModel
+
+    source, config = checkpoint.source, checkpoint.config("unet", UNet2DModel)
+    given = checkpoint.config("scheduler", file="scheduler_config.json")
+    settings = {key: given.get(key, default) for key, default in DEFAULTS.items()}
+    levels = geometric_levels(
+        float(settings["sigma_min"]), float(settings["sigma_max"]), int(settings["num_train_timesteps"])
+    )
+    check_channels(source, config, Schedule(levels, "epsilon", False, 1.0, "fixed", {}))
+    if config.get("num_class_embeds") or config.get("class_embed_type"):
+        raise UserError(f"{source}: a variance-exploding network with class labels is not supported.")
+    height, width = square(config, source, "unet")
+    part = checkpoint.load("unet", UNet2DModel, dtype, device)
+    made = card_fields(checkpoint, part.module)
+    made["notes"] |= {"its own sampler": f"pc:M={settings['correct_steps']},snr={settings['snr']:g}"}
+    return ScoreSDE(
+        network=part.module,
+        shape=(config["in_channels"], height, width),
+        levels=levels,
+        variance_preserving=False,
+        device=device,
+        dtype=dtype,
+        identity=identity_of(checkpoint, part.sha256)
+        | {
+            "prediction": "score",
+            "schedule": "geometric",
+            "sigma_min": float(settings["sigma_min"]),
+            "sigma_max": float(settings["sigma_max"]),
+            "timesteps": len(levels),
+        },
+        **made,
+    )

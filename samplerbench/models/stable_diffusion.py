@@ -1,0 +1,108 @@
+"""Text-conditional latent diffusion: `StableDiffusionPipeline` checkpoints (Rombach et al. 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from samplerbench.errors import UserError
+from samplerbench.models.checkpoint import Checkpoint, square
+from samplerbench.models.diffusers_unet import card_fields, check_channels, identity_of, load_schedule
+from samplerbench.models.discrete import DiscreteVP
+from samplerbench.models.latent import load_autoencoder
+from samplerbench.models.model import Condition
+from samplerbench.models.prompts import load_text_encoder, read_prompts
+
+_EXTRA = ("class_embed_type", "addition_embed_type", "time_cond_proj_dim", "encoder_hid_dim_type", "num_class_embeds")
+"""Conditions of a UNet2DConditionModel that no StableDiffusionPipeline of text alone has."""
+
+
+@dataclass
+class StableDiffusion(DiscreteVP):
+    """A `UNet2DConditionModel` of latents; label k is prompt k, and "none" is the empty or the negative prompt.
+
+    embeddings: (K, L, d) of the prompts, encoded once, on the CPU, as there may be many. null_embedding: (1, L, d).
+    """
+
+    embeddings: Tensor = field(default_factory=lambda: torch.empty(0))
+    null_embedding: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def condition(self, labels: Tensor | None) -> Condition:
+        if labels is None:
+            return {}
+        return {"text": self.embeddings[labels.cpu()].to(self.device, self.dtype)}
+
+    def null_condition(self, batch: int) -> Condition:
+        return {"text": self.null_embedding.expand(batch, -1, -1)}
+
+    def ask(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return self.network(x, t, encoder_hidden_states=condition["text"]).sample
+
+
+def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
+    """The U-Net, autoencoder and text encoder of an opened `StableDiffusionPipeline`, with the prompts encoded.
+
+    Raises:
+        UserError: no prompts, unless it is only shown; what `Checkpoint.load`, `read_schedule`, `load_autoencoder` and
+            `read_prompts` raise; a network with conditions besides text, or of another width than the text encoder's.
+    """
+    from diffusers import UNet2DConditionModel
+
+    source, options = checkpoint.source, checkpoint.options
+    if options.prompts is None and not options.show:
+        raise UserError(f"{source} draws from text: name a file with one prompt a line, --prompts FILE.")
+    prompts = None if options.prompts is None else read_prompts(options.prompts)
+    checkpoint.require("unet", "UNet2DConditionModel")
+    checkpoint.check_variant(["unet", "vae", "text_encoder"])
+    config = checkpoint.config("unet", UNet2DConditionModel)
+    if extra := [name for name in _EXTRA if config.get(name) is not None]:
+        raise UserError(f"{source}: the network has conditions besides text ({', '.join(extra)}), not supported.")
+    schedule = load_schedule(checkpoint)
+    size = square(config, source, "unet")
+    autoencoder, latent = load_autoencoder(checkpoint, "vae", config["in_channels"], size, device, dtype)
+    check_channels(source, config, schedule)
+    text = load_text_encoder(checkpoint, device)
+    width = config.get("cross_attention_dim")
+    if width != text.width:
+        raise UserError(
+            f"{source}: the network attends to {width} channels of text, but the text encoder gives {text.width}; "
+            "the two do not belong together."
+        )
+    part = checkpoint.load("unet", UNet2DConditionModel, dtype, device)
+    negative = options.negative_prompt or ""
+    null_embedding = text.encode([negative])
+    embeddings = torch.empty(0) if prompts is None else text.encode(prompts.lines)
+    made = card_fields(checkpoint, part.module)
+    if text.truncated:
+        made["notes"]["truncated prompts"] = str(text.truncated)
+    return StableDiffusion(
+        network=part.module,
+        shape=(config["in_channels"], *size),
+        levels=schedule.levels,
+        variance_preserving=True,
+        device=device,
+        dtype=dtype,
+        autoencoder=autoencoder,
+        text=True,
+        classes=None if prompts is None else len(prompts.lines),
+        null=True,
+        clip=schedule.clip,
+        clip_range=schedule.clip_range,
+        learned_variance=schedule.variance == "learned_range",
+        doubled=schedule.doubled,
+        identity=identity_of(checkpoint, part.sha256)
+        | schedule.identity
+        | latent
+        | {
+            "text encoder": text.sha256,
+            "prompts": "" if prompts is None else prompts.sha256,
+            "number of prompts": 0 if prompts is None else len(prompts.lines),
+            "negative prompt": negative,
+        },
+        prediction=schedule.prediction,
+        embeddings=embeddings.to(dtype),
+        null_embedding=null_embedding.to(device, dtype),
+        **made,
+    )

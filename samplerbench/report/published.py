@@ -1,0 +1,44 @@
+"""Published values beside measured ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from samplerbench.report.table import column_of, format_value, row_name
+
+
+def published_table(rows: Sequence[tuple[dict[str, Any], str, float, str]]) -> Group:
+    """One row per published value: (record, metric, value, source) -> published, measured, difference.
+
+    A difference is measured - published, and in per cent of the published value.
+    """
+    table = Table(header_style="bold")
+    for name in ("sampler", "spacing"):
+        table.add_column(name, no_wrap=True)
+    for name in ("steps", "metric", "published", "measured", "difference"):
+        table.add_column(name, justify="right")
+    for record, metric, value, _ in rows:
+        entry = record["metrics"].get(metric)
+        measured = difference = "[red]failed[/red]" if "error" in record else "…"
+        if entry is not None:
+            spread = f" ± {format_value(entry['sd'])}" if "sd" in entry else ""
+            measured = format_value(entry["value"]) + spread
+            gap = entry["value"] - value
+            difference = f"{'+' if gap >= 0 else '-'}{format_value(abs(gap))} ({gap / value:+.0%})"
+        table.add_row(
+            escape(row_name(record)),
+            escape(record["spacing"] or "own"),
+            str(column_of(record)),
+            metric,
+            format_value(value),
+            measured,
+            difference,
+        )
+    sources = dict.fromkeys(source for *_, source in rows)
+    return Group(Text("Published and measured", style="bold"), table, *[Text(s, style="dim") for s in sources])

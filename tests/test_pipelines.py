@@ -1,0 +1,838 @@
+"""Every supported pipeline class: the same images as diffusers' own pipeline makes, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from conftest import CPU, run_images
+from diffusers import (
+    AutoencoderKL,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    LDMPipeline,
+    PNDMScheduler,
+    ScoreSdeVePipeline,
+    ScoreSdeVeScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+    VQModel,
+)
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from samplerbench import cli, registry
+from samplerbench.bench import setup
+from samplerbench.bench.suite import load_suite
+from samplerbench.errors import UserError
+from samplerbench.models import Model, latent
+from samplerbench.models.files import LoadOptions
+from samplerbench.models.schedule import VP_SCHEDULERS, read_schedule
+from samplerbench.sampling.driver import drive
+from samplerbench.sampling.noise import Noise, Purpose, normal
+
+pytestmark = pytest.mark.filterwarnings("ignore::Warning:diffusers")
+
+N, STEPS, SEED = 3, 6, 5
+TOLERANCE = 2e-4  # in pixels of [-1, 1], before they are quantised: diffusers keeps its tables in float32
+SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+PROMPTS = ["a red cat", "two dogs", "the sea at midnight"]
+
+
+def seeded(make: Callable[[], nn.Module], out: str | None = None) -> Any:
+    """A random module; `out` is its last layer, which the default initialisation leaves almost silent."""
+    torch.manual_seed(0)
+    module = make()
+    if out is not None:
+        nn.init.normal_(module.get_submodule(out).weight, std=0.2)
+    return module.eval()
+
+
+def tiny_unet(channels: int = 4, out: int | None = None, size: int = 8, **more: Any) -> UNet2DModel:
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    sizes = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "sample_size": size}
+    channels_out = out or channels
+    return seeded(
+        lambda: UNet2DModel(in_channels=channels, out_channels=channels_out, **blocks, **sizes, **more), "conv_out"
+    )
+
+
+def tiny_autoencoder(channels: int = 3, latents: int = 4, cls: type = AutoencoderKL, **more: Any) -> Any:
+    """From images to latents of half the side."""
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    sizes = {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": latents}
+    return seeded(
+        lambda: cls(in_channels=channels, out_channels=channels, **blocks, **sizes, **more), "decoder.conv_out"
+    )
+
+
+def tiny_transformer(out: int = 8) -> DiTTransformer2DModel:
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "sample_size": 8, "patch_size": 2}
+    return seeded(lambda: DiTTransformer2DModel(in_channels=4, out_channels=out, norm_num_groups=4, **sizes))
+
+
+def save_tokenizer(folder: Path) -> Any:
+    """A CLIP tokenizer of single letters: no merges."""
+    from transformers import CLIPTokenizer
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"model_max_length": 16, "tokenizer_class": "CLIPTokenizer", "pad_token": "<|endoftext|>"})
+    )
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def tiny_stable_diffusion(folder: Path, scheduler: Any) -> StableDiffusionPipeline:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tokenizer = save_tokenizer(folder / "made")
+    config = CLIPTextConfig(
+        vocab_size=54,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=52,
+        eos_token_id=53,
+        pad_token_id=53,
+    )
+    unet = seeded(
+        lambda: UNet2DConditionModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            cross_attention_dim=16,
+            attention_head_dim=4,
+            norm_num_groups=4,
+        ),
+        "conv_out",
+    )
+    # An untrained network hardly listens to the text; this one does.
+    for name, parameter in unet.named_parameters():
+        if "attn2" in name and parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.5)
+    return StableDiffusionPipeline(
+        vae=tiny_autoencoder(),
+        text_encoder=seeded(lambda: CLIPTextModel(config)),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def load(folder: Path, **options: Any) -> Model:
+    return setup.load_model(str(folder), CPU, "fp32", LoadOptions(**options))
+
+
+def start(model: Model, n: int = N) -> Tensor:
+    """The z that our run of sample 0 … n-1 begins with."""
+    return normal(SEED, Purpose.PRIOR, torch.arange(n), 0, model.shape).float()
+
+
+def ours(model: Model, sampler: str, spacing: str | None, labels: Tensor | None = None, **more: Any) -> Tensor:
+    return run_images(model, sampler, spacing, STEPS, N, labels, seed=SEED, **more).clamp(-1, 1)
+
+
+def theirs(pipeline: Any, z: Tensor, monkeypatch: pytest.MonkeyPatch, **call: Any) -> Tensor:
+    """What the pipeline itself makes of z, in [-1, 1]."""
+    pipeline.set_progress_bar_config(disable=True)
+    module = sys.modules[type(pipeline).__module__]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "randn_tensor", lambda *_, **__: z.clone(), raising=False)
+        images = pipeline(num_inference_steps=STEPS, output_type="np", **call).images
+    return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
+
+
+def assert_same(a: Tensor, b: Tensor) -> None:
+    assert a.shape == b.shape
+    between = b.abs() < 0.999
+    assert int(between.sum()) >= 20, "all is clipped, so there is nothing to compare"
+    assert float(b[between].std()) > 0.1
+    assert float((a - b).abs().max()) <= TOLERANCE
+
+
+# --- The schedule -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [{}, {"beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}])
+@pytest.mark.parametrize("name", VP_SCHEDULERS)
+def test_levels_are_those_of_the_scheduler_s_own_table(name: str, config: dict[str, Any]) -> None:
+    """The defaults are each class's own: Heun's β are others than the rest's, and only DDPM's and DDIM's clip."""
+    made = getattr(diffusers, name)(**config)
+    found = read_schedule(name, config, "x")
+    bars = made.alphas_cumprod.double()
+    torch.testing.assert_close(found.levels, ((1 - bars) / bars).sqrt(), rtol=1e-3, atol=0)
+    assert found.prediction == made.config.prediction_type
+    assert found.clip == (name in ("DDPMScheduler", "DDIMScheduler"))
+
+
+def test_what_a_scheduler_does_not_take_is_ignored() -> None:
+    plain = read_schedule("PNDMScheduler", {}, "x")
+    found = read_schedule("PNDMScheduler", {"clip_sample": True, "rescale_betas_zero_snr": True}, "x")
+    assert not found.clip
+    assert torch.equal(found.levels, plain.levels)
+    with pytest.raises(UserError, match="dynamic thresholding, which is not supported"):
+        read_schedule("DDIMScheduler", {"thresholding": True}, "x")
+
+
+def test_the_range_of_clipping_is_the_configuration_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = DDIMScheduler(clip_sample_range=0.5)
+    pipeline = DDIMPipeline(tiny_unet(3), scheduler)
+    pipeline.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    expected = theirs(pipeline, start(model), monkeypatch, batch_size=N, use_clipped_model_output=True)
+    assert float(expected.abs().max()) <= 0.5 + 1e-6
+    assert_same(ours(model, "ddim", "leading"), expected)
+
+
+@pytest.mark.parametrize("kind", ["learned", "learned_range"])
+def test_only_an_interpolated_variance_is_one_we_can_use(tmp_path: Path, kind: str) -> None:
+    """`learned` is the log variance itself, which is no share between the small and the large one."""
+    DDIMPipeline(tiny_unet(1, out=2), DDPMScheduler(variance_type=kind)).save_pretrained(tmp_path)
+    configure(tmp_path / "model_index.json", scheduler=["diffusers", "DDPMScheduler"])
+    configure(tmp_path / "scheduler/scheduler_config.json", variance_type=kind)
+    model = load(tmp_path)
+    found = model.denoiser(None, N).predict(start(model), 1.0)
+    assert model.learned_variance == (kind == "learned_range")
+    assert (found.variance is None) == (kind == "learned")
+    assert found.x0.shape == (N, 1, 8, 8)
+
+
+# --- Pixels, variance exploding -----------------------------------------------------------------------------------
+
+
+def ve_pipeline(correct_steps: int, **more: Any) -> ScoreSdeVePipeline:
+    unet = tiny_unet(3, time_embedding_type="fourier", center_input_sample=True)
+    return ScoreSdeVePipeline(
+        unet, ScoreSdeVeScheduler(sigma_min=0.02, sigma_max=0.5, correct_steps=correct_steps, **more)
+    )
+
+
+def test_levels_of_a_variance_exploding_model_are_geometric(tmp_path: Path) -> None:
+    ve_pipeline(1).save_pretrained(tmp_path)
+    model = load(tmp_path)
+    assert not model.variance_preserving
+    assert (float(model.levels[0]), float(model.levels[-1])) == pytest.approx((0.02, 0.5))
+    scheduler = ScoreSdeVeScheduler(sigma_min=0.02, sigma_max=0.5)
+    torch.testing.assert_close(model.levels, scheduler.discrete_sigmas.double(), rtol=1e-5, atol=0)
+    pixels = torch.rand(2, 3, 8, 8) * 2 - 1
+    assert float(model.encode(pixels).min()) >= 0
+    torch.testing.assert_close(model.decode(model.encode(pixels)), pixels)
+    assert model.prior(torch.ones(1), 0.5) == 0.5
+
+
+def test_reverse_diffusion_equals_the_score_sde_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = ve_pipeline(correct_steps=0)
+    pipeline.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    step_noise = Noise(SEED, torch.arange(N), model.shape, torch.float32)
+    monkeypatch.setattr(sys.modules[ScoreSdeVeScheduler.__module__], "randn_tensor", lambda *_, **__: step_noise())
+    expected = theirs(pipeline, start(model), monkeypatch, batch_size=N)
+    assert_same(ours(model, "reverse-diffusion", "geometric"), expected)
+
+
+def test_predictor_corrector_equals_the_score_sde_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image, as its norms are means over the batch. It corrects at σ_max too, before the first prediction."""
+    pipeline = ve_pipeline(correct_steps=1, snr=0.12)
+    pipeline.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    index = torch.tensor([0])
+    step_noise = Noise(SEED, index, model.shape, torch.float32)
+    monkeypatch.setattr(sys.modules[ScoreSdeVeScheduler.__module__], "randn_tensor", lambda *_, **__: step_noise())
+    expected = theirs(pipeline, start(model, 1), monkeypatch, batch_size=1)
+
+    noise = Noise(SEED, index, model.shape, torch.float32)
+    denoise, grid = model.denoiser(None, 1), registry.parse("spacing", "geometric").grid(model.levels, STEPS)
+    x, z, sigma = model.prior(start(model, 1), 0.5), noise(), 0.5
+    score = (denoise(x, sigma) - x) / sigma**2
+    size = 2 * (0.12 * z.norm() / score.norm()) ** 2
+    x = drive(registry.parse("sampler", "pc:snr=0.12"), denoise, x + size * score + (2 * size).sqrt() * z, grid, noise)
+    assert_same(model.decode(x).clamp(-1, 1), expected)
+
+
+# --- Latents ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", [AutoencoderKL, VQModel])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_latent_diffusion_equals_its_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cls: type, prediction: str
+) -> None:
+    scheduler = DDIMScheduler(clip_sample=False, prediction_type=prediction, **SD_BETAS)
+    pipeline = LDMPipeline(tiny_autoencoder(cls=cls, scaling_factor=0.4), tiny_unet(), scheduler)
+    pipeline.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    assert (model.shape, model.image_shape) == ((4, 8, 8), (3, 16, 16))
+    assert_same(ours(model, "ddim", "leading"), theirs(pipeline, start(model), monkeypatch, batch_size=N))
+
+
+def test_class_conditional_latents_are_guided(tmp_path: Path) -> None:
+    """diffusers' pipeline has no classes, so its loop is written out here."""
+    unet, vae = tiny_unet(num_class_embeds=4), tiny_autoencoder(1)
+    nn.init.normal_(unet.class_embedding.weight, std=3)
+    scheduler = DDIMScheduler(clip_sample=False, **SD_BETAS)
+    LDMPipeline(vae, unet, scheduler).save_pretrained(tmp_path)
+    (tmp_path / "samplerbench.json").write_text(json.dumps({"classes": 3, "null_label": 3}))
+    model = load(tmp_path)
+    assert (model.classes, model.null, model.image_shape) == (3, True, (1, 16, 16))
+    labels = torch.tensor([2, 0, 1])
+    scheduler.set_timesteps(STEPS)
+    x = start(model)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            given, none = (unet(x, t, class_labels=c).sample for c in (labels, torch.full((N,), 3)))
+            x = scheduler.step(none + 3 * (given - none), t, x).prev_sample
+        expected = vae.decode(x / vae.config.scaling_factor).sample.clamp(-1, 1)
+    assert_same(ours(model, "ddim", "leading", labels, guidance="cfg:scale=3"), expected)
+
+
+@pytest.fixture
+def latent_folder(tmp_path: Path) -> Path:
+    """Latents of grey 8x8 images, which know that they are digits."""
+    unet = tiny_unet(size=4)
+    vae = tiny_autoencoder(1, scaling_factor=0.7, shift_factor=0.3)
+    LDMPipeline(vae, unet, DDIMScheduler(clip_sample=False, **SD_BETAS)).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "samplerbench.json").write_text(json.dumps({"data": {"name": "digits"}}))
+    return tmp_path / "model"
+
+
+def test_images_do_not_depend_on_batches_or_chunks(latent_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(latent_folder)
+    decoded: list[int] = []
+    assert model.autoencoder is not None
+    model.autoencoder.decoder.register_forward_pre_hook(lambda _, given: decoded.append(len(given[0])))
+    whole = ours(model, "ddim", None)
+    assert decoded == [N]
+    assert float((whole - ours(model, "ddim", None, batch_size=2)).abs().max()) <= 1e-5
+    decoded.clear()
+    monkeypatch.setattr(latent, "PIXELS_AT_ONCE", 2 * 8 * 8)
+    assert float((whole - ours(model, "ddim", None)).abs().max()) <= 1e-5
+    assert decoded == [2, 1]
+
+
+def test_real_images_are_encoded_to_the_posterior_s_mode(latent_folder: Path) -> None:
+    model = load(latent_folder)
+    vae = AutoencoderKL.from_pretrained(latent_folder / "vqvae")
+    from samplerbench.data import load_data
+
+    states, labels = model.real(5)
+    assert states.shape == (5, 4, 4, 4)
+    assert labels is not None
+    data = load_data("digits")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:5]
+    with torch.no_grad():
+        mode = vae.encode(data.images[order].float() / 127.5 - 1).latent_dist.mode()
+        torch.testing.assert_close(states, (mode - 0.3) * 0.7)
+        torch.testing.assert_close(model.decode(states), vae.decode(mode).sample)
+    with pytest.raises(UserError, match="the images are 1x9x8, but the model's are 1x8x8"):
+        model.encode(torch.zeros(1, 1, 9, 8))
+
+
+def test_the_decoder_is_counted_and_timed_apart(latent_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data", "digits", "--features", "digits-cnn", "--n", "7", "--batch-size", "3", "--steps", "4"]
+    given = ["--model", str(latent_folder), "--out", str(latent_folder / "out")]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", "-s", "ddim", "-s", "heun", *arguments, *given, "--json"])
+    assert not ended.value.code
+    ddim, heun = json.loads(capsys.readouterr().out)
+    assert (ddim["nfe"], heun["nfe"]) == (4, 7)
+    assert (ddim["decoder_passes"], heun["decoder_passes"]) == (1, 1)
+    assert ddim["decoder_seconds"] > 0
+    with pytest.raises(SystemExit):
+        cli.main(["run", "-s", "ddim", *arguments, *given])
+    assert "decoder" in capsys.readouterr().out
+
+
+def test_decoding_is_not_in_the_seconds_of_sampling(latent_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from samplerbench.models.latent import Autoencoder
+
+    decode = Autoencoder.decode
+
+    def slow(self: Autoencoder, latents: Tensor) -> Tensor:
+        import time
+
+        time.sleep(0.3)
+        return decode(self, latents)
+
+    monkeypatch.setattr(Autoencoder, "decode", slow)
+    out = latent_folder / "out"
+    arguments = ["--data", "digits", "--features", "digits-cnn", "--n", "6", "--batch-size", "3", "--steps", "1"]
+    with pytest.raises(SystemExit):
+        cli.main(["run", "-s", "ddim", *arguments, "--model", str(latent_folder), "--out", str(out)])
+    (record,) = (json.loads(f.read_text()) for f in out.glob("*.json"))
+    assert record["decoder_seconds"] >= 0.6
+    assert record["seconds"] < 0.6
+
+
+def test_the_decoder_keeps_the_state_s_precision(latent_folder: Path) -> None:
+    """--dtype is of the network: what it costs in quality is not mixed up with what a coarse decoder costs."""
+    for dtype, expected in (("bf16", torch.float32), ("fp64", torch.float64)):
+        model = setup.load_model(str(latent_folder), CPU, dtype)
+        assert model.autoencoder is not None
+        assert next(model.autoencoder.module.parameters()).dtype == expected
+        assert model.network.conv_in.weight.dtype == model.dtype
+        assert run_images(model, "ddim", None, 2, 2, None).dtype == expected
+
+
+# --- Transformers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("out", "scale"), [(8, 4.0), (8, 1.0), (4, 2.5)])
+def test_diffusion_transformers_equal_their_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: int, scale: float
+) -> None:
+    scheduler = DDIMScheduler(clip_sample=False, beta_end=0.006)
+    pipeline = DiTPipeline(tiny_transformer(out), tiny_autoencoder(), scheduler)
+    pipeline.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    assert (model.classes, model.null, model.learned_variance) == (1000, True, out == 8)
+    labels = [7, 999, 0]
+    expected = theirs(pipeline, start(model), monkeypatch, class_labels=labels, guidance_scale=scale)
+    assert_same(ours(model, "ddim", "leading", torch.tensor(labels), guidance=f"cfg:scale={scale}"), expected)
+    unguided = ours(model, "ddim", "leading", torch.tensor(labels))
+    assert (float((unguided - expected).abs().max()) > 0.01) == (scale != 1)
+    unlabelled = run_images(model, "ddim", "leading", STEPS, N, None, seed=SEED).clamp(-1, 1)
+    assert float((unlabelled - unguided).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("kind", ["transformer", "text", "ve"])
+def test_every_kind_runs_in_bfloat16(saved: Path, kind: str) -> None:
+    options = LoadOptions(prompts=str(saved / "prompts.txt")) if kind == "text" else LoadOptions()
+    model = setup.load_model(str(saved / kind), CPU, "bf16", options)
+    labels = None if kind == "ve" else torch.zeros(2, dtype=torch.int64)
+    guidance = "none" if labels is None else "cfg:scale=2"
+    images = run_images(model, "ddim", None, 2, 2, labels, guidance=guidance)
+    assert images.isfinite().all()
+    assert (images.shape, images.dtype) == ((2, *model.image_shape), torch.float32)
+
+
+def test_a_transformer_s_learned_variance_is_used_by_ddpm(tmp_path: Path) -> None:
+    DiTPipeline(tiny_transformer(), tiny_autoencoder(), DDIMScheduler(clip_sample=False)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "transformer/config.json").read_text())
+    older = {"_class_name": "Transformer2DModel", "cross_attention_dim": None, "num_vector_embeds": None}
+    (tmp_path / "transformer/config.json").write_text(json.dumps(config | older))
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index["transformer"] = ["diffusers", "Transformer2DModel"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    model = load(tmp_path)
+    labels = torch.tensor([1, 2, 3])
+    found = model.denoiser(labels, N).predict(start(model), 1.0)
+    output = model.network(
+        start(model) / 2**0.5, timestep=torch.full((N,), float(model.timestep(1.0))), class_labels=labels
+    ).sample
+    torch.testing.assert_close(found.variance, (output[:, 4:] + 1) / 2)
+
+
+# --- Text ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prompt_file(tmp_path: Path) -> str:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n\n".join(PROMPTS) + "\n", "utf-8")
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "negative", "scheduler", "sampler", "spacing"),
+    [
+        ("epsilon", None, DDIMScheduler(clip_sample=False, steps_offset=1, **SD_BETAS), "ddim", "leading:offset=1"),
+        (
+            "v_prediction",
+            "a dog",
+            DDIMScheduler(clip_sample=False, steps_offset=1, prediction_type="v_prediction", **SD_BETAS),
+            "ddim",
+            "leading:offset=1",
+        ),
+        (
+            "sample",
+            None,
+            DDIMScheduler(clip_sample=False, steps_offset=1, prediction_type="sample", **SD_BETAS),
+            "ddim",
+            "leading:offset=1",
+        ),
+        (
+            "epsilon",
+            "a dog",
+            DDIMScheduler(clip_sample=False, steps_offset=1, set_alpha_to_one=False, **SD_BETAS),
+            "diffusers/DDIMScheduler:steps_offset=1,set_alpha_to_one=false",
+            None,
+        ),
+        (
+            "epsilon",
+            None,
+            PNDMScheduler(skip_prk_steps=True, steps_offset=1, **SD_BETAS),
+            "diffusers/PNDMScheduler:skip_prk_steps=true,steps_offset=1",
+            None,
+        ),
+    ],
+)
+def test_stable_diffusion_equals_its_pipeline(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prompt_file: str,
+    prediction: str,
+    negative: str | None,
+    scheduler: Any,
+    sampler: str,
+    spacing: str | None,
+) -> None:
+    pipeline = tiny_stable_diffusion(tmp_path, scheduler)
+    pipeline.save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model", prompts=prompt_file, negative_prompt=negative)
+    assert (model.classes, model.null, model.identity["prediction"]) == (3, True, prediction)
+    order = [2, 0, 1]
+    told: dict[str, Any] = {"prompt": [PROMPTS[i] for i in order], "guidance_scale": 5.0}
+    told |= {} if negative is None else {"negative_prompt": [negative] * N}
+    expected = theirs(pipeline, start(model), monkeypatch, latents=start(model), **told)
+    assert_same(ours(model, sampler, spacing, torch.tensor(order), guidance="cfg:scale=5"), expected)
+    other = ours(model, sampler, spacing, torch.tensor([0, 1, 2]), guidance="cfg:scale=5")
+    assert float((other - expected).abs().max()) > 0.01
+
+
+def test_prompts_are_encoded_once_and_drawn_like_labels(tmp_path: Path, prompt_file: str) -> None:
+    pipeline = tiny_stable_diffusion(tmp_path, DDIMScheduler(clip_sample=False, **SD_BETAS))
+    pipeline.save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model", prompts=prompt_file)
+    tokens = pipeline.tokenizer(PROMPTS, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = pipeline.text_encoder(tokens.input_ids)[0]
+    torch.testing.assert_close(model.condition(torch.tensor([1, 1]))["text"], hidden[[1, 1]])
+    assert setup.label_classes(model, [None]) == 3
+    assert model.notes["truncated prompts"] == "1"
+    given, none = ours(model, "ddim", "leading:offset=1", torch.arange(N)), ours(model, "ddim", "leading:offset=1")
+    assert float((given - none).abs().max()) > 0.01
+
+
+def test_everything_that_fixes_the_images_is_in_the_protocol(tmp_path: Path, prompt_file: str) -> None:
+    pipeline = tiny_stable_diffusion(tmp_path, DDIMScheduler(clip_sample=False, **SD_BETAS))
+    folder = tmp_path / "model"
+    pipeline.save_pretrained(folder)
+
+    def identity(**options: Any) -> dict[str, Any]:
+        return load(folder, **{"prompts": prompt_file, **options}).identity
+
+    plain = identity()
+    assert identity() == plain
+    other = tmp_path / "other.txt"
+    other.write_text("a red cat\ntwo dogs\nthe sea\n")
+    assert differing(plain, identity(prompts=str(other))) == {"prompts"}
+    assert differing(plain, identity(negative_prompt="fog")) == {"negative prompt"}
+    changes: dict[str, Callable[[], None]] = {
+        "weights": lambda: nudge(folder / UNET_WEIGHTS),
+        "autoencoder weights": lambda: nudge(folder / "vae/diffusion_pytorch_model.safetensors"),
+        "text encoder": lambda: nudge(folder / "text_encoder/model.safetensors"),
+        "scaling factor": lambda: configure(folder / "vae/config.json", scaling_factor=0.5),
+        "betas": lambda: configure(folder / "scheduler/scheduler_config.json", beta_end=0.013),
+        "prediction": lambda: configure(folder / "scheduler/scheduler_config.json", prediction_type="v_prediction"),
+        "clip": lambda: configure(folder / "scheduler/scheduler_config.json", clip_sample=True),
+    }
+    for field, change in changes.items():
+        change()
+        found = identity()
+        assert differing(plain, found) == {field}
+        plain = found
+
+
+def differing(a: dict[str, Any], b: dict[str, Any]) -> set[str]:
+    assert a.keys() == b.keys()
+    return {key for key in a if a[key] != b[key]}
+
+
+def nudge(file: Path) -> None:
+    """One tensor of a weights file, a little larger."""
+    weights = load_file(file)
+    name = next(iter(weights))
+    save_file(weights | {name: weights[name] + 0.001}, file, {"format": "pt"})
+
+
+def configure(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_older_configurations_leave_out_what_is_the_default(saved: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved / "text", tmp_path / "model")
+    for file, names in (
+        ("unet/config.json", ("in_channels", "out_channels", "num_class_embeds")),
+        ("vae/config.json", ("latent_channels", "scaling_factor", "shift_factor")),
+        ("scheduler/scheduler_config.json", ("num_train_timesteps", "prediction_type", "variance_type")),
+    ):
+        settings = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({k: v for k, v in settings.items() if k not in names}))
+    found, whole = load(folder, show=True), load(saved / "text", show=True)
+    assert differing(found.identity, whole.identity) == {"source"}
+    assert found.shape == whole.shape
+
+
+def test_a_tokenizer_of_two_files_is_the_same_as_one_of_one(saved: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved / "text", tmp_path / "model")
+    shutil.rmtree(folder / "tokenizer")
+    shutil.copytree(saved / "made", folder / "tokenizer")
+    (folder / "tokenizer/tokenizer.json").unlink(missing_ok=True)
+    labels = torch.tensor([0])
+    prompts = str(saved / "prompts.txt")
+    first, second = (load(f, prompts=prompts).condition(labels)["text"] for f in (folder, saved / "text"))
+    assert torch.equal(first, second)
+    (folder / "tokenizer/merges.txt").unlink()
+    with pytest.raises(UserError, match=r"is incomplete: tokenizer/vocab.json or tokenizer/merges.txt is missing"):
+        load(folder, prompts=prompts)
+
+
+# --- Variants, revisions and the hub ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pixel_folder(tmp_path: Path) -> Path:
+    DDIMPipeline(tiny_unet(1), DDIMScheduler()).save_pretrained(tmp_path / "pixel")
+    return tmp_path / "pixel"
+
+
+def test_a_variant_s_own_weights_are_loaded(pixel_folder: Path) -> None:
+    plain = load(pixel_folder)
+    other = seeded(lambda: tiny_unet(1))
+    nn.init.constant_(other.conv_out.bias, 2.0)
+    other.save_pretrained(pixel_folder / "unet", variant="non_ema")
+    nn.init.constant_(other.conv_out.bias, 3.0)
+    other.save_pretrained(pixel_folder / "unet_ema")
+    biases = [float(load(pixel_folder, variant=v).network.conv_out.bias) for v in (None, "non_ema", "ema")]
+    assert biases[1:] == [2, 3]
+    assert biases[0] not in (2, 3)
+    assert load(pixel_folder).identity == plain.identity
+    found = load(pixel_folder, variant="non_ema").identity
+    assert differing(plain.identity, found) == {"variant", "weights"}
+    with pytest.raises(UserError, match="has no weights of the variant fp16; it has non_ema, ema"):
+        load(pixel_folder, variant="fp16")
+    (pixel_folder / UNET_WEIGHTS).unlink()
+    with pytest.raises(UserError, match="there are only the variants non_ema; choose one with --variant"):
+        load(pixel_folder)
+
+
+def test_sharded_weights_are_loaded_and_hashed(pixel_folder: Path) -> None:
+    whole = load(pixel_folder)
+    (pixel_folder / UNET_WEIGHTS).unlink()
+    tiny_unet(1).save_pretrained(pixel_folder / "unet", max_shard_size="8KB")
+    shards = sorted((pixel_folder / "unet").glob("*-of-*.safetensors"))
+    assert len(shards) > 1
+    sharded = load(pixel_folder)
+    assert torch.equal(sharded.network.conv_in.weight, whole.network.conv_in.weight)
+    before = sharded.identity["weights"]
+    nudge(shards[-1])
+    assert load(pixel_folder).identity["weights"] != before
+
+
+def cached_repository(folder: Path, cache: Path, commit: str = "a" * 40) -> None:
+    """The folder as the hub's own cache has it, as owner/tiny at main and at the tag v1."""
+    root = cache / "models--owner--tiny"
+    shutil.copytree(folder, root / "snapshots" / commit)
+    (root / "refs").mkdir()
+    for ref in ("main", "v1"):
+        (root / "refs" / ref).write_text(commit)
+
+
+def test_the_cache_serves_offline(pixel_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached_repository(pixel_folder, tmp_path / "hub")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for revision in (None, "v1"):
+        model = setup.load_model("owner/tiny", CPU, "fp32", LoadOptions(offline=True, revision=revision))
+        assert model.identity["revision"] == "a" * 40
+        assert model.identity["weights"] == load(pixel_folder).identity["weights"]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert setup.load_model("owner/tiny", CPU, "fp32").identity["source"] == "owner/tiny"
+    for options in (LoadOptions(), LoadOptions(revision="v2")):
+        source = "owner/tiny" if options.revision else "owner/absent"
+        with pytest.raises(
+            UserError, match="is not in the local cache and offline mode is on; get its folder"
+        ) as error:
+            setup.load_model(source, CPU, "fp32", options)
+        assert "\n" not in str(error.value)
+
+
+def test_a_hub_that_is_out_of_reach_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(
+        UserError, match=r"the hub cannot be reached \(OSError\); get its folder \(model_index.json, and"
+    ):
+        setup.load_model("owner/tiny", CPU, "fp32")
+
+
+def test_only_the_weights_that_are_read_are_fetched(pixel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    asked: list[list[str]] = []
+
+    def snapshot(*_: Any, allow_patterns: list[str], **__: Any) -> str:
+        asked.append(allow_patterns)
+        return str(pixel_folder)
+
+    configure(pixel_folder / "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    setup.load_model("owner/tiny", CPU, "fp32")
+    stem = "unet/diffusion_pytorch_model"
+    files = [f"{stem}.safetensors", f"{stem}.fp16.safetensors", f"{stem}.bin", "safety_checker/model.safetensors"]
+    files += ["tiny.safetensors", "unet/config.json", f"{stem}-00001-of-00002.safetensors"]
+    assert list(filter_repo_objects(files, allow_patterns=asked[0])) == ["unet/config.json"]
+    wanted = [f"{stem}.safetensors", "unet/config.json", f"{stem}-00001-of-00002.safetensors"]
+    assert list(filter_repo_objects(files, allow_patterns=asked[1])) == wanted
+
+
+# --- What is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of each kind."""
+    root = tmp_path_factory.mktemp("saved")
+    scheduler = DDIMScheduler(clip_sample=False, **SD_BETAS)
+    LDMPipeline(tiny_autoencoder(), tiny_unet(), scheduler).save_pretrained(root / "latent")
+    DiTPipeline(tiny_transformer(), tiny_autoencoder(), scheduler).save_pretrained(root / "transformer")
+    tiny_stable_diffusion(root, scheduler).save_pretrained(root / "text")
+    ve_pipeline(1).save_pretrained(root / "ve")
+    (root / "prompts.txt").write_text("a cat\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "change", "says"),
+    [
+        ("latent", "vqvae/diffusion_pytorch_model.safetensors", None, "incomplete: vqvae/diffusion_pytorch_model.saf"),
+        ("latent", "vqvae/config.json", None, "is incomplete: vqvae/config.json is not there"),
+        ("latent", "unet/config.json", {"in_channels": 3, "out_channels": 3}, "takes 3 channels, but the latents of"),
+        ("latent", "unet/config.json", {"out_channels": 8}, "8 output channels, but variance type fixed_small with 4"),
+        (
+            "latent",
+            "model_index.json",
+            {"vqvae": ["diffusers", "AutoencoderTiny"]},
+            "with the vqvae AutoencoderTiny",
+        ),
+        ("latent", "model_index.json", {"unet": ["diffusers", "UNet1DModel"]}, "a LDMPipeline with the unet UNet1DMod"),
+        ("latent", "model_index.json", {"_class_name": "OtherPipeline"}, "is a OtherPipeline with the network UNet2DM"),
+        ("transformer", "transformer/config.json", {"out_channels": 5}, "has 5 output channels for 4 of input; it n"),
+        ("transformer", "vae/config.json", {"latent_channels": 8}, "takes 4 channels, but the latents of the autoenc"),
+        ("transformer", "transformer/diffusion_pytorch_model.safetensors", None, "is incomplete: transformer/diffusio"),
+        ("text", "text_encoder/model.safetensors", None, "is incomplete: text_encoder/model.safetensors is not there"),
+        ("text", "tokenizer/tokenizer.json", None, "is incomplete: tokenizer/vocab.json or tokenizer/merges.txt is mi"),
+        ("text", "unet/config.json", {"in_channels": 9}, "the network takes 9 channels, but the latents of the autoe"),
+        ("text", "unet/config.json", {"cross_attention_dim": 8}, "attends to 8 channels of text, but the text encod"),
+        ("text", "unet/config.json", {"addition_embed_type": "text_time"}, "has conditions besides text .addition_em"),
+        ("text", "model_index.json", {"text_encoder": ["x", "T5EncoderModel"]}, "with the text_encoder T5EncoderModel"),
+        ("ve", "unet/config.json", {"out_channels": 6}, "6 output channels, but variance type fixed with 3 channels"),
+        ("ve", "unet/config.json", {"num_class_embeds": 6}, "a variance-exploding network with class labels is not su"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_in_one_line(
+    saved: Path, tmp_path: Path, kind: str, file: str, change: dict[str, Any] | None, says: str
+) -> None:
+    folder = shutil.copytree(saved / kind, tmp_path / "model")
+    (folder / file).unlink() if change is None else configure(folder / file, **change)
+    with pytest.raises(UserError, match=says) as error:
+        load(folder, show=True)
+    assert str(error.value).startswith(str(folder))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "says"),
+    [
+        ("latent", ["--prompts", "prompts.txt"], "--prompts is for models that draw from text; latent is none"),
+        ("transformer", ["--prompts", "prompts.txt"], "--prompts is for models that draw from text; transformer is no"),
+        ("digits", ["--prompts", "prompts.txt"], "--prompts is for models that draw from text; digits is none"),
+        ("digits", ["--negative-prompt", "x"], "--negative-prompt is for models that draw from text; digits is none"),
+        ("digits", ["--variant", "fp16"], "--variant fp16 is of checkpoints; the model digits is built in"),
+        ("latent", ["--revision", "v1"], "--revision v1 is of a hub repository, but latent is a folder"),
+        ("text", [], "text draws from text: name a file with one prompt a line, --prompts FILE."),
+        ("text", ["--labels", "balanced"], "text draws from text: name a file with one prompt a line, --prompts FIL"),
+        ("text", ["--prompts", "empty.txt"], "--prompts empty.txt: the file has no prompts; write one a line."),
+        ("text", ["--prompts", "absent.txt"], "--prompts absent.txt: the file cannot be read ("),
+        ("text", ["--prompts", "prompts.txt", "--labels", "1"], "--labels 1: the model has the labels 0 to 0."),
+        ("owner/absent", ["--offline"], 'the model "owner/absent" is not in the local cache and offline mode is on'),
+    ],
+)
+@pytest.mark.parametrize("command", [["run"], ["sample", "grid.png"]])
+def test_options_that_do_not_fit_the_model_are_refused_in_one_line(
+    saved: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    kind: str,
+    options: list[str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(saved)
+    Path("empty.txt").write_text("\n \n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command, "-s", "ddim", "--steps", "2", "--model", kind, *options])
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert says in err
+
+
+def test_a_suite_names_prompts_and_variants_too(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(saved)
+    text = 'model = "text"\nprompts = "prompts.txt"\nnegative_prompt = "fog"\nvariant = "fp16"\nrevision = "v1"\n'
+    Path("suite.toml").write_text(text + '[[grid]]\nsamplers = ["ddim"]\nsteps = [2]\n')
+    assert load_suite(Path("suite.toml")).load == LoadOptions("v1", "fp16", "prompts.txt", "fog")
+
+
+@pytest.mark.parametrize(
+    ("kind", "lines"),
+    [
+        (
+            "latent",
+            ["images│3x16x16", "latents│4x8x8", "prediction│epsilon", "autoencoder│AutoencoderKL"],
+        ),
+        ("transformer", ["classes│1000, and none", "learned variance│yes", "betas│0.00085 to 0.012"]),
+        ("text", ["classes│prompts", "schedule│scaled_linear", "scaling factor│0.18215"]),
+        ("ve", ["images│3x8x8", "prediction│score", "sigma_max│0.5", "its own sampler│pc:M=1,snr=0.15"]),
+    ],
+)
+def test_show_tells_what_was_read(saved: Path, capsys: pytest.CaptureFixture[str], kind: str, lines: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["show", str(saved / kind)])
+    assert not ended.value.code
+    shown = capsys.readouterr().out.replace("│ ", "│").replace(" ", "")
+    for line in lines:
+        assert line.replace(" ", "") in shown
+
+
+def test_text_is_sampled_from_the_command_line(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(saved)
+    arguments = ["--model", "text", "--prompts", "prompts.txt", "-s", "ddim", "-g", "cfg:scale=3", "--steps", "2"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["sample", str(tmp_path / "grid.png"), *arguments, "--n", "2", "--npz", str(tmp_path / "x.npz")])
+    assert not ended.value.code
+    found = np.load(tmp_path / "x.npz")
+    assert found["images"].shape == (2, 16, 16, 3)
+    assert found["labels"].tolist() == [0, 0]
