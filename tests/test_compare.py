@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from samplerbench.bench.compare import noise_floor, paired_difference
+from samplerbench.bench.compare import Difference, noise_floor, paired_difference, unpaired_difference
 from samplerbench.metrics.frechet import frechet_distance
 from samplerbench.metrics.moments import Moments
 from samplerbench.report.table import row_names, steps_table
@@ -37,6 +37,18 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     draws = np.random.default_rng(0).normal(0.3, 1.0, (4000, 5))
     held = [abs((d := paired_difference(row.tolist(), [0.0] * 5)).mean - 0.3) <= d.margin for row in draws]
     assert abs(np.mean(held) - 0.95) <= 4 * math.sqrt(0.95 * 0.05 / 4000)
+
+
+def test_the_unpaired_interval_is_welchs_and_has_no_width_without_spread() -> None:
+    from scipy.stats import ttest_ind
+
+    a, b = [2.0, 2.4, 2.1, 2.6], [1.9, 2.0, 2.9]
+    found = unpaired_difference(a, b)
+    interval = ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert (found.mean - found.margin, found.mean + found.margin) == pytest.approx((interval.low, interval.high))
+    assert unpaired_difference([2.0, 2.0], [1.0, 1.0]) == Difference(1.0, 0.0)
+    with pytest.raises(ValueError, match="two blocks"):
+        unpaired_difference([1.0, 2.0], [2.0])
 
 
 def test_the_noise_floor_is_the_distance_of_disjoint_halves() -> None:

@@ -14,7 +14,7 @@ from samplerbench.errors import UserError
 Record = dict[str, Any]
 
 IDENTITY = ("sampler", "guidance", "spacing", "steps", "seed")
-FIELDS = (*IDENTITY, "nfe", "budget")
+FIELDS = (*IDENTITY, "nfe", "budget", "n", "blocks", "model", "labels")
 # What a choice brings with it: a sampler its default spacing, a budget the steps that fit.
 BRINGS = {"sampler": {"spacing"}, "nfe": {"steps"}, "budget": {"steps"}}
 # What may differ between two cells that are compared; all the rest of their protocols may not.
@@ -124,10 +124,12 @@ def _keyed(records: Sequence[Record], keys: Sequence[str], flag: str) -> dict[tu
         key = tuple(r[name] for name in keys)
         if key in found:
             other = found[key]
-            apart = [n for n in FIELDS if r.get(n) != other.get(n)] or _differing(r, other, frozenset())[:1]
+            apart = [n for n in FIELDS if r.get(n) != other.get(n)] or _differing(r, other, frozenset())
+            todo = "keep results of different protocols in different folders"
+            if apart[0] in FIELDS:
+                todo = f"narrow the selection, like {flag} {apart[0]}={r[apart[0]]}"
             raise UserError(
-                f"{flag}: {title(r)} and {title(other)} both fit, and differ in {' and '.join(apart)}; "
-                f"narrow the selection, like {flag} {apart[0]}={r.get(apart[0], '…')}."
+                f"{flag}: {title(r)} and {title(other)} both fit, and differ in {' and '.join(apart)}; {todo}."
             )
         found[key] = r
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from samplerbench.cli import check, listing, results, run, stats, train
+from samplerbench.cli import check, compare, listing, report, results, run, stats, train
 from samplerbench.errors import SamplerbenchError
 
 # Typer brings its own copy of click in newer versions; this is the base of usage errors in either.
@@ -28,6 +28,8 @@ app.command("list")(listing.list_plugins)
 app.command("show")(listing.show)
 app.command("check")(check.check)
 app.command("stats")(stats.stats)
+app.command("report")(report.report)
+app.command("compare")(compare.compare)
 app.add_typer(results.app, name="results")
 app.add_typer(train.app, name="train")
 

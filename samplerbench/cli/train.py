@@ -1,34 +1,115 @@
-"""`samplerbench train unet | classifier | features`."""
+"""`samplerbench train unet | autoencoder | classifier | features`."""
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from samplerbench.data import ImageSet
+    from samplerbench.training.loop import Task, TrainSettings
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Train a U-Net, a noise-conditional classifier, or the feature network of an FID.",
+    help="Train a U-Net, an autoencoder, a noise-conditional classifier, or the feature network of an FID.",
 )
 
-Out = Annotated[Path, typer.Option("--out", help="Folder to write; a run that was stopped there goes on.")]
-Data = Annotated[str, typer.Option("--data", help="`digits`, or a folder of images (sub-folders are classes).")]
-Steps = Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")]
-Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Images per step, over all processes.")]
-Rate = Annotated[float, typer.Option("--lr", min=0.0, help="Learning rate of AdamW after the warm-up.")]
-Warmup = Annotated[int, typer.Option("--warmup", min=0, help="Steps of linear warm-up.")]
-Schedule = Annotated[Literal["constant", "cosine"], typer.Option("--schedule", help="After the warm-up.")]
-Decay = Annotated[float, typer.Option("--weight-decay", min=0.0, help="AdamW's weight decay.")]
-Ema = Annotated[float, typer.Option("--ema", min=0.0, max=1.0, help="Decay of the averaged weights.")]
-Clip = Annotated[float, typer.Option("--grad-clip", min=0.0, help="Largest norm of the gradient.")]
-Mixed = Annotated[Literal["no", "fp16", "bf16"], typer.Option("--mixed-precision", help="Precision of the network.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything random in the training.")]
-Keep = Annotated[int, typer.Option("--checkpoint-every", min=1, help="Steps between checkpoints.")]
-Cpu = Annotated[bool, typer.Option("--cpu", help="Train on the CPU even where there is a GPU.")]
 Widths = Annotated[str, typer.Option("--channels", help="Widths of the resolutions, with commas.")]
+Layers = Annotated[int, typer.Option("--layers", min=1, help="Residual blocks per resolution.")]
+Groups = Annotated[int, typer.Option("--groups", min=1, help="Groups of the group normalisation.")]
+
+
+def _shared(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; a run that was stopped there goes on.")],
+    data: Annotated[
+        str, typer.Option("--data", help="The name of a data set, or a folder of images (sub-folders are classes).")
+    ] = "digits",
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")] = 10_000,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per step, over all processes.")] = 128,
+    lr: Annotated[float, typer.Option("--lr", min=0.0, help="Learning rate of AdamW after the warm-up.")] = 1e-3,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps of linear warm-up.")] = 200,
+    schedule: Annotated[
+        Literal["constant", "cosine"], typer.Option("--schedule", help="After the warm-up.")
+    ] = "cosine",
+    weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="AdamW's weight decay.")] = 0.0,
+    ema_decay: Annotated[float, typer.Option("--ema", min=0.0, max=1.0, help="Decay of the averaged weights.")] = 0.999,
+    grad_clip: Annotated[float, typer.Option("--grad-clip", min=0.0, help="Largest norm of the gradient.")] = 1.0,
+    mixed_precision: Annotated[
+        Literal["no", "fp16", "bf16"], typer.Option("--mixed-precision", help="Precision of the network.")
+    ] = "no",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random in the training.")] = 0,
+    checkpoint_every: Annotated[
+        int, typer.Option("--checkpoint-every", min=1, help="Steps between checkpoints.")
+    ] = 1000,
+    sample_every: Annotated[
+        int, typer.Option("--sample-every", min=0, help="Steps between sample grids in OUT/samples; 0: none.")
+    ] = 0,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU even where there is a GPU.")] = False,
+) -> None:
+    """What every training command takes. Besides `out` and `data` the names are those of `TrainSettings`."""
+
+
+class Run:
+    """One training command's share of `_shared`: what a task is trained on, for how long, and where it is kept."""
+
+    def __init__(self, out: Path, data: str, **settings: Any) -> None:
+        self.out, self.source, self._settings = out, data, settings
+
+    @property
+    def settings(self) -> TrainSettings:
+        """How long and how fast to learn."""
+        from samplerbench.training.loop import TrainSettings
+
+        return TrainSettings(**self._settings)
+
+    def begin(self) -> ImageSet:
+        """Load the data and seed the weights: call it before the task is made."""
+        import torch
+
+        from samplerbench.data import load_data
+
+        images = load_data(self.source)
+        torch.manual_seed(self.settings.seed)
+        return images
+
+    def fit(self, task: Task, images: ImageSet) -> None:
+        """Train, write the folder, and print its name."""
+        from samplerbench.training.loop import fit
+
+        fit(task, images, self.settings, self.out, ["samplerbench", *sys.argv[1:]])
+        print(self.out)
+
+
+def _trains(without: tuple[str, ...] = (), **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command of a function (run, its own options): with the options of `_shared`, and other defaults for some.
+
+    Typer reads a command's options from its signature, so the signature is put together here.
+    """
+
+    def command(function: Callable[..., None]) -> Callable[..., None]:
+        shared = [
+            parameter.replace(default=defaults.get(name, parameter.default))
+            for name, parameter in inspect.signature(_shared, eval_str=True).parameters.items()
+            if name not in without
+        ]
+        _, *own = inspect.signature(function, eval_str=True).parameters.values()
+
+        def run(**given: Any) -> None:
+            function(Run(**{p.name: given.pop(p.name) for p in shared}), **given)
+
+        run.__name__, run.__doc__ = function.__name__, function.__doc__
+        run.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in (*shared, *own)}
+        app.command()(run)
+        return function
+
+    return command
 
 
 def _widths(text: str, flag: str = "--channels") -> tuple[int, ...]:
@@ -38,32 +119,33 @@ def _widths(text: str, flag: str = "--channels") -> tuple[int, ...]:
         raise typer.BadParameter(f"{flag} {text}: give whole numbers with commas, like 64,128") from None
 
 
-def _command() -> list[str]:
-    return ["samplerbench", *sys.argv[1:]]
-
-
-@app.command()
+@_trains(steps=20_000, warmup=500)
 def unet(
-    out: Out,
-    data: Data = "digits",
-    steps: Steps = 20_000,
-    batch_size: Batch = 128,
-    lr: Rate = 1e-3,
-    warmup: Warmup = 500,
-    schedule: Schedule = "cosine",
-    weight_decay: Decay = 0.0,
-    ema: Ema = 0.999,
-    grad_clip: Clip = 1.0,
-    mixed_precision: Mixed = "no",
-    seed: Seed = 0,
-    checkpoint_every: Keep = 1000,
-    sample_every: Annotated[int, typer.Option(min=0, help="Steps between sample grids in OUT/samples; 0: none.")] = 0,
-    cpu: Cpu = False,
-    channels: Widths = "64,64",
-    layers: Annotated[int, typer.Option(min=1, help="Residual blocks per resolution.")] = 1,
-    attention: Annotated[str, typer.Option(help="Resolutions with attention, counted from 0.")] = "1",
+    run: Run,
+    latents: Annotated[
+        str | None,
+        typer.Option(
+            "--latents", help="Folder of an autoencoder (`samplerbench train autoencoder`): train on its latents."
+        ),
+    ] = None,
+    channels: Annotated[
+        str | None,
+        typer.Option(
+            "--channels", help="Widths of the resolutions, with commas. Default: 64,64; with --latents one, 64."
+        ),
+    ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option("--layers", min=1, help="Residual blocks per resolution. Default: 1; with --latents 2."),
+    ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            help="Resolutions with attention, counted from 0. Default: 1; with --latents none but the middle."
+        ),
+    ] = None,
     head_dim: Annotated[int, typer.Option(min=1, help="Channels per attention head.")] = 16,
-    groups: Annotated[int, typer.Option(min=1, help="Groups of the group normalisation.")] = 8,
+    groups: Groups = 8,
     dropout: Annotated[float, typer.Option(min=0.0, max=1.0, help="In the residual blocks.")] = 0.0,
     timesteps: Annotated[int, typer.Option(min=2, help="T, the number of noise levels.")] = 1000,
     beta_schedule: Annotated[
@@ -86,31 +168,20 @@ def unet(
 ) -> None:
     """Train a diffusers `UNet2DModel`; the folder loads with `DDPMPipeline.from_pretrained`.
 
-    Example: `samplerbench train unet --data digits --out runs/digits --steps 20000 --sample-every 2000`
+    With --latents it learns the latents of an autoencoder, and the folder loads with `LDMPipeline.from_pretrained`.
+
+    Examples:
+
+    `samplerbench train unet --data digits --out runs/digits --steps 20000 --sample-every 2000`
+
+    `samplerbench train unet --data digits --latents runs/autoencoder --out runs/latent`
     """
-    from samplerbench.data import load_data
-    from samplerbench.training.loop import TrainSettings, fit
     from samplerbench.training.unet import UNetSettings, UNetTask
 
-    settings = TrainSettings(
-        steps,
-        batch_size,
-        lr,
-        warmup,
-        schedule,
-        weight_decay,
-        ema,
-        grad_clip,
-        mixed_precision,
-        seed,
-        checkpoint_every,
-        sample_every,
-        cpu,
-    )
-    model = UNetSettings(
-        channels=_widths(channels),
-        layers=layers,
-        attention=_widths(attention, "--attention"),
+    settings = UNetSettings(
+        channels=_widths(channels or ("64" if latents else "64,64")),
+        layers=layers or (2 if latents else 1),
+        attention=_widths(("" if latents else "1") if attention is None else attention, "--attention"),
         head_dim=head_dim,
         groups=groups,
         dropout=dropout,
@@ -122,28 +193,53 @@ def unet(
         clip_sample=clip_sample,
         flip=flip,
     )
-    images = load_data(data)
-    _seed_weights(seed)
-    fit(UNetTask(images, model), images, settings, out, _command())
-    print(out)
+    images = run.begin()
+    if latents is None:
+        run.fit(UNetTask(images, settings), images)
+        return
+    from samplerbench.bench.setup import pick_device
+    from samplerbench.training.latent import LatentUNetTask
+
+    device = pick_device("cpu" if run.settings.cpu else "auto")
+    run.fit(LatentUNetTask(images, settings, latents, device), images)
 
 
-@app.command()
+@_trains(steps=5000)
+def autoencoder(
+    run: Run,
+    channels: Widths = "8,16,32",
+    layers: Layers = 1,
+    latent_channels: Annotated[int, typer.Option(min=1, help="Channels of the latents.")] = 4,
+    groups: Groups = 8,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Attention in the middle, as large ones have.")
+    ] = False,
+    error: Annotated[
+        Literal["l2", "l1"], typer.Option(help="Reconstruction error: mean squares, or mean absolute values.")
+    ] = "l2",
+    kl: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Weight of the Kullback-Leibler divergence per pixel: 2s² of a decoder with noise s. More: a prior "
+            "that fits better, and blurrier images.",
+        ),
+    ] = 1e-3,
+) -> None:
+    """Train a diffusers `AutoencoderKL` for latent diffusion. Each resolution after the first halves the images.
+
+    Example: `samplerbench train autoencoder --data digits --out runs/autoencoder --channels 16,32 --sample-every 1000`
+    """
+    from samplerbench.training.autoencoder import AutoencoderSettings, AutoencoderTask
+
+    settings = AutoencoderSettings(_widths(channels), layers, latent_channels, groups, attention, error, kl)
+    images = run.begin()
+    run.fit(AutoencoderTask(images, settings), images)
+
+
+@_trains(without=("sample_every",), steps=5000, batch_size=256, weight_decay=0.05)
 def classifier(
-    out: Out,
-    data: Data = "digits",
-    steps: Steps = 5000,
-    batch_size: Batch = 256,
-    lr: Rate = 1e-3,
-    warmup: Warmup = 200,
-    schedule: Schedule = "cosine",
-    weight_decay: Decay = 0.05,
-    ema: Ema = 0.999,
-    grad_clip: Clip = 1.0,
-    mixed_precision: Mixed = "no",
-    seed: Seed = 0,
-    checkpoint_every: Keep = 1000,
-    cpu: Cpu = False,
+    run: Run,
     channels: Widths = "32,64,64",
     sigma_min: Annotated[float, typer.Option(min=1e-6, help="Smallest noise level.")] = 0.01,
     sigma_max: Annotated[float, typer.Option(min=1e-6, help="Largest noise level.")] = 157.0,
@@ -152,47 +248,15 @@ def classifier(
 
     Example: `samplerbench train classifier --data digits --out runs/classifier`
     """
-    from samplerbench.data import load_data
     from samplerbench.training.classifier import ClassifierTask
-    from samplerbench.training.loop import TrainSettings, fit
 
-    settings = TrainSettings(
-        steps,
-        batch_size,
-        lr,
-        warmup,
-        schedule,
-        weight_decay,
-        ema,
-        grad_clip,
-        mixed_precision,
-        seed,
-        checkpoint_every,
-        0,
-        cpu,
-    )
-    images = load_data(data)
-    _seed_weights(seed)
-    fit(ClassifierTask(images, _widths(channels), sigma_min, sigma_max), images, settings, out, _command())
-    print(out)
+    images = run.begin()
+    run.fit(ClassifierTask(images, _widths(channels), sigma_min, sigma_max), images)
 
 
-@app.command()
+@_trains(without=("sample_every",), steps=3000, weight_decay=0.05)
 def features(
-    out: Out,
-    data: Data = "digits",
-    steps: Steps = 3000,
-    batch_size: Batch = 128,
-    lr: Rate = 1e-3,
-    warmup: Warmup = 200,
-    schedule: Schedule = "cosine",
-    weight_decay: Decay = 0.05,
-    ema: Ema = 0.999,
-    grad_clip: Clip = 1.0,
-    mixed_precision: Mixed = "no",
-    seed: Seed = 0,
-    checkpoint_every: Keep = 1000,
-    cpu: Cpu = False,
+    run: Run,
     channels: Widths = "32,64",
     dimension: Annotated[int, typer.Option(min=2, help="d of the feature layer.")] = 64,
 ) -> None:
@@ -200,32 +264,7 @@ def features(
 
     Example: `samplerbench train features --data digits --out runs/features`
     """
-    from samplerbench.data import load_data
     from samplerbench.training.features import FeaturesTask
-    from samplerbench.training.loop import TrainSettings, fit
 
-    settings = TrainSettings(
-        steps,
-        batch_size,
-        lr,
-        warmup,
-        schedule,
-        weight_decay,
-        ema,
-        grad_clip,
-        mixed_precision,
-        seed,
-        checkpoint_every,
-        0,
-        cpu,
-    )
-    _seed_weights(seed)
-    task = FeaturesTask(load_data(data), _widths(channels), dimension)
-    fit(task, task.train, settings, out, _command())
-    print(out)
-
-
-def _seed_weights(seed: int) -> None:
-    import torch
-
-    torch.manual_seed(seed)
+    task = FeaturesTask(run.begin(), _widths(channels), dimension)
+    run.fit(task, task.train)

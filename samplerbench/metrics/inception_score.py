@@ -24,7 +24,8 @@ class InceptionScore(Metric):
     splits: int = option(10, "parts over which the score is averaged", ge=1)
 
     @property
-    def fewest(self) -> int:  # type: ignore[override] - every split needs an image
+    def fewest(self) -> int:  # type: ignore[override]
+        """An image for every split."""
         return self.splits
 
     def start(self, context: Context) -> Accumulator:

@@ -75,7 +75,7 @@ def load_score_sde(checkpoint: Checkpoint, device: torch.device, dtype: torch.dt
         identity=identity_of(checkpoint, part.sha256)
         | {
             "prediction": "score",
-            "schedule": "geometric",
+            "schedule": "geometric in σ",
             "sigma_min": float(settings["sigma_min"]),
             "sigma_max": float(settings["sigma_max"]),
             "timesteps": len(levels),

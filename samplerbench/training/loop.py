@@ -86,6 +86,14 @@ class Task(ABC):
     def save(self, network: nn.Module, out: Path) -> dict[str, Any]:
         """Write the finished network to the folder; returns figures for the card."""
 
+    def inputs(self, data: ImageSet, index: Tensor, device: torch.device) -> Tensor:
+        """What `loss` gets for the images `index` (B,) int64: the images in [-1, 1], (B, C, H, W)."""
+        return dequantise(data.images[index].to(device))
+
+    def parts(self) -> dict[str, Tensor]:
+        """What the last loss was made of, by name, each a 0-d tensor: for the log. Empty where it is one thing."""
+        return {}
+
     def identity(self) -> dict[str, Any]:
         """What must not change between the parts of one run, besides the training settings and the data."""
         return {}
@@ -155,12 +163,12 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
     ema.to(device)
     model, optimizer = accelerator.prepare(network, optimizer)
 
-    images, labels = data.images, data.labels
+    labels = data.labels
     started, loss_mean = time.monotonic(), before.loss
     with _Progress(task.what, settings.steps, first, accelerator.is_main_process) as progress:
         for step in range(first, settings.steps):
             index = batch_indices(len(data), settings.batch_size, settings.seed, step)[share]
-            x = dequantise(images[index].to(device))
+            x = task.inputs(data, index, device)
             y = None if labels is None else labels[index].to(device)
             torch.manual_seed(step_seed(settings.seed + rank + 1, step))  # dropout
             for group in optimizer.param_groups:
@@ -181,7 +189,7 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
                 if not math.isfinite(value):
                     raise RunError(f"the loss is {value} at step {step}; lower --lr or use --mixed-precision no.")
                 loss_mean = value if math.isnan(loss_mean) else 0.95 * loss_mean + 0.05 * value
-                progress.update(done, loss_mean, (done - first) * settings.batch_size)
+                progress.update(done, loss_mean, (done - first) * settings.batch_size, task.parts())
             result = TrainResult(
                 done,
                 before.images_seen + (done - first) * settings.batch_size,
@@ -255,12 +263,13 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def update(self, done: int, loss: float, images: int) -> None:
+    def update(self, done: int, loss: float, images: int, parts: dict[str, Tensor]) -> None:
         rate = images / max(1e-9, time.monotonic() - self.started)
         self.bar.update(self.id, completed=done, loss=loss, rate=rate)
         if self.show and not self.console.is_terminal and (done % 500 == 0 or done == self.total):
+            of = "".join(f"  {name} {float(value):.4g}" for name, value in parts.items())
             print(
-                f"training {self.what}: step {done}/{self.total}  loss {loss:.4f}  {rate:.0f} images/s",
+                f"training {self.what}: step {done}/{self.total}  loss {loss:.4f}{of}  {rate:.0f} images/s",
                 flush=True,
             )
 

@@ -44,15 +44,18 @@ class UNetTask(Task):
 
     what = "unet"
 
-    def __init__(self, data: ImageSet, settings: UNetSettings) -> None:
+    def __init__(self, data: ImageSet, settings: UNetSettings, shape: tuple[int, int, int] | None = None) -> None:
+        """A new network for `data`; `shape` is that of what it denoises, (C, H, W), where that is not the images."""
         from diffusers import UNet2DModel
 
-        channels, height, width = data.shape
+        channels, height, width = shape or data.shape
         depth = len(settings.channels)
         if height != width or height % 2 ** (depth - 1):
+            state = f"{data.name} is" if shape is None else f"the latents of {data.name} are"
             raise UserError(
-                f"{data.name} is {height}x{width}; a U-Net of {depth} resolutions needs square images whose side is "
-                f"a multiple of {2 ** (depth - 1)}."
+                f"{state} {height}x{width}; a U-Net of {depth} resolutions needs square "
+                f"{'images' if shape is None else 'latents'} whose side is a multiple of {2 ** (depth - 1)}: "
+                "give fewer --channels."
             )
         if settings.class_conditional and data.classes is None:
             raise UserError(f"{data.name} has no labels; train with --unconditional.")
@@ -113,7 +116,8 @@ class UNetTask(Task):
     def identity(self) -> dict[str, Any]:
         return asdict(self.settings)
 
-    def save(self, network: nn.Module, out: Path) -> dict[str, Any]:
+    def pipeline(self, network: nn.Module) -> Any:
+        """The diffusers pipeline that the folder holds."""
         from diffusers import DDPMPipeline, DDPMScheduler
 
         scheduler = DDPMScheduler(
@@ -122,7 +126,14 @@ class UNetTask(Task):
             variance_type="learned_range" if self.settings.learn_variance else "fixed_small",
             prediction_type="epsilon",
         )
-        DDPMPipeline(unet=network, scheduler=scheduler).save_pretrained(out, safe_serialization=True)
+        return DDPMPipeline(unet=network, scheduler=scheduler)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] of what the network denoises."""
+        return x
+
+    def save(self, network: nn.Module, out: Path) -> dict[str, Any]:
+        self.pipeline(network).save_pretrained(out, safe_serialization=True)
         return {
             "parameters": sum(p.numel() for p in network.parameters()),
             "classes": self.classes,
@@ -151,7 +162,7 @@ class UNetTask(Task):
         for t in scheduler.timesteps:
             output = network(x, t, class_labels=labels).sample[:, : config.in_channels]
             x = scheduler.step(output, t, x).prev_sample
-        save_grid(x.cpu(), file, columns=10)
+        save_grid(self.decode(x).cpu(), file, columns=10)
 
 
 def variational_bound(bars: Tensor, x0: Tensor, noisy: Tensor, t: Tensor, epsilon: Tensor, fraction: Tensor) -> Tensor:

@@ -1,0 +1,105 @@
+"""`samplerbench compare`: what changed between two stores, or between two selections of one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from samplerbench.errors import UserError
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of results.")],
+    second: Annotated[
+        Path | None, typer.Argument(metavar="[B]", help="Another folder. Default: A, with --a and --b.")
+    ] = None,
+    a: Annotated[str, typer.Option("--a", help="Which cells of A: `sampler=ddim,steps=5`.", show_default=False)] = "",
+    b: Annotated[str, typer.Option("--b", help="Which cells of B: `sampler=ddim,steps=50`.", show_default=False)] = "",
+    metric: Annotated[list[str], typer.Option("--metric", help="Only these metrics. Repeatable.")] = [],  # noqa: B006
+    fail_if_worse: Annotated[
+        bool, typer.Option("--fail-if-worse", help="Exit code 1 if B is worse than A in any row.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, and nothing else.")] = False,
+) -> None:
+    """Say how B differs from A, cell by cell, with the 95% interval of the difference over seed blocks.
+
+    Cells pair where they agree in sampler, guidance, spacing, steps and seed, apart from what --a and --b name (a
+    sampler brings its own spacing, a budget its own steps). A selection is FIELD=VALUE with commas; the fields are
+    sampler, guidance, spacing, steps, nfe, budget, seed, n, blocks, model and labels; `none` is no guidance.
+
+    Examples:
+
+    `samplerbench compare results/before results/after --fail-if-worse`
+
+    `samplerbench compare results --a sampler=ddim,steps=5 --b sampler=ddim,steps=50`
+
+    `samplerbench compare results --a sampler=ddim --b sampler=dpm++`
+    """
+    from samplerbench.bench.pairs import pair, select
+    from samplerbench.report.groups import merge_metrics
+    from samplerbench.report.load import load
+
+    if second is None and a == b:
+        raise UserError("there is nothing to compare: give a second folder, or two selections with --a and --b.")
+    one = load(first)
+    two = one if second is None else load(second)
+    chosen = [
+        select(merge_metrics(loaded.records), text, flag) for loaded, text, flag in ((one, a, "--a"), (two, b, "--b"))
+    ]
+    found = pair(chosen[0], chosen[1], a, b, metric)
+    if as_json:
+        print(json.dumps([row.as_dict() for row in found.rows], indent=2, ensure_ascii=False))
+    else:
+        _show(found, sorted({*one.problems, *two.problems}))
+    if fail_if_worse and any(row.verdict == "worse" for row in found.rows):
+        raise typer.Exit(1)
+
+
+def _show(found: object, problems: list[str]) -> None:
+    import sys
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    from samplerbench.bench.pairs import Paired
+    from samplerbench.report.groups import printable
+    from samplerbench.report.table import format_value
+    from samplerbench.report.terminal import console
+
+    assert isinstance(found, Paired)
+    out = console()
+    table = Table(header_style="bold")
+    for column in ("cell", "metric", "A", "B", "B - A", "95% interval", "verdict"):
+        table.add_column(column, justify="right" if column not in ("cell", "metric", "verdict") else "left")
+    colours = {"better": "green", "worse": "red", "cannot be told apart": "yellow"}
+    for row in found.rows:
+        change = f"{row.change:+.4g}" + (f" ({row.change / abs(row.a):+.1%})" if row.a else "")
+        interval = ""
+        if row.margin is not None:
+            interval = f"{row.change - row.margin:+.4g} … {row.change + row.margin:+.4g}"
+        arrow = "↓" if row.better == "lower" else "↑"
+        table.add_row(
+            escape(printable(row.cell)),
+            f"{escape(printable(row.metric.upper()))} {arrow}",
+            format_value(row.a),
+            format_value(row.b),
+            change,
+            interval,
+            f"[{colours.get(row.verdict, 'default')}]{row.verdict}[/]" + (f"\n[dim]{row.how}[/]" if row.how else ""),
+        )
+    out.print(table)
+    if len(found.rows) > 4:
+        out.print(
+            f"{len(found.rows)} intervals of 95% each: about one in twenty misses its truth by chance.", style="dim"
+        )
+    for name in found.only_a:
+        out.print(f"only in A: {printable(name)}", markup=False, style="dim")
+    for name in found.only_b:
+        out.print(f"only in B: {printable(name)}", markup=False, style="dim")
+    if found.versions:
+        out.print(f"versions differ: {printable(found.versions)}", markup=False, style="dim")
+    for problem in problems:
+        print(f"samplerbench: {printable(problem)}", file=sys.stderr)

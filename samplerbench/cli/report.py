@@ -1,0 +1,135 @@
+"""`samplerbench report`: tables, figures and a page from a folder of results."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from samplerbench.errors import UserError
+
+FORMATS = ("md", "csv", "latex", "json", "html", "plots")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("results"),
+    formats: Annotated[
+        str, typer.Option("--format", help="What to write, with commas: md, csv, latex, json, html, plots.")
+    ] = ",".join(FORMATS),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write to. Default: FOLDER/report.", show_default=False)
+    ] = None,
+    metric: Annotated[list[str], typer.Option("--metric", help="Only these metrics. Repeatable.")] = [],  # noqa: B006
+    by: Annotated[
+        Literal["steps", "nfe"] | None,
+        typer.Option("--by", help="The tables' columns. Default: nfe where steps cost differently, else steps."),
+    ] = None,
+    plot: Annotated[
+        bool | None,
+        typer.Option("--plot/--no-plot", help="A plot in text. Default: on a terminal.", show_default=False),
+    ] = None,
+) -> None:
+    """Write tables (Markdown, LaTeX, CSV, JSON), figures and a self-contained page; print the tables.
+
+    Results of different protocols never share a table. What is damaged, unfinished or failed is named, and left out.
+
+    Examples:
+
+    `samplerbench report results`
+
+    `samplerbench report results --format md,latex --by steps --out paper/tables`
+    """
+    from samplerbench.report.groups import group
+    from samplerbench.report.load import load
+
+    wanted = [part.strip() for part in formats.split(",") if part.strip()]
+    if unknown := [name for name in wanted if name not in FORMATS]:
+        raise UserError(f"--format {unknown[0]}: there is no such format; choose from {', '.join(FORMATS)}.")
+    target = folder / "report" if out is None else out
+    if target.resolve() == folder.resolve():
+        raise UserError(f"--out {target} is the folder of the results; choose another, to keep the two apart.")
+    loaded = load(folder)
+    groups = group(loaded.records)
+    known = list(dict.fromkeys(m for g in groups for m in g.metrics()))
+    if unknown := [name for name in metric if name not in known]:
+        raise UserError(f"--metric {unknown[0]}: the results have {', '.join(known)}.")
+    if metric:
+        groups = [kept for g in groups if (kept := _only(g, metric)) is not None]
+    _print(groups, loaded.problems, by, plot)
+    for file in _write(groups, loaded, wanted, target, by):
+        print(file)
+
+
+def _only(group: Any, metrics: list[str]) -> Any:
+    """The group with these metrics alone; None where it has none of them."""
+    from dataclasses import replace
+
+    cut = [r | {"metrics": {m: e for m, e in r["metrics"].items() if m in metrics}} for r in group.records]
+    records = [r for r in cut if r["metrics"]]
+    return replace(group, records=records) if records else None
+
+
+def _write(groups: list[Any], loaded: Any, wanted: list[str], out: Path, by: Any) -> list[Path]:
+    import json
+
+    from samplerbench.bench.store import write_atomically
+    from samplerbench.report import formats
+
+    texts: dict[str, str] = {}
+    if "md" in wanted:
+        texts["report.md"] = formats.markdown(groups, loaded.problems, by)
+    if "csv" in wanted:
+        texts["cells.csv"] = formats.to_csv(groups)
+    if "latex" in wanted:
+        texts["tables.tex"] = formats.latex(groups, by)
+        texts["report.tex"] = formats.latex_document(texts["tables.tex"])
+    if "json" in wanted:
+        content = formats.payload(groups, loaded.problems, by)
+        texts["report.json"] = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    if "html" in wanted:
+        from samplerbench.report.html import page
+
+        texts["report.html"] = page(groups, loaded.problems, loaded.pictures, by)
+    files = []
+    for name, text in texts.items():
+        write_atomically(out / name, text.encode("utf-8", errors="replace"))
+        files.append(out / name)
+    if "plots" in wanted:
+        from samplerbench.report.plots import figures, save
+
+        for number, group in enumerate(groups, 1):
+            end = f"-{number}" if len(groups) > 1 else ""
+            for stem, draw in figures(group, loaded.pictures).items():
+                files += save(draw(), out / "plots" / f"{stem}{end}")
+    return files
+
+
+def _print(groups: list[Any], problems: list[str], by: Any, plot: bool | None) -> None:
+    from rich.text import Text
+
+    from samplerbench.report import terminal
+    from samplerbench.report.formats import AXIS_NAMES, matrices
+    from samplerbench.report.groups import printable
+    from samplerbench.report.series import series
+
+    console = terminal.console()
+    plot = console.is_terminal if plot is None else plot
+    width = max(20, min(64, console.width - 12))
+    if len(groups) > 1:
+        console.print(Text(f"{len(groups)} protocols, which are not to be compared with each other:", style="yellow"))
+    for group in groups:
+        if group.title:
+            console.rule(Text(group.title, style="bold"), align="left")
+        console.print(Text(group.describe(), style="dim"))
+        for table in matrices(group, by):
+            console.print(terminal.matrix_table(table))
+            if plot:
+                found = series(group, table.metric, table.axis)
+                log_y = table.better == "lower" and all(y > 0 for s in found for y in s.y)
+                name = f"{table.metric.upper()} {table.arrow}"
+                console.print(terminal.text_plot(found, AXIS_NAMES[table.axis], name, log_y, width))
+            console.print()
+    for problem in problems:
+        print(f"samplerbench: {printable(problem)}", file=sys.stderr)

@@ -1,0 +1,71 @@
+"""Figures to files: PNG and SVG of one drawing, GIF and animated PNG of many."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from samplerbench.errors import UserError
+from samplerbench.figures.panel import SETTINGS, Drawing, draw
+
+Format = Literal["png", "svg", "gif", "apng"]
+STILL_DPI, FRAME_DPI = 200, 110
+
+
+def pick_format(out: Path, animate: bool) -> Format:
+    """What the file's name asks for: .png, .svg, .gif or .apng; a .png that is to move is an animated one.
+
+    Raises:
+        UserError: another suffix, or an SVG that is to move.
+    """
+    suffix = out.suffix.lower()
+    if suffix == ".svg" and animate:
+        raise UserError(f"{out}: an SVG does not move; name a .gif, .apng or .png for --animate.")
+    if suffix == ".png":
+        return "apng" if animate else "png"
+    if suffix == ".svg":
+        return "svg"
+    if suffix == ".gif":
+        return "gif"
+    if suffix == ".apng":
+        return "apng"
+    raise UserError(f"{out}: a figure is a .png, .svg, .gif or .apng file; name one.")
+
+
+def render_still(drawing: Drawing, form: Literal["png", "svg"]) -> bytes:
+    """The bytes of a PNG or SVG; the same drawing gives the same bytes. Raises UserError as `draw`."""
+    import matplotlib
+
+    buffer = io.BytesIO()
+    figure = draw(drawing, STILL_DPI)
+    with matplotlib.rc_context(SETTINGS):
+        metadata = {"Date": None} if form == "svg" else {}
+        figure.savefig(buffer, format=form, dpi=figure.dpi, metadata=metadata)
+    return buffer.getvalue()
+
+
+def render_animation(frames: Sequence[Drawing], form: Literal["gif", "apng"], seconds: float) -> bytes:
+    """The bytes of an animation without end, `seconds` a frame, the last one held. Raises UserError as `draw`.
+
+    Frames whose titles are longer make no other frame jump: all get the size of the largest.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    pictures = []
+    for frame in frames:
+        canvas = FigureCanvasAgg(draw(frame, FRAME_DPI))
+        canvas.draw()
+        pictures.append(Image.fromarray(canvas.buffer_rgba()).convert("RGB"))  # type: ignore[arg-type]
+    size = (max(p.width for p in pictures), max(p.height for p in pictures))
+    sheets = [Image.new("RGB", size, "white") for _ in pictures]
+    for sheet, picture in zip(sheets, pictures, strict=True):
+        sheet.paste(picture, (0, 0))
+    wait = [round(1000 * seconds)] * (len(sheets) - 1) + [max(1500, round(1000 * seconds))]
+    buffer = io.BytesIO()
+    first, rest = sheets[0], sheets[1:]
+    kind = "GIF" if form == "gif" else "PNG"
+    first.save(buffer, format=kind, save_all=True, append_images=rest, duration=wait, loop=0)
+    return buffer.getvalue()

@@ -1,0 +1,159 @@
+"""What every figure begins with: a model, its samples' numbers and labels, their starts, and a run from a start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from samplerbench.bench.cell import Cell
+from samplerbench.bench.generate import explain_memory, prepare
+from samplerbench.bench.request import Prepared
+from samplerbench.data.pixels import quantise
+from samplerbench.errors import UserError
+from samplerbench.models.model import Model
+from samplerbench.sampling import Noise, Sampler
+from samplerbench.sampling.driver import OnStep, drive
+from samplerbench.sampling.noise import Purpose, normal, uniform
+
+
+class NoNoise(Noise):
+    """The noise of a sampler that must draw none. Raises UserError, which names the sampler, when it does."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler, self.draws = sampler, 0
+
+    def __call__(self) -> Tensor:
+        raise UserError(
+            f"sampler {self.sampler.spec} draws noise on its way, so x_T alone does not say which image it makes; "
+            "this figure needs a deterministic sampler."
+        )
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The samples of a figure: sample i is the same image as in every other command, a function of (seed, i).
+
+    prepared: the model and the cells asked for. n: how many samples. data: the real images, if not the model's own.
+    """
+
+    prepared: Prepared
+    n: int
+    seed: int = 0
+    batch_size: int = 256
+    data: str | None = None
+
+    @property
+    def model(self) -> Model:
+        """The model."""
+        return self.prepared.model
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The runs asked for."""
+        return self.prepared.cells
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """(n,) int64, or None. Raises UserError as `Prepared.labels`."""
+        return self.prepared.labels(self.n)
+
+    @property
+    def name(self) -> str:
+        """What a title calls the model: a folder by its own name."""
+        source = self.prepared.request.model
+        path = Path(source).expanduser()
+        return path.resolve().name if path.is_dir() else source
+
+    def z(self, first: int = 0) -> Tensor:
+        """z ~ N(0, I) of the samples first … first+n-1, (n, *shape), in the state's precision."""
+        dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
+        index = torch.arange(first, first + self.n, device=self.model.device)
+        return normal(self.seed, Purpose.PRIOR, index, 0, self.model.shape).to(dtype)
+
+    def start(self, cell: Cell, first: int = 0) -> Tensor:
+        """x_T of the samples first … first+n-1 for a run, (n, *shape)."""
+        return self.model.prior(self.z(first), float(cell.sigmas[0]))
+
+    def run(
+        self,
+        cell: Cell,
+        x: Tensor,
+        labels: Tensor | None,
+        deterministic: bool = False,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """The last states, (B, *shape), of a run from x (B, *shape) with labels (B,) or None.
+
+        Row i draws the step noise of sample i. on_step is called for each batch in turn.
+
+        Raises:
+            UserError: a sampler that draws noise where it must be deterministic. RunError: what the sampler meets.
+        """
+        prepare(self.model, cell)
+        rows, parts = torch.arange(len(x), device=self.model.device), []
+        for part in rows.split(self.batch_size):
+            noise = NoNoise(cell.sampler) if deterministic else Noise(self.seed, part, self.model.shape, x.dtype)
+            with explain_memory(len(part)):
+                denoise = self.model.denoiser(self.given(labels, part), len(part), cell.guidance)
+                parts.append(drive(cell.sampler, denoise, x[part], cell.sigmas, noise, on_step))
+        return torch.cat(parts)
+
+    def given(self, labels: Tensor | None, rows: Tensor) -> Tensor | None:
+        """The labels of some rows, on the model's device."""
+        return None if labels is None else labels.to(self.model.device)[rows]
+
+    def pixels(self, x: Tensor, sigma: float = 0.0) -> Tensor:
+        """States at level sigma (B, *shape) as uint8 images (B, C, H, W), in a scale in which they can be seen.
+
+        x/√(1+σ²), which is what a variance-preserving network is given; a variance-exploding state is shown so too,
+        since on its own scale nothing but its noise would be seen. Latents are scaled, then decoded.
+        """
+        scale, parts = (1 + sigma**2) ** -0.5, []
+        for part in x.split(self.batch_size):
+            with torch.no_grad(), explain_memory(len(part)):
+                latent = self.model.autoencoder is not None
+                images = self.model.decode(part * scale) if latent else self.model.decode(part) * scale
+            parts.append(quantise(images).cpu())
+        return torch.cat(parts)
+
+    def real(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """n real images as states (n, *shape) in the state's precision, and their labels; which ones the seed says.
+
+        Raises:
+            UserError: no data is known, it is not at hand, or its images are not of the model's shape.
+        """
+        from samplerbench.data import load_data
+        from samplerbench.data.pixels import dequantise
+
+        source = self.data or self.model.data
+        if source is None and not self.model.draws:
+            raise UserError("the model does not say what it was trained on; name the real images with --data.")
+        if source is None:
+            x0, labels = self.model.real(n)
+        else:
+            found = load_data(source)
+            if found.shape != self.model.image_shape:
+                here, there = ("x".join(map(str, shape)) for shape in (found.shape, self.model.image_shape))
+                raise UserError(f"{source} has images of {here}, the model makes {there}; name others with --data.")
+            if len(found) < n:
+                raise UserError(f"{source} has {len(found)} images, and {n} are asked for.")
+            order = uniform(self.seed, Purpose.ESTIMATE, torch.arange(len(found))).argsort()[:n]
+            x0 = torch.cat(
+                [self.model.encode(dequantise(part).to(self.model.device)) for part in found.images[order].split(64)]
+            )
+            labels = None if found.labels is None else found.labels[order]
+        known = self.model.classes
+        if labels is not None and known is not None and not int(labels.max()) < known:
+            raise UserError(f"the data has the label {int(labels.max())}, the model only 0 to {known - 1}.")
+        return x0.to(self.model.device, self.z().dtype), labels if known is not None else None
+
+    def name_rows(self, labels: Tensor | None) -> list[str]:
+        """What stands before each row: `label 3`, or `sample 3` (counted from 0) of a model without labels."""
+        if labels is None:
+            return [f"sample {i}" for i in range(self.n)]
+        kind = "prompt" if self.model.text else "label"
+        return [f"{kind} {int(label)}" for label in labels]

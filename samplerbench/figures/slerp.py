@@ -1,0 +1,28 @@
+"""Spherical interpolation between two starts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def slerp(a: Tensor, b: Tensor, fraction: float) -> Tensor:
+    """sin((1-α)θ)/sin θ · a + sin(αθ)/sin θ · b, with θ the angle between a and b, per sample.
+
+    Two draws of N(0, I) are nearly orthogonal and equally long, and so is what lies between them on the arc; on the
+    straight line it would be shorter by up to √2, which no prior draws. Where θ is 0 (or π, where the arc is not
+    defined) the formula's limit is the straight line.
+
+    Args:
+        a, b: (B, C, H, W). fraction: α, 0 is a and 1 is b.
+
+    Source: Shoemake 1985; Song, Meng & Ermon 2021, section 5.3 and eq. 67.
+    """
+    one, two = a.double().flatten(1), b.double().flatten(1)
+    cosine = torch.nn.functional.cosine_similarity(one, two, dim=1, eps=0).nan_to_num(1.0)
+    theta = cosine.clamp(-1, 1).arccos()
+    straight = theta.sin() < 1e-6
+    sine = torch.where(straight, 1.0, theta.sin())
+    left = torch.where(straight, 1 - fraction, ((1 - fraction) * theta).sin() / sine)
+    right = torch.where(straight, fraction, (fraction * theta).sin() / sine)
+    return (left[:, None] * one + right[:, None] * two).reshape(a.shape).to(a.dtype)

@@ -1,0 +1,232 @@
+"""Tables as text to paste: Markdown, LaTeX, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from samplerbench.report.groups import Group, metric_specs
+from samplerbench.report.matrix import Axis, Entry, Matrix, default_axis, matrix
+from samplerbench.report.reproduce import command
+from samplerbench.report.table import Record
+
+AXIS_NAMES = {"steps": "steps", "nfe": "NFE"}
+
+
+def matrices(group: Group, by: Axis | None, metrics: Sequence[str] = ()) -> list[Matrix]:
+    """A table per metric of a group, over `by` or what suits the group."""
+    return [matrix(group, m, by or default_axis(group)) for m in group.metrics() if not metrics or m in metrics]
+
+
+def markdown(groups: Sequence[Group], problems: Sequence[str], by: Axis | None, metrics: Sequence[str] = ()) -> str:
+    """The tables in Markdown: the best of a column in bold, ties with it marked ≈."""
+    lines: list[str] = []
+    for group in groups:
+        if group.title:
+            lines += [f"## {_md(group.title)}", ""]
+        lines += [_md(group.describe()), ""]
+        for table in matrices(group, by, metrics):
+            lines += [f"**{_md(table.metric.upper())} {table.arrow}** ({_md(_space(table))})", ""]
+            lines.append(f"| sampler \\\\ {AXIS_NAMES[table.axis]} | " + " | ".join(table.heads) + " |")
+            lines.append("| --- |" + " ---: |" * len(table.columns))
+            lines += [f"| {_md(name)} | " + " | ".join(_md_entry(e) for e in row) + " |" for name, row in table.rows]
+            lines += ["", *([_md("; ".join(table.notes) + "."), ""] if table.notes else [])]
+    if problems:
+        lines += ["Left out:", "", *[f"- {_md(problem)}" for problem in problems], ""]
+    return "\n".join(lines)
+
+
+def _space(table: Matrix) -> str:
+    return f"{table.features} features, against {table.reference}"
+
+
+def _md(text: str) -> str:
+    escaped = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
+
+
+def _md_entry(entry: Entry | None) -> str:
+    if entry is None:
+        return ""
+    return f"**{entry.text}**" if entry.best else f"≈ {entry.text}" if entry.tied else entry.text
+
+
+def latex(groups: Sequence[Group], by: Axis | None, metrics: Sequence[str] = ()) -> str:
+    """The tables in LaTeX, to be pasted or \\input; they need the package booktabs."""
+    parts = ["% needs \\usepackage{booktabs}"]
+    for group in groups:
+        for table in matrices(group, by, metrics):
+            arrow = "$\\downarrow$" if table.better == "lower" else "$\\uparrow$"
+            title = f" {tex(group.title)}." if group.title else ""
+            notes = f" {tex('; '.join(table.notes).capitalize())}." if table.notes else ""
+            parts += [
+                "\\begin{table}",
+                "  \\centering\\small\\setlength{\\tabcolsep}{4pt}",
+                f"  \\caption{{{tex(table.metric.upper())} {arrow} ({tex(_space(table))}); "
+                f"{tex(group.describe())}.{title}{notes}}}",
+                f"  \\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+                "    \\toprule",
+                f"    sampler & \\multicolumn{{{len(table.columns)}}}{{c}}{{{AXIS_NAMES[table.axis]}}} \\\\",
+                f"    \\cmidrule(l){{2-{len(table.columns) + 1}}}",
+                "    & " + " & ".join(table.heads) + " \\\\",
+                "    \\midrule",
+                *[f"    {tex(name)} & " + " & ".join(map(_tex_entry, row)) + " \\\\" for name, row in table.rows],
+                "    \\bottomrule",
+                "  \\end{tabular}",
+                "\\end{table}",
+            ]
+    return "\n".join(parts) + "\n"
+
+
+def latex_document(tables: str) -> str:
+    """A complete document with the tables in it."""
+    head = "\\documentclass{article}\n\\usepackage[utf8]{inputenc}\n\\usepackage[T1]{fontenc}\n\\usepackage{booktabs}\n"
+    head += "\\usepackage[margin=2cm]{geometry}\n"
+    return f"{head}\\begin{{document}}\n{tables}\\end{{document}}\n"
+
+
+TEX = {
+    "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "\\textless{}",
+    ">": "\\textgreater{}", "|": "\\textbar{}", '"': "\\textquotedbl{}", "`": "\\textasciigrave{}",
+    "'": "\\textquotesingle{}", "±": "$\\pm$", "≈": "$\\approx$", "×": "$\\times$", "…": "\\ldots{}",
+    "σ": "$\\sigma$", "η": "$\\eta$", "ρ": "$\\rho$", "λ": "$\\lambda$", "α": "$\\alpha$", "ε": "$\\varepsilon$",
+    "∞": "$\\infty$", "\n": " ", "\t": " ", "-": "{-}",
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+}  # fmt: skip
+
+
+def tex(text: str) -> str:
+    """Text with every character that LaTeX would act on escaped; a character it has no font for becomes its number."""
+    return "".join(TEX.get(c, c if " " <= c <= "~" else f"\\texttt{{U+{ord(c):04X}}}") for c in text)
+
+
+def _tex_entry(entry: Entry | None) -> str:
+    if entry is None:
+        return ""
+    number = entry.text.replace(" ± ", " $\\pm$ ")
+    return f"\\textbf{{{number}}}" if entry.best else f"$\\approx$ {number}" if entry.tied else number
+
+
+def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """One flat row per result, with everything a protocol has."""
+    found = []
+    for number, group in enumerate(groups, 1):
+        for r in group.records:
+            row = {
+                "protocol": r["protocol"],
+                "group": number,
+                "label": group.label(r),
+                "parameters": json.dumps(r["parameters"], sort_keys=True),
+            }
+            more = (name for name, value in r.items() if not isinstance(value, dict | list) and name not in SEALED)
+            for name in dict.fromkeys((*PLAIN, *more)):
+                row[name] = r.get(name)
+            row["seconds_per_image"] = seconds_per_image(r)
+            for name, value in group.protocol.items():
+                if isinstance(value, dict):
+                    row |= {f"{name}.{k}": _flat(v) for k, v in value.items()}
+                elif name not in row:
+                    row[name] = value
+            specs = metric_specs(r)
+            for name, entry in r["metrics"].items():
+                row |= {name: entry["value"], f"{name}.sd": entry.get("sd")}
+                row |= {f"{name}.blocks": _flat(entry.get("blocks")), f"{name}.spec": specs.get(name, name)}
+                row |= {f"{name}.features": entry["features"], f"{name}.reference": entry["reference"]}
+            found.append(row | {"command": command(r)})
+    return found
+
+
+PLAIN = (
+    "sampler", "guidance", "spacing", "steps", "budget", "nfe", "classifier_forward", "classifier_backward", "n",
+    "blocks", "seed", "model", "labels", "seconds", "metric_seconds", "images_per_second", "batch_size", "processes",
+    "device", "threads", "finished",
+)  # fmt: skip
+
+SEALED = ("protocol", "seal")
+
+
+def seconds_per_image(record: Record) -> float | None:
+    """Sampling time per image, decoding included; None where it was not measured."""
+    rate = record["images_per_second"]
+    return 1 / rate if rate > 0 else None
+
+
+def _flat(value: Any) -> Any:
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
+
+
+def to_csv(groups: Sequence[Group]) -> str:
+    """One line per result, long form."""
+    found = rows(groups)
+    columns = dict.fromkeys(name for row in found for name in row)
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    return stream.getvalue()
+
+
+def payload(groups: Sequence[Group], problems: Sequence[str], by: Axis | None = None) -> dict[str, Any]:
+    """Everything the report says, as data. Values that are not numbers become null: JSON has no word for them."""
+    return {
+        "groups": [
+            {
+                "title": group.title,
+                "protocol": finite(group.protocol),
+                "description": group.describe(),
+                "axis": by or default_axis(group),
+                "metrics": {
+                    m: {key: r["metrics"][m][key] for key in ("better", "features", "reference")}
+                    for m in group.metrics()
+                    for r in [next(r for r in group.records if m in r["metrics"])]
+                },
+                "tables": [_table(t) for t in matrices(group, by)],
+                "records": [
+                    {
+                        **{k: v for k, v in finite(r).items() if k != "seal"},
+                        "label": group.label(r),
+                        "seconds_per_image": seconds_per_image(r),
+                        "command": command(r),
+                    }
+                    for r in group.records
+                ],
+            }
+            for group in groups
+        ],
+        "problems": list(problems),
+    }
+
+
+def _table(table: Matrix) -> dict[str, Any]:
+    return {
+        "metric": table.metric,
+        "axis": table.axis,
+        "columns": table.heads,
+        "notes": table.notes,
+        "rows": [
+            {
+                "label": name,
+                "cells": [
+                    None
+                    if e is None
+                    else {"protocol": e.record["protocol"], "text": e.text, "best": e.best} | {"tied": e.tied}
+                    for e in row
+                ],
+            }
+            for name, row in table.rows
+        ],
+    }
+
+
+def finite(value: Any) -> Any:
+    """The same data with null for NaN and infinities."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,175 @@
+"""Which results may stand in one table, and what each row is called."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from samplerbench.report.table import Record, row_name
+
+# What rows of one table may differ in. All the rest of the protocol must be equal.
+PER_ROW = frozenset({"sampler", "guidance", "spacing", "sigmas", "classifier", "seed", "metrics"})
+
+
+@dataclass(frozen=True)
+class Group:
+    """Results of one protocol.
+
+    title: "" where there is only one group, else the fields in which it differs from the others. labels: by protocol
+    hash, the name of the row a result stands in; results of one row differ in their steps alone.
+    """
+
+    title: str
+    protocol: dict[str, Any]
+    records: list[Record]
+    labels: dict[str, str]
+
+    def label(self, record: Record) -> str:
+        """The row of a result."""
+        return self.labels[record["protocol"]]
+
+    def rows(self) -> list[str]:
+        """The names of all rows, in order of appearance."""
+        return list(dict.fromkeys(self.label(r) for r in self.records))
+
+    def metrics(self) -> list[str]:
+        """The metrics that at least one result has."""
+        return list(dict.fromkeys(m for r in self.records for m in r["metrics"]))
+
+    def describe(self) -> str:
+        """The protocol in one line, for a caption."""
+        r = self.records[0]
+        p = self.protocol
+        times = f"{r['blocks']} blocks of {r['n']} images" if r["blocks"] > 1 else f"{r['n']} images"
+        return f"{r['model']}, {times}, labels {r['labels']}, {p.get('dtype', 'dtype unknown')}"
+
+
+def shared_protocol(record: Record) -> dict[str, Any]:
+    """The part of a result's protocol that all rows of a table have in common."""
+    return {k: v for k, v in record["protocol_fields"].items() if k not in PER_ROW}
+
+
+def group(records: Sequence[Record]) -> list[Group]:
+    """Results by protocol, the largest group first; each names the fields that set it apart.
+
+    Two results that name the same metric with different parameters are of different protocols too.
+    """
+    found: dict[str, list[Record]] = defaultdict(list)
+    records = merge_metrics(records)
+    for record in sorted(records, key=_order):
+        found[json.dumps(_key(record, records), sort_keys=True)].append(record)
+    members = sorted(found.values(), key=lambda group: -len(group))
+    keys = [_key(group[0], records) for group in members]
+    fields = differing(keys)
+    titles = [", ".join(f"{name} = {_short(dict(flatten(key)).get(name))}" for name in fields) for key in keys]
+    return [
+        Group(title, shared_protocol(rows[0]), rows, _labels(rows)) for title, rows in zip(titles, members, strict=True)
+    ]
+
+
+def merge_metrics(records: Sequence[Record]) -> list[Record]:
+    """One row for results that differ in nothing but the metrics asked for; the costs are those of the first."""
+    found: dict[str, Record] = {}
+    for record in records:
+        fields = {k: v for k, v in record["protocol_fields"].items() if k != "metrics"}
+        specs = metric_specs(record)
+        for key, first in found.items():
+            if key.startswith(json.dumps(fields, sort_keys=True)) and not any(
+                metric_specs(first).get(name, spec) != spec for name, spec in specs.items()
+            ):
+                asked = sorted({*first["protocol_fields"].get("metrics", []), *specs.values()})
+                both = first["protocol_fields"] | {"metrics": asked}
+                found[key] = first | {"metrics": {**record["metrics"], **first["metrics"]}, "protocol_fields": both}
+                break
+        else:
+            found[json.dumps(fields, sort_keys=True) + record["protocol"]] = record
+    return list(found.values())
+
+
+def differing(protocols: Sequence[dict[str, Any]]) -> list[str]:
+    """The dotted names of the fields in which protocols differ; per-class counts only where n does not say it."""
+    leaves = [dict(flatten(p)) for p in protocols]
+    names = list(dict.fromkeys(name for leaf in leaves for name in leaf))
+    found = [name for name in names if len({json.dumps(leaf.get(name)) for leaf in leaves}) > 1]
+    return [name for name in found if name != "labels.counts" or "n" not in found]
+
+
+def flatten(value: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested dictionaries, with dotted names."""
+    for name, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            yield from flatten(inner, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", inner
+
+
+def metric_specs(record: Record) -> dict[str, str]:
+    """Spec by name of the metrics a result was asked for."""
+    return {spec.partition(":")[0]: spec for spec in record["protocol_fields"].get("metrics", [])}
+
+
+def _key(record: Record, others: Sequence[Record]) -> dict[str, Any]:
+    """The shared protocol, with the specs of those metrics that the folder holds with several parameters."""
+    ambiguous = {
+        name: spec
+        for name, spec in metric_specs(record).items()
+        if any(metric_specs(other).get(name, spec) != spec for other in others)
+    }
+    return shared_protocol(record) | ({"metrics": ambiguous} if ambiguous else {})
+
+
+def _order(record: Record) -> tuple[Any, ...]:
+    return (row_name(record), record["spacing"] or "", record["seed"], record["steps"] or 0, record["nfe"])
+
+
+def _labels(records: Sequence[Record]) -> dict[str, str]:
+    """Names of rows: what tells them apart is added only where it is needed."""
+    labels = {r["protocol"]: printable(row_name(r)) for r in records}
+    for addition in (_spacing, _seed, _source, _protocol):
+        rows = defaultdict(list)
+        for r in records:
+            rows[labels[r["protocol"]]].append(r)
+        for members in rows.values():
+            if len({addition(r) for r in members}) > 1 and not _is_row(members, addition):
+                for r in members:
+                    labels[r["protocol"]] += f" {printable(addition(r))}"
+    return labels
+
+
+def _is_row(members: Sequence[Record], addition: Callable[[Record], str]) -> bool:
+    """Whether members already are one row: at most one per number of steps, where only the hash is left to add."""
+    steps = [r["steps"] for r in members]
+    return addition is _protocol and len(set(steps)) == len(steps)
+
+
+def _spacing(record: Record) -> str:
+    return f"on {record['spacing'] or 'its own grid'}"
+
+
+def _seed(record: Record) -> str:
+    return f"seed {record['seed']}"
+
+
+def _source(record: Record) -> str:
+    fields = record["protocol_fields"]
+    described = [fields.get("sampler"), fields.get("guidance"), fields.get("classifier")]
+    return "source " + "/".join(
+        str(d.get("source", ""))[:6] if isinstance(d, dict) else str(d)[:6] for d in described if d
+    )
+
+
+def _protocol(record: Record) -> str:
+    return f"[{record['protocol'][:6]}]"
+
+
+def printable(text: str) -> str:
+    """Text without the control characters that would act on a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return printable(text if len(text) <= 24 else text[:12] + "…")

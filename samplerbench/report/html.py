@@ -1,0 +1,83 @@
+"""The report as one page that works from a disk without network."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from samplerbench.report.formats import payload
+from samplerbench.report.groups import Group, printable
+from samplerbench.report.matrix import Axis
+from samplerbench.report.sheet import block, data_uri, tiles
+from samplerbench.report.style import COLOURS
+
+# Plotly's names of the marks in style.py, and their outlines within a circle of radius 5.
+SYMBOLS = {
+    "circle": "M5,0A5,5 0 1,1 0,-5A5,5 0 0,1 5,0Z",
+    "square": "M4.5,4.5H-4.5V-4.5H4.5Z",
+    "triangle-up": "M-5,4H5L0,-5Z",
+    "diamond": "M6,0L0,6L-6,0L0,-6Z",
+    "triangle-down": "M-5,-4H5L0,5Z",
+    "cross": "M5.5,2H2V5.5H-2V2H-5.5V-2H-2V-5.5H2V-2H5.5Z",
+    "x": "M0,2.5L3,5.5L5.5,3L2.5,0L5.5,-3L3,-5.5L0,-2.5L-3,-5.5L-5.5,-3L-2.5,0L-5.5,3L-3,5.5Z",
+    "hexagon": "M-5,-3V3L0,6L5,3V-3L0,-6Z",
+    "triangle-left": "M4,-5V5L-5,0Z",
+    "triangle-right": "M-4,-5V5L5,0Z",
+    "pentagon": "M-5.5,-1.5L-3.5,5H3.5L5.5,-1.5L0,-6Z",
+}
+DASHES = ("solid", "dash", "dashdot", "dot")
+SAMPLES = 16  # images of each cell on the page
+
+
+def page(groups: Sequence[Group], problems: Sequence[str], pictures: dict[str, Path], by: Axis | None = None) -> str:
+    """The page: tables, plot, sample sheets, protocols and commands, with every script, style and image inside.
+
+    All names are data: escaped in the markup, and set as text nodes by the script.
+    """
+    from plotly.offline import get_plotlyjs
+
+    content = payload(groups, problems, by)
+    content["style"] = {"colours": COLOURS, "symbols": list(SYMBOLS), "paths": SYMBOLS, "dashes": DASHES}
+    content["pictures"] = _pictures(groups, pictures)
+    listed = "".join(f"<li>{html.escape(printable(problem))}</li>" for problem in problems)
+    fill = {
+        "title": html.escape(title(groups)),
+        "css": _template("page.css"),
+        "js": _template("page.js"),
+        "plotly": get_plotlyjs(),
+        "data": embed(content),
+        "problems": f'<div class="problems" role="note">Left out of this report:<ul>{listed}</ul></div>'
+        if listed
+        else "",
+    }
+    # One pass, so that nothing filled in is read as a place to fill.
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: fill[found[1]], _template("page.html"))
+
+
+def title(groups: Sequence[Group]) -> str:
+    """`Samplers on digits`."""
+    models = dict.fromkeys(printable(str(r["model"])) for group in groups for r in group.records)
+    return "Samplers on " + ", ".join(models)
+
+
+def embed(content: dict[str, Any]) -> str:
+    """JSON that can stand in a <script> element: no character of it can end the element or open a comment."""
+    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _pictures(groups: Sequence[Group], pictures: dict[str, Path]) -> dict[str, str]:
+    found = {}
+    for r in (r for group in groups for r in group.records if r["protocol"] in pictures):
+        if images := tiles(pictures[r["protocol"]], r, SAMPLES):
+            found[r["protocol"]] = data_uri(block(images, 4))
+    return found
+
+
+def _template(name: str) -> str:
+    return (files("samplerbench.report") / "page" / name).read_text("utf-8")

@@ -1,0 +1,141 @@
+"""The table of a paper: rows samplers, columns a budget, cells a metric, with the best and its ties known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from samplerbench.report.groups import Group
+from samplerbench.report.table import Record, format_value
+
+Axis = Literal["steps", "nfe"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell of a table: the result, its value, and whether it is the best of its column or tied with the best."""
+
+    record: Record
+    value: float
+    sd: float | None
+    best: bool = False
+    tied: bool = False
+
+    @property
+    def text(self) -> str:
+        """`4.71 ± 0.41`; the standard deviation has the decimals of the value."""
+        if self.sd is None:
+            return format_value(self.value)
+        number = format_value(self.value)
+        if "e" in number:
+            return f"{number} ± {format_value(self.sd)}"
+        return f"{number} ± {self.sd:.{len(number.partition('.')[2])}f}"
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A metric over samplers and columns. columns: steps or evaluations; None for samplers that choose their own."""
+
+    metric: str
+    better: str
+    features: str
+    reference: str
+    axis: Axis
+    columns: list[int | None]
+    rows: list[tuple[str, list[Entry | None]]]
+
+    @property
+    def arrow(self) -> str:
+        """The direction of better."""
+        return "↓" if self.better == "lower" else "↑"
+
+    @property
+    def heads(self) -> list[str]:
+        """Column headings."""
+        return ["own" if c is None else str(c) for c in self.columns]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the marks mean, as far as the table has them."""
+        entries = [e for _, row in self.rows for e in row if e is not None]
+        notes = []
+        if any(e.sd is not None for e in entries):
+            notes.append("mean ± standard deviation over blocks")
+        if any(e.tied for e in entries):
+            notes.append("≈ cannot be told apart from the best of its column (95%)")
+        if self.axis == "nfe" and any(_below(e.record) for e in entries):
+            notes.append("a column is a budget: each sampler takes the most steps that fit")
+        return notes
+
+
+def _below(record: Record) -> bool:
+    return record.get("budget") is not None and record["nfe"] != record["budget"]
+
+
+def default_axis(group: Group) -> Axis:
+    """Evaluations where steps cost differently (a budget was given, or a step is several evaluations), else steps."""
+    uneven = any(r["steps"] is not None and r["nfe"] != r["steps"] for r in group.records)
+    return "nfe" if uneven else "steps"
+
+
+def column(record: Record, axis: Axis) -> int | None:
+    """Where a result stands: its steps; or its budget, else its evaluations. None where the sampler chose."""
+    if record["steps"] is None:
+        return None
+    if axis == "steps":
+        return int(record["steps"])
+    return int(record["budget"] if record.get("budget") is not None else round(record["nfe"]))
+
+
+def matrix(group: Group, metric: str, axis: Axis) -> Matrix:
+    """The table of one metric of one protocol.
+
+    Where two results of a row fall into one column (two step counts within a budget), the one with more steps stands
+    there.
+    """
+    records = [r for r in group.records if metric in r["metrics"]]
+    entry = records[0]["metrics"][metric]
+    found = {column(r, axis) for r in records}
+    columns: list[int | None] = [*sorted(c for c in found if c is not None), *([None] if None in found else [])]
+    rows = list(dict.fromkeys(group.label(r) for r in records))
+    cells: dict[tuple[str, int | None], Record] = {}
+    for r in sorted(records, key=lambda r: r["nfe"]):
+        cells[group.label(r), column(r, axis)] = r
+    by_column = [mark([cells.get((row, c)) for row in rows], metric) for c in columns]
+    return Matrix(
+        metric,
+        entry["better"],
+        entry["features"],
+        entry["reference"],
+        axis,
+        columns,
+        [(row, [entries[i] for entries in by_column]) for i, row in enumerate(rows)],
+    )
+
+
+def mark(records: Sequence[Record | None], metric: str) -> list[Entry | None]:
+    """Entries of one column, the best marked (where there are two or more), and what cannot be told from it."""
+    from samplerbench.bench.compare import difference
+
+    entries = [None if r is None else _entry(r, metric) for r in records]
+    rivals = [e for e in entries if e is not None and math.isfinite(e.value)]
+    if len(rivals) < 2:
+        return entries
+    lower = rivals[0].record["metrics"][metric]["better"] == "lower"
+    best = (min if lower else max)(rivals, key=lambda e: e.value)
+    marked: list[Entry | None] = []
+    for e in entries:
+        if e is None or not math.isfinite(e.value):
+            marked.append(e)
+            continue
+        same = e.value == best.value
+        apart = None if same else difference(e.record, best.record, metric)
+        marked.append(Entry(e.record, e.value, e.sd, same, apart is not None and apart.tied))
+    return marked
+
+
+def _entry(record: Record, metric: str) -> Entry:
+    found = record["metrics"][metric]
+    return Entry(record, found["value"], found.get("sd"))

@@ -1,0 +1,254 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const $ = (id) => document.getElementById(id);
+  const AXES = { nfe: "NFE", steps: "steps", seconds_per_image: "seconds per image" };
+  const { colours, symbols, dashes } = data.style;
+  const state = { group: 0, metric: "", x: "nfe", hidden: new Set(), words: [], sort: "", down: false };
+
+  // Names come from files: they become text nodes, never markup.
+  const make = (tag, attributes = {}, ...children) => {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (name === "onclick") element.addEventListener("click", value);
+      else if (value !== null) element.setAttribute(name, value);
+    }
+    element.append(...children);
+    return element;
+  };
+  // Plotly reads a few tags in its texts.
+  const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  const group = () => data.groups[state.group];
+  const labels = () => [...new Set(group().records.map((r) => r.label))];
+  const look = (label) => {
+    const i = labels().indexOf(label);
+    const colour = colours[i % colours.length];
+    return { colour: dark() && colour === "#4D4D4D" ? "#C4C4C4" : colour, symbol: symbols[i % symbols.length], dash: dashes[i % dashes.length] };
+  };
+  const shown = () => group().records.filter((r) => !state.hidden.has(r.label));
+  const number = (v) => {
+    if (v === null || v === undefined) return "nan";
+    const a = Math.abs(v);
+    if (a > 0 && a < 0.001) return v.toExponential(1);
+    return v.toFixed(a < 0.1 ? 4 : a < 1 ? 3 : a < 100 ? 2 : 1);
+  };
+  // The standard deviation has the decimals of the value, as in the other tables.
+  const spread = (e) => {
+    if (e.sd === null || e.sd === undefined) return "";
+    const value = number(e.value);
+    return ` ± ${value.includes("e") ? number(e.sd) : e.sd.toFixed((value.split(".")[1] ?? "").length)}`;
+  };
+  const cost = (v) => (v === null || v === undefined ? "" : v < 0.01 ? v.toPrecision(2) : number(v));
+  const steps = (r) => (r.steps === null ? "own" : String(r.steps));
+  const lower = (metric) => group().metrics[metric].better === "lower";
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  function segments(id, options, current, choose) {
+    $(id).replaceChildren(...options.map(([value, name]) =>
+      make("button", { type: "button", "data-value": value, "aria-pressed": String(value === current), onclick: () => choose(value) }, name)));
+  }
+
+  // The sampler's mark as in the plot, so that a name is found without its colour.
+  function swatch(label) {
+    const { colour, symbol } = look(label);
+    const space = "http://www.w3.org/2000/svg";
+    const svg = document.createElementNS(space, "svg");
+    for (const [k, v] of Object.entries({ width: 14, height: 14, viewBox: "-7 -7 14 14", "aria-hidden": "true" })) svg.setAttribute(k, v);
+    const path = document.createElementNS(space, "path");
+    path.setAttribute("d", data.style.paths[symbol]);
+    path.setAttribute("fill", colour);
+    svg.append(path);
+    return svg;
+  }
+
+  function drawControls() {
+    $("group-choice").hidden = data.groups.length < 2;
+    $("protocol").textContent = group().description + (group().title ? "; " + group().title : "");
+    const names = Object.keys(group().metrics);
+    segments("metrics", names.map((m) => [m, `${m.toUpperCase()} ${lower(m) ? "↓" : "↑"}`]), state.metric, (m) => { state.metric = m; draw(); });
+    segments("axes", Object.entries(AXES), state.x, (x) => { state.x = x; draw(); });
+    $("samplers").replaceChildren(...labels().map((label) =>
+      make("button", {
+        type: "button", "data-label": label, "aria-pressed": String(!state.hidden.has(label)), onclick: () => {
+          if (!state.hidden.delete(label)) state.hidden.add(label);
+          draw();
+          [...$("samplers").children].find((b) => b.dataset.label === label).focus();
+        },
+      }, swatch(label), label)));
+  }
+
+  function drawStory() {
+    const metric = state.metric;
+    const table = group().tables.find((t) => t.metric === metric);
+    const bests = [];
+    if (table) table.columns.forEach((column, j) => {
+      const best = table.rows.find((row) => row.cells[j] && row.cells[j].best);
+      const ties = table.rows.filter((row) => row.cells[j] && row.cells[j].tied).length;
+      if (best && column !== "own") bests.push({ column, best, text: best.cells[j].text, ties });
+    });
+    const word = lower(metric) ? "Lowest" : "Highest";
+    const parts = [];
+    const unit = table && table.axis === "nfe" ? "NFE" : "steps";
+    bests.slice(-5).forEach(({ column, best, text, ties }, i) => {
+      parts.push(i ? " · " : `${word} ${metric.toUpperCase()}: `, make("span", { class: "part" }, `${column} ${unit} `, make("b", {}, `${best.label} ${text.split(" ±")[0]}`), ties ? ` (${ties} tied)` : ""));
+    });
+    $("story").replaceChildren(...parts);
+  }
+
+  function drawPlot() {
+    const metric = state.metric;
+    const traces = [];
+    for (const label of labels()) {
+      const rows = shown().filter((r) => r.label === label && r.metrics[metric] && r.metrics[metric].value !== null && r[state.x] !== null);
+      rows.sort((a, b) => a[state.x] - b[state.x]);
+      if (!rows.length) continue;
+      const { colour, symbol, dash } = look(label);
+      traces.push({
+        type: "scatter", mode: "lines+markers", name: plain(label), x: rows.map((r) => r[state.x]), y: rows.map((r) => r.metrics[metric].value),
+        error_y: { type: "data", array: rows.map((r) => r.metrics[metric].sd ?? 0), visible: rows.some((r) => r.metrics[metric].sd), thickness: 1, width: 3 },
+        line: { color: colour, width: 2, dash }, marker: { color: colour, symbol, size: 8 },
+        customdata: rows.map((r) => [number(r.metrics[metric].value), spread(r.metrics[metric]), steps(r), r.nfe, cost(r.seconds_per_image)]),
+        hovertemplate: `<b>${plain(label)}</b><br>${plain(metric.toUpperCase())} %{customdata[0]}%{customdata[1]}<br>%{customdata[2]} steps, %{customdata[3]} NFE, %{customdata[4]} s per image<extra></extra>`,
+      });
+    }
+    const ys = traces.flatMap((t) => t.y);
+    const xs = traces.flatMap((t) => t.x);
+    const log = (values) => values.length > 0 && values.every((v) => v > 0);
+    const ticks = (values, isLog) => {
+      const range = values.length ? Math.max(...values) / Math.min(...values) : 1;
+      if (!isLog || range > 1000) return {};
+      const base = range < 4 ? [1, 1.5, 2, 3, 4, 5, 6, 8] : range < 30 ? [1, 2, 3, 5] : [1, 2, 5];
+      const all = [];
+      for (let e = -8; e < 7; e++) base.forEach((b) => all.push(Number((b * 10 ** e).toPrecision(3))));
+      return { tickmode: "array", tickvals: all, ticktext: all.map((v) => String(v)) };
+    };
+    const line = { gridcolor: css("--rule"), linecolor: css("--quiet"), zeroline: false, showline: true, ticks: "outside", tickcolor: css("--rule"), automargin: true };
+    const logX = log(xs), logY = lower(metric) && log(ys);
+    const layout = {
+      margin: { l: 10, r: 12, t: 12, b: 10 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",
+      font: { family: "system-ui, sans-serif", size: 12, color: css("--quiet") }, hoverlabel: { bgcolor: css("--paper"), font: { color: css("--ink") }, align: "left" },
+      xaxis: { ...line, ...ticks(xs, logX), type: logX ? "log" : "linear", title: { text: AXES[state.x] === "NFE" ? "network evaluations per image (NFE)" : AXES[state.x] } },
+      yaxis: { ...line, ...ticks(ys, logY), type: logY ? "log" : "linear", title: { text: plain(`${metric.toUpperCase()} ${lower(metric) ? "↓" : "↑"}`) } },
+    };
+    $("plot").setAttribute("aria-label", `${metric} against ${AXES[state.x]}; the table below holds the same numbers`);
+    Plotly.react("plot", traces, layout, { displaylogo: false, responsive: true, displayModeBar: false });
+  }
+
+  function drawMatrix() {
+    const table = group().tables.find((t) => t.metric === state.metric);
+    const { features, reference } = group().metrics[state.metric];
+    const body = table.rows.filter((row) => !state.hidden.has(row.label)).map((row) => make("tr", {},
+      make("th", { scope: "row" }, row.label),
+      ...row.cells.map((cell) => {
+        if (!cell) return make("td", {}, "");
+        const [value, sd] = cell.text.split(" ± ");
+        const record = group().records.find((r) => r.protocol === cell.protocol);
+        const mark = cell.tied ? "≈ " : "";
+        return make("td", cell.best ? { class: "best" } : {},
+          make("button", { type: "button", title: "Protocol and command", onclick: () => details(record) }, mark + value, ...(sd ? [make("span", { class: "sd" }, ` ± ${sd}`)] : [])));
+      })));
+    $("matrix").replaceChildren(
+      make("caption", {}, `${state.metric.toUpperCase()} ${lower(state.metric) ? "↓" : "↑"} `, make("small", {}, `${features} features, against ${reference}`)),
+      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, `sampler \\ ${table.axis === "nfe" ? "NFE" : "steps"}`), ...table.columns.map((c) => make("th", { scope: "col" }, c)))),
+      make("tbody", {}, ...body));
+    const best = table.rows.some((row) => row.cells.some((c) => c && c.best)) ? ["bold: the best of its column"] : [];
+    $("notes").textContent = [...best, ...table.notes].join("; ");
+  }
+
+  const columns = () => [
+    ["sampler", "Sampler", (r) => r.label, (r) => r.label],
+    ["spacing", "Spacing", (r) => r.spacing ?? "own", (r) => r.spacing ?? "own"],
+    ["steps", "Steps", (r) => r.steps ?? Infinity, steps],
+    ["nfe", "NFE", (r) => r.nfe, (r) => (Number.isInteger(r.nfe) ? String(r.nfe) : r.nfe.toFixed(1))],
+    ...Object.keys(group().metrics).map((m) => [`metric:${m}`, `${m.toUpperCase()} ${lower(m) ? "↓" : "↑"}`, (r) => r.metrics[m]?.value ?? null,
+      (r) => (r.metrics[m] ? number(r.metrics[m].value) + spread(r.metrics[m]) : "")]),
+    ["seconds", "s / image", (r) => r.seconds_per_image, (r) => cost(r.seconds_per_image)],
+  ];
+
+  function drawCells() {
+    const all = columns();
+    const rows = shown().filter((r) => {
+      const text = [...all.map((c) => c[3](r)), r.guidance ?? "", r.protocol].join(" ").toLowerCase();
+      return state.words.every((w) => text.includes(w));
+    });
+    const sorted = all.find((c) => c[0] === state.sort);
+    if (sorted) rows.sort((a, b) => {
+      const [x, y] = [sorted[2](a), sorted[2](b)];
+      if (x === null || y === null) return x === y ? 0 : x === null ? 1 : -1;
+      const order = typeof x === "string" ? x.localeCompare(y, "en", { numeric: true }) : x === y ? 0 : x < y ? -1 : 1;
+      return state.down ? -order : order;
+    });
+    const head = make("tr", {}, ...all.map(([key, name]) => make("th", { scope: "col", "aria-sort": key === state.sort ? (state.down ? "descending" : "ascending") : "none" },
+      make("button", {
+        type: "button", "data-sort": key, onclick: () => {
+          state.down = state.sort === key && !state.down;
+          state.sort = key;
+          drawCells();
+          [...$("cells").querySelectorAll("thead button")].find((b) => b.dataset.sort === key).focus();
+        },
+      }, name))), make("th", { scope: "col" }, "Reproduce"));
+    const body = rows.map((r) => make("tr", {}, ...all.map((c, i) => (i ? make("td", {}, c[3](r)) : make("th", { scope: "row" }, c[3](r)))),
+      make("td", {}, make("button", { type: "button", class: "open", "aria-label": `Protocol and command of ${r.label}, ${steps(r)} steps`, onclick: () => details(r) }, "Details"))));
+    $("cells").replaceChildren(make("caption", {}, make("small", {}, "Press a heading to sort; Details has the protocol, the versions and the command.")), make("thead", {}, head), make("tbody", {}, ...body));
+    $("count").textContent = `${rows.length} of ${group().records.length}`;
+  }
+
+  function drawGrids() {
+    const rows = shown().filter((r) => data.pictures[r.protocol]);
+    $("grids-section").hidden = !rows.length;
+    const heads = [...new Set(rows.map((r) => r.steps ?? Infinity))].sort((a, b) => a - b);
+    $("grids").replaceChildren(
+      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "sampler \\ steps"), ...heads.map((s) => make("th", { scope: "col" }, s === Infinity ? "own" : String(s))))),
+      make("tbody", {}, ...[...new Set(rows.map((r) => r.label))].map((label) => make("tr", {}, make("th", { scope: "row" }, label), ...heads.map((s) => {
+        const r = rows.find((row) => row.label === label && (row.steps ?? Infinity) === s);
+        if (!r) return make("td");
+        const name = `Samples of ${label}, ${steps(r)} steps`;
+        return make("td", {}, make("button", { type: "button", "aria-label": `${name}: enlarge`, onclick: () => details(r) }, make("img", { src: data.pictures[r.protocol], alt: name, loading: "lazy" })));
+      })))));
+  }
+
+  function details(r) {
+    const copy = make("button", {
+      type: "button", onclick: async () => {
+        try { await navigator.clipboard.writeText(r.command); copy.textContent = "Copied"; } catch {
+          getSelection().selectAllChildren($("command"));
+          copy.textContent = "Selected: copy with the keyboard";
+        }
+      },
+    }, "Copy");
+    const facts = [["Finished", r.finished ?? "unknown"], ["On", [r.device, r.threads && `${r.threads} threads`, `batches of ${r.batch_size ?? "?"}`].filter(Boolean).join(", ")],
+      ["Time", `${number(r.seconds)} s sampling, ${number(r.metric_seconds)} s metrics`], ["Versions", Object.entries(r.versions).map((v) => v.join(" ")).join(", ")],
+      ["Blocks", Object.entries(r.metrics).filter((m) => m[1].blocks).map(([m, e]) => `${m}: ${e.blocks.map(number).join(", ")}`).join("; ") || "one"], ["Hash", r.protocol]];
+    $("details-title").textContent = `${r.label}, ${steps(r)} steps`;
+    $("details-body").replaceChildren(
+      ...(data.pictures[r.protocol] ? [make("img", { src: data.pictures[r.protocol], alt: `Samples of ${r.label}` })] : []),
+      make("h3", {}, "How to reproduce"), make("pre", { class: "command", id: "command" }, r.command), copy,
+      make("dl", {}, ...facts.flatMap(([k, v]) => [make("dt", {}, k), make("dd", {}, v)])),
+      make("h3", {}, "Protocol"), make("pre", { class: "json", tabindex: "0" }, JSON.stringify(r.protocol_fields, null, 1)));
+    $("details").showModal();
+    $("details").scrollTop = 0;
+  }
+
+  function draw() {
+    const names = Object.keys(group().metrics);
+    if (!names.includes(state.metric)) state.metric = names[0];
+    const focused = document.activeElement?.dataset?.value;
+    drawControls(); drawStory(); drawMatrix(); drawPlot(); drawCells(); drawGrids();
+    if (focused) [...document.querySelectorAll(".segments button")].find((b) => b.dataset.value === focused)?.focus();
+  }
+
+  const dark = () => (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  const nameTheme = () => { $("theme").textContent = dark() ? "Light" : "Dark"; $("theme").setAttribute("aria-label", `Switch to ${dark() ? "light" : "dark"} colours`); };
+  $("theme").addEventListener("click", () => { document.documentElement.dataset.theme = dark() ? "light" : "dark"; nameTheme(); draw(); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { nameTheme(); draw(); });
+  $("group").append(...data.groups.map((g, i) => make("option", { value: String(i) }, `${g.title || g.description} (${g.records.length} cells)`)));
+  $("group").addEventListener("change", () => { state.group = Number($("group").value); state.hidden.clear(); state.x = group().axis; draw(); });
+  $("filter").addEventListener("input", () => { state.words = $("filter").value.toLowerCase().split(/\s+/).filter(Boolean); drawCells(); });
+  $("close").addEventListener("click", () => $("details").close());
+  $("details").addEventListener("click", (event) => { if (event.target === $("details")) $("details").close(); });
+  state.x = group().axis;
+  nameTheme();
+  draw();
+  // The table beside it decides how wide the plot is, so the window's own resize event is not enough.
+  new ResizeObserver(() => Plotly.Plots.resize("plot")).observe($("plot"));
+})();

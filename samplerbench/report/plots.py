@@ -1,0 +1,189 @@
+"""The figures of a report, as SVG and PNG."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samplerbench.report.groups import Group
+from samplerbench.report.series import Horizontal, Series, measured_order, pareto, series, sweeps
+from samplerbench.report.sheet import block, tiles
+from samplerbench.report.style import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+AXES = {"nfe": "NFE (network evaluations per image)", "steps": "steps", "seconds_per_image": "seconds per image"}
+SETTINGS: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "svg.hashsalt": "samplerbench",
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+}
+
+
+def figures(group: Group, pictures: dict[str, Path], metrics: Sequence[str] = ()) -> dict[str, Callable[[], Figure]]:
+    """By file stem, the figures that a group's results allow; each is drawn when it is called."""
+    found: dict[str, Callable[[], Figure]] = {}
+    for metric in metrics or group.metrics():
+        stem = re.sub(r"[^A-Za-z0-9]+", "-", metric)
+        for horizontal in ("nfe", "seconds_per_image"):
+            if series(group, metric, horizontal):
+                name = f"{stem}-vs-{horizontal.replace('_', '-')}"
+                found[name] = lambda m=metric, h=horizontal: metric_figure(group, m, h)  # type: ignore[misc]
+        if sweeps(group, metric):
+            found[f"{stem}-vs-guidance"] = lambda m=metric: guidance_figure(group, m)  # type: ignore[misc]
+    if any(r["protocol"] in pictures for r in group.records):
+        found["samples"] = lambda: samples_figure(group, pictures)
+    return found
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write STEM.svg and STEM.png."""
+    import matplotlib
+
+    from samplerbench.bench.store import write_atomically
+
+    files = []
+    with matplotlib.rc_context(SETTINGS):
+        for suffix, metadata in ((".svg", {"Date": None}), (".png", {})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix[1:], dpi=160, bbox_inches="tight", metadata=metadata)
+            files.append(stem.with_name(stem.name + suffix))
+            write_atomically(files[-1], buffer.getvalue())
+    return files
+
+
+def metric_figure(group: Group, metric: str, horizontal: Horizontal) -> Figure:
+    """A metric over its cost, ± one standard deviation over blocks; over seconds, with the Pareto front."""
+    found = series(group, metric, horizontal)
+    lower = _better(group, metric) == "lower"
+    order = metric == "gap" and horizontal == "nfe"
+    notes = {s.label: f" (order {p:.1f})" for s in found if order and (p := measured_order(s)) is not None}
+    front = None
+    if horizontal == "seconds_per_image":
+        front = pareto([p for s in found for p in zip(s.x, s.y, strict=True)], lower)
+    return _lines(group, metric, found, AXES[horizontal], notes, front)
+
+
+def guidance_figure(group: Group, metric: str) -> Figure:
+    """A metric over the guidance scale."""
+    return _lines(group, metric, sweeps(group, metric), "guidance scale", {}, None, log_x=False)
+
+
+def _better(group: Group, metric: str) -> str:
+    return str(next(r["metrics"][metric]["better"] for r in group.records if metric in r["metrics"]))
+
+
+def _lines(
+    group: Group,
+    metric: str,
+    found: list[Series],
+    name: str,
+    notes: dict[str, str],
+    front: list[tuple[float, float]] | None,
+    log_x: bool = True,
+) -> Figure:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    entry = next(r["metrics"][metric] for r in group.records if metric in r["metrics"])
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(6.4, max(3.6, 0.22 * len(found))), layout="constrained")
+        axes = figure.subplots()
+        for i, s in enumerate(found):
+            look = style(i)
+            axes.plot(s.x, s.y, label=s.label + notes.get(s.label, ""), linewidth=1.5, markersize=5, **look)  # type: ignore[arg-type]
+            if any(s.sd):
+                sd = [d or 0.0 for d in s.sd]
+                low = [_above_zero(y, d) for y, d in zip(s.y, sd, strict=True)]
+                high = [y + d for y, d in zip(s.y, sd, strict=True)]
+                axes.fill_between(s.x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        if front and len(front) > 1:
+            axes.step(
+                *zip(*front, strict=True),
+                where="post",
+                color="#000000",
+                linewidth=4,
+                alpha=0.22,
+                label="Pareto front",
+                zorder=0,
+                solid_capstyle="round",
+            )
+        values = [y for s in found for y in s.y]
+        if entry["better"] == "lower" and min(values) > 0:
+            axes.set_yscale("log")
+            _plain_ticks(axes.yaxis, values)
+        if log_x and min(x for s in found for x in s.x) > 0:
+            axes.set_xscale("log")
+            _plain_ticks(axes.xaxis, [x for s in found for x in s.x])
+        arrow = "↓" if entry["better"] == "lower" else "↑"
+        axes.set_xlabel(name)
+        axes.set_ylabel(f"{metric.upper()} {arrow}")
+        axes.set_title(f"{group.describe()}; {entry['features']}", fontsize=8, color="#555555", loc="left")
+        figure.legend(loc="outside right center", fontsize=8, handlelength=3)
+    return figure
+
+
+def _above_zero(y: float, d: float) -> float:
+    """The lower edge of a band; on a log axis it cannot reach zero."""
+    return y - d if y > d or y <= 0 else y / 10
+
+
+def _plain_ticks(axis: Any, values: Sequence[float]) -> None:
+    """Ticks at 1, 2 and 5 within a decade where there is little more than one; numbers without exponents."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    few = max(values) / min(values) < 300
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def samples_figure(group: Group, pictures: dict[str, Path], count: int = 6, across: int = 3) -> Figure:
+    """The first images of every cell: rows samplers, columns steps, the same x_T in the same place of each.
+
+    Only the results of the first seed, since another seed is another x_T.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    seed = group.records[0]["seed"]
+    shown = [r for r in group.records if r["protocol"] in pictures and r["seed"] == seed]
+    columns = sorted({r["steps"] for r in shown}, key=lambda s: (s is None, s))
+    rows = list(dict.fromkeys(group.label(r) for r in shown))
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(1.4 * len(columns) + 1.6, 1.0 * len(rows) + 0.5), layout="constrained")
+        grid = figure.subplots(len(rows), len(columns), squeeze=False)
+        for line in grid:
+            for axes in line:
+                _bare(axes)
+        for r in shown:
+            images = tiles(pictures[r["protocol"]], r, count)
+            axes = grid[rows.index(group.label(r))][columns.index(r["steps"])]
+            if images:
+                axes.imshow(block(images, across), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        for i, name in enumerate(rows):
+            grid[i][0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        for j, steps in enumerate(columns):
+            title = "own steps" if steps is None else f"{steps} step{'s' if steps != 1 else ''}"
+            grid[0][j].set_title(title, fontsize=8)
+    return figure
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,119 @@
+"""A report in the terminal: the table of each metric, and a plot in braille."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from samplerbench.report.formats import AXIS_NAMES
+from samplerbench.report.matrix import Entry, Matrix
+from samplerbench.report.series import Series
+from samplerbench.report.table import format_value
+
+COLOURS = ("blue", "red", "green", "magenta", "yellow", "cyan", "white")
+DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille character, by row and column
+
+
+def matrix_table(matrix: Matrix) -> Group:
+    """Rows samplers, columns steps or budgets; the best of a column in bold, ties with it marked ≈."""
+    title = f"{matrix.metric.upper()} {matrix.arrow} ({matrix.features} features, against {matrix.reference})"
+    table = Table(header_style="bold")
+    table.add_column(f"sampler \\ {AXIS_NAMES[matrix.axis]}", overflow="fold")
+    for head in matrix.heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for name, row in matrix.rows:
+        table.add_row(escape(name), *map(_cell, row))
+    return Group(Text(title, style="bold"), table, *[Text(note, style="dim") for note in matrix.notes])
+
+
+def _cell(entry: Entry | None) -> str:
+    if entry is None:
+        return ""
+    return f"[bold green]{entry.text}[/]" if entry.best else f"[green]≈ {entry.text}[/]" if entry.tied else entry.text
+
+
+def text_plot(
+    found: Sequence[Series], x_name: str, y_name: str, log_y: bool, width: int = 64, height: int = 14
+) -> Text:
+    """Lines in braille with a letter at each point, log x and (if asked) log y; the legend names the letters.
+
+    Where two points fall into one character, the first series keeps it.
+    """
+    points = [(x, y) for s in found for x, y in zip(s.x, s.y, strict=True) if x > 0 and (y > 0 or not log_y)]
+    if not points:
+        return Text("")
+    up = math.log if log_y else float
+    xs, ys = [math.log(x) for x, _ in points], [up(y) for _, y in points]
+    left, right, low, high = min(xs), max(xs), min(ys), max(ys)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = 0.5 if right == left else (math.log(x) - left) / (right - left)
+        above = 0.5 if high == low else (up(y) - low) / (high - low)
+        return across * (2 * width - 1), (1 - above) * (4 * height - 1)
+
+    dots: dict[tuple[int, int], tuple[int, int]] = {}
+    letters: dict[tuple[int, int], tuple[str, int]] = {}
+    for i, s in enumerate(found):
+        spots = [place(x, y) for x, y in zip(s.x, s.y, strict=True) if x > 0 and (y > 0 or not log_y)]
+        for (x0, y0), (x1, y1) in itertools.pairwise(spots):
+            count = max(1, math.ceil(max(abs(x1 - x0), abs(y1 - y0))))
+            for k in range(count + 1):
+                column, line = round(x0 + (x1 - x0) * k / count), round(y0 + (y1 - y0) * k / count)
+                cell = (line // 4, column // 2)
+                bits, owner = dots.get(cell, (0, i))
+                dots[cell] = (bits | DOTS[line % 4][column % 2], owner)
+        for across, down in spots:
+            letters.setdefault((round(down) // 4, round(across) // 2), (_letter(i), i))
+    return _assemble(found, dots, letters, (x_name, y_name), (points, log_y), width, height)
+
+
+def _letter(index: int) -> str:
+    return "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"[index % 52]
+
+
+def _assemble(
+    found: Sequence[Series],
+    dots: dict[tuple[int, int], tuple[int, int]],
+    letters: dict[tuple[int, int], tuple[str, int]],
+    names: tuple[str, str],
+    scale: tuple[list[tuple[float, float]], bool],
+    width: int,
+    height: int,
+) -> Text:
+    points, log_y = scale
+    bottom, top = min(y for _, y in points), max(y for _, y in points)
+    middle = math.sqrt(bottom * top) if log_y else (bottom + top) / 2
+    marks = {0: top, height // 2: middle, height - 1: bottom} if top > bottom else {height // 2: top}
+    text = Text(f"{names[1]}\n", style="bold")
+    for line in range(height):
+        text.append(f"{format_value(marks[line]) if line in marks else '':>9} ", style="dim")
+        text.append("┤" if line in marks else "│", style="dim")
+        for column in range(width):
+            if (line, column) in letters:
+                letter, i = letters[line, column]
+                text.append(letter, style=f"bold {COLOURS[i % len(COLOURS)]}")
+            elif (line, column) in dots:
+                bits, i = dots[line, column]
+                text.append(chr(0x2800 + bits), style=COLOURS[i % len(COLOURS)])
+            else:
+                text.append(" ")
+        text.append("\n")
+    first, last = f"{min(x for x, _ in points):g}", f"{max(x for x, _ in points):g}"
+    text.append(" " * 10 + "└" + "─" * width + "\n", style="dim")
+    text.append(" " * 11 + first + names[0].center(width - len(first) - len(last)) + last + "\n", style="dim")
+    for i, s in enumerate(found):
+        text.append(f"{'':11}{_letter(i)}", style=f"bold {COLOURS[i % len(COLOURS)]}")
+        text.append(f"  {s.label}\n")
+    return text
+
+
+def console() -> Console:
+    """A console that does not cut tables where the output is a file or a pipe."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(width=140, highlight=False)

@@ -1,0 +1,113 @@
+"""Train a `UNet2DModel` on the latents of an autoencoder: latent diffusion (Rombach et al. 2022)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samplerbench.data import ImageSet
+from samplerbench.errors import UserError
+from samplerbench.models.files import hash_files
+from samplerbench.training.autoencoder import encoded
+from samplerbench.training.loop import StepRandom
+from samplerbench.training.unet import UNetSettings, UNetTask
+
+_CPU = torch.device("cpu")
+
+
+class LatentUNetTask(UNetTask):
+    """`UNetTask` on z·scaling_factor, with z a fresh sample of the image's posterior in every step.
+
+    The data is encoded once, when the task is made, and kept as the posteriors' means and deviations; so every
+    epoch sees new samples at no cost. `autoencoder` is a folder of a diffusers `AutoencoderKL`.
+
+    Raises:
+        UserError: no such autoencoder, one of other images, or an option that has no meaning for latents.
+    """
+
+    def __init__(self, data: ImageSet, settings: UNetSettings, autoencoder: str, device: torch.device = _CPU) -> None:
+        """A new network; the data is encoded on `device`."""
+        refused = {
+            "--learn-variance": settings.learn_variance,  # its bound is of pixels with 256 levels
+            "--clip-sample": settings.clip_sample,
+            "--flip": settings.flip,
+        }
+        if asked := [flag for flag, wanted in refused.items() if wanted]:
+            raise UserError(f"{asked[0]} is of images, and --latents trains on latents; leave it out.")
+        self.autoencoder = load_autoencoder(autoencoder).to(device)
+        config: Any = self.autoencoder.config
+        if config.in_channels != data.shape[0]:
+            raise UserError(
+                f"the autoencoder in {autoencoder} is of images with {config.in_channels} channels; "
+                f"{data.name} has {data.shape[0]}."
+            )
+        self.factor = float(config.scaling_factor)
+        self.weights = hash_files(sorted(Path(autoencoder).expanduser().glob("*.safetensors")))
+        parts = [
+            torch.cat([mean, (logarithm / 2).exp()], 1).cpu() for _, mean, logarithm in encoded(self.autoencoder, data)
+        ]
+        self.posteriors = torch.cat(parts)
+        channels, height, width = self.posteriors.shape[1:]
+        super().__init__(data, settings, (channels // 2, height, width))
+
+    def inputs(self, data: ImageSet, index: Tensor, device: torch.device) -> Tensor:
+        """Means and deviations of the posteriors of the images `index`, (B, 2c, h, w)."""
+        return self.posteriors[index].to(device)
+
+    def loss(self, network: nn.Module, images: Tensor, labels: Tensor | None, random: StepRandom) -> Tensor:
+        mean, deviation = images.chunk(2, dim=1)
+        latents = (mean + deviation * random.normal(*mean.shape[1:])) * self.factor
+        return super().loss(network, latents, labels, random)
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "autoencoder": self.weights}
+
+    def decode(self, x: Tensor) -> Tensor:
+        self.autoencoder.to(x.device)
+        return self.autoencoder.decode(x / self.factor).sample
+
+    def pipeline(self, network: nn.Module) -> Any:
+        from diffusers import DDIMScheduler, LDMPipeline
+
+        scheduler = DDIMScheduler(**self.scheduler_config, clip_sample=False, timestep_spacing="trailing")
+        return LDMPipeline(vqvae=self.autoencoder, unet=network, scheduler=scheduler)
+
+    def save(self, network: nn.Module, out: Path) -> dict[str, Any]:
+        figures = super().save(network, out)
+        parameters = sum(p.numel() for p in self.autoencoder.parameters())
+        shape = [self.posteriors.shape[1] // 2, *self.posteriors.shape[2:]]
+        return figures | {
+            "latent_shape": shape,
+            "latents": "posterior samples, drawn anew in every step",
+            "autoencoder_sha256": self.weights,
+            "autoencoder_parameters": parameters,
+        }
+
+
+def load_autoencoder(folder: str) -> Any:
+    """The diffusers `AutoencoderKL` saved in a folder, for evaluation, in float32. Safetensors only.
+
+    Raises:
+        UserError: no such folder, or no such autoencoder in it.
+    """
+    from diffusers import AutoencoderKL
+    from safetensors import SafetensorError
+
+    path = Path(folder).expanduser()
+    if not (path / "config.json").exists() or not list(path.glob("*.safetensors")):
+        raise UserError(
+            f"no autoencoder in {folder}: config.json and weights in safetensors are not both there; "
+            "`samplerbench train autoencoder` makes one."
+        )
+    try:
+        found, info = AutoencoderKL.from_pretrained(
+            path, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder} cannot be loaded as an AutoencoderKL: {error}") from None
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{folder} is no whole AutoencoderKL: its weights lack {len(missing)} tensors, {missing[0]}.")
+    return found.requires_grad_(False).eval()
