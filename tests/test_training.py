@@ -97,6 +97,17 @@ def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_run(
     assert differing == {"seconds", "resumed"}
 
 
+def test_a_run_whose_minutes_are_over_stops_at_a_checkpoint_and_goes_on(
+    data: ImageSet, trained: Path, tmp_path: Path
+) -> None:
+    result = fit(tiny_task(data), data, replace(SHORT, minutes=1e-6), tmp_path)
+    assert result.steps == 20 < SHORT.steps
+    assert not (tmp_path / "samplerbench.json").exists()
+    assert fit(tiny_task(data, seed=99), data, SHORT, tmp_path).resumed
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (trained / weights).read_bytes()
+
+
 def test_what_is_saved_is_the_average_of_the_weights(data: ImageSet, tmp_path: Path) -> None:
     seen: list[Tensor] = []
 

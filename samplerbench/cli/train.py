@@ -51,6 +51,15 @@ def _shared(
         int, typer.Option("--sample-every", min=0, help="Steps between sample grids in OUT/samples; 0: none.")
     ] = 0,
     cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU even where there is a GPU.")] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the network: slow to start, then faster.")
+    ] = False,
+    minutes: Annotated[
+        float,
+        typer.Option(
+            "--minutes", min=0.0, help="Stop at a checkpoint after so long; the same command goes on. 0: never."
+        ),
+    ] = 0.0,
 ) -> None:
     """What every training command takes. Besides `out` and `data` the names are those of `TrainSettings`."""
 
@@ -82,7 +91,14 @@ class Run:
         """Train, write the folder, and print its name."""
         from samplerbench.training.loop import fit
 
-        fit(task, images, self.settings, self.out, ["samplerbench", *sys.argv[1:]])
+        result = fit(task, images, self.settings, self.out, ["samplerbench", *sys.argv[1:]])
+        if result.steps < self.settings.steps:
+            print(
+                f"samplerbench: {result.steps} of {self.settings.steps} steps are done and kept in {self.out}; run the "
+                "same command to go on.",
+                file=sys.stderr,
+            )
+            return
         print(self.out)
 
 

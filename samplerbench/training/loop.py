@@ -26,7 +26,11 @@ from samplerbench.errors import RunError, UserError
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How long and how fast to learn. `batch_size` is the sum over all processes."""
+    """How long and how fast to learn.
+
+    batch_size: over all processes. compile: with torch.compile. minutes: stop at a checkpoint after so long, to be gone
+    on with later; 0 is never.
+    """
 
     steps: int = 10_000
     batch_size: int = 128
@@ -41,6 +45,8 @@ class TrainSettings:
     checkpoint_every: int = 1000
     sample_every: int = 0
     cpu: bool = False
+    compile: bool = False
+    minutes: float = 0.0
 
 
 class StepRandom:
@@ -135,6 +141,8 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
 def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command: Sequence[str] = ()) -> TrainResult:
     """Train `task` on `data`, resuming from `out/checkpoint` where there is one, and write `out`.
 
+    Where the minutes are over before the steps, the checkpoint is all that is written.
+
     Raises:
         UserError: a checkpoint made with other settings, or a batch that the processes cannot share.
         RunError: a loss that is not finite.
@@ -162,6 +170,7 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
         first = before.steps
     ema.to(device)
     model, optimizer = accelerator.prepare(network, optimizer)
+    forward = torch.compile(model) if settings.compile else model
 
     labels = data.labels
     started, loss_mean = time.monotonic(), before.loss
@@ -176,7 +185,7 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
             model.train()
             with accelerator.autocast():
                 random = StepRandom(settings.seed, step, share, settings.batch_size, device)
-                loss = task.loss(model, x, y, random)
+                loss = task.loss(forward, x, y, random)
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), settings.grad_clip)
             optimizer.step()
@@ -197,14 +206,21 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
                 loss_mean,
                 first > 0,
             )
+            late = done % 20 == 0 and settings.minutes and done < settings.steps
+            if late:
+                elapsed = torch.tensor(time.monotonic() - started, device=device)
+                late = accelerator.reduce(elapsed, reduction="mean").item() > 60 * settings.minutes
             if accelerator.is_main_process:
                 if settings.sample_every and done % settings.sample_every == 0:
                     (out / "samples").mkdir(parents=True, exist_ok=True)
                     with _ema_weights(ema, network):
                         task.preview(network, out / "samples" / f"step-{done:06d}.png")
-                if done % settings.checkpoint_every == 0 or done == settings.steps:
+                if done % settings.checkpoint_every == 0 or done == settings.steps or late:
                     scaler = accelerator.scaler
                     _save_checkpoint(checkpoint, network, ema, optimizer, fixed, task.what, result, scaler)
+            if late:
+                accelerator.wait_for_everyone()
+                return result
     if first >= settings.steps:
         result = before
     accelerator.wait_for_everyone()

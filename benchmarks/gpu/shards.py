@@ -1,0 +1,23 @@
+"""Save a pipeline's network in half precision, in files under 15 MiB: python benchmarks/gpu/shards.py FOLDER OUT."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+
+
+def main(folder: Path, out: Path) -> None:
+    """Write OUT: the network in shards, everything else of FOLDER but its checkpoint as it is."""
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("checkpoint", "*.safetensors"), dirs_exist_ok=True)
+    network = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float16)
+    network.save_pretrained(out / "unet", max_shard_size="14MB")
+    for file in sorted((out / "unet").glob("*.safetensors")):
+        print(f"{file.name}: {file.stat().st_size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
