@@ -1,9 +1,10 @@
 """Kill a suite with SIGKILL at random moments, resume it each time, and compare with an undisturbed run.
 
 python benchmarks/kill_resume.py benchmarks/suites/digits.toml --undisturbed results/digits --kills 20
+python benchmarks/kill_resume.py benchmarks/suites/digits.toml --undisturbed results/small -- --n 100 --blocks 2
 
-The undisturbed run is made (or resumed) first if its folder is not complete. The moments are uniform over the time
-that the undisturbed run took.
+What stands after -- is given to every `samplerbench run`, beside the suite. The undisturbed run is made (or resumed)
+first if its folder is not complete. The moments are uniform over the time that the undisturbed run took.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from typing import Any
 SAME = ("sampler", "parameters", "guidance", "spacing", "steps", "nfe", "n", "blocks", "seed", "metrics", "protocol")
 
 
-def start(suite: Path, out: Path) -> subprocess.Popen[str]:
+def start(suite: Path, out: Path, more: list[str]) -> subprocess.Popen[str]:
     """`samplerbench run SUITE --out OUT` as a process of its own."""
-    command = [sys.executable, "-m", "samplerbench", "run", str(suite), "--out", str(out), "--device", "cpu"]
+    command = [sys.executable, "-m", "samplerbench", "run", str(suite), "--out", str(out), "--device", "cpu", *more]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -52,28 +53,30 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("results/killed"), help="folder of the killed run")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("more", nargs="*", help="further options of the runs, after --")
     chosen = parser.parse_args()
     if any(chosen.out.glob("*.json")):
         raise SystemExit(f"{chosen.out} has results already; name an empty folder with --out.")
-    process = start(chosen.suite, chosen.undisturbed)
-    if process.wait() != 0:
-        raise SystemExit(process.communicate()[1])
+    process = start(chosen.suite, chosen.undisturbed, chosen.more)
+    _, err = process.communicate()
+    if process.returncode != 0:
+        raise SystemExit(err)
     whole = records(chosen.undisturbed)
     seconds = sum(r["seconds"] + r["metric_seconds"] for r in whole.values())
     print(f"undisturbed: {len(whole)} results, {seconds:.0f} s of work", flush=True)
-    rng, kills, finished_early = random.Random(chosen.seed), 0, 0
+    rng, kills = random.Random(chosen.seed), 0
     while kills < chosen.kills:
-        # As many runs as kills share the work, so that the kills are spread over the whole of it.
+        # On the average one run does its share of the work before it is killed, so the kills are spread over all of it.
         wait = rng.uniform(0, 2 * seconds / (chosen.kills + 1))
-        process = start(chosen.suite, chosen.out)
-        begun = time.monotonic()
+        process = start(chosen.suite, chosen.out, chosen.more)
         assert process.stderr is not None
+        process.stderr.readline()  # the first cell is done or found: the imports are no interesting moment
+        begun = time.monotonic()
         os.set_blocking(process.stderr.fileno(), False)
-        while time.monotonic() - begun < wait + 12 and process.poll() is None:
+        while time.monotonic() - begun < wait and process.poll() is None:
             process.stderr.read()
             time.sleep(0.05)
         if process.poll() is not None:
-            finished_early += 1
             break
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -83,7 +86,7 @@ def main() -> int:
             f"{len(list(chosen.out.glob('*.partial.safetensors')))} unfinished",
             flush=True,
         )
-    process = start(chosen.suite, chosen.out)
+    process = start(chosen.suite, chosen.out, chosen.more)
     _, err = process.communicate()
     if process.returncode != 0:
         raise SystemExit(err)

@@ -180,9 +180,9 @@ def test_the_converged_solution_is_found_once_for_all_cells(monkeypatch: pytest.
     solved: list[str] = []
     real = engine.generate
 
-    def generate(model: object, cell: engine.Cell, *rest: object) -> object:
+    def generate(model: object, cell: engine.Cell, *rest: object, **more: object) -> object:
         solved.append(cell.sampler.spec)
-        return real(model, cell, *rest)  # type: ignore[arg-type]
+        return real(model, cell, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(engine, "generate", generate)
     base = ["run", "-m", "exact:mixture", "--n", "8", "--metric", "gap", "--out", str(tmp_path)]

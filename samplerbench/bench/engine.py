@@ -353,7 +353,7 @@ def _solver(session: Session, cell: Cell) -> Callable[[Tensor, Tensor | None, Sa
             return session.solutions[key].to(session.model.device)
         # A sampler that chooses its own steps starts at the model's largest level, whatever the cell's grid is.
         cells, _ = plan(session.model, [sampler], [], [cell.guidance], _no_spacing)
-        found = generate(session.model, cells[0], index, labels, session.seed, len(index))
+        found = generate(session.model, cells[0], index, labels, session.seed, len(index), decode=False)
         states = torch.cat([batch.states for batch in found])
         if sum(s.nbytes for s in session.solutions.values()) + states.nbytes <= SOLUTIONS:
             session.solutions[key] = states.cpu()

@@ -46,10 +46,11 @@ def generate(
     seed: int,
     batch_size: int,
     on_step: OnStep | None = None,
+    decode: bool = True,
 ) -> Iterator[Batched]:
     """Sample the images `index` (n,) int64 with `labels` (n,) or None, batch by batch.
 
-    Sample i is a function of (seed, i) and the cell alone.
+    Sample i is a function of (seed, i) and the cell alone. decode: false leaves `images` what the states are.
 
     Raises:
         UserError, RunError: what the sampler meets; OutOfMemoryError names a batch size to try.
@@ -70,7 +71,7 @@ def generate(
                 wait(model.device)
             clock = time.perf_counter()
             with torch.no_grad():
-                images = model.decode(x)
+                images = model.decode(x) if decode else x
             if model.autoencoder is not None:
                 wait(model.device)
         decoding = time.perf_counter() - clock if model.autoencoder is not None else 0.0
