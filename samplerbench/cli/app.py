@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from samplerbench.cli import check, compare, listing, report, results, run, stats, train
+from samplerbench.cli import check, compare, figure, listing, new, plugins, report, results, run, stats, train
 from samplerbench.errors import SamplerbenchError
 
 # Typer brings its own copy of click in newer versions; this is the base of usage errors in either.
@@ -27,9 +27,12 @@ app.command("sample")(run.sample)
 app.command("list")(listing.list_plugins)
 app.command("show")(listing.show)
 app.command("check")(check.check)
+app.command("plugins")(plugins.plugins)
+app.command("new")(new.new)
 app.command("stats")(stats.stats)
 app.command("report")(report.report)
 app.command("compare")(compare.compare)
+app.add_typer(figure.app, name="figure")
 app.add_typer(results.app, name="results")
 app.add_typer(train.app, name="train")
 
@@ -37,10 +40,15 @@ app.add_typer(train.app, name="train")
 @app.callback()
 def root(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.", envvar="SAMPLERBENCH_DEBUG"),
+    no_plugins: bool = typer.Option(
+        False, "--no-plugins", help="Leave out all but the built-in plugins.", envvar="SAMPLERBENCH_NO_PLUGINS"
+    ),
 ) -> None:
     """Options that go before the command."""
     if debug:
         os.environ["SAMPLERBENCH_DEBUG"] = "1"
+    if no_plugins:
+        os.environ["SAMPLERBENCH_NO_PLUGINS"] = "1"
 
 
 def main(arguments: list[str] | None = None) -> None:

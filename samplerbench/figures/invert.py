@@ -33,7 +33,7 @@ def upward(levels: Tensor, sigmas: Tensor) -> list[float]:
 
 
 @torch.no_grad()
-def encode(denoise: Denoiser, x0: Tensor, sigmas: Tensor, method: Method = "euler") -> Tensor:
+def encode(denoise: Denoiser, x0: Tensor, sigmas: Tensor, method: Method = "euler", z: Tensor | None = None) -> Tensor:
     """The state x_T at level sigmas[0] that the probability-flow ODE joins to the clean states x0.
 
     dx/dσ = (x - D(x, σ))/σ from the smallest level up (see `upward`). Euler's step from s to t is DDIM inversion,
@@ -41,7 +41,10 @@ def encode(denoise: Denoiser, x0: Tensor, sigmas: Tensor, method: Method = "eule
 
     Args:
         x0: (B, C, H, W), states at σ = 0 (images, or an autoencoder's latents). sigmas: (N+1,) float64, decreasing,
-            the grid of the run that is to be undone.
+            the grid of the run that is to be undone. z: (B, C, H, W) ~ N(0, I): begin at x0 + σ z, σ the smallest
+            level, as p(x, σ) draws it, and not at the clean x0. Data that fills no volume (pixels that are the same in
+            all images, or few grey levels) has no density at σ = 0, so nothing there can grow into the prior's unit
+            variance; then a clean start gives an x_T shorter than any that the prior draws.
 
     Returns:
         (B, C, H, W), at level sigmas[0].
@@ -51,8 +54,9 @@ def encode(denoise: Denoiser, x0: Tensor, sigmas: Tensor, method: Method = "eule
 
     Source: Song, Meng & Ermon 2021, eq. 13-14 and section 5.4; Heun's step Karras et al. 2022, algorithm 1.
     """
-    x = x0
-    for s, t in pairwise(upward(denoise.levels, sigmas)):
+    path = upward(denoise.levels, sigmas)
+    x = x0 if z is None else x0 + path[0] * z
+    for s, t in pairwise(path):
         slope = (x - denoise(x, s)) / s
         if method == "heun":
             guess = x + (t - s) * slope

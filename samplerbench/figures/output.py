@@ -51,6 +51,7 @@ def render_animation(frames: Sequence[Drawing], form: Literal["gif", "apng"], se
 
     Frames whose titles are longer make no other frame jump: all get the size of the largest.
     """
+    import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
@@ -58,7 +59,7 @@ def render_animation(frames: Sequence[Drawing], form: Literal["gif", "apng"], se
     for frame in frames:
         canvas = FigureCanvasAgg(draw(frame, FRAME_DPI))
         canvas.draw()
-        pictures.append(Image.fromarray(canvas.buffer_rgba()).convert("RGB"))  # type: ignore[arg-type]
+        pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
     size = (max(p.width for p in pictures), max(p.height for p in pictures))
     sheets = [Image.new("RGB", size, "white") for _ in pictures]
     for sheet, picture in zip(sheets, pictures, strict=True):
@@ -66,6 +67,7 @@ def render_animation(frames: Sequence[Drawing], form: Literal["gif", "apng"], se
     wait = [round(1000 * seconds)] * (len(sheets) - 1) + [max(1500, round(1000 * seconds))]
     buffer = io.BytesIO()
     first, rest = sheets[0], sheets[1:]
-    kind = "GIF" if form == "gif" else "PNG"
-    first.save(buffer, format=kind, save_all=True, append_images=rest, duration=wait, loop=0)
+    first.save(
+        buffer, format="GIF" if form == "gif" else "PNG", save_all=True, append_images=rest, duration=wait, loop=0
+    )
     return buffer.getvalue()

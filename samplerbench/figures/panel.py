@@ -100,8 +100,8 @@ class _Sheet:
         widest = max((width for rows in names for _, width, _ in rows), default=0.0)
         left = self.margin + (math.ceil(widest + 5 * self.point) if widest else 0)
         top = float(self.margin)
-        for words, size, colour in ((drawing.title, 10, INK), (drawing.note, 7.5, FAINT)):
-            top = self._line(words, size, colour, self.margin, top, 3)
+        for words, points, colour in ((drawing.title, 10, INK), (drawing.note, 7.5, FAINT)):
+            top = self._line(words, points, colour, self.margin, top, 3)
         for i, (panel, rows) in enumerate(zip(drawing.panels, names, strict=True)):
             top += (12 if i else 3) * self.point if panel.title or i else 0
             top = self._line(panel.title, 9, INK, left, top, 3)
@@ -126,7 +126,7 @@ class _Sheet:
         gap = max(1, round(2 * self.point))
         heads = [self.text(head, 8, ha="center", va="bottom") for head in panel.columns]
         # Headers that would run into each other are made smaller, all alike.
-        shrink = max((w / (wide + gap) for _, w, _ in heads), default=0.0)
+        shrink = max((w / (0.92 * wide) for _, w, _ in heads), default=0.0)
         if heads:
             if shrink > 1:
                 for made, _, _ in heads:

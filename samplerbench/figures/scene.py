@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -121,7 +122,8 @@ class Scene:
         return torch.cat(parts)
 
     def real(self, n: int) -> tuple[Tensor, Tensor | None]:
-        """n real images as states (n, *shape) in the state's precision, and their labels; which ones the seed says.
+        """n real images as states (n, *shape) in the state's precision, and their own labels, where the model takes
+        labels that are no prompts; which images, the seed says.
 
         Raises:
             UserError: no data is known, it is not at hand, or its images are not of the model's shape.
@@ -146,14 +148,63 @@ class Scene:
                 [self.model.encode(dequantise(part).to(self.model.device)) for part in found.images[order].split(64)]
             )
             labels = None if found.labels is None else found.labels[order]
-        known = self.model.classes
-        if labels is not None and known is not None and not int(labels.max()) < known:
+        known = self.prepared.classes
+        if known is None or self.labels is None or self.model.text:
+            labels = None
+        elif labels is not None and not int(labels.max()) < known:
             raise UserError(f"the data has the label {int(labels.max())}, the model only 0 to {known - 1}.")
-        return x0.to(self.model.device, self.z().dtype), labels if known is not None else None
+        return x0.to(self.model.device, self.z().dtype), labels
 
-    def name_rows(self, labels: Tensor | None) -> list[str]:
-        """What stands before each row: `label 3`, or `sample 3` (counted from 0) of a model without labels."""
+    def name_rows(self, labels: Tensor | None, what: str = "sample") -> list[str]:
+        """What stands before each row: `label 3`, or `sample 3` (`what` and a number) of a model without labels."""
         if labels is None:
-            return [f"sample {i}" for i in range(self.n)]
+            return [f"{what} {i}" for i in range(self.n)]
         kind = "prompt" if self.model.text else "label"
         return [f"{kind} {int(label)}" for label in labels]
+
+    def denoised(self, cell: Cell, x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
+        """D(x, σ) (B, *shape) as the run's sampler sees it: guided and clipped where that is asked for."""
+        rows, parts = torch.arange(len(x), device=self.model.device), []
+        for part in rows.split(self.batch_size):
+            with torch.no_grad(), explain_memory(len(part)):
+                denoise = self.model.denoiser(self.given(labels, part), len(part), cell.guidance)
+                parts.append(denoise(x[part], sigma))
+        return torch.cat(parts)
+
+    def describe(self, cell: Cell | None = None, steps: bool = True, noisy: bool = False) -> str:
+        """The faint line under a title: model, sampler, guidance, spacing, steps and seed.
+
+        noisy: states above σ = 0 are shown, so that a scale which is not the model's own has to be named.
+        """
+        words = [self.name]
+        if cell is not None:
+            words.append(cell.sampler.spec)
+            words += [cell.guidance.spec] if cell.guidance is not None else []
+            words += [f"spacing {cell.spacing.spec}"] if cell.spacing is not None else []
+            words += [name_steps(cell.steps)] if steps else []
+        words.append(f"seed {self.seed}")
+        return " · ".join(words + (["shown as x/√(1+σ²)"] if noisy and not self.model.variance_preserving else []))
+
+
+def name_steps(steps: int | None) -> str:
+    """`1 step`, `50 steps`, or `its own steps`."""
+    return "its own steps" if steps is None else f"{steps} step{'s' if steps != 1 else ''}"
+
+
+def name_sigma(sigma: float) -> str:
+    """`σ = 157`: three digits."""
+    return f"σ = {sigma:.3g}"
+
+
+def spread(count: int, columns: int) -> list[int]:
+    """At most `columns` of 0 … count-1, evenly, the first and the last among them."""
+    if columns == 1:
+        return [0]
+    return sorted({round(i * (count - 1) / (columns - 1)) for i in range(columns)})
+
+
+def nearest(levels: list[float], wanted: list[float]) -> list[int]:
+    """The indices of the levels nearest to the wanted ones in log σ, in the levels' order; 0 is the lowest level."""
+    at = [math.log(max(level, 1e-12)) for level in levels]
+    found = {min(range(len(at)), key=lambda i, w=w: abs(at[i] - math.log(max(w, 1e-12)))) for w in wanted}  # type: ignore[misc]
+    return sorted(found)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from samplerbench.registry import split
 from samplerbench.report.table import Record, row_name
 
 # What rows of one table may differ in. All the rest of the protocol must be equal.
-PER_ROW = frozenset({"sampler", "guidance", "spacing", "sigmas", "classifier", "seed", "metrics"})
+PER_ROW = frozenset({"sampler", "guidance", "spacing", "sigmas", "classifier", "seed", "metrics", "metric sources"})
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,16 @@ def merge_metrics(records: Sequence[Record]) -> list[Record]:
     """One row for results that differ in nothing but the metrics asked for; the costs are those of the first."""
     found: dict[str, Record] = {}
     for record in records:
-        fields = {k: v for k, v in record["protocol_fields"].items() if k != "metrics"}
-        specs = metric_specs(record)
+        fields = {k: v for k, v in record["protocol_fields"].items() if k not in ("metrics", "metric sources")}
+        specs = metric_identities(record)
         for key, first in found.items():
             if key.startswith(json.dumps(fields, sort_keys=True)) and not any(
-                metric_specs(first).get(name, spec) != spec for name, spec in specs.items()
+                metric_identities(first).get(name, spec) != spec for name, spec in specs.items()
             ):
-                asked = sorted({*first["protocol_fields"].get("metrics", []), *specs.values()})
-                both = first["protocol_fields"] | {"metrics": asked}
+                before, more = first["protocol_fields"], record["protocol_fields"]
+                both = before | {"metrics": sorted({*before.get("metrics", []), *more.get("metrics", [])})}
+                if sources := before.get("metric sources", {}) | more.get("metric sources", {}):
+                    both["metric sources"] = sources
                 found[key] = first | {"metrics": {**record["metrics"], **first["metrics"]}, "protocol_fields": both}
                 break
         else:
@@ -108,15 +111,21 @@ def flatten(value: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]
 
 def metric_specs(record: Record) -> dict[str, str]:
     """Spec by name of the metrics a result was asked for."""
-    return {spec.partition(":")[0]: spec for spec in record["protocol_fields"].get("metrics", [])}
+    return {split(spec)[0]: spec for spec in record["protocol_fields"].get("metrics", [])}
+
+
+def metric_identities(record: Record) -> dict[str, str]:
+    """The same, with the hash of the source of a metric that is not built in: what must be equal in one column."""
+    sources = record["protocol_fields"].get("metric sources", {})
+    return {name: f"{spec} {sources.get(spec, '')}".rstrip() for name, spec in metric_specs(record).items()}
 
 
 def _key(record: Record, others: Sequence[Record]) -> dict[str, Any]:
     """The shared protocol, with the specs of those metrics that the folder holds with several parameters."""
     ambiguous = {
         name: spec
-        for name, spec in metric_specs(record).items()
-        if any(metric_specs(other).get(name, spec) != spec for other in others)
+        for name, spec in metric_identities(record).items()
+        if any(metric_identities(other).get(name, spec) != spec for other in others)
     }
     return shared_protocol(record) | ({"metrics": ambiguous} if ambiguous else {})
 

@@ -1,0 +1,400 @@
+"""`samplerbench figure steps | trajectory | interpolate | guidance | forward`: the figures of the lectures."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from samplerbench.cli import common
+from samplerbench.errors import UserError
+
+if TYPE_CHECKING:
+    from samplerbench.figures.panel import Drawing
+    from samplerbench.figures.scene import Scene
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Draw the figures of the lectures: steps, trajectory, interpolation, guidance, forward process. The file's "
+    "suffix chooses the format: .png, .svg, or .gif and .apng, which move.",
+)
+
+OneSampler = Annotated[
+    str,
+    typer.Option("--sampler", "-s", help="A sampler, with parameters.", autocompletion=common.complete("sampler")),
+]
+OneGuidance = Annotated[
+    str,
+    typer.Option("--guidance", "-g", help="A guidance, with parameters.", autocompletion=common.complete("guidance")),
+]
+Spacing = Annotated[
+    str | None,
+    typer.Option(
+        "--spacing",
+        help="Where the steps are. Default: the toolkit's, whatever the sampler's own, so that every run starts alike.",
+        autocompletion=common.complete("spacing"),
+    ),
+]
+RealData = Annotated[
+    str | None,
+    typer.Option("--data", help="The real images: a name, a folder, zip or npz. Default: what the model learned from."),
+]
+Sigmas = Annotated[
+    str | None, typer.Option("--sigmas", help="Noise levels to show, with commas, instead of --columns.")
+]
+Animate = Annotated[
+    bool, typer.Option("--animate", help="Move, in a .png too: an animated PNG. A .gif or .apng always does.")
+]
+
+
+def _shared(
+    out: Annotated[Path, typer.Argument(help="The file to write: .png, .svg, .gif or .apng.")],
+    model: common.ModelName = "digits",
+    revision: common.Revision = None,
+    variant: common.Variant = None,
+    prompts: common.Prompts = None,
+    negative_prompt: common.NegativePrompt = None,
+    offline: common.Offline = False,
+    labels: common.Labels = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="How many samples, a row each.")] = 4,
+    seed: common.Seed = 0,
+    batch_size: common.BatchSize = 256,
+    dtype: common.Dtype = "fp32",
+    device: common.Device = "auto",
+) -> None:
+    """What every figure takes."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """One command's share of `_shared`: the file, and what is to be seen in it."""
+
+    out: Path
+    asked: dict[str, Any]
+    n: int
+    seed: int
+    batch_size: int
+    device: str
+
+    def scene(
+        self,
+        samplers: Sequence[str] = (),
+        steps: Sequence[int] = (),
+        guidances: Sequence[str] = ("none",),
+        spacing: str | None = None,
+        data: str | None = None,
+    ) -> Scene:
+        """The model and the runs, checked."""
+        from samplerbench import registry
+        from samplerbench.bench.request import Grid, Request, prepare
+        from samplerbench.figures.scene import Scene
+
+        spacings = [spacing or registry.default("spacing")]
+        grids = [Grid(samplers, steps, guidances=guidances, spacings=spacings)] if samplers else []
+        scene = Scene(prepare(Request(grids, **self.asked), self.device), self.n, self.seed, self.batch_size, data)
+        _ = scene.labels
+        return scene
+
+    def moves(self, animate: bool) -> bool:
+        """Whether the file is to be an animation. Raises UserError for a suffix that is no figure's."""
+        from samplerbench.figures.output import pick_format
+
+        return pick_format(self.out, animate) in ("gif", "apng")
+
+    def still(self, drawing: Drawing) -> None:
+        """Write a PNG or SVG, and print its name."""
+        from samplerbench.bench.store import write_atomically
+        from samplerbench.figures.output import render_still
+
+        write_atomically(self.out, render_still(drawing, "svg" if self.out.suffix.lower() == ".svg" else "png"))
+        print(self.out)
+
+    def animation(self, frames: Sequence[Drawing], seconds: float) -> None:
+        """Write a GIF or animated PNG, and print its name."""
+        from samplerbench.bench.store import write_atomically
+        from samplerbench.figures.output import render_animation
+
+        form: Literal["gif", "apng"] = "gif" if self.out.suffix.lower() == ".gif" else "apng"
+        write_atomically(self.out, render_animation(frames, form, seconds))
+        print(self.out)
+
+
+def _figure(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command of a function (canvas, its own options): with the options of `_shared`, and other defaults.
+
+    Typer reads a command's options from its signature, so the signature is put together here.
+    """
+
+    def command(function: Callable[..., None]) -> Callable[..., None]:
+        shared = [
+            parameter.replace(default=defaults.get(name, parameter.default))
+            for name, parameter in inspect.signature(_shared, eval_str=True).parameters.items()
+        ]
+        _, *own = inspect.signature(function, eval_str=True).parameters.values()
+
+        def run(**given: Any) -> None:
+            from samplerbench.models.files import LoadOptions
+
+            loading = {k: given.pop(k) for k in ("revision", "variant", "prompts", "negative_prompt", "offline")}
+            asked = {k: given.pop(k) for k in ("model", "labels", "dtype")} | {"load": LoadOptions(**loading)}
+            rest = {k: given.pop(k) for k in ("out", "n", "seed", "batch_size", "device")}
+            function(Canvas(asked=asked, **rest), **given)
+
+        run.__name__, run.__doc__ = function.__name__, function.__doc__
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*shared, *own)]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        app.command()(run)
+        return function
+
+    return command
+
+
+@_figure()
+def steps(
+    canvas: Canvas,
+    sampler: common.Samplers,
+    steps: Annotated[str, typer.Option("--steps", help="Numbers of steps, with commas.")] = "1,2,5,10,20,50",
+    guidance: OneGuidance = "none",
+    spacing: Spacing = None,
+    animate: Animate = False,
+) -> None:
+    """One x_T, more and more steps: a column each, a panel per sampler.
+
+    Examples:
+
+    `samplerbench figure steps steps.png -s ddim -s ddpm`
+
+    `samplerbench figure steps steps.gif -s ddim --n 8`
+    """
+    from samplerbench.bench.setup import parse_steps
+    from samplerbench.figures.steps import columns, frames, still
+
+    moves = canvas.moves(animate)
+    scene = canvas.scene(sampler, parse_steps(steps), [guidance], spacing)
+    found = columns(scene)
+    canvas.animation(frames(scene, found), 0.8) if moves else canvas.still(still(scene, found))
+
+
+@_figure(n=3)
+def trajectory(
+    canvas: Canvas,
+    sampler: OneSampler,
+    steps: Annotated[int, typer.Option("--steps", help="Number of steps.")] = 50,
+    columns: Annotated[
+        int | None,
+        typer.Option("--columns", min=2, help="How many levels to show, evenly in steps. Default: 9; moving, all."),
+    ] = None,
+    sigmas: Sigmas = None,
+    guidance: OneGuidance = "none",
+    spacing: Spacing = None,
+    animate: Animate = False,
+) -> None:
+    """The way from x_T to the image: the state x_t, and under it D(x_t), what the model makes of it.
+
+    Examples:
+
+    `samplerbench figure trajectory trajectory.png -s ddim`
+
+    `samplerbench figure trajectory trajectory.gif -s ddpm --steps 100 --n 6`
+    """
+    from samplerbench.figures.trajectory import follow, frames, still
+
+    moves = canvas.moves(animate)
+    chosen = _chosen_sigmas(sigmas, columns)
+    scene = canvas.scene([sampler], [steps], [guidance], spacing)
+    (cell,) = scene.cells
+    points = follow(scene, cell, columns or (steps + 1 if moves else 9), chosen)
+    canvas.animation(frames(scene, cell, points), 0.12) if moves else canvas.still(still(scene, cell, points))
+
+
+@_figure(n=3)
+def interpolate(
+    canvas: Canvas,
+    sampler: OneSampler,
+    steps: Annotated[int, typer.Option("--steps", help="Steps of the interpolation.")] = 50,
+    points: Annotated[
+        int | None, typer.Option("--points", min=2, help="How many columns: images between two x_T. Default: 9.")
+    ] = None,
+    round_trip: Annotated[
+        str,
+        typer.Option("--round-trip", help="Steps of the way image, x_T, image, with commas; `none` leaves it out."),
+    ] = "10,50,200",
+    inversion: Annotated[
+        Literal["euler", "heun"], typer.Option("--inversion", help="Method of the way up: euler is DDIM's.")
+    ] = "euler",
+    start: Annotated[
+        Literal["clean", "noised"],
+        typer.Option("--start", help="Of the way up: the image, or the image with noise of the model's least level."),
+    ] = "clean",
+    data: RealData = None,
+    guidance: OneGuidance = "none",
+    spacing: Spacing = None,
+    animate: Animate = False,
+) -> None:
+    """Images between two x_T, and the round trip of real images to their x_T and back, with its error.
+
+    The error is the mean squared error per dimension of images in [0, 1]; it is printed too, and written to a JSON
+    file beside OUT. An animation shows the interpolation alone.
+
+    Examples:
+
+    `samplerbench figure interpolate interpolate.png -s ddim`
+
+    `samplerbench figure interpolate interpolate.gif -s ddim --labels 3 --n 6`
+    """
+    from samplerbench.bench.setup import parse_steps
+    from samplerbench.figures import interpolate as arc
+    from samplerbench.figures import round_trip as trip
+    from samplerbench.figures.panel import Drawing
+
+    moves = canvas.moves(animate)
+    trips = [] if moves or round_trip == "none" else parse_steps(round_trip, "--round-trip")
+    points = points or (24 if moves else 9)
+    scene = canvas.scene([sampler], [steps, *trips], [guidance], spacing, data)
+    cells = {cell.steps: cell for cell in scene.cells}
+    cell = scene.cells[0]
+    if moves:
+        canvas.animation(arc.frames(scene, cell, arc.between(scene, cell, points)), 0.1)
+        return
+    panels, found = [], []
+    if trips:
+        x0, labels = scene.real(points)
+        found = [
+            trip.round_trip(scene, cells.get(count, cell), x0, labels, inversion, start == "noised") for count in trips
+        ]
+        panels = [trip.panel(scene, x0, labels, found)]
+    panels.insert(0, arc.panel(scene, cell, arc.between(scene, cell, points)))
+    title = "x_T as a code of the image" if trips else "Interpolation"
+    canvas.still(Drawing(title, panels, scene.describe(cell, steps=False)))
+    if found:
+        _write_errors(canvas, scene, found, {"inversion": inversion, "start": start})
+
+
+def _write_errors(canvas: Canvas, scene: Scene, found: Sequence[Any], how: dict[str, str]) -> None:
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from samplerbench.bench.store import write_atomically
+    from samplerbench.figures.round_trip import SCALE
+
+    cell = scene.cells[0]
+    record = {
+        "model": scene.prepared.request.model,
+        "sampler": cell.sampler.spec,
+        "guidance": None if cell.guidance is None else cell.guidance.spec,
+        "spacing": None if cell.spacing is None else cell.spacing.spec,
+        **how,
+        "seed": scene.seed,
+        "images": len(found[0].errors),
+        "error": f"mean squared error {SCALE}",
+        "round_trips": [trip.record for trip in found],
+    }
+    file = canvas.out.with_suffix(".json")
+    write_atomically(file, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    table = Table(header_style="bold", title=f"image → x_T → image, {record['images']} images", title_justify="left")
+    for name in ("steps", "NFE", "MSE in [0, 1]", "variance of x_T"):
+        table.add_column(name, justify="right")
+    for trip in found:
+        table.add_row(str(trip.steps), f"{trip.nfe:g}", f"{trip.mse:.2e}", f"{trip.variance:.3f}")
+    console = Console()
+    console.print(table)
+    print(file)
+
+
+@_figure()
+def guidance(
+    canvas: Canvas,
+    sampler: OneSampler,
+    guidance: Annotated[
+        str,
+        typer.Option("--guidance", "-g", help="A guidance with a scale.", autocompletion=common.complete("guidance")),
+    ],
+    scales: Annotated[str, typer.Option("--scales", help="Guidance scales, with commas.")] = "0,1,2,4,8",
+    steps: Annotated[int, typer.Option("--steps", help="Number of steps.")] = 50,
+    spacing: Spacing = None,
+) -> None:
+    """One x_T and label a row, stronger and stronger guidance.
+
+    Example: `samplerbench figure guidance guidance.png -s ddim -g cfg --scales 0,1,2,4,8`
+    """
+    from samplerbench.figures.guidance import guidance_specs, still
+
+    if canvas.moves(False):
+        raise UserError(f"{canvas.out}: this figure does not move; name a .png or .svg.")
+    specs = guidance_specs(guidance, scales)
+    if guidance == "none" or not specs:
+        reason = "--guidance none: there is nothing to scale" if specs else "--scales is empty"
+        raise UserError(f"{reason}; write --guidance NAME --scales 0,1,2,4,8.")
+    canvas.still(still(canvas.scene([sampler], [steps], specs, spacing)))
+
+
+@_figure(n=4)
+def forward(
+    canvas: Canvas,
+    columns: Annotated[
+        int | None,
+        typer.Option("--columns", min=2, help="How many, evenly in the model's time. Default: 9; moving, 50."),
+    ] = None,
+    timesteps: Annotated[
+        str | None, typer.Option("--timesteps", help="Timesteps to show, with commas: of a discrete model.")
+    ] = None,
+    sigmas: Sigmas = None,
+    data: RealData = None,
+    animate: Animate = False,
+) -> None:
+    """Real images under more and more noise: draws of q(x_t | x₀), in the model's own scale.
+
+    Examples:
+
+    `samplerbench figure forward forward.png`
+
+    `samplerbench figure forward forward.gif --n 8 --timesteps 0,100,200,400,600,999`
+    """
+    from samplerbench.figures.forward import frames, noising, pick_levels, still
+
+    moves = canvas.moves(animate)
+    chosen = _chosen_sigmas(sigmas, columns)
+    if timesteps is not None and (sigmas is not None or columns is not None):
+        raise UserError("--timesteps, --sigmas and --columns all say which levels to show; give one of them.")
+    marks = None if timesteps is None else [int(t) for t in _numbers(timesteps, "--timesteps", whole=True)]
+    scene = canvas.scene(data=data)
+    levels = pick_levels(scene, columns or (50 if moves else 9), marks, chosen)
+    seen, labels = noising(scene, levels)
+    if moves:
+        canvas.animation(frames(scene, levels, seen, labels), 0.1)
+    else:
+        canvas.still(still(scene, levels, seen, labels))
+
+
+def _chosen_sigmas(sigmas: str | None, columns: int | None) -> list[float] | None:
+    if sigmas is None:
+        return None
+    if columns is not None:
+        raise UserError("--sigmas and --columns both say which levels to show; give one of them.")
+    return _numbers(sigmas, "--sigmas")
+
+
+def _numbers(text: str, flag: str, whole: bool = False) -> list[float]:
+    """`0,1.5,20` as different numbers. Raises UserError for anything else and for less than 0."""
+    found: list[float] = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        try:
+            number = int(part) if whole else float(part)
+        except ValueError:
+            kind = "whole number" if whole else "number"
+            raise UserError(f'{flag} {text}: "{part}" is no {kind}; write {flag} 0,1,20.') from None
+        if not 0 <= number < float("inf"):
+            raise UserError(f"{flag} {part}: give numbers from 0 up.")
+        if number not in found:
+            found.append(number)
+    if not found:
+        raise UserError(f"{flag} is empty; write {flag} 0,1,20.")
+    return found

@@ -1,0 +1,86 @@
+"""The forward process: real images under more and more noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samplerbench.errors import UserError
+from samplerbench.figures.panel import Drawing, Panel
+from samplerbench.figures.scene import Scene, name_sigma, spread
+
+
+@dataclass(frozen=True)
+class Level:
+    """A noise level, and its timestep where the model counts in timesteps."""
+
+    sigma: float
+    timestep: int | None
+
+    @property
+    def head(self) -> str:
+        """What stands above its column."""
+        if self.sigma == 0:
+            return "x₀"
+        return name_sigma(self.sigma) + (f"\nt = {self.timestep}" if self.timestep is not None else "")
+
+
+def pick_levels(
+    scene: Scene, columns: int, timesteps: list[int] | None = None, sigmas: list[float] | None = None
+) -> list[Level]:
+    """The image itself, then `columns` - 1 of the model's levels, evenly in its own time; or those asked for.
+
+    Variance-preserving checkpoints are discrete: timestep t is the level at index t. A continuous model has none.
+
+    Raises:
+        UserError: timesteps that the model does not have.
+    """
+    levels = scene.model.levels.tolist()
+    discrete = scene.model.variance_preserving
+    if sigmas is not None:
+        return [Level(s, None) for s in sorted(sigmas)]
+    if timesteps is not None:
+        if not discrete:
+            raise UserError("--timesteps: the model's noise levels are continuous; choose with --sigmas.")
+        if max(timesteps) >= len(levels):
+            raise UserError(f"--timesteps {max(timesteps)}: the model has the timesteps 0 to {len(levels) - 1}.")
+        return [Level(0.0, None), *(Level(levels[t], t) for t in sorted(timesteps))]
+    # Of `columns` marks along 0 … T-1 the first is the clean image's, which is no timestep.
+    marks = spread(len(levels), columns)[1:]
+    return [Level(0.0, None), *(Level(levels[t], t if discrete else None) for t in marks)]
+
+
+def noised(x0: Tensor, z: Tensor, sigma: float) -> Tensor:
+    """A draw of q(x_t | x₀) in variance-exploding coordinates, x₀ + σ z, (B, C, H, W).
+
+    In a variance-preserving model's own scale, x/√(1+σ²), it is √ᾱ x₀ + √(1-ᾱ) z (Ho et al. 2020, eq. 4).
+    """
+    return x0 + sigma * z
+
+
+def noising(scene: Scene, levels: list[Level]) -> tuple[Tensor, Tensor | None]:
+    """The real images at every level, (K, n, C, H, W) uint8, and their labels. An image keeps its z throughout."""
+    x0, labels = scene.real(scene.n)
+    z = scene.z()
+    return torch.stack([scene.pixels(noised(x0, z, level.sigma), level.sigma) for level in levels]), labels
+
+
+def still(scene: Scene, levels: list[Level], seen: Tensor, labels: Tensor | None) -> Drawing:
+    """Rows images, columns levels."""
+    panel = Panel(seen.transpose(0, 1), scene.name_rows(labels, "image"), [level.head for level in levels])
+    return Drawing("The forward process q(xₜ | x₀)", [panel], scene.describe(noisy=True))
+
+
+def frames(scene: Scene, levels: list[Level], seen: Tensor, labels: Tensor | None) -> list[Drawing]:
+    """A frame per level, the images in a row."""
+    names = scene.name_rows(labels, "image")
+    return [
+        Drawing(
+            f"q(xₜ | x₀)    {level.head}".replace("\n", ", "),
+            [Panel(images[None], [""], names)],
+            scene.describe(noisy=True),
+        )
+        for level, images in zip(levels, seen, strict=True)
+    ]
