@@ -1,3 +1,30 @@
-"""samplerbench: diffusion samplers as plugins, and steps-vs-FID tables one can believe."""
+"""samplerbench: diffusion samplers as plugins, and steps-vs-FID tables one can believe.
+
+import samplerbench
+
+images = samplerbench.sample("ddim", steps=20, n=16)
+samplerbench.evaluate(["ddim", "unipc"], nfe=[10, 20], n=500).table()
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from samplerbench.api import Results, evaluate, load_model, sample
 
 __version__ = "0.1.0"
+__all__ = ["Results", "__version__", "evaluate", "load_model", "sample"]
+
+
+def __getattr__(name: str) -> Any:
+    """The Python API, imported when it is asked for: `import samplerbench` alone imports no torch."""
+    if name in ("Results", "evaluate", "load_model", "sample"):
+        from samplerbench import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

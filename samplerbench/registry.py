@@ -1,7 +1,8 @@
 """The registry: entry points → names → objects, and spec strings → instances.
 
 Names are listed without importing anything. A plugin is imported when it is asked for; one that cannot be imported is
-an error where it is used, a row in `samplerbench list`, and nothing to anybody else.
+an error where it is used, a row in `samplerbench list`, and nothing to anybody else. In the place of a name may stand a
+file and a class in it: `./my_sampler.py:MySampler:eta=0.5`.
 """
 
 from __future__ import annotations
@@ -12,20 +13,25 @@ import importlib.machinery
 import importlib.util
 import inspect
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
 from typing import Any
 
+from samplerbench import plugin_file
 from samplerbench.errors import UserError
-from samplerbench.options import Configurable, build, did_you_mean, list_parameters
+from samplerbench.options import Configurable, build, did_you_mean, list_parameters, parameters_of
 
 OWN = "samplerbench"
 """The distribution whose plugins are built in. They have no other privilege than that `list` trusts them to import."""
+
+NO_PLUGINS = "SAMPLERBENCH_NO_PLUGINS"
+"""The environment variable under which there are none but the built-in plugins."""
 
 BASES = {
     "sampler": "samplerbench.sampling:Sampler",
@@ -58,7 +64,7 @@ class Entry:
     @property
     def origin(self) -> str:
         """`samplerbench 0.1.0`."""
-        return f"{self.distribution} {self.version}"
+        return f"{self.distribution} {self.version}".rstrip()
 
 
 def group_of(kind: str) -> str:
@@ -67,22 +73,64 @@ def group_of(kind: str) -> str:
 
 
 def entries(kind: str) -> list[Entry]:
-    """Everything registered under a kind, by name; a name that two distributions use stands there twice."""
-    found = {_entry(kind, point) for point in entry_points(group=group_of(kind))}
-    return sorted(found, key=lambda e: (e.name, e.distribution, e.value))
+    """Everything registered under a kind, by name; a name that two distributions use stands there twice.
+
+    Where SAMPLERBENCH_NO_PLUGINS is set, what is built in and nothing else.
+    """
+    found = {_entry(kind, point) for point in _points(group_of(kind))}
+    return sorted(
+        (e for e in found if e.distribution == OWN or not no_plugins()), key=lambda e: (e.name, e.distribution, e.value)
+    )
+
+
+def no_plugins() -> bool:
+    """Whether plugins of other distributions are left out."""
+    return os.environ.get(NO_PLUGINS, "").lower() not in ("", "0", "false", "no", "off")
+
+
+def _points(group: str) -> list[EntryPoint]:
+    try:
+        return list(entry_points(group=group))
+    except Exception:  # one distribution whose entry_points.txt cannot be read hides those of all others
+        return [point for dist in distributions() for point in _points_of(dist) if point.group == group]
+
+
+def _points_of(dist: Any) -> list[EntryPoint]:
+    try:
+        return list(dist.entry_points)
+    except Exception:
+        return []
+
+
+def unreadable() -> list[str]:
+    """The folders of distributions whose entry points cannot be read."""
+    found = []
+    for dist in distributions():
+        try:
+            list(dist.entry_points)
+        except Exception as error:
+            found.append(f"{getattr(dist, '_path', 'unknown')}: {type(error).__name__}: {error}")
+    return found
 
 
 def _entry(kind: str, point: EntryPoint) -> Entry:
-    dist = point.dist
-    return Entry(kind, point.name, point.value, dist.name if dist else "unknown", dist.version if dist else "")
+    try:
+        origin = (point.dist.name, point.dist.version) if point.dist else (None, None)
+    except Exception:  # newer Pythons raise where METADATA is missing, older ones give None
+        origin = (None, None)
+    return Entry(kind, point.name, point.value, origin[0] or "unknown", origin[1] or "")
 
 
 def find(kind: str, name: str) -> Entry:
-    """The one entry of that name.
+    """The one entry of that name, or of the class that `PATH.py:CLASS` names.
 
     Raises:
-        UserError: no such name (with the closest), or two distributions that both register it.
+        UserError: no such name (with the closest), two distributions that both register it, or no such file.
     """
+    if file := plugin_file.split(name):
+        version = plugin_file.source_hash(plugin_file.content(file[0]))
+        path = Path(file[0]).expanduser().resolve()
+        return Entry(kind, name, f"{path}:{file[1]}", f"file {path.name}", version)
     named = [e for e in entries(kind) if e.name == name]
     if not named:
         known = sorted({e.name for e in entries(kind)})
@@ -105,27 +153,42 @@ def load(entry: Entry) -> type[Configurable]:
     Raises:
         UserError: it cannot be imported, is not there, or is not a subclass of its kind's base.
     """
+    target: Any
+    if file := plugin_file.split(entry.name):
+        _, target = plugin_file.class_in(*file, {entry.kind: _base(entry.kind)})
+        # Written in two ways, ./mine.py and mine.py, it keeps the first: the name of an instance must not change.
+        if plugin_file.split(str(vars(target).get("name"))) is None:
+            setattr(target, "name", entry.name)  # noqa: B010
+        return _concrete(entry, target)
     module, _, attribute = entry.value.partition(":")
     try:
-        target: Any = import_module(module)
+        target = import_module(module)
         for part in attribute.split("."):
             target = getattr(target, part)
     except (Exception, SystemExit) as error:  # whatever a plugin raises while it is imported is the plugin's error
         raise UserError(
             f"the {entry.kind} {entry.name} of {entry.origin} cannot be imported: {type(error).__name__}: {error}"
         ) from error
-    base_module, _, base_name = BASES[entry.kind].partition(":")
-    base = getattr(import_module(base_module), base_name)
-    if not (isinstance(target, type) and issubclass(target, base)):
+    if not (isinstance(target, type) and issubclass(target, _base(entry.kind))):
         raise UserError(
-            f"the {entry.kind} {entry.name} of {entry.origin} is no {base_module}.{base_name}: "
+            f"the {entry.kind} {entry.name} of {entry.origin} is no {BASES[entry.kind].replace(':', '.')}: "
             f"{entry.value} must be a subclass of it."
         )
+    if "name" not in vars(target):
+        setattr(target, "name", entry.name)  # noqa: B010 - a class attribute that only the base declares
+    return _concrete(entry, target)
+
+
+def _base(kind: str) -> type[Configurable]:
+    module, _, name = BASES[kind].partition(":")
+    found: type[Configurable] = getattr(import_module(module), name)
+    return found
+
+
+def _concrete(entry: Entry, target: type[Configurable]) -> type[Configurable]:
     if inspect.isabstract(target):
         missing = ", ".join(sorted(getattr(target, "__abstractmethods__", ())))
         raise UserError(f"the {entry.kind} {entry.name} of {entry.origin} does not define {missing}.")
-    if "name" not in vars(target):
-        setattr(target, "name", entry.name)  # noqa: B010 - a class attribute that only the base declares
     return target
 
 
@@ -134,21 +197,25 @@ def get(kind: str, name: str) -> type[Configurable]:
     return load(find(kind, name))
 
 
-def parse(kind: str, spec: str) -> Any:
+def parse(kind: str, spec: str | Configurable) -> Any:
     """The instance a spec describes: `ddim:eta=0.5`, `cfg:scale=2`, `exact:gaussian`.
 
     A spec is a name, then after a colon `parameter=value` with commas between them. A parameter declared positional
-    may come without its name, after the colon or after a slash.
+    may come without its name, after the colon or after a slash. `PATH.py:CLASS` may stand for the name. What is an
+    instance of the kind already is given back as it is.
 
     Raises:
         UserError: an unknown name or parameter, a value that does not fit, or a plugin that cannot be imported.
     """
-    head, _, tail = spec.partition(":")
-    name, slash, first = head.partition("/")
-    if not name.strip():
+    if isinstance(spec, Configurable):
+        if not isinstance(spec, _base(kind)):
+            raise UserError(f"{spec.spec} is a {spec.kind}; a {kind} is needed here.")
+        return spec
+    name, first, tail = split(spec)
+    if not name:
         raise UserError(f'the {kind} spec "{spec}" has no name; write name or name:parameter=value.')
-    cls = get(kind, name.strip())
-    positional, arguments = [first] if slash else [], {}
+    cls = get(kind, name)
+    positional, arguments = [] if first is None else [first], {}
     for part in filter(None, (p.strip() for p in tail.split(","))):
         key, equals, value = part.partition("=")
         if not equals:
@@ -160,6 +227,22 @@ def parse(kind: str, spec: str) -> Any:
     return build(cls, arguments, positional)
 
 
+def split(spec: str) -> tuple[str, str | None, str]:
+    """(name, what is after a slash, what is after the colon) of a spec; `PATH.py:CLASS` is a name."""
+    file = plugin_file.split(spec)
+    head, _, tail = (file[1] if file else spec).partition(":")
+    name, slash, first = head.partition("/")
+    name = f"{file[0]}:{name.strip()}" if file else name.strip()
+    return name, first if slash else None, tail
+
+
+def extend(spec: str, parameters: str) -> str:
+    """A spec with more parameters: `ddim` and `eta=0.5` are `ddim:eta=0.5`."""
+    if not parameters:
+        return spec
+    return f"{spec},{parameters}" if split(spec)[2] else f"{spec.rstrip(': ')}:{parameters}"
+
+
 def kind_of(spec: str, kinds: Iterable[str] = ("sampler", "guidance", "spacing")) -> str:
     """The kind under which a spec's name is registered, the first of `kinds` that has it.
 
@@ -167,7 +250,9 @@ def kind_of(spec: str, kinds: Iterable[str] = ("sampler", "guidance", "spacing")
         UserError: none has it.
     """
     kinds = list(kinds)
-    name = spec.partition(":")[0].partition("/")[0].strip()
+    name = split(spec)[0]
+    if file := plugin_file.split(name):
+        return plugin_file.class_in(*file, {kind: _base(kind) for kind in kinds})[0]
     known = {kind: {e.name for e in entries(kind)} for kind in kinds}
     for kind in kinds:
         if name in known[kind]:
@@ -178,9 +263,10 @@ def kind_of(spec: str, kinds: Iterable[str] = ("sampler", "guidance", "spacing")
 
 def default(kind: str) -> str:
     """The name used where the user gives none: what the group `samplerbench.defaults` points to."""
-    for point in entry_points(group="samplerbench.defaults"):
-        if point.name == kind:
-            return next(e.name for e in entries(kind) if e.value == point.value)
+    known = {e.value: e.name for e in entries(kind)}
+    for point in _points("samplerbench.defaults"):
+        if point.name == kind and point.value in known:
+            return known[point.value]
     raise UserError(f"no default {kind} is installed; name one.")
 
 
@@ -223,8 +309,21 @@ def summary(entry: Entry) -> str:
     return ""
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with an entry. error: why it cannot be used; remark: what it lacks though it can. "" is nothing."""
+
+    error: str = ""
+    remark: str = ""
+
+
 def failures(found: Iterable[Entry]) -> dict[Entry, str]:
-    """Which entries cannot be used, and why.
+    """Which entries cannot be used, and why."""
+    return {entry: finding.error for entry, finding in findings(found).items() if finding.error}
+
+
+def findings(found: Iterable[Entry]) -> dict[Entry, Finding]:
+    """What is wrong with those entries that something is wrong with.
 
     Collisions are seen at once. Entries of other distributions are imported in a child process, so that what they
     import (torch, say) costs this one nothing and what they break is not this one.
@@ -233,23 +332,42 @@ def failures(found: Iterable[Entry]) -> dict[Entry, str]:
     by_name: dict[tuple[str, str], list[Entry]] = {}
     for entry in found:
         by_name.setdefault((entry.kind, entry.name), []).append(entry)
-    broken = {e: collision(same) for same in by_name.values() if len(same) > 1 for e in same}
+    broken = {e: Finding(collision(same)) for same in by_name.values() if len(same) > 1 for e in same}
     foreign = [e for e in found if e not in broken and e.distribution != OWN]
     broken |= {
-        e: f"{e.value} is not in the installation" for e in found if e.distribution == OWN and not source_file(e)
+        e: Finding(f"{e.value} is not in the installation")
+        for e in found
+        if e.distribution == OWN and not source_file(e)
     }
     return broken | _probe(foreign)
 
 
-def _probe(foreign: list[Entry]) -> dict[Entry, str]:
+def examine(entry: Entry) -> Finding:
+    """What is wrong with an entry, found by importing it here: as a class, in its parameters, in their defaults."""
+    try:
+        cls = load(entry)
+        parameters_of(cls)
+        cls()
+    except SystemExit as error:
+        return Finding(f"SystemExit: {error}")
+    except UserError as error:
+        return Finding(str(error))
+    except Exception as error:  # whatever a plugin raises is the plugin's error
+        return Finding(f"it cannot be made with its defaults: {type(error).__name__}: {error}")
+    text = (vars(cls).get("__doc__") or "").strip()
+    # A dataclass without a docstring is given its signature as one.
+    return Finding(remark="" if text and not text.startswith(f"{cls.__name__}(") else "it has no docstring")
+
+
+def _probe(foreign: list[Entry]) -> dict[Entry, Finding]:
     if not foreign:
         return {}
     question = json.dumps([[e.kind, e.name, e.value, e.distribution, e.version] for e in foreign])
     code = (
         "import json, sys; from samplerbench import registry as r\n"
         "for i, e in enumerate(json.loads(sys.argv[1])):\n"
-        "    try: r.load(r.Entry(*e)); answer = ''\n"
-        "    except BaseException as error: answer = str(error) or type(error).__name__\n"
+        "    try: found = r.examine(r.Entry(*e)); answer = [found.error, found.remark]\n"
+        "    except BaseException as error: answer = [str(error) or type(error).__name__, '']\n"
         "    print('\\0' + json.dumps([i, answer]), flush=True)\n"
     )
     # The child sees the modules that this process would: the same search path, in the same order.
@@ -264,9 +382,10 @@ def _probe(foreign: list[Entry]) -> dict[Entry, str]:
         if mark:
             i, why = json.loads(answer)
             answers[i] = why
-    told = {e: " ".join(answers[i].split()) for i, e in enumerate(foreign) if answers.get(i)}
+    told = {e: Finding(*(" ".join(t.split()) for t in answers[i])) for i, e in enumerate(foreign) if i in answers}
+    told = {e: finding for e, finding in told.items() if finding != Finding()}
     if unasked := [e for i, e in enumerate(foreign) if i not in answers]:
         last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
-        told[unasked[0]] = f"its import ended the process: {last}"
+        told[unasked[0]] = Finding(f"its import ended the process: {last}")
         told |= _probe(unasked[1:])  # what the first of them broke is not the fault of the rest
     return told

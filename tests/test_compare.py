@@ -12,7 +12,7 @@ from rich.console import Console
 from samplerbench.bench.compare import Difference, noise_floor, paired_difference, unpaired_difference
 from samplerbench.metrics.frechet import frechet_distance
 from samplerbench.metrics.moments import Moments
-from samplerbench.report.table import row_names, steps_table
+from samplerbench.report.table import column_of, row_names, steps_table
 
 
 def test_the_interval_of_a_paired_difference_is_students() -> None:
@@ -98,3 +98,16 @@ def test_rows_of_one_sampler_are_told_apart_by_spacing_and_seed() -> None:
     with console.capture() as capture:
         console.print(steps_table(rows, "fid"))
     assert sum("│" in line for line in capture.get().splitlines()) == 4
+
+
+def test_in_a_table_of_budgets_what_was_run_by_steps_stands_at_what_it_cost() -> None:
+    rows = [record("a", [1.0, 2.0]), record("b", [3.0, 4.0])]
+    rows[0] |= {"budget": 20, "nfe": 19}
+    rows[1] |= {"nfe": 20}  # 10 steps under guidance
+    assert column_of(rows[1]) == 10
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(steps_table(rows, "fid"))
+    heading = next(line for line in capture.get().splitlines() if "NFE" in line)
+    assert "20" in heading
+    assert "10" not in heading

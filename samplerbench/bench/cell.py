@@ -6,6 +6,7 @@ import functools
 import hashlib
 import inspect
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from samplerbench import registry
+from samplerbench import plugin_file, registry
 from samplerbench.options import Configurable
 from samplerbench.sampling import Guidance, Sampler, Spacing
 
@@ -87,20 +88,38 @@ def protocol_of(cell: Cell, shared: dict[str, Any]) -> dict[str, Any]:
 def describe_plugin(plugin: Configurable) -> dict[str, Any]:
     """Name, parameters, distribution and the hash of the source file: an edited plugin is another plugin."""
     return {
-        "name": plugin.label(),
+        "name": _name(plugin),
         "parameters": plugin.parameters,
         "distribution": _origin(plugin.kind, plugin.label()),
         "source": _source_hash(type(plugin)),
     }
 
 
+def metric_sources(metrics: Iterable[Configurable]) -> dict[str, dict[str, str]]:
+    """The protocol's field for the source hashes, by spec, of metrics that are not built in; {} where all are."""
+    own = f"{registry.OWN} "
+    found = {m.spec: _source_hash(type(m)) for m in metrics if not _origin(m.kind, m.label()).startswith(own)}
+    return {"metric sources": found} if found else {}
+
+
+def _name(plugin: Configurable) -> str:
+    """The registered name; of a plugin in a file, FILE:CLASS: where the file lies is no part of the experiment."""
+    file = plugin_file.split(plugin.label())
+    return plugin.label() if file is None else f"{Path(file[0]).name}:{file[1]}"
+
+
 def _origin(kind: str, name: str) -> str:
+    if file := plugin_file.split(name):
+        return f"file {Path(file[0]).name}"
     named = [e for e in registry.entries(kind) if e.name == name]
     return named[0].origin if named else "not installed"
 
 
 def _source_hash(cls: type) -> str:
-    return _file_hash(inspect.getsourcefile(cls))
+    try:
+        return plugin_file.hash_of(cls) or _file_hash(inspect.getsourcefile(cls))
+    except (TypeError, OSError):  # made in a notebook or at a prompt: there is no file
+        return ""
 
 
 @functools.cache

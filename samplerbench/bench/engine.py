@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplerbench.bench.cell import Cell, digest, protocol_of, versions
+from samplerbench.bench.cell import Cell, digest, metric_sources, protocol_of, versions
 from samplerbench.bench.generate import Batched, explain_memory, generate, prepare, wait
 from samplerbench.bench.partial import Progress, load_partial, save_partial
 from samplerbench.bench.plan import Unmet, most_steps, plan
@@ -75,6 +75,7 @@ class Session:
             "seed": self.seed,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "metrics": [m.spec for m in self.metrics],
+            **metric_sources(self.metrics),
             "features": self.extractor.identity,
             "reference": self.reference.data,
         }

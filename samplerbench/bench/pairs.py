@@ -10,6 +10,7 @@ from typing import Any
 
 from samplerbench.bench.compare import difference
 from samplerbench.errors import UserError
+from samplerbench.report.groups import metric_identities
 
 Record = dict[str, Any]
 
@@ -18,7 +19,9 @@ FIELDS = (*IDENTITY, "nfe", "budget", "n", "blocks", "model", "labels")
 # What a choice brings with it: a sampler its default spacing, a budget the steps that fit.
 BRINGS = {"sampler": {"spacing"}, "nfe": {"steps"}, "budget": {"steps"}}
 # What may differ between two cells that are compared; all the rest of their protocols may not.
-COMPARED = frozenset({"sampler", "guidance", "spacing", "sigmas", "classifier", "seed", "versions", "metrics"})
+COMPARED = frozenset(
+    {"sampler", "guidance", "spacing", "sigmas", "classifier", "seed", "versions", "metrics", "metric sources"}
+)
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def _keyed(records: Sequence[Record], keys: Sequence[str], flag: str) -> dict[tu
 def _compare(a: Record, b: Record, metrics: Sequence[str]) -> list[Row]:
     fields = _differing(a, b, COMPARED)
     common = [m for m in a["metrics"] if m in b["metrics"] and (not metrics or m in metrics)]
-    specs = [{s.partition(":")[0]: s for s in r["protocol_fields"].get("metrics", [])} for r in (a, b)]
+    specs = [metric_identities(r) for r in (a, b)]
     fields += [f"metric {m}" for m in common if specs[0].get(m) != specs[1].get(m)]
     if fields:
         raise UserError(

@@ -92,8 +92,8 @@ class Prepared:
         return found
 
 
-def prepare(request: Request, device: str) -> Prepared:
-    """Parse, load and check. Raises UserError."""
+def prepare(request: Request, device: str, model: Model | None = None) -> Prepared:
+    """Parse, load and check; `model` is one that is loaded already. Raises UserError."""
     metrics = [registry.parse("metric", spec) for spec in request.metrics]
     parsed = [
         (
@@ -107,7 +107,8 @@ def prepare(request: Request, device: str) -> Prepared:
         for spacing in grid.spacings:
             for sampler in samplers:
                 setup.pick_spacing(sampler, spacing)
-    model = setup.load_model(request.model, setup.pick_device(device), request.dtype, request.load)
+    if model is None:
+        model = setup.load_model(request.model, setup.pick_device(device), request.dtype, request.load)
     cells: dict[str, Cell] = {}
     unmet: list[Unmet] = []
     guidances: list[Guidance | None] = []

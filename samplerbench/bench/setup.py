@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from samplerbench import registry
+from samplerbench import plugin_file, registry
 from samplerbench.data import ImageSet, load_data
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import UserError
@@ -55,9 +55,10 @@ def load_model(source: str, device: torch.device, dtype: str, options: LoadOptio
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: known are {', '.join(DTYPES)}.")
     quiet_libraries()
-    name = source.partition(":")[0].partition("/")[0]
+    name = registry.split(source)[0]
     is_folder = Path(source).expanduser().is_dir()
-    if not is_folder and any(e.name == name for e in registry.entries("model")):
+    registered = plugin_file.split(name) is not None or any(e.name == name for e in registry.entries("model"))
+    if not is_folder and registered:
         for given, flag in ((options.revision, "--revision"), (options.variant, "--variant")):
             if given is not None:
                 raise UserError(f"{flag} {given} is of checkpoints; the model {source} is built in: leave it out.")

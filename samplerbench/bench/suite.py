@@ -138,7 +138,7 @@ def _grid(file: Path, text: str, number: int, grid: SuiteGrid) -> Grid:
     for spec in grid.samplers:
         for values in itertools.product(*grid.parameters.values()):
             extra = ",".join(f"{k}={show_value(v)}" for k, v in zip(grid.parameters, values, strict=True))
-            full = spec + ("" if not extra else ("," if ":" in spec else ":") + extra)
+            full = registry.extend(spec, extra)
             try:
                 registry.parse("sampler", full)
             except UserError as error:

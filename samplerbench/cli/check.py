@@ -11,7 +11,8 @@ import typer
 
 def check(
     spec: Annotated[
-        list[str], typer.Argument(help="Samplers, guidances or spacings: `ddim:eta=0.5`. Several are allowed.")
+        list[str],
+        typer.Argument(help="Samplers, guidances or spacings: `ddim:eta=0.5`, `./mine.py:Mine`. Several are allowed."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list and nothing else.")] = False,
 ) -> None:
@@ -24,6 +25,8 @@ def check(
     `samplerbench check ddim`
 
     `samplerbench check dpm++:order=3 cfg:scale=3 karras --json`
+
+    `samplerbench check ./my_sampler.py:MySampler:eta=0.5`
     """
     import torch
     from rich.console import Console
@@ -43,7 +46,7 @@ def check(
     told, failed = [], 0
     for plugin in plugins:
         table = Table(
-            title=f"{plugin.kind} {plugin.spec}", title_justify="left", title_style="bold", header_style="bold"
+            title=escape(f"{plugin.kind} {plugin.spec}"), title_justify="left", title_style="bold", header_style="bold"
         )
         table.add_column("check", no_wrap=True)
         table.add_column("")
@@ -54,7 +57,7 @@ def check(
             status.start()
         for one in checks_for(plugin):
             if status:
-                status.update(f"{plugin.spec}: {one.name} …")
+                status.update(escape(f"{plugin.spec}: {one.name} …"))
             result = run_check(one)
             failed += result.passed is False
             told.append(

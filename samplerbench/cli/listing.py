@@ -49,7 +49,9 @@ def list_plugins(
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A sampler, guidance, spacing, metric or model; or a checkpoint folder.")],
+    name: Annotated[
+        str, typer.Argument(help="A sampler, guidance, spacing, metric or model, or PATH.py:CLASS; or a folder.")
+    ],
     revision: common.Revision = None,
     variant: common.Variant = None,
     offline: common.Offline = False,
@@ -57,11 +59,15 @@ def show(
     """Show a plugin's description, formula, source and parameters, or a checkpoint's settings."""
     from rich.console import Console
 
-    from samplerbench import registry
+    from samplerbench import plugin_file, registry
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
+    if plugin_file.split(name):
+        kinds = ("sampler", "guidance", "spacing", "metric", "model")
+        _show_plugin(console, registry.find(registry.kind_of(name, kinds), registry.split(name)[0]))
+        return
     named = [e for kind in registry.BASES for e in registry.entries(kind) if e.name == name.partition(":")[0]]
     if not named:
         if Path(name).expanduser().is_dir() or name.count("/") == 1:
@@ -82,13 +88,14 @@ def show(
 def _show_plugin(console: Any, entry: Any) -> None:
     import inspect
 
+    from rich.markup import escape
     from rich.table import Table
 
     from samplerbench import registry
     from samplerbench.options import parameters_of, show_value
 
     cls = registry.load(entry)
-    console.print(f"[bold cyan]{entry.name}[/bold cyan]  {entry.kind}, from {entry.origin}")
+    console.print(f"[bold cyan]{escape(entry.name)}[/bold cyan]  {entry.kind}, from {escape(entry.origin)}")
     console.print()
     console.print(inspect.getdoc(cls) or "(no description)", markup=False, highlight=False)
     console.print()
@@ -100,7 +107,8 @@ def _show_plugin(console: Any, entry: Any) -> None:
         for column in ("parameter", "type", "bounds", "default", "meaning"):
             table.add_column(column, overflow="fold")
         for p in known.values():
-            table.add_row(p.name, p.type_name, p.range or "-", show_value(p.default) or '""', p.help)
+            cells = (p.name, p.type_name, p.range or "-", show_value(p.default) or '""', p.help)
+            table.add_row(*map(escape, cells))
         console.print(table)
     if entry.kind == "sampler":
         spacing = getattr(cls, "spacing", None) or registry.default("spacing")

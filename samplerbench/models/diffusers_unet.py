@@ -135,7 +135,7 @@ def card_fields(checkpoint: Checkpoint, network: torch.nn.Module) -> dict[str, A
     """What a model knows of its training, from this project's card where it has one."""
     card, data = checkpoint.card, checkpoint.card.get("data", {})
     return {
-        "data": data.get("name"),
+        "data": data.get("source") or data.get("name"),
         "features": card.get("feature_space"),
         "class_counts": data.get("class_counts"),
         "notes": {

@@ -45,13 +45,18 @@ def format_value(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def column_of(record: Record) -> int | None:
-    """The column a record stands in: its budget of evaluations, else its steps, else None ("own")."""
-    return record["budget"] if record.get("budget") is not None else record["steps"]
+def column_of(record: Record, by_cost: bool = False) -> int | None:
+    """The column a record stands in: its budget of evaluations, else its steps, else None ("own").
+
+    by_cost: in a table of budgets, where what was run by its steps stands at the evaluations it took.
+    """
+    if record.get("budget") is not None:
+        return record["budget"]
+    return round(record["nfe"]) if by_cost and "nfe" in record and record["steps"] is not None else record["steps"]
 
 
-def _columns(records: Sequence[Record]) -> list[int | None]:
-    found = {column_of(r) for r in records}
+def _columns(records: Sequence[Record], by_cost: bool) -> list[int | None]:
+    found = {column_of(r, by_cost) for r in records}
     return [*sorted(c for c in found if c is not None), *([None] if None in found else [])]
 
 
@@ -63,11 +68,12 @@ def steps_table(records: Sequence[Record], metric: str, floor: tuple[float, floa
     table = Table(header_style="bold")
     budgets = any(r.get("budget") is not None for r in records)
     table.add_column("sampler \\ NFE" if budgets else "sampler \\ steps", no_wrap=True)
-    columns, names = _columns(records), row_names(records)
+    columns, names = _columns(records, budgets), row_names(records)
     for column in columns:
         table.add_column("own" if column is None else str(column), justify="right")
-    best = {column: _best(records, metric, column, lower=arrow == "↓") for column in columns}
-    places = {(name, column_of(r)): r for name, r in reversed(list(zip(names, records, strict=True)))}
+    by_column = [(column_of(r, budgets), r) for r in records]
+    best = {column: _best([r for c, r in by_column if c == column], metric, arrow == "↓") for column in columns}
+    places = {(name, column_of(r, budgets)): r for name, r in reversed(list(zip(names, records, strict=True)))}
     for name in dict.fromkeys(names):
         cells = []
         for column in columns:
@@ -90,9 +96,9 @@ def _value(record: Record, metric: str) -> dict[str, Any] | None:
     return record["metrics"].get(metric)
 
 
-def _best(records: Sequence[Record], metric: str, column: int | None, lower: bool) -> dict[str, Any] | None:
+def _best(column: Sequence[Record], metric: str, lower: bool) -> dict[str, Any] | None:
     """The best entry of a column; None where it has only one row."""
-    found = [r["metrics"][metric] for r in records if column_of(r) == column and metric in r["metrics"]]
+    found = [r["metrics"][metric] for r in column if metric in r["metrics"]]
     if len(found) < 2:
         return None
     return (min if lower else max)(found, key=lambda entry: entry["value"])

@@ -1,0 +1,113 @@
+"""`samplerbench new`: a complete small distribution with one plugin, to edit."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from samplerbench.errors import UserError
+
+Kind = Literal["sampler", "guidance", "spacing", "metric", "model"]
+
+FILES = {
+    "pyproject.toml": "common/pyproject.toml",
+    "README.md": "common/README.md",
+    "LICENSE": "common/LICENSE",
+    ".gitignore": "common/gitignore",
+    ".github/workflows/test.yml": "common/test.yml",
+    "$module.py": "$kind/plugin.py",
+    "tests/test_$identifier.py": "$kind/test.py",
+}
+"""The files of the new distribution, and the templates they are made of, both filled in."""
+
+USAGE = {
+    "sampler": "samplerbench check $name\nsamplerbench run --sampler $name --sampler ddim --nfe 10,20",
+    "guidance": "samplerbench check $name\nsamplerbench run -s ddim --guidance $name --guidance cfg --steps 10,20",
+    "spacing": "samplerbench check $name\nsamplerbench run --sampler ddim --spacing $name --steps 10,20",
+    "metric": "samplerbench show $name\nsamplerbench run --sampler ddim --steps 10,20 --metric $name --metric fid",
+    "model": "samplerbench show $name\nsamplerbench run --model $name --sampler ddim --steps 10,20 --n 500",
+}
+
+RESERVED = {"guidance": "none", "spacing": "default"}
+"""What a command or a suite writes where it names no guidance, or no spacing."""
+
+
+def new(
+    kind: Annotated[Kind, typer.Argument(help="What it is.")],
+    name: Annotated[str, typer.Argument(help="What it will be called: small letters, digits and hyphens.")],
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="The folder to make. Default: samplerbench-NAME.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a small distribution with one plugin: an example that works, to edit, with its tests.
+
+    Examples:
+
+    `samplerbench new sampler my-solver`
+
+    `samplerbench new guidance my-guidance --dir ~/src/my-guidance`
+    """
+    from samplerbench import registry
+
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+        raise UserError(
+            f'the name "{name}" will not do: small letters, digits and single hyphens, a letter first, like my-{kind}.'
+        )
+    if name == RESERVED.get(kind):
+        raise UserError(f'"{name}" stands for no {kind} of its own; choose another name.')
+    if same := [e for e in registry.entries(kind) if e.name == name]:
+        raise UserError(f"there is a {kind} {name} already, of {same[0].origin}; choose another name.")
+    if importlib.util.find_spec(_module(name)):
+        raise UserError(f"there is a module {_module(name)} already; choose another name than {name}.")
+    target = (Path(f"samplerbench-{name}") if folder is None else folder).expanduser()
+    if target.exists() or target.is_symlink():
+        raise UserError(f"{target} is there already; remove it, or name another folder with --dir.")
+    files = render(kind, name)
+    try:
+        for path, text in files.items():
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            (target / path).write_text(text, "utf-8")
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}.") from None
+    print(f"{target}/ has the {kind} {name}: edit {list(files)[-2]}. Next:")
+    print(f"  python -m pip install -e '{target}[test]'")
+    print(f"  python -m pytest -q {target}")
+
+
+def render(kind: str, name: str) -> dict[str, str]:
+    """The files of a distribution with the plugin `name`: text by path, the source file last but one."""
+    from importlib.resources import files
+    from string import Template
+
+    from samplerbench import __version__, registry
+
+    words = {
+        "kind": kind,
+        "name": name,
+        "identifier": name.replace("-", "_"),
+        "distribution": f"samplerbench-{name}",
+        "module": _module(name),
+        "group": registry.group_of(kind),
+        "plural": registry.group_of(kind).rpartition(".")[2],
+        "version": __version__,
+    }
+    words["usage"] = Template(USAGE[kind]).substitute(words)
+    folder = files("samplerbench") / "templates"
+    templates = {
+        Template(path).substitute(words): folder.joinpath(Template(source).substitute(words) + ".tmpl").read_text(
+            "utf-8"
+        )
+        for path, source in FILES.items()
+    }
+    words["cls"] = "".join(part.capitalize() for part in name.split("-"))
+    if any(re.search(rf"\b{words['cls']}\b", text) for text in templates.values()):
+        words["cls"] += kind.capitalize()  # "Noise" is something that the file uses
+    return {path: Template(text).substitute(words) for path, text in templates.items()}
+
+
+def _module(name: str) -> str:
+    return f"samplerbench_{name.replace('-', '_')}"

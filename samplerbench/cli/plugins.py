@@ -1,0 +1,89 @@
+"""`samplerbench plugins`: which distributions bring plugins, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from samplerbench.registry import Entry, Finding
+
+
+def plugins(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, one object per plugin.")] = False,
+) -> None:
+    """Show which distributions bring plugins, what they register, and what is wrong with it.
+
+    Neither torch nor a plugin is imported into this process for it. `samplerbench --no-plugins COMMAND` runs a command
+    with the built-in ones only.
+
+    Examples:
+
+    `samplerbench plugins`
+
+    `samplerbench --no-plugins plugins`
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    from samplerbench import registry
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    entries = [e for kind in registry.BASES for e in registry.entries(kind)]
+    wrong = registry.findings(entries)
+    if as_json:
+        print(json.dumps([_record(e, wrong.get(e, registry.Finding())) for e in entries], indent=2, ensure_ascii=False))
+        return
+    origins = sorted({e.origin for e in entries}, key=lambda o: (not o.startswith(f"{registry.OWN} "), o))
+    for origin in origins:
+        own = [e for e in entries if e.origin == origin]
+        console.print(Text(origin + (" (built in)" if own[0].distribution == registry.OWN else ""), style="bold"))
+        console.print(_table(own, wrong))
+        console.print()
+    broken = sum(bool(f.error) for f in wrong.values())
+    foreign = len(origins) - any(e.distribution == registry.OWN for e in entries)
+    if registry.no_plugins():
+        console.print(f"Other distributions are left out: --no-plugins, or {registry.NO_PLUGINS}.", style="dim")
+    elif not foreign:
+        console.print("No other distribution is installed; `samplerbench new` writes one.", style="dim")
+    if broken:
+        console.print(f"{broken} cannot be used; everything else can.", style="red")
+    for folder in [] if registry.no_plugins() else registry.unreadable():
+        console.print(f"unreadable distribution: {folder}", style="red", markup=False, highlight=False)
+
+
+def _table(entries: list[Entry], wrong: dict[Entry, Finding]) -> Any:
+    """What a distribution registers: kind, names of what is sound, and a row for each that is not."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    table.add_column(no_wrap=True, min_width=10)
+    table.add_column(style="cyan", overflow="fold")
+    table.add_column(overflow="fold")
+    for kind in dict.fromkeys(e.kind for e in entries):
+        sound = [e.name for e in entries if e.kind == kind and e not in wrong]
+        if sound:
+            table.add_row(kind, escape(", ".join(sound)), "")
+        for e in entries:
+            if e.kind == kind and e in wrong:
+                error = wrong[e].error
+                text = f"[red]broken: {escape(error)}[/red]" if error else f"[yellow]{escape(wrong[e].remark)}[/yellow]"
+                table.add_row(kind, escape(e.name), text)
+    return table
+
+
+def _record(entry: Entry, finding: Finding) -> dict[str, str]:
+    return {
+        "kind": entry.kind,
+        "name": entry.name,
+        "distribution": entry.distribution,
+        "version": entry.version,
+        "value": entry.value,
+        "error": finding.error,
+        "remark": finding.remark,
+    }

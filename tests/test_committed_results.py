@@ -1,0 +1,69 @@
+"""The results that are committed: whole, of the published schema, and what is said of them is so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from samplerbench.bench.schema import schema_errors
+from samplerbench.bench.store import Store
+from samplerbench.cli.app import app, main
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+DIGITS = RESULTS / "digits"
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [record for _, record in Store(folder).records() if record is not None]
+
+
+@pytest.mark.parametrize("folder", sorted(f for f in RESULTS.iterdir() if f.is_dir()), ids=lambda f: f.name)
+def test_committed_results_are_whole_and_fit_the_schema(folder: Path) -> None:
+    found = list(Store(folder).records())
+    assert found
+    for file, record in found:
+        assert record is not None, file
+        assert schema_errors(record) == [], file
+        assert file.with_suffix(".png").exists()
+
+
+def test_one_command_makes_every_format_of_the_digits_suite(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["report", str(DIGITS), "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    written = {f.suffix for f in tmp_path.rglob("*") if f.is_file()}
+    assert {".md", ".csv", ".tex", ".json", ".html", ".svg", ".png"} <= written
+    for picture in tmp_path.rglob("*.png"):
+        with Image.open(picture) as image:
+            assert min(image.size) > 200, picture
+
+
+def test_more_steps_of_ddim_are_better_and_the_interval_says_by_how_much() -> None:
+    selections = ["--a", "sampler=ddim,steps=5", "--b", "sampler=ddim,steps=50"]
+    done = CliRunner().invoke(app, ["compare", str(DIGITS), *selections, "--json"])
+    assert done.exit_code == 0, done.output
+    (row,) = [r for r in json.loads(done.output)["rows"] if r["metric"] == "fid"]
+    assert row["verdict"] == "better"
+    assert row["change"] + row["margin"] < 0
+    values = {r["steps"]: r["metrics"]["fid"]["value"] for r in records(DIGITS) if r["sampler"] == "ddim" and not r["guidance"]}
+    assert row["change"] == pytest.approx(values[50] - values[5])
+
+
+def test_two_seeds_of_one_sampler_cannot_be_told_apart(tmp_path: Path) -> None:
+    for seed in ("0", "1"):
+        arguments = ["run", "-s", "ddim", "--steps", "4", "--n", "100", "--blocks", "4", "--seed", seed]
+        with pytest.raises(SystemExit, match="0"):
+            main([*arguments, "--device", "cpu", "--out", str(tmp_path / seed)])
+    done = CliRunner().invoke(app, ["compare", str(tmp_path / "0"), str(tmp_path / "1"), "--json"])
+    assert [r["verdict"] for r in json.loads(done.output)["rows"]] == ["cannot be told apart"]
+
+
+def test_the_best_of_mnist_is_below_a_third_of_ddpm_at_ten_steps() -> None:
+    found = {(r["sampler"], r["budget"]): r["metrics"]["fid"]["value"] for r in records(RESULTS / "mnist")}
+    assert {name for name, _ in found} == {"ddpm", "ddim", "pf-ode:solver=heun", "dpm++", "langevin"}
+    assert {budget for _, budget in found} == {10, 20, 50, 100}
+    assert min(found.values()) < found["ddpm", 10] / 3
