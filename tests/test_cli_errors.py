@@ -104,7 +104,7 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
         ("-s ddim --features-weights absent", "the weights absent of the features digits-cnn are not there."),
         (
             "-s ddim --data digts",
-            'Did you mean "digits"?',
+            'no data set "digts": it is neither a folder, a zip or an npz, nor one of ',
         ),
         ("-s ddim --data absent.safetensors", "absent.safetensors is no reference written by `samplerbench stats`: "),
         ("-s ddim --model digits:rounding=up", "model digits: rounding=up: "),

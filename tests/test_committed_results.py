@@ -16,6 +16,7 @@ from samplerbench.cli.app import app, main
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 DIGITS = RESULTS / "digits"
+SEEDS = ("--a", "seed=0", "--b", "seed=1")
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -46,10 +47,11 @@ def test_more_steps_of_ddim_are_better_and_the_interval_says_by_how_much() -> No
     selections = ["--a", "sampler=ddim,steps=5", "--b", "sampler=ddim,steps=50"]
     done = CliRunner().invoke(app, ["compare", str(DIGITS), *selections, "--json"])
     assert done.exit_code == 0, done.output
-    (row,) = [r for r in json.loads(done.output)["rows"] if r["metric"] == "fid"]
+    (row,) = [r for r in json.loads(done.output) if r["metric"] == "fid"]
     assert row["verdict"] == "better"
     assert row["change"] + row["margin"] < 0
-    values = {r["steps"]: r["metrics"]["fid"]["value"] for r in records(DIGITS) if r["sampler"] == "ddim" and not r["guidance"]}
+    plain = [r for r in records(DIGITS) if r["sampler"] == "ddim" and r["guidance"] is None]
+    values = {r["steps"]: r["metrics"]["fid"]["value"] for r in plain}
     assert row["change"] == pytest.approx(values[50] - values[5])
 
 
@@ -58,8 +60,8 @@ def test_two_seeds_of_one_sampler_cannot_be_told_apart(tmp_path: Path) -> None:
         arguments = ["run", "-s", "ddim", "--steps", "4", "--n", "100", "--blocks", "4", "--seed", seed]
         with pytest.raises(SystemExit, match="0"):
             main([*arguments, "--device", "cpu", "--out", str(tmp_path / seed)])
-    done = CliRunner().invoke(app, ["compare", str(tmp_path / "0"), str(tmp_path / "1"), "--json"])
-    assert [r["verdict"] for r in json.loads(done.output)["rows"]] == ["cannot be told apart"]
+    done = CliRunner().invoke(app, ["compare", str(tmp_path / "0"), str(tmp_path / "1"), *SEEDS, "--json"])
+    assert [r["verdict"] for r in json.loads(done.output)] == ["cannot be told apart"]
 
 
 def test_the_best_of_mnist_is_below_a_third_of_ddpm_at_ten_steps() -> None:

@@ -170,7 +170,7 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
         first = before.steps
     ema.to(device)
     model, optimizer = accelerator.prepare(network, optimizer)
-    forward = torch.compile(model) if settings.compile else model
+    forward: Any = torch.compile(model) if settings.compile else model
 
     labels = data.labels
     started, loss_mean = time.monotonic(), before.loss
