@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 import torch
 from conftest import CPU, make_cell, run_images
 from diffusers import UNet2DModel
+from huggingface_hub import constants
 from torch import Tensor
 
 from samplerbench import registry
 from samplerbench.bench import setup
 from samplerbench.errors import UserError
 from samplerbench.models.edm import EDMPreconditioned, edm_levels
+from samplerbench.models.files import LoadOptions
 from samplerbench.sampling import Noise
 from samplerbench.sampling.driver import drive
 from samplerbench.sampling.noise import Purpose, normal
@@ -152,3 +155,15 @@ def test_missing_weights_are_one_line(tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(UserError, match=r"is incomplete: .*safetensors is not there"):
         setup.load_model(str(tmp_path), CPU, "fp32")
+
+
+def test_a_network_on_the_hub_is_the_one_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(tmp_path / "edm", unet())
+    root = tmp_path / "hub" / "models--owner--edm"
+    shutil.copytree(folder, root / "snapshots" / ("a" * 40))
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    model = setup.load_model("owner/edm", CPU, "fp32", LoadOptions(offline=True))
+    assert model.identity["revision"] == "a" * 40
+    assert model.identity["weights"] == setup.load_model(str(folder), CPU, "fp32").identity["weights"]

@@ -134,13 +134,13 @@ class Checkpoint:
         return module
 
 
-def open_checkpoint(source: str, options: LoadOptions) -> Checkpoint:
-    """The checkpoint in a folder or on the hub, opened but not loaded.
+def open_checkpoint(source: str, options: LoadOptions, found: tuple[Path, str] | None = None) -> Checkpoint:
+    """The checkpoint in a folder or on the hub, opened but not loaded. found: where `resolve_checkpoint` found it.
 
     Raises:
         UserError: it is not there, is no diffusers pipeline, or has a damaged card.
     """
-    folder, revision = resolve_checkpoint(source, options)
+    folder, revision = found or resolve_checkpoint(source, options)
     index = read_json(folder / "model_index.json", f"{source} is no diffusers pipeline")
     card = read_json(folder / CARD, f"{source} has a damaged card") if (folder / CARD).exists() else {}
     if not isinstance(card.get("data", {}), dict):

@@ -104,26 +104,28 @@ def edm_levels(sigma_min: float, sigma_max: float, n: int = LEVELS, rho: float =
     return levels
 
 
-def is_edm(source: str) -> bool:
-    """Whether a source is a folder that holds an `EDMPreconditioned`."""
+def is_edm(folder: Path) -> bool:
+    """Whether a folder holds an `EDMPreconditioned`."""
     try:
-        found = json.loads((Path(source).expanduser() / "config.json").read_text("utf-8"))
+        found = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and found.get("_class_name") == EDMPreconditioned.__name__
 
 
-def load_edm(source: str, device: torch.device, dtype: torch.dtype, options: LoadOptions) -> EDM:
-    """The `EDMPreconditioned` in a folder, as a model.
+def load_edm(
+    source: str, device: torch.device, dtype: torch.dtype, options: LoadOptions, found: tuple[Path, str]
+) -> EDM:
+    """The `EDMPreconditioned` in a folder or on the hub, as a model. found: where `resolve_checkpoint` found it.
 
     Raises:
         UserError: weights that are missing or damaged, or a configuration that contradicts itself.
     """
-    folder = Path(source).expanduser()
+    folder, revision = found
     card = read_json(folder / CARD, f"{source} has a damaged card") if (folder / CARD).exists() else {}
     if not isinstance(card.get("data", {}), dict):
         raise UserError(f'{source} has a damaged card: "data" in {CARD} is no object.')
-    checkpoint = Checkpoint(source, folder, "", options, {"_class_name": EDMPreconditioned.__name__}, card)
+    checkpoint = Checkpoint(source, folder, revision, options, {"_class_name": EDMPreconditioned.__name__}, card)
     part = checkpoint.load(".", EDMPreconditioned, dtype, device)
     config, inner = part.module.config, part.module.network.config
     height, width = square(inner, source, ".")

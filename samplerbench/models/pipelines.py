@@ -6,7 +6,7 @@ import torch
 
 from samplerbench.errors import UserError
 from samplerbench.models.checkpoint import Checkpoint, open_checkpoint, square
-from samplerbench.models.files import LoadOptions, check_no_prompts
+from samplerbench.models.files import LoadOptions, check_no_prompts, resolve_checkpoint
 from samplerbench.models.model import Model
 
 PIXEL = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ScoreSdeVePipeline")
@@ -24,10 +24,11 @@ def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, options
     from samplerbench.models.edm import is_edm, load_edm
 
     options = options or LoadOptions()
-    if is_edm(source):
+    found = resolve_checkpoint(source, options)
+    if is_edm(found[0]):
         check_no_prompts(source, options)
-        return load_edm(source, device, dtype, options)
-    checkpoint = open_checkpoint(source, options)
+        return load_edm(source, device, dtype, options, found)
+    checkpoint = open_checkpoint(source, options, found)
     name = checkpoint.pipeline
     if name not in ("StableDiffusionPipeline",):
         check_no_prompts(source, options)
