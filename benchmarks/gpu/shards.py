@@ -12,9 +12,9 @@ from diffusers import UNet2DModel
 
 def main(folder: Path, out: Path) -> None:
     """Write OUT: the network in shards, everything else of FOLDER but its checkpoint and samples as it is."""
-    shutil.copytree(
-        folder, out, ignore=shutil.ignore_patterns("checkpoint", "samples", "*.safetensors"), dirs_exist_ok=True
-    )
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("checkpoint", "samples"), dirs_exist_ok=True)
+    for whole in (out / "unet").glob("*.safetensors"):
+        whole.unlink()
     network = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float16)
     network.save_pretrained(out / "unet", max_shard_size="14MB")
     for file in sorted((out / "unet").glob("*.safetensors")):
