@@ -53,11 +53,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("results/killed"), help="folder of the killed run")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("more", nargs="*", help="further options of the runs, after --")
-    chosen = parser.parse_args()
+    words = sys.argv[1:]
+    cut = words.index("--") if "--" in words else len(words)
+    chosen, more = parser.parse_args(words[:cut]), words[cut + 1 :]
     if any(chosen.out.glob("*.json")):
         raise SystemExit(f"{chosen.out} has results already; name an empty folder with --out.")
-    process = start(chosen.suite, chosen.undisturbed, chosen.more)
+    process = start(chosen.suite, chosen.undisturbed, more)
     _, err = process.communicate()
     if process.returncode != 0:
         raise SystemExit(err)
@@ -68,7 +69,7 @@ def main() -> int:
     while kills < chosen.kills:
         # On the average one run does its share of the work before it is killed, so the kills are spread over all of it.
         wait = rng.uniform(0, 2 * seconds / (chosen.kills + 1))
-        process = start(chosen.suite, chosen.out, chosen.more)
+        process = start(chosen.suite, chosen.out, more)
         assert process.stderr is not None
         process.stderr.readline()  # the first cell is done or found: the imports are no interesting moment
         begun = time.monotonic()
@@ -86,7 +87,7 @@ def main() -> int:
             f"{len(list(chosen.out.glob('*.partial.safetensors')))} unfinished",
             flush=True,
         )
-    process = start(chosen.suite, chosen.out, chosen.more)
+    process = start(chosen.suite, chosen.out, more)
     _, err = process.communicate()
     if process.returncode != 0:
         raise SystemExit(err)
