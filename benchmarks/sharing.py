@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-CELLS = ["-s", "ddim", "-s", "ddpm", "-s", "heun", "-s", "dpm++", "--steps", "10,20", "--n", "500"]
+CELLS = ["-s", "ddim", "-s", "ddpm", "-s", "heun", "-s", "dpm++", "--steps", "10,20", "--n", "300"]
 
 
 def run(count: int) -> tuple[float, int, int]:
