@@ -14,7 +14,7 @@ from samplerbench.errors import UserError
 from samplerbench.models.noise_classifier import NoiseConditionalClassifier
 from samplerbench.training.loop import StepRandom, Task
 
-MEASURED = 10_000
+MEASURED = 2_000
 """Images, the first ones, on which the accuracies of the card are measured at most."""
 
 
