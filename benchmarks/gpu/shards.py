@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,9 @@ def main(folder: Path, out: Path) -> None:
         whole.unlink()
     network = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float16)
     network.save_pretrained(out / "unet", max_shard_size="14MB")
+    config = json.loads((out / "unet" / "config.json").read_text("utf-8"))
+    config.pop("_name_or_path", None)  # where it lay on this machine is nobody's business
+    (out / "unet" / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
     for file in sorted((out / "unet").glob("*.safetensors")):
         print(f"{file.name}: {file.stat().st_size / 2**20:.1f} MiB")
 
