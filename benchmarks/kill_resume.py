@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -73,10 +73,9 @@ def main() -> int:
         assert process.stderr is not None
         process.stderr.readline()  # the first cell is done or found: the imports are no interesting moment
         begun = time.monotonic()
-        os.set_blocking(process.stderr.fileno(), False)
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # so that a full pipe does not stop it
         while time.monotonic() - begun < wait and process.poll() is None:
-            process.stderr.read()
-            time.sleep(0.05)
+            time.sleep(0.02)
         if process.poll() is not None:
             break
         process.send_signal(signal.SIGKILL)
