@@ -107,6 +107,31 @@ def test_stopped_after_any_checkpoint_a_cell_ends_bit_for_bit_the_same(tmp_path:
     ).joinpath(f"{whole['protocol'][:20]}.png").read_bytes()
 
 
+def test_stopped_between_two_blocks_every_metric_goes_on(tmp_path: Path) -> None:
+    asked = request.Request(
+        [request.Grid(["ddim"], [3])],
+        n=20,
+        blocks=2,
+        batch_size=20,
+        metrics=("fid", "kid", "isc", "precision", "label-accuracy", "gap"),
+    )
+    prepared = request.prepare(asked, "cpu")
+    measured = request.measure_reference(prepared)
+    found = []
+    for name in ("whole", "stopped"):
+        store = Store(tmp_path / name)
+        store.prepare()
+        session = request.make_session(prepared, measured, 0, store)
+        if name == "stopped":
+            session.stop = lambda: True
+            with pytest.raises(KeyboardInterrupt):
+                engine.run_cell(session, prepared.cells[0])
+            assert list((tmp_path / name).glob("*.partial.safetensors"))
+            session.stop = lambda: False
+        found.append(engine.run_cell(session, prepared.cells[0]).record["metrics"])
+    assert found[0] == found[1]
+
+
 def test_a_damaged_checkpoint_costs_only_time(tmp_path: Path) -> None:
     session, cell = make(tmp_path, blocks=1)
     session.stop = lambda: True

@@ -275,7 +275,8 @@ def _start(session: Session, context: Context) -> list[Accumulator]:
 
 def _merge(whole: list[Accumulator], states: Iterable[dict[str, Tensor]]) -> None:
     for accumulator, state in zip(whole, states, strict=False):
-        accumulator.merge(state)
+        if state:  # nothing is known yet, as at the beginning of a block
+            accumulator.merge(state)
 
 
 def _sample_part(
