@@ -367,7 +367,12 @@ def test_every_command_has_its_defaults_and_hands_on_what_it_is_given(
     name: str, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[TrainSettings] = []
-    monkeypatch.setattr(loop, "fit", lambda task, data, settings, out, command: seen.append(settings))
+
+    def fit(task: object, data: object, settings: TrainSettings, out: Path, command: object) -> loop.TrainResult:
+        seen.append(settings)
+        return loop.TrainResult(settings.steps, 0, 0.0, 0.0, False)
+
+    monkeypatch.setattr(loop, "fit", fit)
     assert command("train", name, "--out", str(tmp_path)) == 0
     common = {"batch_size": 128, "lr": 1e-3, "warmup": 200, "ema_decay": 0.999, "checkpoint_every": 1000}
     assert asdict(seen[0]) == asdict(TrainSettings(**(common | changes)))
