@@ -8,6 +8,7 @@ samplerbench.evaluate(["ddim", "unipc"], nfe=[10, 20], n=500).table()
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ __all__ = ["Results", "__version__", "evaluate", "load_model", "sample"]
 
 def __getattr__(name: str) -> Any:
     """The Python API, imported when it is asked for: `import samplerbench` alone imports no torch."""
+    if name == "diffusers":
+        return import_module("samplerbench.diffusers")
     if name in ("Results", "evaluate", "load_model", "sample"):
         from samplerbench import api
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,8 +21,7 @@ from samplerbench.sampling.denoiser import Prediction, Sigma, coefficient
 class DiscreteVP(Model):
     """A discrete variance-preserving network seen in variance-exploding coordinates.
 
-    The network sees x/√(1+σ²) at timestep t(σ). ε-prediction: D = x - σ ε. v-prediction:
-    D = x/(1+σ²) - σ/√(1+σ²) v. Sample prediction: D is the output (Salimans & Ho 2022 appendix D, in σ).
+    The network sees x/√(1+σ²) at timestep t(σ), and `denoised` makes D of its output.
 
     rounding: how a σ between two timesteps is met: "fractional" interpolates linearly in log σ, "nearest" rounds.
     doubled: whether half of the network's output channels are about the variance.
@@ -50,18 +50,8 @@ class DiscreteVP(Model):
             near = t.round()
             snap = (log_levels[near.long()] - log_sigma).abs() < 1e-9
             return near if self.rounding == "nearest" else torch.where(snap, near, t)
-        value, levels = float(sigma), self._levels
-        if value <= levels[0]:
-            return 0.0
-        if value >= levels[-1]:
-            return float(len(levels) - 1)
-        above = bisect_left(levels, value)
-        below = above - 1
-        t_scalar = below + math.log(value / levels[below]) / math.log(levels[above] / levels[below])
-        nearest = round(t_scalar)
-        if self.rounding == "nearest" or abs(levels[nearest] - value) <= 1e-9 * value:
-            return float(nearest)
-        return t_scalar
+        t_scalar = timestep_at(self._levels, float(sigma))
+        return float(round(t_scalar)) if self.rounding == "nearest" else t_scalar
 
     def evaluate(self, x: Tensor, sigma: Sigma, condition: Condition) -> Prediction:
         s = sigma.to(x.device).double() if isinstance(sigma, Tensor) and sigma.ndim else float(sigma)
@@ -73,10 +63,31 @@ class DiscreteVP(Model):
         if self.doubled:
             output, fraction = output.chunk(2, dim=1)
             variance = (fraction + 1) / 2 if self.learned_variance else None
-        if self.prediction == "epsilon":
-            x0 = x - coefficient(s, x) * output
-        elif self.prediction == "v_prediction":
-            x0 = x * coefficient(1 / power, x) - coefficient(s * power**-0.5, x) * output
-        else:
-            x0 = output
-        return Prediction(x0, variance)
+        return Prediction(denoised(self.prediction, output, x, s), variance)
+
+
+def timestep_at(levels: Sequence[float], sigma: float) -> float:
+    """t(σ) among increasing levels σ_0 … σ_{T-1}: linear in log σ, exactly an integer at a level, 0 and T-1 outside."""
+    if sigma <= levels[0]:
+        return 0.0
+    if sigma >= levels[-1]:
+        return float(len(levels) - 1)
+    above = bisect_left(levels, sigma)
+    below = above - 1
+    t = below + math.log(sigma / levels[below]) / math.log(levels[above] / levels[below])
+    nearest = round(t)
+    return float(nearest) if abs(levels[nearest] - sigma) <= 1e-9 * sigma else t
+
+
+def denoised(prediction: PredictionType, output: Tensor, x: Tensor, sigma: Sigma) -> Tensor:
+    """D(x, σ) from a network's output at x/√(1+σ²), all (B, C, H, W).
+
+    ε-prediction: D = x - σ ε. v-prediction: D = x/(1+σ²) - σ/√(1+σ²) v. Sample prediction: D is the output
+    (Salimans & Ho 2022 appendix D, in σ).
+    """
+    power = 1 + sigma**2
+    if prediction == "epsilon":
+        return x - coefficient(sigma, x) * output
+    if prediction == "v_prediction":
+        return x * coefficient(1 / power, x) - coefficient(sigma * power**-0.5, x) * output
+    return output
