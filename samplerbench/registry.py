@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from samplerbench import plugin_file
-from samplerbench.errors import UserError
+from samplerbench.errors import SamplerbenchError, UserError
 from samplerbench.options import Configurable, build, did_you_mean, list_parameters, parameters_of
 
 OWN = "samplerbench"
@@ -224,7 +224,12 @@ def parse(kind: str, spec: str | Configurable) -> Any:
             raise UserError(f"{kind} {name}: {key.strip()} is given twice. {list_parameters(cls)}")
         else:
             arguments[key.strip()] = value.strip()
-    return build(cls, arguments, positional)
+    try:
+        return build(cls, arguments, positional)
+    except SamplerbenchError:
+        raise
+    except Exception as error:  # what a plugin raises while an instance is made is the plugin's error
+        raise UserError(f"the {kind} {name} cannot be made: {type(error).__name__}: {error}") from error
 
 
 def split(spec: str) -> tuple[str, str | None, str]:
@@ -249,16 +254,25 @@ def kind_of(spec: str, kinds: Iterable[str] = ("sampler", "guidance", "spacing")
     Raises:
         UserError: none has it.
     """
+    return kinds_of(spec, kinds)[0]
+
+
+def kinds_of(spec: str, kinds: Iterable[str]) -> list[str]:
+    """Those of `kinds` under which a spec's name is registered, one or more; of a file's class, its kind.
+
+    Raises:
+        UserError: none has it.
+    """
     kinds = list(kinds)
     name = split(spec)[0]
     if file := plugin_file.split(name):
-        return plugin_file.class_in(*file, {kind: _base(kind) for kind in kinds})[0]
+        return [plugin_file.class_in(*file, {kind: _base(kind) for kind in kinds})[0]]
     known = {kind: {e.name for e in entries(kind)} for kind in kinds}
-    for kind in kinds:
-        if name in known[kind]:
-            return kind
+    if found := [kind for kind in kinds if name in known[kind]]:
+        return found
     words = sorted(set().union(*known.values()))
-    raise UserError(f'no {", ".join(kinds[:-1])} or {kinds[-1]} is called "{name}".{did_you_mean(name, words)}')
+    called = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
+    raise UserError(f'no {called} is called "{name}".{did_you_mean(name, words)}')
 
 
 def default(kind: str) -> str:

@@ -684,8 +684,8 @@ def test_check_functions_return_results_or_raise_all_failures() -> None:
 
 
 def test_there_are_no_checks_for_other_kinds() -> None:
-    with pytest.raises(UserError, match="there are no checks for a metric; there are for sampler, guidance, spacing"):
-        checks_for(registry.parse("metric", "fid"))
+    with pytest.raises(UserError, match="there are no checks for a data set; there are for sampler, guidance, "):
+        checks_for(registry.parse("data set", "digits"))
 
 
 def test_what_a_plugin_raises_is_a_failed_check() -> None:
@@ -771,7 +771,7 @@ def test_nothing_but_the_table_is_printed(capfd: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("ddmi", 'no sampler, guidance or spacing is called "ddmi". Did you mean "ddim"?'),
+        ("ddmi", 'no sampler, guidance, spacing, metric or model is called "ddmi". Did you mean "ddim"?'),
         ("kerras", 'Did you mean "karras"?'),
         ("ddim:eta=2", "eta=2: input should be less than or equal to 1"),
         ("cfg:size=2", 'guidance cfg has no parameter "size"'),

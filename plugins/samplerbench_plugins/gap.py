@@ -54,7 +54,7 @@ class _Distance(Accumulator):
         distance = (
             (batch.states[chosen.to(batch.states.device)].double() - truth.double()).square().flatten(1).mean(dim=1)
         )
-        self.total += distance.sum().cpu()
+        self.total = self.total + distance.sum().cpu()  # not in place: a state given before keeps its value
         self.seen += len(distance)
 
     def state(self) -> dict[str, Tensor]:

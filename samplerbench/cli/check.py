@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
+
+from samplerbench.errors import UserError
+
+Kind = Literal["sampler", "guidance", "spacing", "metric", "model"]
 
 
 def check(
     spec: Annotated[
         list[str],
-        typer.Argument(help="Samplers, guidances or spacings: `ddim:eta=0.5`, `./mine.py:Mine`. Several are allowed."),
+        typer.Argument(help="Plugins, with parameters: `ddim:eta=0.5`, `./mine.py:Mine`. Several are allowed."),
     ],
+    kind: Annotated[
+        Kind | None, typer.Option("--kind", help="Of which kind they are. Default: all that have such a name.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list and nothing else.")] = False,
 ) -> None:
-    """Hold a sampler, guidance or spacing against the truth, on problems with a closed form.
+    """Hold a plugin against the truth: a sampler, guidance, spacing, metric or model.
 
-    Prints the measured figure of each check; exit code 1 if one fails.
+    Samplers, guidances and spacings are measured on problems with a closed form, metrics on real images and noise,
+    models by what every denoiser is. Prints the measured figure of each check; exit code 1 if one fails.
 
     Examples:
 
@@ -27,20 +35,22 @@ def check(
     `samplerbench check dpm++:order=3 cfg:scale=3 karras --json`
 
     `samplerbench check ./my_sampler.py:MySampler:eta=0.5`
+
+    `samplerbench check my-metric my-model`
     """
     import torch
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from samplerbench import registry
     from samplerbench.bench.setup import quiet_libraries
     from samplerbench.testing.checks import checks_for, run_check
 
     # The problems are tiny: threads only get in each other's way.
     torch.set_num_threads(1)
-    plugins = [registry.parse(registry.kind_of(one), one) for one in spec]
-    if "diffusers" in sys.modules:  # its schedulers warn of what they change in their settings, at every run
+    plugins = [plugin for one in spec for plugin in _named(one, kind)]
+    # diffusers' schedulers warn of what they change in their settings, at every run; its loaders have a progress bar.
+    if "diffusers" in sys.modules or any(plugin.kind == "model" for plugin in plugins):
         quiet_libraries()
     console = Console() if Console().is_terminal else Console(width=140)
     told, failed = [], 0
@@ -76,3 +86,19 @@ def check(
         console.print(f"[red]{failed} failed[/red]")
     if failed:
         raise typer.Exit(1)
+
+
+def _named(spec: str, kind: Kind | None) -> list[Any]:
+    """The plugins of a spec: one of each kind that has a plugin of that name.
+
+    Raises:
+        UserError: there is none, it is broken, or it is a data set, which nothing is asked of.
+    """
+    from samplerbench import registry
+    from samplerbench.testing.checks import KINDS
+
+    name = registry.split(spec)[0]
+    named = {k for k in registry.BASES if any(e.name == name for e in registry.entries(k))}
+    if kind is None and named == {"data set"}:
+        raise UserError(f"{name} is a data set, and there are no checks for one; there are for {', '.join(KINDS)}.")
+    return [registry.parse(found, spec) for found in registry.kinds_of(spec, [kind] if kind else KINDS)]

@@ -26,6 +26,7 @@ class FIDInfinity(Metric):
 
     fewest: ClassVar[int] = 20
     layer: ClassVar[Layer] = "fid"
+    ordered: ClassVar[bool] = True
 
     points: int = option(15, "sample sizes through which the line goes", ge=3)
 

@@ -16,9 +16,13 @@ from samplerbench.options import option
 class _Manifold(Metric):
     better: ClassVar[Literal["lower", "higher"]] = "higher"
     layer: ClassVar[Layer] = "prc"
-    fewest: ClassVar[int] = 5
 
     k: int = option(3, "which nearest neighbour bounds a ball", ge=1)
+
+    @property
+    def fewest(self) -> int:  # type: ignore[override]
+        """An image, k others for its ball, and one more."""
+        return self.k + 2
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,9 @@ class Metric(Configurable, ABC):
     fewest: ClassVar[int] = 1
     """The fewest images the metric has a value for."""
     layer: ClassVar[Layer] = "fid"
+    ordered: ClassVar[bool] = False
+    """Whether the value is of the images in their order (of consecutive parts, or of subsets by a fixed seed), so that
+    another order gives a slightly other one. A run always has the order of the samples' numbers."""
 
     @abstractmethod
     def start(self, context: Context) -> Accumulator:

@@ -2,7 +2,7 @@
 
 from samplerbench.testing import parametrize_with_checks
 
-@parametrize_with_checks(["mine", "mine:order=2"])
+@parametrize_with_checks(["mine", "mine:order=2"])  # kind="metric" for a metric, and so on
 def test_mine(check):
     check()
 """
@@ -12,6 +12,8 @@ from samplerbench.testing.checks import (
     CheckFailedError,
     Result,
     check_guidance,
+    check_metric,
+    check_model,
     check_sampler,
     check_spacing,
     checks_for,
@@ -24,6 +26,8 @@ __all__ = [
     "CheckFailedError",
     "Result",
     "check_guidance",
+    "check_metric",
+    "check_model",
     "check_sampler",
     "check_spacing",
     "checks_for",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from importlib import import_module
+from typing import Any, Literal, get_args
 
 from samplerbench import registry
 from samplerbench.errors import SamplerbenchError, UserError
 from samplerbench.options import Configurable
 
-Kind = Literal["sampler", "guidance", "spacing"]
+Kind = Literal["sampler", "guidance", "spacing", "metric", "model"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""The kinds that have checks."""
 
 
 class CheckFailedError(AssertionError):
@@ -55,19 +58,11 @@ def checks_for(plugin: Configurable) -> list[Check]:
     Raises:
         UserError: an instance of a kind that has no checks.
     """
-    from samplerbench.testing import guidance, sampler, spacing
-
-    tables: dict[str, Sequence[tuple[str, Callable[[Any], str]]]] = {
-        "sampler": sampler.CHECKS,
-        "guidance": guidance.CHECKS,
-        "spacing": spacing.CHECKS,
-    }
-    if plugin.kind not in tables:
-        raise UserError(f"there are no checks for a {plugin.kind}; there are for {', '.join(tables)}.")
-    return [
-        Check(name, (function.__doc__ or "").strip().split("\n")[0], plugin, function)
-        for name, function in tables[plugin.kind]
-    ]
+    if plugin.kind not in KINDS:
+        raise UserError(f"there are no checks for a {plugin.kind}; there are for {', '.join(KINDS)}.")
+    # Only the kind's own module: the checks of a model import more than those of a spacing.
+    table: Sequence[tuple[str, Callable[[Any], str]]] = import_module(f"samplerbench.testing.{plugin.kind}").CHECKS
+    return [Check(name, (function.__doc__ or "").strip().split("\n")[0], plugin, function) for name, function in table]
 
 
 def run_check(check: Check) -> Result:
@@ -111,6 +106,16 @@ def check_guidance(guidance: Configurable | str) -> list[Result]:
 def check_spacing(spacing: Configurable | str) -> list[Result]:
     """Run every check on a spacing (an instance or a spec). Raises CheckFailedError with all that failed."""
     return _assert_checks("spacing", spacing)
+
+
+def check_metric(metric: Configurable | str) -> list[Result]:
+    """Run every check on a metric (an instance or a spec). Raises CheckFailedError with all that failed."""
+    return _assert_checks("metric", metric)
+
+
+def check_model(model: Configurable | str) -> list[Result]:
+    """Run every check on a model plugin (an instance or a spec). Raises CheckFailedError with all that failed."""
+    return _assert_checks("model", model)
 
 
 def parametrize_with_checks(plugins: Sequence[Configurable | str], kind: Kind = "sampler") -> Any:

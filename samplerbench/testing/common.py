@@ -44,7 +44,7 @@ def check_documented(plugin: Configurable) -> str:
     require(bool(own), "the class has no docstring")
     first = text.strip().split("\n")[0]
     require(len(first) > 10, f'the first line of the docstring says too little: "{first}"')
-    if plugin.kind != "spacing":
+    if plugin.kind not in ("spacing", "model"):  # a model's source is in its identity
         require(
             bool(re.search(r"(19|20)\d\d|https?://|this work|unpublished", text)),
             "the docstring names no source (paper and year)",
@@ -52,7 +52,7 @@ def check_documented(plugin: Configurable) -> str:
     known = parameters_of(type(plugin))
     for p in known.values():
         require(len(p.help.strip()) > 3, f"parameter {p.name} has no help")
-        numeric = "int" in p.type_name or "float" in p.type_name
+        numeric = re.search(r"\b(int|float)\b", p.type_name)
         require(not numeric or bool(p.bounds), f"parameter {p.name} is a number without a bound")
     return f"{len(known)} parameters"
 

@@ -1,0 +1,409 @@
+"""The checks of a metric, on the embedded digits: some are the real images, others stand for good samples, and noise
+for bad ones."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from samplerbench.bench.partial import Progress, load_partial, save_partial
+from samplerbench.data import load_data
+from samplerbench.data.pixels import dequantise
+from samplerbench.errors import SamplerbenchError
+from samplerbench.metrics import Accumulator, Batch, Context, FeatureStore, Layer, Metric, Moments, Reference
+from samplerbench.metrics.extractors import DIGITS, Extractor, load_extractor
+from samplerbench.sampling import Sampler
+from samplerbench.sampling.noise import Purpose, normal
+from samplerbench.testing.checks import NotApplicableError
+from samplerbench.testing.common import (
+    Checks,
+    check_documented,
+    check_picklable,
+    require,
+    untouched_random_state,
+)
+
+REAL = 300
+"""How many digits are the real images; samples are other digits."""
+IMAGES = 60
+"""How many samples there are, where the metric does not need more."""
+LIMIT = 700
+"""The most samples there can be: twice as many must be left of the digits."""
+TOLERANCE = 1e-6
+"""Of the value: what rounding may change, where sums are in float32."""
+
+
+# --- What is measured ----------------------------------------------------------------------------------------------
+
+
+@cache
+def _digits() -> tuple[Tensor, Tensor]:
+    """The digits in a fixed random order, and their labels."""
+    data = load_data("digits")
+    assert data.labels is not None
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    return data.images[order], data.labels[order]
+
+
+@cache
+def _extractor() -> Extractor:
+    return load_extractor(DIGITS, torch.device("cpu"), metrics=get_args(Layer))
+
+
+@cache
+def _real() -> dict[str, Tensor]:
+    return _extractor().all(_digits()[0][:REAL])
+
+
+@cache
+def _samples(good: bool, n: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """n images, (n, 1, 8, 8) uint8, and their features in each layer: digits that are not the real ones, or noise."""
+    images = _digits()[0][REAL : REAL + n]
+    if not good:
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randint(0, 256, images.shape, generator=generator, dtype=torch.uint8)
+    return images, _extractor().all(images)
+
+
+def _solve(index: Tensor, labels: Tensor | None, sampler: Sampler) -> Tensor:
+    """What stands for the converged solution: the good samples, and an error of 0.01 that is not the sampler's."""
+    truth = dequantise(_digits()[0][REAL:][index])
+    return truth + 0.01 * normal(0, Purpose.ESTIMATE, index, 0, tuple(truth.shape[1:])).float()
+
+
+def _context(n: int) -> Context:
+    moments = Moments.of(_real()["fid"])
+    described = {"name": "digits", "split": "a part", "n": REAL, "sha256": ""}
+    return Context(Reference(moments, described, _extractor().identity), lambda layer: _real()[layer], _solve, n)
+
+
+def _size(metric: Metric) -> int:
+    n = max(IMAGES, metric.fewest)
+    if n > LIMIT:
+        raise NotApplicableError(f"it needs {n} images, and at most {LIMIT} are measured here")
+    return n
+
+
+def _batch(metric: Metric, n: int, good: bool = True) -> Batch:
+    """The samples 0 … n-1 as one batch, in tensors of its own."""
+    images, features = _samples(good, n)
+    index = torch.arange(n)
+    return Batch(
+        images.clone(), features[metric.layer].clone(), _digits()[1][REAL : REAL + n].clone(), index, dequantise(images)
+    )
+
+
+def _rows(batch: Batch, rows: Tensor) -> Batch:
+    cut = {f.name: getattr(batch, f.name)[rows] for f in fields(batch) if isinstance(getattr(batch, f.name), Tensor)}
+    return replace(batch, **cut)
+
+
+def _cut(batch: Batch, at: Iterable[int]) -> list[Batch]:
+    """The batch in pieces that begin at 0 and at each of `at`."""
+    n = len(batch.index)
+    edges = [0, *(a for a in at if 0 < a < n), n]
+    return [_rows(batch, torch.arange(a, b)) for a, b in pairwise(edges)]
+
+
+def _fed(metric: Metric, batches: Sequence[Batch], context: Context) -> Accumulator:
+    accumulator = metric.start(context)
+    for batch in batches:
+        accumulator.update(batch)
+    return accumulator
+
+
+def _merged(metric: Metric, states: Iterable[dict[str, Tensor]], context: Context) -> Accumulator:
+    accumulator = metric.start(context)
+    for state in states:
+        accumulator.merge(state)
+    return accumulator
+
+
+def _value(accumulator: Accumulator) -> float:
+    """The value of the result, a finite number. Raises NotApplicableError where there is none for these images."""
+    result = accumulator.result()
+    require(isinstance(result, dict), f"the result is a {type(result).__name__}, not a dict")
+    if not result:
+        raise NotApplicableError("it has no value for these images: the result is {}")
+    require("value" in result, f'the result has no "value": it has {", ".join(map(str, result))}')
+    value = result["value"]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    require(number, f"the value is a {type(value).__name__}, not a float")
+    require(math.isfinite(value), f"the value is {value}")
+    return float(value)
+
+
+def _measure(metric: Metric, batches: Sequence[Batch], context: Context) -> float:
+    return _value(_fed(metric, batches, context))
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """The samples as one batch, the value, and the scale on which another value is near to it."""
+
+    batch: Batch
+    context: Context
+    value: float
+    scale: float
+
+    def require_same(self, values: Iterable[float], what: str) -> str:
+        worst = max((abs(value - self.value) / self.scale for value in values), default=0.0)
+        require(worst <= TOLERANCE, f"{what} changes the value by {worst:.1e} of it")
+        return f"differ by {worst:.1e} of the value"
+
+
+def _whole(metric: Metric) -> _Whole:
+    n = _size(metric)
+    batch, context = _batch(metric, n), _context(n)
+    value = _measure(metric, [batch], context)
+    bad = _measure(metric, [_batch(metric, n, good=False)], context)
+    # Near 0 the value of good samples is a difference of larger numbers, whose rounding it has.
+    return _Whole(batch, context, value, max(abs(value), abs(bad) / 100, 1e-30))
+
+
+# --- The checks ----------------------------------------------------------------------------------------------------
+
+
+def check_declared(metric: Metric) -> str:
+    """Says which direction is better, which layer's features it takes, and how many images it needs."""
+    require(metric.better in ("lower", "higher"), f'better is "{metric.better}"; it is "lower" or "higher"')
+    known = get_args(Layer)
+    require(metric.layer in known, f'layer is "{metric.layer}"; it is one of {", ".join(known)}')
+    fewest = metric.fewest
+    sound = isinstance(fewest, int) and not isinstance(fewest, bool) and fewest >= 1
+    require(sound, f"fewest is {fewest!r}; it is a number of images, at least 1")
+    return f"{metric.better} is better; layer {metric.layer}; at least {fewest} images"
+
+
+def check_result(metric: Metric) -> str:
+    """The result has a finite value, and all of it can be written as JSON."""
+    n = _size(metric)
+    accumulator = _fed(metric, [_batch(metric, n)], _context(n))
+    value = _value(accumulator)
+    result = accumulator.result()
+    try:
+        json.dumps(result, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        require(False, f"the result cannot be written as JSON: {error}")
+    return ", ".join([f"value {value:.4g}", *(f"{k}" for k in result if k != "value")])
+
+
+def check_better(metric: Metric) -> str:
+    """Other real images are better than noise, in the direction that it says is better."""
+    n = _size(metric)
+    good, bad = (_measure(metric, [_batch(metric, n, good=g)], _context(n)) for g in (True, False))
+    text = f"real images {good:.4g}, noise {bad:.4g}"
+    right = good < bad if metric.better == "lower" else good > bad
+    require(right, f"it says that {metric.better} is better: {text}")
+    return text
+
+
+def check_batch_cut(metric: Metric) -> str:
+    """How the images are cut into batches changes nothing."""
+    whole = _whole(metric)
+    cuts = ((1,), (20, 40), (1, 3, 7, 50), range(1, len(whole.batch.index), 9))
+    values = [_measure(metric, _cut(whole.batch, cut), whole.context) for cut in cuts]
+    return whole.require_same(values, "another cut into batches")
+
+
+def check_merge(metric: Metric) -> str:
+    """Parts that are measured apart and merged, empty ones among them, are as the whole."""
+    whole = _whole(metric)
+    context = whole.context
+
+    def empty() -> dict[str, Tensor]:
+        return metric.start(context).state()
+
+    values = []
+    for cut in ((30,), (1,), (7, 8, 40)):
+        states = [_fed(metric, [part], context).state() for part in _cut(whole.batch, cut)]
+        values.append(_value(_merged(metric, states, context)))
+        values.append(_value(_merged(metric, [empty(), *states, empty()], context)))
+        first, *rest = _cut(whole.batch, cut)
+        grown = _fed(metric, [first], context)  # into one that has seen images itself
+        for part in rest:
+            grown.merge(_fed(metric, [part], context).state())
+        values.append(_value(grown))
+    return whole.require_same(values, "merging")
+
+
+def check_order(metric: Metric) -> str:
+    """The order of the images, of the batches and of the merges changes nothing."""
+    if metric.ordered:
+        raise NotApplicableError("it says that its value is of the images in their order")
+    whole = _whole(metric)
+    shuffled = torch.randperm(len(whole.batch.index), generator=torch.Generator().manual_seed(2))
+    parts = _cut(whole.batch, (10, 25, 45))
+    states = [_fed(metric, [part], whole.context).state() for part in parts]
+    values = [
+        _measure(metric, parts[::-1], whole.context),
+        _measure(metric, [_rows(whole.batch, shuffled)], whole.context),
+        _value(_merged(metric, states[::-1], whole.context)),
+    ]
+    return whole.require_same(values, "another order")
+
+
+def check_snapshot(metric: Metric) -> str:
+    """The state is a snapshot: taking it changes nothing, and what comes after does not change it."""
+    whole = _whole(metric)
+    first, second = _cut(whole.batch, (25,))
+    accumulator = _fed(metric, [first], whole.context)
+    given = accumulator.state()
+    kept = copy.deepcopy(given)
+    accumulator.update(second)
+    value = _value(accumulator)
+    receiver = _merged(metric, [given], whole.context)
+    receiver.update(second)
+    changed = [name for name in kept if not torch.equal(kept[name], given[name])]
+    require(not changed, f"of a state taken before, {', '.join(changed)} changed when more images came")
+    return whole.require_same([value, _value(receiver)], "taking the state")
+
+
+def check_checkpoint(metric: Metric) -> str:
+    """The state is tensors, and a run that is killed and goes on from a checkpoint has the same value."""
+    whole = _whole(metric)
+    first, second = _cut(whole.batch, (25,))
+    names: set[str] = set()
+    values = []
+    for states in ([first], []):  # the second is a checkpoint at the beginning of a block
+        state = _fed(metric, states, whole.context).state()
+        wrong = [k for k, v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
+        require(not wrong, f"the state's {wrong[0] if wrong else ''} is no tensor under a name")
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "cell.safetensors"
+            save_partial(file, Progress(), [state], torch.zeros(0))
+            loaded = load_partial(file, 1)
+        require(loaded is not None, "the checkpoint cannot be read again")
+        assert loaded is not None
+        after = _merged(metric, [s for s in loaded[1] if s], whole.context)
+        after.update(second) if states else after.update(whole.batch)
+        values.append(_value(after))
+        names |= state.keys()
+    told = whole.require_same(values, "a checkpoint")
+    return f"{told}; the state is {', '.join(sorted(names))}"
+
+
+def check_fewest(metric: Metric) -> str:
+    """It has a value for as few images as it says it needs."""
+    n = metric.fewest
+    _size(metric)
+    value = _measure(metric, [_batch(metric, n)], _context(n))
+    return f"{n} images: {value:.4g}"
+
+
+def check_memory(metric: Metric) -> str:
+    """The state does not grow with the images, unless the accumulator is a FeatureStore; then in proportion."""
+    n = _size(metric)
+
+    def size(images: int) -> int:
+        state = _fed(metric, [_batch(metric, images)], _context(images)).state()
+        return sum(t.numel() * t.element_size() for t in state.values())
+
+    one, two = size(n), size(2 * n)
+    if isinstance(metric.start(_context(n)), FeatureStore):
+        require(two <= 2.1 * one, f"twice the images are {two / max(one, 1):.1f} times the state")
+        return f"keeps what it sees: {(two - one) / n:.0f} bytes an image"
+    require(
+        two <= one,
+        f"the state grows by {(two - one) / n:.0f} bytes an image; an accumulator that keeps what it sees is a "
+        "subclass of FeatureStore",
+    )
+    return f"{one} bytes for {n} images and for {2 * n}"
+
+
+def check_no_state(metric: Metric) -> str:
+    """Keeps no state between runs: fed in turns with another accumulator, each has the value it has alone."""
+    n = _size(metric)
+    context, before = _context(n), dict(vars(metric))
+    streams = [_cut(_batch(metric, n, good=good), (20, 40)) for good in (True, False)]
+    alone = [_measure(metric, stream, context) for stream in streams]
+    pair = [metric.start(context), metric.start(context)]
+    for batches in zip(*streams, strict=True):
+        for accumulator, batch in zip(pair, batches, strict=True):
+            accumulator.update(batch)
+    mixed = [_value(accumulator) for accumulator in pair]
+    require(mixed == alone, f"in turns with another the value is {mixed[0]:.6g}; alone it is {alone[0]:.6g}")
+    require(dict(vars(metric)) == before, "its attributes changed in a run")
+    return "in turns with another the same, bit for bit"
+
+
+def check_lacking(metric: Metric) -> str:
+    """Where labels, real images or a solver are lacking, it does without or says so in one line."""
+    n = _size(metric)
+    batch, told = _batch(metric, n), []
+    cases: list[tuple[str, Callable[[], float]]] = [
+        ("labels", lambda: _measure(metric, [replace(batch, labels=None)], _context(n))),
+        ("real images", lambda: _measure(metric, [batch], replace(_context(n), real=None))),
+        ("a solver", lambda: _measure(metric, [batch], replace(_context(n), solve=None))),
+        ("determinism", lambda: _measure(metric, [replace(batch, stochastic=True)], _context(n))),
+    ]
+    for what, measured in cases:
+        try:
+            measured()
+        except NotApplicableError:
+            told.append(what)
+        except SamplerbenchError as error:
+            line = str(error).strip()
+            require(bool(line) and "\n" not in line, f"without {what} its error is not one line: {line!r}")
+            told.append(what)
+        except AssertionError:
+            raise
+        except Exception as error:
+            require(False, f"without {what} it raises {type(error).__name__}: {error}")
+    return f"needs {', '.join(told)}" if told else "needs none of them"
+
+
+def check_no_writes(metric: Metric) -> str:
+    """Never writes into the images and features it is given, nor into what it measures against."""
+    n = _size(metric)
+    batch, context = _batch(metric, n), _context(n)
+    real = {layer: features.clone() for layer, features in _real().items()}
+    given = {f.name: getattr(batch, f.name) for f in fields(batch) if isinstance(getattr(batch, f.name), Tensor)}
+    given |= {f"the real images' {layer}": features for layer, features in real.items()}
+    moments = context.reference.moments
+    given |= {"the reference's mean": moments.mean, "the reference's scatter": moments.scatter}
+    copies = {name: tensor.clone() for name, tensor in given.items()}
+    _measure(metric, _cut(batch, (20,)), replace(context, real=lambda layer: real[layer]))
+    changed = [name for name, tensor in given.items() if not torch.equal(tensor, copies[name])]
+    require(not changed, f"it writes into {', '.join(changed)}")
+    return f"{len(given)} tensors unchanged"
+
+
+def check_random_state(metric: Metric) -> str:
+    """Touches no global random state; measured twice it has the same value."""
+    n = _size(metric)
+    with untouched_random_state():
+        values = [_measure(metric, [_batch(metric, n)], _context(n)) for _ in range(2)]
+    require(values[0] == values[1], f"measured twice it is {values[0]:.6g} and {values[1]:.6g}")
+    return "untouched"
+
+
+CHECKS: Checks = [
+    ("documented", check_documented),
+    ("picklable", check_picklable),
+    ("declared", check_declared),
+    ("result", check_result),
+    ("better", check_better),
+    ("batch-cut", check_batch_cut),
+    ("merge", check_merge),
+    ("order", check_order),
+    ("snapshot", check_snapshot),
+    ("checkpoint", check_checkpoint),
+    ("fewest", check_fewest),
+    ("memory", check_memory),
+    ("no-state", check_no_state),
+    ("lacking", check_lacking),
+    ("no-writes", check_no_writes),
+    ("random-state", check_random_state),
+]
