@@ -97,8 +97,13 @@ def _named(spec: str, kind: Kind | None) -> list[Any]:
     from samplerbench import registry
     from samplerbench.testing.checks import KINDS
 
-    name = registry.split(spec)[0]
-    named = {k for k in registry.BASES if any(e.name == name for e in registry.entries(k))}
-    if kind is None and named == {"data set"}:
-        raise UserError(f"{name} is a data set, and there are no checks for one; there are for {', '.join(KINDS)}.")
-    return [registry.parse(found, spec) for found in registry.kinds_of(spec, [kind] if kind else KINDS)]
+    try:
+        kinds = registry.kinds_of(spec, [kind] if kind else KINDS)
+    except UserError:
+        name = registry.split(spec)[0]
+        if kind or all(e.name != name for e in registry.entries("data set")):
+            raise
+        raise UserError(
+            f"{name} is a data set, and there are no checks for one; there are for {', '.join(KINDS)}."
+        ) from None
+    return [registry.parse(found, spec) for found in kinds]

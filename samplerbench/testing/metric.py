@@ -83,9 +83,10 @@ def _solve(index: Tensor, labels: Tensor | None, sampler: Sampler) -> Tensor:
 
 
 def _context(n: int) -> Context:
-    moments = Moments.of(_real()["fid"])
+    real = {layer: features.clone() for layer, features in _real().items()}  # a metric may write into them
     described = {"name": "digits", "split": "a part", "n": REAL, "sha256": ""}
-    return Context(Reference(moments, described, _extractor().identity), lambda layer: _real()[layer], _solve, n)
+    reference = Reference(Moments.of(real["fid"]), described, _extractor().identity)
+    return Context(reference, lambda layer: real[layer], _solve, n)
 
 
 def _size(metric: Metric) -> int:
@@ -165,11 +166,11 @@ class _Whole:
 
 def _whole(metric: Metric) -> _Whole:
     n = _size(metric)
-    batch, context = _batch(metric, n), _context(n)
-    value = _measure(metric, [batch], context)
+    context = _context(n)
+    value = _measure(metric, [_batch(metric, n)], context)
     bad = _measure(metric, [_batch(metric, n, good=False)], context)
     # Near 0 the value of good samples is a difference of larger numbers, whose rounding it has.
-    return _Whole(batch, context, value, max(abs(value), abs(bad) / 100, 1e-30))
+    return _Whole(_batch(metric, n), context, value, max(abs(value), abs(bad) / 100, 1e-30))
 
 
 # --- The checks ----------------------------------------------------------------------------------------------------
@@ -368,13 +369,12 @@ def check_no_writes(metric: Metric) -> str:
     """Never writes into the images and features it is given, nor into what it measures against."""
     n = _size(metric)
     batch, context = _batch(metric, n), _context(n)
-    real = {layer: features.clone() for layer, features in _real().items()}
     given = {f.name: getattr(batch, f.name) for f in fields(batch) if isinstance(getattr(batch, f.name), Tensor)}
-    given |= {f"the real images' {layer}": features for layer, features in real.items()}
+    given |= {f"the real images' {layer}": context.real_features(layer) for layer in get_args(Layer)}
     moments = context.reference.moments
     given |= {"the reference's mean": moments.mean, "the reference's scatter": moments.scatter}
     copies = {name: tensor.clone() for name, tensor in given.items()}
-    _measure(metric, _cut(batch, (20,)), replace(context, real=lambda layer: real[layer]))
+    _measure(metric, [batch], context)
     changed = [name for name, tensor in given.items() if not torch.equal(tensor, copies[name])]
     require(not changed, f"it writes into {', '.join(changed)}")
     return f"{len(given)} tensors unchanged"

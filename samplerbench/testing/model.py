@@ -409,7 +409,7 @@ def check_labels(source: ModelSource) -> str:
         raise NotApplicableError("it has a single label")
     most = 0.0
     for sigma in _some(model):
-        x = _state(model, sigma, 1).expand(2, *model.shape)
+        x = _state(model, sigma, 1).repeat(2, 1, 1, 1)
         both = _denoise(model, x, sigma, torch.tensor([0, 1]))
         swapped = _denoise(model, x, sigma, torch.tensor([1, 0]))
         wrong = same(both, swapped.flip(0))
