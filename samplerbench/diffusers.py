@@ -428,13 +428,13 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         label = self.sampler.label()
         if interval is None:
             raise UserError(
-                f"the pipeline changed the state between two evaluations of one step of sampler {label}, which cannot "
-                "be followed; use a sampler with one evaluation a step."
+                f"the pipeline changed the state at entry {self._index} of the timesteps, within a step of sampler "
+                f"{label}, which cannot be followed; use a sampler with one evaluation a step."
             )
         if self._remembers(plan):
             raise UserError(
-                f"the pipeline changed the state after entry {self._index} of the timesteps, which sampler {label} "
-                "cannot follow, as it remembers earlier ones; use a sampler that goes by the state alone."
+                f"the pipeline changed the state at entry {self._index} of the timesteps, which sampler {label} cannot "
+                "follow: its steps depend on more than the state. Use one that remembers nothing, as ancestral ones do."
             )
         return interval
 
