@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from samplerbench.errors import UserError
+from samplerbench.errors import RunError, UserError
 
 
 class Moments:
@@ -49,25 +51,46 @@ class Moments:
 
     def update(self, features: Tensor) -> None:
         """Take in features (B, d)."""
-        self.merge(Moments.of(features.to(self.mean.device)))
+        if not len(features):
+            return
+        features = features.to(self.mean.device).double()
+        mean, n = features.mean(dim=0), self.n + len(features)
+        shift = mean - self.mean
+        # The rank-one term of the merge is one more row of the product, so the scatter is read and written once.
+        between = shift * math.sqrt(self.n * len(features) / n)
+        rows = torch.cat([features - mean, between[None]])
+        self._become(n, self.mean + shift * (len(features) / n), torch.addmm(self.scatter, rows.T, rows))
 
     def merge(self, other: Moments) -> None:
         """Take in everything that another stream has seen."""
-        n = self.n + other.n
         if not other.n:
             return
+        n = self.n + other.n
         shift = other.mean - self.mean
-        self.scatter = self.scatter + other.scatter + torch.outer(shift, shift) * (self.n * other.n / n)
-        self.mean = self.mean + shift * (other.n / n)
-        self.n = n
-        self.__dict__.pop("factor", None)
+        scatter = torch.addr(self.scatter + other.scatter, shift, shift, alpha=self.n * other.n / n)
+        self._become(n, self.mean + shift * (other.n / n), scatter)
+
+    def _become(self, n: int, mean: Tensor, scatter: Tensor) -> None:
+        # New tensors, never written into: a state that was given away keeps its value.
+        self.n, self.mean, self.scatter = n, mean, scatter
+        for cached in ("cholesky", "factor"):
+            self.__dict__.pop(cached, None)
 
     @property
     def covariance(self) -> Tensor:
         """The unbiased covariance, (d, d). Raises UserError for fewer than two vectors."""
+        return self.scatter / self._degrees
+
+    @property
+    def total_variance(self) -> float:
+        """The covariance's trace. Raises UserError for fewer than two vectors."""
+        return float(self.scatter.trace()) / self._degrees
+
+    @property
+    def _degrees(self) -> int:
         if self.n < 2:
             raise UserError(f"a covariance needs at least 2 images; there are {self.n}.")
-        return self.scatter / (self.n - 1)
+        return self.n - 1
 
     @property
     def rank(self) -> int:
@@ -75,15 +98,47 @@ class Moments:
         return min(len(self.mean), self.n - 1)
 
     @cached_property
+    def cholesky(self) -> Tensor | None:
+        """The lower triangular L (d, d) on the CPU with L Lᵀ = covariance; None where that is singular.
+
+        Raises:
+            UserError: fewer than two vectors. RunError: a mean or covariance that is not finite.
+        """
+        from scipy.linalg.lapack import dpotrf
+
+        covariance = self.lapack_covariance()
+        if self.rank < len(self.mean):
+            return None
+        factor, info = dpotrf(covariance, lower=1, clean=1, overwrite_a=1)
+        return None if info else torch.from_numpy(factor)
+
+    @cached_property
     def factor(self) -> Tensor:
-        """A (d, r) with A Aᵀ = covariance: Cholesky's factor, or where it is singular, of the known rank by eigh."""
-        covariance = self.covariance
-        if self.rank == len(self.mean):
-            factor, info = torch.linalg.cholesky_ex(covariance)
-            if int(info) == 0:
-                return factor
-        values, vectors = torch.linalg.eigh(covariance)
-        floor = values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
-        keep = torch.arange(len(values), device=values.device) >= len(values) - self.rank
-        keep &= values > floor
-        return vectors[:, keep] * values[keep].sqrt()
+        """A (d, r) on the CPU with A Aᵀ = covariance and r at most the rank: its Cholesky factor.
+
+        Where the covariance is singular, the factor is that of the pivoted decomposition, PᵀΣP = L Lᵀ (LAPACK's
+        dpstrf; Higham 1990), which ends at the known rank or where the largest diagonal element left is rounding noise.
+
+        Raises:
+            UserError: fewer than two vectors. RunError: a mean or covariance that is not finite.
+        """
+        from scipy.linalg.lapack import dpstrf
+
+        if self.cholesky is not None:
+            return self.cholesky
+        lower, pivots, rank, _ = dpstrf(self.lapack_covariance(), lower=1, overwrite_a=1)
+        rank = min(int(rank), self.rank)
+        factor = torch.zeros(len(self.mean), rank, dtype=torch.float64)
+        factor[torch.from_numpy(pivots).long() - 1] = torch.from_numpy(lower[:, :rank]).tril()
+        return factor
+
+    def lapack_covariance(self) -> np.ndarray:
+        """The covariance (d, d) as a new numpy array in LAPACK's order.
+
+        Raises:
+            UserError: fewer than two vectors. RunError: a mean or covariance that is not finite.
+        """
+        covariance = self.covariance.cpu()
+        if not (bool(covariance.isfinite().all()) and bool(self.mean.isfinite().all())):
+            raise RunError("the features are not finite, so they have no covariance; try --dtype fp32.")
+        return covariance.numpy().T  # it is symmetric, so this is only its order in memory
