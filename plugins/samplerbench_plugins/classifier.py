@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from samplerbench.sampling import Denoiser, Guidance, Prediction, Sigma, option
+from samplerbench.sampling import Denoiser, Guidance, Prediction, Sigma, coefficient, option
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,5 @@ class ClassifierGuidance(Guidance):
         base = denoise.conditional(x, sigma) if self.conditional else denoise.unconditional(x, sigma)
         if self.scale == 0:
             return base
-        variance = sigma.to(x.dtype).reshape(-1, 1, 1, 1) ** 2 if isinstance(sigma, Tensor) and sigma.ndim else sigma**2
-        shift = self.scale * variance * denoise.classifier_score(x, sigma, self.weights)
+        shift = self.scale * coefficient(sigma, x) ** 2 * denoise.classifier_score(x, sigma, self.weights)
         return Prediction(base.x0 + shift, base.variance)

@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from samplerbench.sampling import Denoiser, Guidance, Prediction, Sigma, option
-from samplerbench.sampling.denoiser import coefficient
+from samplerbench.sampling import Denoiser, Guidance, Prediction, Sigma, coefficient, option
 
 
 @dataclass(frozen=True)
