@@ -358,9 +358,15 @@ def test_the_built_in_metrics_pass(spec: str) -> None:
     assert failures(registry.parse("metric", spec)) == {}
 
 
+def test_the_example_metric_passes() -> None:
+    folder = Path(__file__).resolve().parents[1] / "plugins/examples/samplerbench-sliced-wasserstein"
+    metric = registry.parse("metric", f"{folder}/samplerbench_sliced_wasserstein.py:SlicedWasserstein")
+    assert failures(metric) == {}
+
+
 def test_what_the_checks_measure_of_a_metric() -> None:
     found = {r.name: r.figure for r in run_checks(registry.parse("metric", "label-accuracy"))}
-    assert found["declared"] == "higher is better; layer isc; at least 1 images"
+    assert found["declared"] == "higher is better; layer isc; at least 1 image"
     assert found["memory"] == "16 bytes for 60 images and for 120"
     assert found["lacking"] == "needs labels"
     gap = {r.name: r.figure for r in run_checks(registry.parse("metric", "gap"))}

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import re
 import subprocess
 import sys
@@ -68,21 +67,42 @@ def at_hand(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     registry.load.cache_clear()
 
 
-def python(*arguments: str, site: Path) -> subprocess.CompletedProcess[str]:
-    path = [str(site), *map(str, site.glob("samplerbench-my-*")), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, encoding="utf-8", check=False)
+class Told:
+    """A pytest plugin that keeps what became of each test, by its name within its file."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            self.outcomes[report.nodeid.rpartition("/")[2]] = report.outcome
 
 
-def test_its_tests_pass_and_run_the_conformance_checks(made: Path) -> None:
-    tests = [str(file) for kind in KINDS for file in (made / f"samplerbench-my-{kind}" / "tests").iterdir()]
+def test_its_tests_pass_and_run_the_conformance_checks(at_hand: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """In this process, where torch and the rest are imported already."""
+    tests = [str(file) for kind in KINDS for file in (at_hand / f"samplerbench-my-{kind}" / "tests").glob("*.py")]
     assert len(tests) == len(KINDS)
-    done = python("-m", "pytest", "-v", "-p", "no:cacheprovider", f"--rootdir={made}", *tests, site=made)
-    assert done.returncode == 0, done.stdout[-3000:]
-    for test in ("my-sampler-order] PASSED", "my-guidance-steers] PASSED", "my-spacing-grid] PASSED"):
-        assert test in done.stdout
-    for kind in KINDS:
-        assert re.search(rf"test_my_{kind}\.py::test_\w+.* PASSED", done.stdout)
+    told = Told()
+    options = ["-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={at_hand}", f"--confcutdir={at_hand}"]
+    try:
+        code = pytest.main([*options, "-c", str(at_hand / "samplerbench-my-sampler/pyproject.toml"), *tests], [told])
+    finally:
+        for kind in KINDS:
+            sys.modules.pop(f"test_my_{kind}", None)
+    assert code == 0, capfd.readouterr().out[-3000:]
+    assert set(told.outcomes.values()) <= {"passed", "skipped"}
+    for kind, check in zip(KINDS, ("order", "steers", "grid", "merge", "posterior-mean"), strict=True):
+        name = f"test_my_{kind}.py::test_it_is_what_it_says[my-{kind}-{check}]"
+        assert told.outcomes[name] == "passed"
+        own = [n for n in told.outcomes if n.startswith(f"test_my_{kind}.py::") and "what_it_says" not in n]
+        assert own
+        assert {told.outcomes[n] for n in own} == {"passed"}
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])  # the sampler's checks take longest, and have run in its own tests
+def test_check_passes(at_hand: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    assert run("check", f"my-{kind}", "--json") == 0
+    assert {r["kind"] for r in json.loads(capsys.readouterr().out)} == {kind}
 
 
 def test_it_is_installed_without_fault(at_hand: Path) -> None:

@@ -28,8 +28,8 @@ USAGE = {
     "sampler": "samplerbench check $name\nsamplerbench run --sampler $name --sampler ddim --nfe 10,20",
     "guidance": "samplerbench check $name\nsamplerbench run -s ddim --guidance $name --guidance cfg --steps 10,20",
     "spacing": "samplerbench check $name\nsamplerbench run --sampler ddim --spacing $name --steps 10,20",
-    "metric": "samplerbench show $name\nsamplerbench run --sampler ddim --steps 10,20 --metric $name --metric fid",
-    "model": "samplerbench show $name\nsamplerbench run --model $name --sampler ddim --steps 10,20 --n 500",
+    "metric": "samplerbench check $name\nsamplerbench run --sampler ddim --steps 10,20 --metric $name --metric fid",
+    "model": "samplerbench check $name\nsamplerbench run --model $name --sampler ddim --steps 10,20 --n 500",
 }
 
 RESERVED = {"guidance": "none", "spacing": "default"}

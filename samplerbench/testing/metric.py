@@ -164,6 +164,10 @@ class _Whole:
         return f"differ by {worst:.1e} of the value"
 
 
+def _images(n: int) -> str:
+    return "1 image" if n == 1 else f"{n} images"
+
+
 def _whole(metric: Metric) -> _Whole:
     n = _size(metric)
     context = _context(n)
@@ -184,7 +188,7 @@ def check_declared(metric: Metric) -> str:
     fewest = metric.fewest
     sound = isinstance(fewest, int) and not isinstance(fewest, bool) and fewest >= 1
     require(sound, f"fewest is {fewest!r}; it is a number of images, at least 1")
-    return f"{metric.better} is better; layer {metric.layer}; at least {fewest} images"
+    return f"{metric.better} is better; layer {metric.layer}; at least {_images(fewest)}"
 
 
 def check_result(metric: Metric) -> str:
@@ -300,7 +304,7 @@ def check_fewest(metric: Metric) -> str:
     n = metric.fewest
     _size(metric)
     value = _measure(metric, [_batch(metric, n)], _context(n))
-    return f"{n} images: {value:.4g}"
+    return f"{_images(n)}: {value:.4g}"
 
 
 def check_memory(metric: Metric) -> str:
