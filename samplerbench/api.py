@@ -41,18 +41,20 @@ def load_model(
     prompts: str | None = None,
     negative_prompt: str | None = None,
     offline: bool = False,
+    compile: bool = False,
+    graphs: bool = False,
 ) -> Model:
     """A model, to be given to `sample` and `evaluate`: loaded once, used often.
 
     Args:
         source: a name (`digits`, `exact:mixture`), a checkpoint folder, a hub id, or `PATH.py:CLASS`.
-        device: auto, cpu, cuda, cuda:1, …  dtype: of the network, fp32, bf16, fp16 or fp64.
-        revision, variant, prompts, negative_prompt, offline: as the options of `samplerbench run`.
+        device: auto, cpu, cuda, cuda:1, …  dtype: of the network, fp32, tf32, bf16, fp16 or fp64.
+        revision, variant, prompts, negative_prompt, offline, compile, graphs: as the options of `samplerbench run`.
 
     Raises:
         UserError: there is no such model, device or dtype, or the checkpoint cannot be used.
     """
-    options = LoadOptions(revision, variant, prompts, negative_prompt, offline)
+    options = LoadOptions(revision, variant, prompts, negative_prompt, offline, compile=compile, graphs=graphs)
     return setup.load_model(source, setup.pick_device(device), dtype, options)
 
 
@@ -66,7 +68,7 @@ def sample(
     spacing: str | Spacing | None = None,
     labels: str | int | None = None,
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int | Literal["auto"] = 256,
     dtype: str = "fp32",
     device: str = "auto",
     quiet: bool = False,
@@ -86,17 +88,27 @@ def sample(
     """
     from samplerbench.cli.common import Progress
 
-    _at_least_1(n=n, batch_size=batch_size)
+    _at_least_1(n=n)
     prepared = _prepare(
-        [sampler], [steps], [], [guidance], spacing, model, labels, dtype, device, batch_size=batch_size
+        [sampler],
+        [steps],
+        [],
+        [guidance],
+        spacing,
+        model,
+        labels,
+        dtype,
+        device,
+        n=n,
+        batch_size=setup.parse_batch_size(batch_size),
     )
     found = prepared.labels(n)
     cell = prepared.cells[0]
     with (
         Progress(1, quiet=quiet).running() as progress,
-        progress.cell(cell.title, cell.steps, n, batch_size) as on_step,
+        progress.cell(cell.title, cell.steps, n, prepared.batch_size) as on_step,
     ):
-        batches = engine.generate(prepared.model, cell, torch.arange(n), found, seed, batch_size, on_step)
+        batches = engine.generate(prepared.model, cell, torch.arange(n), found, seed, prepared.batch_size, on_step)
         return torch.cat([quantise(batch.images).cpu() for batch in batches])
 
 
@@ -113,7 +125,7 @@ def evaluate(
     blocks: int = 1,
     labels: str | int | None = None,
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int | Literal["auto"] = 256,
     dtype: str = "fp32",
     device: str = "auto",
     features: str | None = None,
@@ -141,7 +153,7 @@ def evaluate(
     """
     from samplerbench.cli.common import Progress
 
-    _at_least_1(n=1 if n is None else n, blocks=blocks, batch_size=batch_size)
+    _at_least_1(n=1 if n is None else n, blocks=blocks)
     if steps != () and nfe != ():
         raise UserError("steps and nfe both say how long a run is; give one of them.")
     numbers = [] if nfe != () else _list(50 if steps == () else steps)
@@ -158,7 +170,7 @@ def evaluate(
         metrics=_list(metrics),
         n=n,
         blocks=blocks,
-        batch_size=batch_size,
+        batch_size=setup.parse_batch_size(batch_size),
         features=features,
         features_weights=features_weights,
         data=data,
@@ -173,7 +185,7 @@ def evaluate(
         outcomes: list[engine.Outcome] = []
         with Progress(len(prepared.cells), quiet=quiet).running() as progress:
             for cell in prepared.cells:
-                with progress.cell(cell.title, cell.steps, measured.n * blocks, batch_size) as on_step:
+                with progress.cell(cell.title, cell.steps, measured.n * blocks, prepared.batch_size) as on_step:
                     outcomes.append(engine.run_cell(session, cell, on_step))
                 error = outcomes[-1].error
                 progress.done(cell.title if error is None else f"{cell.title}: failed: {error}")

@@ -6,6 +6,7 @@ import io
 import statistics
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 
 from samplerbench.bench.cell import Cell, digest, metric_sources, protocol_of, versions
-from samplerbench.bench.generate import Batched, explain_memory, generate, prepare, wait
+from samplerbench.bench.generate import Batched, explain_memory, generate, prepare
 from samplerbench.bench.partial import Progress, load_partial, save_partial
 from samplerbench.bench.plan import Unmet, most_steps, plan
+from samplerbench.bench.span import Span
 from samplerbench.bench.store import Store, write_atomically
 from samplerbench.bench.team import Team
 from samplerbench.data.pixels import quantise
@@ -73,7 +75,8 @@ class Session:
             "n": self.n,
             "blocks": self.blocks,
             "seed": self.seed,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": "tf32" if self.model.precision == "tf32" else str(self.model.dtype).removeprefix("torch."),
+            **({"compile": True} if self.model.compiled else {}),
             "metrics": [m.spec for m in self.metrics],
             **metric_sources(self.metrics),
             "features": self.extractor.identity,
@@ -288,26 +291,31 @@ def _sample_part(
     share = session.team.share(first, last)
     within = torch.arange(share.start, share.stop)
     labels = None if session.labels is None else session.labels[within]
-    clock = time.perf_counter()
     decoder = None if model.autoencoder is None else model.autoencoder.decoder
+    sampling, decoding, measuring, uncounted = [], [], [], Counter[str]()
     with Meter(model.network, model.classifiers, decoder) as meter:
         batches = generate(model, cell, within + block * session.n, labels, session.seed, session.batch_size, on_step)
         for batch in batches:
+            quantising = Span(model.device)
             pixels = quantise(batch.images)
-            wait(model.device)
-            part.sampling += time.perf_counter() - clock - batch.decoding
-            part.decoding += batch.decoding
-            clock = time.perf_counter()
+            sampling += [batch.sampling, quantising.stop()]
+            decoding += [batch.decoding] if batch.decoding is not None else []
+            uncounted.update(batch.uncounted)
+            taking = Span(model.device)
             meter.pause()
             _take_in(session, accumulators, batch, pixels)
             meter.resume()
             if block == 0 and len(part.pixels) < session.keep:
                 part.pixels = torch.cat([part.pixels, pixels[: session.keep - len(part.pixels)].cpu()])
-            part.measuring += time.perf_counter() - clock
-            clock = time.perf_counter()
+            measuring.append(taking.stop())
+    part.sampling, part.decoding, part.measuring = (
+        sum(span.seconds for span in spans) for spans in (sampling, decoding, measuring)
+    )
     part.states = [accumulator.state() for accumulator in accumulators]
-    part.network, part.network_backward = meter.network, meter.network_backward
-    part.forward, part.backward = meter.classifier_forward, meter.classifier_backward
+    part.network = meter.network + uncounted["network"]
+    part.network_backward = meter.network_backward + uncounted["network_backward"]
+    part.forward = meter.classifier_forward + uncounted["classifier_forward"]
+    part.backward = meter.classifier_backward + uncounted["classifier_backward"]
     part.decoder = meter.decoder
     return part
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from samplerbench.bench.cell import Cell
+from samplerbench.bench.replay import LONGEST, Replay, capture
+from samplerbench.bench.span import Span
 from samplerbench.errors import OutOfMemoryError, SamplerbenchError, is_out_of_memory
 from samplerbench.models.model import Model
-from samplerbench.sampling import Noise
-from samplerbench.sampling.driver import OnStep, drive
+from samplerbench.sampling import Noise, Step
+from samplerbench.sampling.driver import OnStep, Walk, walk
 from samplerbench.sampling.noise import Purpose, normal
 
 
@@ -22,14 +24,18 @@ from samplerbench.sampling.noise import Purpose, normal
 class Batched:
     """One sampled batch: which samples, their images (B, C, H, W) in [-1, 1], and the last states (B, ...).
 
-    decoding: seconds from the states to the images; 0 for a model of pixels. stochastic: whether noise was drawn.
+    sampling, decoding: the time up to the states, and from them to the images (None for a model of pixels).
+    stochastic: whether noise was drawn. uncounted: rows evaluated that no hook has seen, by the meter's names, because
+    a graph was replayed.
     """
 
     index: Tensor
     images: Tensor
     states: Tensor
-    decoding: float = 0.0
+    sampling: Span
+    decoding: Span | None = None
     stochastic: bool = False
+    uncounted: dict[str, int] = field(default_factory=dict)
 
 
 def prepare(model: Model, cell: Cell) -> None:
@@ -50,38 +56,112 @@ def generate(
 ) -> Iterator[Batched]:
     """Sample the images `index` (n,) int64 with `labels` (n,) or None, batch by batch.
 
-    Sample i is a function of (seed, i) and the cell alone. decode: false leaves `images` what the states are.
+    Sample i is a function of (seed, i) and the cell alone. decode: false leaves `images` what the states are. On a
+    GPU a batch is given out when the next one has been queued, so that the device never waits for what is done with it.
 
     Raises:
         UserError, RunError: what the sampler meets; OutOfMemoryError names a batch size to try.
     """
-    state_dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
-    start = float(cell.sigmas[0])
     prepare(model, cell)
+    queued: _Queued | None = None
     for first in range(0, len(index), batch_size):
         part = index[first : first + batch_size]
-        rows = part.to(model.device)
         chosen = None if labels is None else labels[first : first + batch_size].to(model.device)
         with explain_memory(len(part)):
-            z = normal(seed, Purpose.PRIOR, rows, 0, model.shape).to(state_dtype)
-            noise = Noise(seed, rows, model.shape, state_dtype)
-            denoise = model.denoiser(chosen, len(part), cell.guidance)
-            x = drive(cell.sampler, denoise, model.prior(z, start), cell.sigmas, noise, on_step)
-            if model.autoencoder is not None:
-                wait(model.device)
-            clock = time.perf_counter()
-            with torch.no_grad():
-                images = model.decode(x) if decode else x
-            if model.autoencoder is not None:
-                wait(model.device)
-        decoding = time.perf_counter() - clock if model.autoencoder is not None else 0.0
-        yield Batched(part, images, x, decoding, noise.draws > 0)
+            made = _queue(model, cell, part, chosen, seed, batch_size, on_step, decode)
+        if model.device.type != "cuda":
+            yield made.batch
+            continue
+        if queued is not None:
+            yield queued.checked()
+        queued = made
+    if queued is not None:
+        yield queued.checked()
 
 
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was given, so that a clock tells the truth."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+@dataclass
+class _Queued:
+    """A batch that a device is still at work on, and a copy of what tells whether its states were finite."""
+
+    batch: Batched
+    walk: Walk
+    finite: Tensor
+    arrived: Any
+
+    def checked(self) -> Batched:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        self.walk.check(self.finite)
+        return self.batch
+
+
+def _queue(
+    model: Model,
+    cell: Cell,
+    part: Tensor,
+    labels: Tensor | None,
+    seed: int,
+    batch_size: int,
+    on_step: OnStep | None,
+    decode: bool,
+) -> _Queued:
+    rows = part.to(model.device)
+    replay = _replay(model, cell, rows, labels, seed, batch_size) if model.graphs else None
+    sampling = Span(model.device)
+    if replay is None:
+        walked, draws = _walk(model, cell, rows, labels, seed, on_step)
+        uncounted = {}
+    else:
+        walked, draws = replay(rows, labels), replay.draws
+        uncounted = {name: cost * len(part) for name, cost in replay.cost.items()}
+        for i, level in enumerate(walked.levels if on_step is not None else []):
+            on_step(i, Step(level, walked.x))  # type: ignore[misc]
+    sampling.stop()
+    decoding = Span(model.device) if model.autoencoder is not None else None
+    with torch.no_grad():
+        images = model.decode(walked.x) if decode else walked.x
+    if decoding is not None:
+        decoding.stop()
+    arrived = None
+    finite = walked.finite.to("cpu", non_blocking=True)
+    if model.device.type == "cuda":
+        arrived = torch.cuda.Event()
+        arrived.record()
+    batch = Batched(part, images, walked.x, sampling, decoding, draws > 0, uncounted)
+    return _Queued(batch, walked, finite, arrived)
+
+
+def _walk(
+    model: Model, cell: Cell, rows: Tensor, labels: Tensor | None, seed: int, on_step: OnStep | None = None
+) -> tuple[Walk, int]:
+    """Sample the rows (B,) on the device; the walk, and how often noise was drawn."""
+    state_dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
+    z = normal(seed, Purpose.PRIOR, rows, 0, model.shape).to(state_dtype)
+    noise = Noise(seed, rows, model.shape, state_dtype)
+    denoise = model.denoiser(labels, len(rows), cell.guidance)
+    walked = walk(cell.sampler, denoise, model.prior(z, float(cell.sigmas[0])), cell.sigmas, noise, on_step)
+    return walked, noise.draws
+
+
+def _replay(model: Model, cell: Cell, rows: Tensor, labels: Tensor | None, seed: int, batch_size: int) -> Replay | None:
+    """The captured run of this cell for batches of this size, from the second such batch on; None without one."""
+    guided = cell.guidance is not None and bool(cell.guidance.needs & {"classifier", "image classifier"})
+    if guided or len(cell.sigmas) - 1 > LONGEST:
+        return None
+    guidance = None if cell.guidance is None else cell.guidance.spec
+    key = (cell.sampler.spec, guidance, tuple(cell.sigmas.tolist()), seed, batch_size, labels is None)
+    known = model.replays
+    if key not in known:
+        known.clear()  # of the cell before, whose graph holds its own memory
+        known[key] = _FIRST if len(rows) == batch_size else None
+        return None
+    if known[key] is _FIRST:
+        known[key] = capture(model, lambda r, given: _walk(model, cell, r, given, seed), rows, labels)
+    return known[key]
+
+
+_FIRST: Any = object()
+"""A batch of the cell has been run, which loads and warms up what a capture must not."""
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
@@ -60,7 +61,7 @@ class Request:
     n: int | None = None
     blocks: int = 1
     seeds: Sequence[int] = (0,)
-    batch_size: int = 256
+    batch_size: int | Literal["auto"] = 256
     dtype: str = "fp32"
     metrics: Sequence[str] = ("fid",)
     features: str | None = None
@@ -71,7 +72,7 @@ class Request:
 
 @dataclass
 class Prepared:
-    """The objects that a request names."""
+    """The objects that a request names. batch_size: images at a time."""
 
     request: Request
     model: Model
@@ -80,6 +81,7 @@ class Prepared:
     unmet: list[Unmet]
     mode: str
     classes: int | None
+    batch_size: int
     metrics: list[Metric] = field(default_factory=list)
     published: list[tuple[Cell, Published]] = field(default_factory=list)
 
@@ -92,7 +94,7 @@ class Prepared:
         return found
 
 
-def prepare(request: Request, device: str, model: Model | None = None) -> Prepared:
+def prepare(request: Request, device: str, model: Model | None = None, team: Team | None = None) -> Prepared:
     """Parse, load and check; `model` is one that is loaded already. Raises UserError."""
     metrics = [registry.parse("metric", spec) for spec in request.metrics]
     parsed = [
@@ -135,9 +137,21 @@ def prepare(request: Request, device: str, model: Model | None = None) -> Prepar
                 ]
     classes = setup.label_classes(model, guidances)
     mode = request.labels or ("none" if classes is None else "balanced")
-    prepared = Prepared(request, model, guidances, list(cells.values()), unmet, mode, classes, metrics, published)
+    batch_size = (team or Team()).tell(_batch_size(request, model, guidances))
+    prepared = Prepared(
+        request, model, guidances, list(cells.values()), unmet, mode, classes, batch_size, metrics, published
+    )
     prepared.labels(1)
     return prepared
+
+
+def _batch_size(request: Request, model: Model, guidances: Sequence[Guidance | None]) -> int:
+    if request.batch_size != "auto":
+        return request.batch_size
+    from samplerbench.bench.batch_size import fastest_batch_size
+
+    evaluations = max((g.evaluations for g in guidances if g is not None), default=1)
+    return fastest_batch_size(model, request.n or 50_000, evaluations)
 
 
 def _identity(cell: Cell) -> str:
@@ -181,7 +195,7 @@ def make_session(
         prepared.mode,
         measured.n,
         seed,
-        request.batch_size,
+        prepared.batch_size,
         store,
         rerun,
         blocks=request.blocks,

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,9 +21,8 @@ from samplerbench.metrics.metric import Layer, Metric
 from samplerbench.metrics.reference import Reference, load_published, load_reference, measure, measure_once
 from samplerbench.models.files import LoadOptions, check_no_prompts
 from samplerbench.models.model import Model
+from samplerbench.models.runner import Runner, check_compiler, set_precision
 from samplerbench.sampling import Guidance, Sampler, Spacing
-
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def quiet_libraries() -> None:
@@ -52,8 +52,19 @@ def pick_device(name: str) -> torch.device:
 def load_model(source: str, device: torch.device, dtype: str, options: LoadOptions | None = None) -> Model:
     """A model by registered name (with parameters), folder, or hub id. Raises UserError."""
     options = options or LoadOptions()
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype}: known are {', '.join(DTYPES)}.")
+    weights = set_precision(dtype, device)
+    if options.graphs and device.type != "cuda":
+        raise UserError("--graphs is of NVIDIA GPUs; on this device leave it out.")
+    if options.compile:
+        check_compiler()
+    model = _load(source, device, weights, options)
+    model.precision, model.compiled, model.graphs = dtype, options.compile, options.graphs
+    if any(True for _ in model.network.parameters()):  # an exact problem has nothing to run faster
+        model.network = Runner(model.network, device, options.compile)
+    return model
+
+
+def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOptions) -> Model:
     quiet_libraries()
     name = registry.split(source)[0]
     is_folder = Path(source).expanduser().is_dir()
@@ -63,10 +74,10 @@ def load_model(source: str, device: torch.device, dtype: str, options: LoadOptio
             if given is not None:
                 raise UserError(f"{flag} {given} is of checkpoints; the model {source} is built in: leave it out.")
         check_no_prompts(source, options)
-        return registry.parse("model", source).load(device, DTYPES[dtype])
+        return registry.parse("model", source).load(device, dtype)
     from samplerbench.models.pipelines import load_pipeline
 
-    return load_pipeline(source, device, DTYPES[dtype], options)
+    return load_pipeline(source, device, dtype, options)
 
 
 def pick_spacing(sampler: Sampler, asked: str | None) -> Spacing:
@@ -177,6 +188,19 @@ def parse_steps(text: str, flag: str = "--steps") -> list[int]:
     if not found:
         raise UserError(f"{flag} is empty; write {flag} 10,20,50.")
     return found
+
+
+def parse_batch_size(text: str | int) -> int | Literal["auto"]:
+    """A number of images, or "auto". Raises UserError for anything else and for less than 1."""
+    if text == "auto":
+        return "auto"
+    try:
+        number = int(text)
+    except ValueError:
+        raise UserError(f'--batch-size {text}: it is a whole number, or "auto".') from None
+    if number < 1:
+        raise UserError(f"--batch-size {number}: at least 1 image is needed.")
+    return number
 
 
 def default_n(reference: Reference) -> int:

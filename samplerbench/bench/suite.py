@@ -6,7 +6,7 @@ import itertools
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -56,7 +56,7 @@ class Suite(BaseModel):
     n: Count | None = None
     blocks: Count = 1
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
-    batch_size: Count = 256
+    batch_size: Count | Literal["auto"] = 256
     dtype: str = "fp32"
     metrics: Annotated[list[str], Field(min_length=1)] = ["fid"]
     features: str | None = None
@@ -66,6 +66,8 @@ class Suite(BaseModel):
     variant: str | None = None
     prompts: str | None = None
     negative_prompt: str | None = None
+    compile: bool = False
+    graphs: bool = False
     grid: Annotated[list[SuiteGrid], Field(min_length=1)]
 
 
@@ -104,7 +106,14 @@ def load_suite(file: Path) -> Request:
         features=suite.features,
         features_weights=suite.features_weights,
         data=suite.data,
-        load=LoadOptions(suite.revision, suite.variant, suite.prompts, suite.negative_prompt),
+        load=LoadOptions(
+            suite.revision,
+            suite.variant,
+            suite.prompts,
+            suite.negative_prompt,
+            compile=suite.compile,
+            graphs=suite.graphs,
+        ),
     )
 
 

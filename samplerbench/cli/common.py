@@ -91,8 +91,24 @@ Labels = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**64 - 1, help="Sample i is a function of seed and i alone.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images at a time; changes no image.")]
-Dtype = Annotated[str, typer.Option("--dtype", help="Of the network: fp32, bf16, fp16 or fp64; the state keeps fp32.")]
+BatchSize = Annotated[
+    str,
+    typer.Option(
+        "--batch-size",
+        "-b",
+        help="Images at a time; changes no image. `auto` tries which is fastest, and remembers it.",
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option("--dtype", help="Of the network: fp32, tf32 (NVIDIA GPUs), bf16, fp16 or fp64; the state keeps fp32."),
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the network with torch.compile: slow to start, then faster.")
+]
+Graphs = Annotated[
+    bool, typer.Option("--graphs", help="Replay whole batches as CUDA graphs: for small networks on NVIDIA GPUs.")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
 
 

@@ -63,7 +63,9 @@ def _shared(
     labels: common.Labels = None,
     n: Annotated[int, typer.Option("--n", min=1, help="How many samples, a row each.")] = 4,
     seed: common.Seed = 0,
-    batch_size: common.BatchSize = 256,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "-b", min=1, help="Images at a time; changes no image.")
+    ] = 256,
     dtype: common.Dtype = "fp32",
     device: common.Device = "auto",
 ) -> None:

@@ -47,8 +47,10 @@ def run(
         int, typer.Option("--blocks", min=1, help="Disjoint blocks of --n images each; the table then shows mean ± sd.")
     ] = 1,
     seed: common.Seed = 0,
-    batch_size: common.BatchSize = 256,
+    batch_size: common.BatchSize = "256",
     dtype: common.Dtype = "fp32",
+    compile: common.Compile = False,
+    graphs: common.Graphs = False,
     device: common.Device = "auto",
     metric: Annotated[
         list[str],
@@ -106,14 +108,14 @@ def run(
 
     `accelerate launch --num_processes 8 -m samplerbench run benchmarks/suites/digits.toml`
     """
-    from samplerbench.bench import engine, request
+    from samplerbench.bench import engine, request, setup
     from samplerbench.bench.store import Store
     from samplerbench.bench.suite import load_suite
     from samplerbench.bench.team import join_team
 
     options: dict[str, Any] = {"model": model, "labels": labels, "n": n, "blocks": blocks, "seeds": (seed,)}
     options |= {
-        "batch_size": batch_size,
+        "batch_size": setup.parse_batch_size(batch_size),
         "dtype": dtype,
         "metrics": metric,
         "features": features,
@@ -125,6 +127,8 @@ def run(
         "variant": variant,
         "prompts": prompts,
         "negative_prompt": negative_prompt,
+        "compile": compile,
+        "graphs": graphs,
     }
     if suite is not None:
         asked = load_suite(suite)
@@ -139,7 +143,7 @@ def run(
     asked = replace(asked, **options, load=replace(asked.load, **loading))
     asked = replace(asked, load=replace(asked.load, offline=offline))
     team, device = join_team(device)
-    prepared = request.prepare(asked, device)
+    prepared = request.prepare(asked, device, team=team)
     store = Store(out)
     if dry_run:
         if team.main:
@@ -166,7 +170,7 @@ def run(
                     if outcomes[i] is not None or (not patient and engine.is_claimed(session, cell)):
                         continue
                     total = measured.n * asked.blocks
-                    with progress.cell(cell.title, cell.steps, total, asked.batch_size * team.size) as on_step:
+                    with progress.cell(cell.title, cell.steps, total, prepared.batch_size * team.size) as on_step:
                         outcome = engine.run_cell(session, cell, on_step)
                     outcomes[i] = outcome
                     progress.done(_line(outcome))
@@ -266,7 +270,7 @@ def _dry_run(prepared: Prepared) -> None:
     from rich.table import Table
 
     model, asked = prepared.model, prepared.request
-    batch = asked.batch_size
+    batch = prepared.batch_size
     x = torch.randn(batch, *model.shape, device=model.device, dtype=torch.float32)
     labels = prepared.labels(batch)
     denoise = model.denoiser(None if labels is None else labels.to(model.device), batch)
@@ -384,8 +388,10 @@ def sample(
     labels: common.Labels = None,
     n: Annotated[int, typer.Option("--n", min=1, help="How many images.")] = 100,
     seed: common.Seed = 0,
-    batch_size: common.BatchSize = 256,
+    batch_size: common.BatchSize = "256",
     dtype: common.Dtype = "fp32",
+    compile: common.Compile = False,
+    graphs: common.Graphs = False,
     device: common.Device = "auto",
     png_dir: Annotated[
         Path | None, typer.Option("--png-dir", help="Also write every image as a numbered PNG here.")
@@ -408,7 +414,7 @@ def sample(
     import numpy as np
     import torch
 
-    from samplerbench.bench import engine, request
+    from samplerbench.bench import engine, request, setup
     from samplerbench.bench.store import write_atomically
     from samplerbench.data.pixels import quantise
     from samplerbench.models.files import LoadOptions
@@ -417,15 +423,20 @@ def sample(
     if out.suffix.lower() != ".png":
         raise UserError(f"{out}: the grid is a PNG file; name one, like grid.png.")
     asked = replace(_request([sampler], str(steps), None, [guidance], spacing), model=model, labels=labels, dtype=dtype)
-    asked = replace(asked, load=LoadOptions(revision, variant, prompts, negative_prompt, offline))
+    asked = replace(
+        asked,
+        n=n,
+        batch_size=setup.parse_batch_size(batch_size),
+        load=LoadOptions(revision, variant, prompts, negative_prompt, offline, compile=compile, graphs=graphs),
+    )
     prepared = request.prepare(asked, device)
     found = prepared.labels(n)
     cell = prepared.cells[0]
     with (
         common.Progress(1, quiet=True).running() as progress,
-        progress.cell(cell.title, cell.steps, n, batch_size) as on_step,
+        progress.cell(cell.title, cell.steps, n, prepared.batch_size) as on_step,
     ):
-        batches = engine.generate(prepared.model, cell, torch.arange(n), found, seed, batch_size, on_step)
+        batches = engine.generate(prepared.model, cell, torch.arange(n), found, seed, prepared.batch_size, on_step)
         parts = [quantise(batch.images).cpu() for batch in batches]
     pixels = torch.cat(parts)
     buffer = io.BytesIO()

@@ -23,7 +23,8 @@ class LoadOptions:
     revision: a branch, tag or commit of a hub repository; None is its main branch. variant: which of several weights
     ("fp16", "non_ema"), or "ema" for the folder `unet_ema`. prompts: a text file, one prompt a line.
     negative_prompt: what guidance steers away from; None is the empty prompt. offline: use the local cache only.
-    show: it is only looked at, not sampled, so a model that draws from text needs no prompts.
+    show: it is only looked at, not sampled, so a model that draws from text needs no prompts. compile: the network with
+    torch.compile. graphs: whole batches as CUDA graphs.
     """
 
     revision: str | None = None
@@ -32,6 +33,8 @@ class LoadOptions:
     negative_prompt: str | None = None
     offline: bool = False
     show: bool = False
+    compile: bool = False
+    graphs: bool = False
 
 
 def hash_files(files: Iterable[Path]) -> str:

@@ -34,7 +34,8 @@ class Model(ABC):
     default_classifier: folder of the classifier that comes with it. data, features: names of the data set it was
     trained on and of the feature space to measure it in, where known. class_counts: images of each class in that
     data. draws: whether `real` draws from the distribution itself, so that it can be its own reference.
-    identity: what the protocol says of it. notes: what `show` says besides.
+    precision: in which the network multiplies, as --dtype says it. compiled: whether the network is. graphs: whether
+    whole batches are replayed as CUDA graphs. identity: what the protocol says of it. notes: what `show` says besides.
     """
 
     network: nn.Module
@@ -55,8 +56,13 @@ class Model(ABC):
     features: str | None = None
     class_counts: list[int] | None = None
     draws: bool = False
+    precision: str = ""
+    compiled: bool = False
+    graphs: bool = False
     identity: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    replays: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """The captured run of the cell at work, kept by `samplerbench.bench.generate`."""
     _classifiers: dict[str, LoadedClassifier] = field(default_factory=dict, repr=False)
     _image_classifiers: dict[str, LoadedClassifier] = field(default_factory=dict, repr=False)
     _variances: dict[float, float] = field(default_factory=dict, repr=False)

@@ -25,6 +25,8 @@ def command(record: Record) -> str:
     parts += ["--seed", str(record["seed"])]
     dtype = fields.get("dtype", "float32")
     parts += ["--dtype", DTYPES.get(dtype, dtype)]
+    if fields.get("compile"):
+        parts += ["--compile"]
     for metric in fields.get("metrics", list(record["metrics"])):
         parts += ["--metric", metric]
     features = fields.get("features")

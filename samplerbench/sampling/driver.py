@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +15,31 @@ from samplerbench.sampling.sampler import Sampler, Step
 
 OnStep = Callable[[int, Step], None]
 """Called after step i (from 0) with what the sampler yielded: for progress and trajectories."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A sampler's run over a grid.
+
+    x: its last state, (B, C, H, W). finite: (K,) bool on the state's device, whether each of its K states was.
+    """
+
+    x: Tensor
+    finite: Tensor
+    sampler: Sampler
+    levels: list[float]
+    """The noise level that each step reached."""
+    steps: int
+
+    def check(self, finite: Tensor | None = None) -> None:
+        """Raise RunError for a state that is not finite; waits for the device, unless `finite` is a copy on the CPU."""
+        sound = (self.finite if finite is None else finite).tolist()
+        if not all(sound):
+            bad = sound.index(False)
+            raise RunError(
+                f"sampler {self.sampler.label()}: the state is not finite after step {bad + 1} of {self.steps} "
+                f"(σ = {self.levels[bad]:.4g}); try more steps, another spacing, or --dtype fp32."
+            )
 
 
 def drive(
@@ -32,6 +58,24 @@ def drive(
     Raises:
         RunError: a state that is not finite, or a sampler that yielded nothing or another shape.
     """
+    walked = walk(sampler, denoise, x, sigmas, noise, on_step)
+    walked.check()
+    return walked.x
+
+
+def walk(
+    sampler: Sampler,
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise,
+    on_step: OnStep | None = None,
+) -> Walk:
+    """`drive` without its last look: nothing here waits for a device.
+
+    Raises:
+        RunError: a sampler that yielded nothing or another shape; on the CPU, a state that is not finite.
+    """
     run = sampler.steps(denoise, x, sigmas, noise)
     try:
         return _consume(run, sampler, x.shape, sigmas, on_step)
@@ -41,9 +85,7 @@ def drive(
             run.close()
 
 
-def _consume(
-    run: Iterator[Step], sampler: Sampler, shape: torch.Size, sigmas: Tensor, on_step: OnStep | None
-) -> Tensor:
+def _consume(run: Iterator[Step], sampler: Sampler, shape: torch.Size, sigmas: Tensor, on_step: OnStep | None) -> Walk:
     finite: list[Tensor] = []
     final: Tensor | None = None
     reached: list[float] = []
@@ -70,17 +112,18 @@ def _consume(
             finite.append(step.x.isfinite().all())
         final = step.x
         reached.append(step.sigma)
-        if final.device.type == "cpu" and not finite[-1]:
+        if _can_look(final) and not finite[-1]:
             break
         if on_step is not None:
             on_step(len(reached) - 1, step)
     if final is None:
         raise RunError(f"sampler {sampler.label()} yielded no step.")
-    sound = torch.stack(finite).tolist()
-    if not all(sound):
-        bad = sound.index(False)
-        raise RunError(
-            f"sampler {sampler.label()}: the state is not finite after step {bad + 1} of {len(sigmas) - 1} "
-            f"(σ = {reached[bad]:.4g}); try more steps, another spacing, or --dtype fp32."
-        )
-    return final
+    walked = Walk(final, torch.stack(finite), sampler, reached, len(sigmas) - 1)
+    if _can_look(final):
+        walked.check()
+    return walked
+
+
+def _can_look(x: Tensor) -> bool:
+    """Whether a value can be read without waiting for a device."""
+    return x.device.type == "cpu"

@@ -37,11 +37,11 @@ def philox(counter: Sequence[Tensor | int], key: Sequence[int]) -> list[Tensor]:
         key: two numbers below 2³².
 
     Returns:
-        Four int64 tensors of the broadcast shape, each value below 2³².
+        Four int64 tensors of the broadcast shape, each value below 2³², on the device of the first and third word.
     """
-    words = [torch.as_tensor(word, dtype=torch.int64) for word in counter]
-    device = next((w.device for w in words if w.ndim), words[0].device)
-    c0, c1, c2, c3 = (w.to(device) for w in words)
+    # Numbers stay numbers: made into tensors they would be copied to the device, which waits for it.
+    c0, c1, c2, c3 = counter
+    c0, c2 = (word if isinstance(word, Tensor) else torch.tensor(word) for word in (c0, c2))
     k0, k1 = key
     for _ in range(10):
         # int64 products wrap modulo 2⁶⁴, which keeps all 64 bits of a 32x32-bit product.

@@ -1,0 +1,84 @@
+"""Whole batches as CUDA graphs: the run of a sampler over its grid, captured once and replayed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samplerbench.errors import SamplerbenchError
+from samplerbench.models.model import Model
+from samplerbench.sampling.driver import Walk
+from samplerbench.sampling.meter import Meter
+
+Run = Callable[[Tensor, Tensor | None], tuple[Walk, int]]
+"""Samples the batch of these rows (B,) and labels (B,) or None; gives the walk and how often noise was drawn."""
+
+LONGEST = 256
+"""Steps beyond which a run is not captured: a graph of 10⁵ kernels takes longer to build than it saves."""
+
+
+@dataclass
+class Replay:
+    """A captured run: what it reads, what it writes, and what it costs.
+
+    rows, labels: (B,) on the device, read anew by every replay. walk, draws: what a run gives; the walk's tensors are
+    written anew. cost: what the meter counts, of one image.
+    """
+
+    graph: Any
+    rows: Tensor
+    labels: Tensor | None
+    walk: Walk
+    draws: int
+    cost: dict[str, int]
+
+    def __call__(self, rows: Tensor, labels: Tensor | None) -> Walk:
+        """The walk of at most B samples."""
+        count = len(rows)
+        self.rows[:count].copy_(rows)
+        self.rows[count:].copy_(rows[-1])
+        if self.labels is not None and labels is not None:
+            self.labels[:count].copy_(labels)
+            self.labels[count:].copy_(labels[-1])
+        self.graph.replay()
+        # The next replay writes over them.
+        return Walk(
+            self.walk.x[:count].clone(),
+            self.walk.finite.clone(),
+            self.walk.sampler,
+            self.walk.levels,
+            self.walk.steps,
+        )
+
+
+def capture(model: Model, run: Run, rows: Tensor, labels: Tensor | None, graph: Any = None) -> Replay | None:
+    """Capture the run of a batch of this size, which must have been run once before; None where it cannot be.
+
+    A run cannot be captured that looks at its own values, as an adaptive step size or a scheduler on the CPU does. A
+    line says so, and the batches are sampled as without graphs.
+
+    graph: what records and replays; a CUDA graph unless given.
+    """
+    rows, labels = rows.clone(), None if labels is None else labels.clone()
+    graph = torch.cuda.CUDAGraph() if graph is None else graph
+    try:
+        with Meter(model.network) as meter, _recording(graph):
+            walk, draws = run(rows, labels)
+    except (RuntimeError, SamplerbenchError) as error:
+        print(
+            f"samplerbench: note: this run cannot be made a CUDA graph ({str(error).splitlines()[0]}); it is sampled "
+            "without.",
+            file=sys.stderr,
+        )
+        return None
+    cost = {name: getattr(meter, name) // len(rows) for name in ("network", "network_backward")}
+    return Replay(graph, rows, labels, walk, draws, cost)
+
+
+def _recording(graph: Any) -> Any:
+    return torch.cuda.graph(graph) if isinstance(graph, torch.cuda.CUDAGraph) else graph
