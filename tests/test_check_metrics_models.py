@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from samplerbench import cli, registry, testing
+from samplerbench.bench.setup import load_model
 from samplerbench.metrics import Accumulator, Batch, Context, FeatureStore, Metric
 from samplerbench.models import Model, ModelSource
+from samplerbench.models.edm import EDMPreconditioned
 from samplerbench.models.exact import Exact, ExactModel
 from samplerbench.options import Configurable
 from samplerbench.sampling import Prediction, UserError, option
@@ -504,7 +506,12 @@ OF_D = {"clean", "denoises", "top", "posterior-mean"}
 BROKEN_MODELS: list[tuple[ModelSource, str, str, set[str]]] = [
     (Unloadable(), "loads", "raised FileNotFoundError: no weights here", set()),
     (GivesTheNetwork(), "loads", "load() gives a MixtureDenoiser, not a samplerbench.models.Model", set()),
-    (changed("Training", lambda m: m.network.train() and None), "loads", "1 modules are in training mode", set()),
+    (
+        changed("Training", lambda m: m.network.add_module("drop", torch.nn.Dropout(0.1))),
+        "loads",
+        "drop: in training mode; call .eval() on the network",
+        set(),
+    ),
     (setting("FlatShape", shape=4), "loads", "shape is 4; it is (C, H, W)", NEEDS_A_MODEL),
     (setting("SingleLevels", levels=LEVELS.float()), "levels", "levels is torch.float32", set()),
     (
@@ -606,6 +613,39 @@ MODELS = [e.name for e in registry.entries("model") if e.distribution == registr
 @pytest.mark.parametrize("spec", [*MODELS, "exact:mixture", "exact:points", "exact:mixture,shape=1x2x2,classes=1"])
 def test_the_built_in_models_pass(spec: str) -> None:
     assert failures(registry.parse("model", spec)) == {}
+
+
+def test_an_adapter_of_a_network_with_labels_passes(tmp_path: Path) -> None:
+    """EDM's preconditioning around a random network: what a checkpoint's adapter owes, whatever the weights."""
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        norm_num_groups=4,
+        num_class_embeds=4,
+    )
+    EDMPreconditioned.around(network.eval(), sigma_data=0.7, null_label=3).save_pretrained(tmp_path)
+
+    @dataclass(frozen=True)
+    class Folder(ModelSource):
+        """The model in a folder."""
+
+        def load(self, device: torch.device, dtype: torch.dtype) -> Model:
+            return load_model(str(tmp_path), device, "fp32")
+
+    globals()["Folder"] = Folder
+    Folder.__qualname__ = "Folder"
+    found = {r.name: r.passed for r in run_checks(Folder())}
+    of_its_data = {"clean", "denoises", "posterior-mean", "images"}  # it does not say what it was trained on
+    assert {name for name, passed in found.items() if passed is None} == of_its_data
+    assert {name for name, passed in found.items() if passed} == found.keys() - of_its_data
 
 
 def test_all_that_is_built_in_is_checked() -> None:

@@ -30,6 +30,8 @@ from samplerbench.testing.common import (
 
 ROUNDING = 1e-4
 """Of √(1+σ²), the size of the state: by how much float32 may change D from one batch to another."""
+_MODAL = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
+"""Layers that do something else in training; what the mode of others changes is seen in D."""
 SLACK = 1.1
 """How much worse than a trivial answer a trained network's D may be, where the trivial one is nearly the best."""
 
@@ -105,7 +107,7 @@ def _rms(x: Tensor) -> float:
 
 
 def check_loads(source: ModelSource) -> str:
-    """Loads on the CPU as a Model, with a network in evaluation mode and the shape of its states."""
+    """Loads on the CPU as a Model, with the shape of its states and a network whose layers are not being trained."""
     model = _load(source)
     if isinstance(model, Exception):
         raise model
@@ -117,8 +119,10 @@ def check_loads(source: ModelSource) -> str:
     require(isinstance(model.device, torch.device) and model.device.type == "cpu", f"device is {model.device!r}")
     allowed = (torch.float32, torch.float64)
     require(model.dtype in allowed, f"dtype is {model.dtype}; torch.float32 was asked for")
-    training = [name or "itself" for name, module in model.network.named_modules() if module.training]
-    require(not training, f"{len(training)} modules are in training mode: call .eval() on the network")
+    training = [
+        name for name, module in model.network.named_modules() if module.training and isinstance(module, _MODAL)
+    ]
+    require(not training, f"{', '.join(training[:3])}: in training mode; call .eval() on the network")
     classes = model.classes
     require(classes is None or classes >= 1, f"classes is {classes}; it is a number of labels, or None")
     return f"{'x'.join(map(str, shape))}, " + ("no labels" if classes is None else f"{classes} labels")
