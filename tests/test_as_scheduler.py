@@ -19,12 +19,25 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    DiTPipeline,
     HeunDiscreteScheduler,
+    LDMPipeline,
     PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
 )
-from test_pipelines import PROMPTS, SD_BETAS, SEED, STEPS, N, theirs, tiny_stable_diffusion, tiny_unet
+from test_pipelines import (
+    PROMPTS,
+    SD_BETAS,
+    SEED,
+    STEPS,
+    N,
+    theirs,
+    tiny_autoencoder,
+    tiny_stable_diffusion,
+    tiny_transformer,
+    tiny_unet,
+)
 from torch import Tensor
 
 import samplerbench
@@ -129,6 +142,25 @@ def test_stable_diffusion_with_guidance_makes_our_images(spec: str, text: Any, m
     found = theirs(pipeline, start(model), monkeypatch, prompt=PROMPTS, guidance_scale=5.0, latents=start(model))
     ours = run_images(model, spec, None, STEPS, N, torch.arange(N), guidance="cfg:scale=5", seed=SEED).clamp(-1, 1)
     assert_same(ours, found, TOLERANCE, spec)
+
+
+@pytest.mark.parametrize("kind", ["latents", "transformer"])
+def test_latent_pipelines_make_our_images(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transformer's pipeline leaves its variance out itself, so the output has the state's channels."""
+    labels, guidance, call = None, "none", {}
+    scheduler = DDIMScheduler(clip_sample=False, **SD_BETAS)
+    if kind == "latents":
+        pipeline: Any = LDMPipeline(tiny_autoencoder(), tiny_unet(), scheduler)
+        call = {"batch_size": N}
+    else:
+        pipeline = DiTPipeline(tiny_transformer(), tiny_autoencoder(), scheduler)
+        labels, guidance = torch.tensor([7, 999, 0]), "cfg:scale=3"
+        call = {"class_labels": labels.tolist(), "guidance_scale": 3.0}
+    pipeline.save_pretrained(tmp_path)
+    model = setup.load_model(str(tmp_path), CPU, "fp32")
+    ours = run_images(model, "unipc", None, STEPS, N, labels, guidance=guidance, seed=SEED).clamp(-1, 1)
+    pipeline.scheduler = as_scheduler("unipc", scheduler)
+    assert_same(ours, theirs(pipeline, start(model), monkeypatch, **call), TOLERANCE, kind)
 
 
 def test_a_ddim_pipeline_takes_it_where_it_is_put_in_afterwards(monkeypatch: pytest.MonkeyPatch, clipped: Any) -> None:
@@ -336,12 +368,17 @@ def test_a_run_that_nobody_ends_leaves_no_thread() -> None:
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.enable_grad, torch.no_grad])
 def test_the_sampler_works_in_the_pipeline_s_mode(mode: Any) -> None:
-    made = prepared("unipc")
+    sampler = Writing()
+    made = prepared(sampler)
     with mode():
-        found = loop(made, noise_at_start().requires_grad_() if mode is torch.enable_grad else noise_at_start())
+        x = noise_at_start().requires_grad_(mode is torch.enable_grad)
+        found = loop(made, x)
+        t = made.timesteps[0]
+        first = made.step(network(x, float(t)), t, x)
     assert not found.requires_grad
+    assert not first.pred_original_sample.requires_grad
     assert found.is_inference() == (mode is torch.inference_mode)
-    expected = driven("unipc", noise_at_start(), grid(made), made.levels)
+    expected = driven(sampler, noise_at_start(), grid(made), made.levels)
     torch.testing.assert_close(found.clone(), expected, rtol=0, atol=1e-9)
 
 
@@ -483,6 +520,16 @@ class Failing(Euler):
     def spoil(self, denoise: Denoiser, x: Tensor, s: float) -> None:
         if len(x) == 3 and s < 1:
             raise ZeroDivisionError("mine")
+
+
+@dataclass(frozen=True)
+class Writing(Euler):
+    """Writes into the D it was given, which is nobody else's."""
+
+    def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+        for s, t in intervals(sigmas):
+            x0 = denoise(x, s)
+            yield Step(t, (t / s) * x + x0.mul_(1 - t / s))
 
 
 @dataclass(frozen=True)
