@@ -78,9 +78,10 @@ class Runner(nn.Module):
         if self.eager or not self.compiled:
             return max(rows, self.fewest)
         if rows not in self.sizes:
+            # The first size is a run's own batch, and guidance doubles it; what else comes are its remainders.
+            whole = not self.sizes or any(rows % size == 0 for size in self.sizes)
             power = 1 << (rows - 1).bit_length()
-            # The first size is a run's own batch; what comes after it are its remainders.
-            rows = min((s for s in self.sizes if rows < s <= power), default=power if self.sizes else rows)
+            rows = min((s for s in self.sizes if rows < s <= power), default=rows if whole else power)
             self.sizes.add(rows)
         return rows
 
