@@ -659,8 +659,8 @@ def test_what_the_checks_measure_of_a_model() -> None:
     assert found["nfe"] == (True, "1 for each D")
     assert found["prior"] == (True, "σ² + 0.0925 at σ = 1")  # a Gaussian's runs start from its exact marginal
     assert found["labels"] == (None, "it has no labels")
-    points = {r.name: (r.passed, r.figure) for r in run_checks(registry.parse("model", "exact:points"))}
-    assert points["clean"] == (True, "0 from it at σ = 0.01; 0.00 σ at most")
+    (clean,) = [c for c in checks_for(registry.parse("model", "exact:points")) if c.name == "clean"]
+    assert clean() == "0 from it at σ = 0.01; 0.00 σ at most"
 
 
 def test_a_model_that_does_not_load_is_one_failure() -> None:
@@ -774,8 +774,8 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=["import-error", "collision", "wrong-base", "bad-default", "raises"],
 )
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_broken_plugin_of_any_kind_is_one_clear_line(
+@pytest.mark.parametrize("kind", ["sampler", "metric", "model"])  # each command takes a tenth of a second
+def test_a_broken_plugin_is_one_clear_line(
     broken: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
