@@ -217,7 +217,7 @@ def test_a_level_that_was_not_estimated_is_an_error() -> None:
 
 @pytest.mark.parametrize("steps", [5, 10])
 def test_it_beats_ddpm_on_the_digits(make_session: Callable[..., engine.Session], digits: Model, steps: int) -> None:
-    session = make_session(n=600, model=dataclasses.replace(digits))
+    session = make_session(n=400, model=dataclasses.replace(digits))
 
     def fid(spec: str) -> float:
         outcome = engine.run_cell(session, make_cell(digits, spec, None, steps))

@@ -209,10 +209,10 @@ def test_a_run_that_fails_closes_the_sampler(how: str) -> None:
 def test_the_same_seed_gives_the_same_images_for_every_batch_size(
     digits: Model, labels: Tensor, sampler: str, steps: int
 ) -> None:
-    whole = run_images(digits, sampler, None, steps, 256, labels, batch_size=256)[:16]
-    for batch_size in (7, 1):
-        part = run_images(digits, sampler, None, steps, 16, labels, batch_size=batch_size)
-        assert (whole - part).abs().max() <= 1e-5
+    whole = run_images(digits, sampler, None, steps, 64, labels, batch_size=64)[:16]
+    for batch_size, n in ((7, 16), (1, 4)):
+        part = run_images(digits, sampler, None, steps, n, labels, batch_size=batch_size)
+        assert (whole[:n] - part).abs().max() <= 1e-5
     other = run_images(digits, sampler, None, steps, 16, labels, batch_size=16, seed=1)
     assert (whole - other).abs().max() > 0.1
 
