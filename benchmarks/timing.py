@@ -132,7 +132,7 @@ def table(rows: Iterable[Sequence[Any]], head: Sequence[str]) -> str:
     """A Markdown table: numbers to the right, words to the left."""
     cells = [list(head), *([str(value) for value in row] for row in rows)]
     columns = list(zip(*cells, strict=True))
-    words = [not any(v[:1].isdigit() for v in column[1:]) for column in columns]
+    words = [not any(v.lstrip("+-")[:1].isdigit() for v in column[1:]) for column in columns]
     widths = [max(3, *map(len, column)) for column in columns]
 
     def line(values: Sequence[str]) -> str:
