@@ -214,9 +214,12 @@ def show(rows: list[timing.Row], about: timing.Row, asked: Table) -> None:
     for steps in asked.steps:
         values = [[r["fid"][steps] for r in found] for found in of.values()]
         means, spreads = [statistics.fmean(v) for v in values], [statistics.stdev(v) for v in values if len(v) > 1]
-        shown = [f"{m:.3f} ± {s:.3f}" for m, s in zip(means, spreads or [0.0] * len(means), strict=True)]
-        error = (sum(s**2 for s in spreads) / len(values[0])) ** 0.5
-        lines.append([steps, *shown, f"{means[-1] - means[0]:+.3f}", f"{error:.3f}"])
+        if spreads:
+            shown = [f"{m:.3f} ± {s:.3f}" for m, s in zip(means, spreads, strict=True)]
+            error = f"{(sum(s**2 for s in spreads) / len(values[0])) ** 0.5:.3f}"
+        else:
+            shown, error = [f"{m:.3f}" for m in means], "not known"
+        lines.append([steps, *shown, f"{means[-1] - means[0]:+.3f}", error])
     print(timing.table(lines, ["steps", *names, "difference", "its standard error"]))
 
 
