@@ -22,8 +22,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ["SAMPLERBENCH_NO_PLUGINS"] = "1"  # what else is installed here is no part of the reference
-
 HERE = Path(__file__).resolve().parent
 MADE = "<!-- Made by docs/generate.py from the code: edit the code, then run it again. -->"
 MODULES = (
@@ -372,6 +370,7 @@ def pages() -> dict[Path, str]:
 
 def main() -> None:
     """Write the pages, or with --check say which are stale."""
+    os.environ["SAMPLERBENCH_NO_PLUGINS"] = "1"  # what else is installed here is no part of the reference
     stale = {file: text for file, text in pages().items() if not file.exists() or file.read_text("utf-8") != text}
     for file, text in stale.items():
         if "--check" in sys.argv[1:]:
