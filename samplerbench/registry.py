@@ -77,7 +77,11 @@ def entries(kind: str) -> list[Entry]:
 
     Where SAMPLERBENCH_NO_PLUGINS is set, what is built in and nothing else.
     """
-    found = {_entry(kind, point) for point in _points(group_of(kind))}
+    points = _points(group_of(kind))
+    # Of each distribution once: its name and version are parsed from a file at every look.
+    by_id = {id(point.dist): point.dist for point in points}
+    origins = {key: _name_and_version(dist) for key, dist in by_id.items()}
+    found = {Entry(kind, point.name, point.value, *origins[id(point.dist)]) for point in points}
     return sorted(
         (e for e in found if e.distribution == OWN or not no_plugins()), key=lambda e: (e.name, e.distribution, e.value)
     )
@@ -113,12 +117,12 @@ def unreadable() -> list[str]:
     return found
 
 
-def _entry(kind: str, point: EntryPoint) -> Entry:
+def _name_and_version(dist: Any) -> tuple[str, str]:
     try:
-        origin = (point.dist.name, point.dist.version) if point.dist else (None, None)
+        origin = (dist.name, dist.version) if dist else (None, None)
     except Exception:  # newer Pythons raise where METADATA is missing, older ones give None
         origin = (None, None)
-    return Entry(kind, point.name, point.value, origin[0] or "unknown", origin[1] or "")
+    return origin[0] or "unknown", origin[1] or ""
 
 
 def find(kind: str, name: str) -> Entry:
