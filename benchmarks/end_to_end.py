@@ -111,7 +111,7 @@ class Table:
             assert data.labels is not None
             self.labels = balanced_labels(chosen.n, torch.bincount(data.labels).tolist()).tolist()
         else:
-            self.model = str(timing.cifar_checkpoint(folder / "cifar", chosen.small))
+            self.model = str(timing.cifar_checkpoint(folder / "cifar", chosen.small_network))
             self.source = ["--model", self.model, "--data", str(self.real), "--features", FEATURES]
             images = torch.randint(256, (REAL, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
         for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--channels-last", action="store_true", help="the peer's network in that memory format")
     parser.add_argument("--workers", action="store_true", help="let torch-fidelity start its worker processes")
     parser.add_argument("--small", action="store_true", help="100 images, 2 and 4 steps, twice: to try it")
+    parser.add_argument("--small-network", action="store_true", help="a small one in the place of cifar's")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
