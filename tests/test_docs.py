@@ -27,7 +27,9 @@ from samplerbench import registry
 from samplerbench.cli.app import main
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# The commands' help last, since what ran on another page need not run again there.
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"), key=lambda page: (page.name == "cli.md", page.name))
 LINKING = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
 LANGUAGES = {"bash", "python", "toml", "text", "diff"}
 
@@ -79,20 +81,22 @@ def shortened(arguments: list[str]) -> list[str]:
     """The command with less to do.
 
     At most two numbers of steps, each at most MOST_STEPS, or of evaluations, at most 2 * MOST_STEPS; at most
-    MOST_IMAGES images a block and two blocks; no more than five Langevin steps a level. `gap` solves one image, to two
-    digits, and so does `rk45`. Suites are listed (--dry-run, small batches), not run. Training takes two steps, that of
-    a classifier or of features on the reader's own images instead of all digits. A report leaves out its plots, and a
-    figure has two rows and few columns: both have tests of their own.
+    MOST_IMAGES images a block (two, where they are sampled one by one) and two blocks; no more than five Langevin steps
+    a level. `gap` solves one image of one block, to two digits, and so does `rk45`. Suites are listed (--dry-run, small
+    batches), not run. Training takes two steps, that of a classifier or of features on the reader's own images instead
+    of all digits. A report leaves out its plots, and a figure has two rows and few columns: both have tests of their
+    own.
     """
     command, rest = arguments[0], [re.sub(r"T=\d\d+", "T=5", a) for a in arguments]
     rest = [re.sub(r"solver=rk45$", "solver=rk45,rtol=0.01,atol=0.01", a) for a in rest]
     suite = any(a.endswith(".toml") for a in rest)
     if command in ("run", "sample"):
+        solved, alone = "gap" in " ".join(rest), "--batch-size 1 " in " ".join([*rest, ""])
         rest = [re.sub(r"^gap(:images=\d+)?$", "gap:images=1,tol=0.01", a) for a in rest]
         _cap_list(rest, "--steps", MOST_STEPS, add=not suite and "--nfe" not in rest)
         _cap_list(rest, "--nfe", 2 * MOST_STEPS)
-        _cap(rest, "--n", MOST_IMAGES, add=True)
-        _cap(rest, "--blocks", 2)
+        _cap(rest, "--n", 2 if alone else MOST_IMAGES, add=True)
+        _cap(rest, "--blocks", 1 if solved else 2)
         if suite and "--dry-run" not in rest:
             rest.append("--dry-run")
         if "--dry-run" in rest:
@@ -306,6 +310,7 @@ def test_what_is_skipped_is_there() -> None:
         ("run -s ddim", "run -s ddim --steps 2 --n 5"),
         ("run -s ddim --steps 1,2,50 --n 4 --blocks 5", "run -s ddim --steps 1,2 --n 4 --blocks 2"),
         ("run -s ddim --nfe 3,10,20 --metric gap", "run -s ddim --nfe 3,4 --metric gap:images=1,tol=0.01 --n 5"),
+        ("run -s ddim --steps 1 --n 50 --batch-size 1", "run -s ddim --steps 1 --n 2 --batch-size 1"),
         ("run a.toml --out b", "run a.toml --out b --n 5 --dry-run --batch-size 5"),
         ("train features --data digits --seed 1", "train features --data my-images --seed 1 --steps 2 --batch-size 8"),
         ("check ddim", "check ddim"),
