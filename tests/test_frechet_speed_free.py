@@ -110,3 +110,8 @@ def test_features_that_are_not_finite_are_refused(bad: float) -> None:
     for sides in ((spoilt, vectors(20, 5, seed=18)), (vectors(20, 5, seed=18), spoilt)):
         with pytest.raises(RunError, match="features are not finite"):
             frechet_distance(*map(Moments.of, sides))
+    mean = torch.tensor([0.0, bad])
+    published = Moments.from_statistics(mean, torch.eye(2), None)
+    for sides in ((published, Moments.of(vectors(20, 2, seed=19))), (Moments.of(vectors(20, 2, seed=19)), published)):
+        with pytest.raises(RunError, match="features are not finite"):
+            frechet_distance(*sides)

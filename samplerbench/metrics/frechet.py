@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 
 from samplerbench.metrics.moments import Moments
 
@@ -25,9 +25,9 @@ def frechet_distance(generated: Moments, reference: Moments) -> float:
 def root_trace(one: Moments, two: Moments) -> float:
     """tr (Σ₁Σ₂)^½, symmetric in its arguments.
 
-    The factor is that of the side of lower rank, else of `two`; the matrix is r x r of that rank r. Eigenvalues beyond
-    the rank that the numbers of images allow are rounding noise around 0, whose square roots would add up; they are
-    dropped. LAPACK runs on the CPU, whatever device the moments are on: dsygst makes LᵀΣL of a triangular L with a
+    The factor is that of the side of lower rank, else of `two`; the matrix is r x r of that rank r, so there are no
+    eigenvalues beyond the rank that the numbers of images allow: they would be rounding noise around 0, whose square
+    roots add up. LAPACK runs on the CPU, whatever device the moments are on: dsygst makes LᵀΣL of a triangular L with a
     quarter of the operations of two products (as type 2 of the generalised problem; Martin & Wilkinson 1968), and the
     tridiagonal QR method needs no eigenvectors.
     """
@@ -43,6 +43,5 @@ def root_trace(one: Moments, two: Moments) -> float:
         projected, _ = dsygst(covariance, factor, itype=2, lower=1, overwrite_a=1)
     else:
         projected = factor.T @ covariance @ factor
-    values = torch.from_numpy(eigvalsh(projected, lower=True, overwrite_a=True, check_finite=False, driver="ev"))
-    rank = min(one.rank, len(values))
-    return float(values[len(values) - rank :].clamp(min=0).sqrt().sum())
+    values = eigvalsh(projected, lower=True, overwrite_a=True, check_finite=False, driver="ev")
+    return float(np.sqrt(values.clip(min=0)).sum())
