@@ -215,6 +215,7 @@ def test_a_level_that_was_not_estimated_is_an_error() -> None:
 # --- What it is good for --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [5, 10])
 def test_it_beats_ddpm_on_the_digits(make_session: Callable[..., engine.Session], digits: Model, steps: int) -> None:
     session = make_session(n=400, model=dataclasses.replace(digits))

@@ -33,6 +33,7 @@ def test_committed_results_are_whole_and_fit_the_schema(folder: Path) -> None:
         assert file.with_suffix(".png").exists()
 
 
+@pytest.mark.slow
 def test_one_command_makes_every_format_of_the_digits_suite(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["report", str(DIGITS), "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output

@@ -67,6 +67,7 @@ def test_the_judge_can_be_trusted() -> None:
     assert accuracy >= 0.98
 
 
+@pytest.mark.slow
 def test_50_ddim_steps_are_nearer_to_the_data_than_its_halves_to_each_other(
     at_50_steps: Tensor, extractor: Extractor, reference: Reference
 ) -> None:
@@ -85,12 +86,14 @@ def test_50_ddim_steps_are_nearer_to_the_data_than_its_halves_to_each_other(
     assert mean(equal) < mean(halves)  # nor is it the number of real images that makes it small
 
 
+@pytest.mark.slow
 def test_50_ddim_steps_draw_the_intended_digits(at_50_steps: Tensor, labels: Tensor, judge: Judge) -> None:
     accuracy = judge.accuracy(at_50_steps, labels)
     print(f"labels {accuracy:.4f}")
     assert accuracy >= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "steps", "n"), [("ddim", 10, 600), ("ddpm:variance=large", 5, 400)])
 def test_classifier_free_guidance_raises_the_label_accuracy(
     digits: Model, labels: Tensor, judge: Judge, sampler: str, steps: int, n: int
@@ -113,6 +116,7 @@ def test_classifier_guidance_gives_labels_to_the_model_without_labels(
     assert guided > 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [5, 10])
 def test_few_steps_have_the_shape_of_the_ddim_papers_table_1(
     digits: Model, labels: Tensor, extractor: Extractor, reference: Reference, steps: int

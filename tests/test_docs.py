@@ -32,8 +32,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"), key=lambda page: (page.name == "cli.md", page.name))
 LINKING = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
 LONG = {"choosing", "cli", "lectures"}
-"""Pages with many commands, half a minute of them: CI follows these by a line of its own, with EVERY_PAGE set."""
-EVERY_PAGE = "SAMPLERBENCH_EVERY_PAGE"
+"""Pages with many commands, half a minute of them."""
 LANGUAGES = {"bash", "python", "toml", "text", "diff"}
 
 SKIPPED = {
@@ -285,10 +284,10 @@ def names_of(page: Path, folder: Path) -> dict[str, Any]:
 # --- The tests -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in LONG else []) for p in PAGES]
+)
 def test_every_block_of_the_page_runs(page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if page.stem in LONG and not os.environ.get(EVERY_PAGE):
-        pytest.skip(f"long; .ci/run follows it, with {EVERY_PAGE}=1")
     follower = Reader(page, monkeypatch, names_of(page, reader))
     for command in BEFORE.get(page.stem, []):
         follower.run(command, Block("bash", command, 0))
@@ -300,11 +299,10 @@ def test_every_block_of_the_page_runs(page: Path, reader: Path, monkeypatch: pyt
         follower.follow(block)
 
 
-def test_ci_follows_the_long_pages() -> None:
-    (line,) = (x for x in (ROOT / ".ci" / "run").read_text("utf-8").splitlines() if x.startswith(f"{EVERY_PAGE}=1 "))
-    named = re.search(r"tests/test_docs.py -k '([a-z ]+)'", line)
-    assert named
-    assert set(named[1].split(" or ")) == LONG <= {page.stem for page in PAGES}
+def test_ci_runs_what_is_slow() -> None:
+    """What the README's command leaves out, a line of CI does not."""
+    assert "-m pytest -q -n 2 -m slow\n" in (ROOT / ".ci" / "run").read_text("utf-8")
+    assert {page.stem for page in PAGES} >= LONG
 
 
 def test_what_is_skipped_is_there() -> None:

@@ -168,6 +168,7 @@ def test_an_inversion_that_leaves_the_finite_numbers_says_so() -> None:
         encode(Broken(), torch.ones(1, 1, 2, 2), torch.tensor([1.0, 0.0]))
 
 
+@pytest.mark.slow
 def test_real_digits_come_back_the_better_the_more_steps(digits: Model) -> None:
     made = scene("digits", counts=(50, 200), dtype="fp32")
     x0, labels = made.real(20)

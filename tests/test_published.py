@@ -88,6 +88,7 @@ def test_a_published_table_is_valid_and_every_cell_has_its_value(
     assert int(listed.group(1)) == cells
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suite", [f for f in PUBLISHED if "ddim-table1" not in f.stem], ids=lambda f: f.stem)
 def test_a_published_table_runs_end_to_end_and_shows_published_measured_and_difference(
     suite: Path, stand_ins: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]

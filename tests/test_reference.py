@@ -157,6 +157,7 @@ def test_a_folder_of_something_else_is_no_feature_space(tmp_path: Path) -> None:
 # --- Inception -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fid_through_inception_equals_torch_fidelitys_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:

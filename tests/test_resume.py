@@ -146,6 +146,7 @@ def test_a_damaged_checkpoint_costs_only_time(tmp_path: Path) -> None:
     assert engine.run_cell(other, cell).record["metrics"] == record["metrics"]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_a_run_ends_with_the_same_files(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     rng, killed = random.Random(0), 0
     for _ in range(2):
@@ -162,6 +163,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_files(tmp_path: Path,
     assert values(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_folder_share_the_cells(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     runs = [start(tmp_path) for _ in range(2)]
     told = [process.communicate()[1] for process in runs]
@@ -176,6 +178,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "--", 
 ACCELERATE = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "samplerbench")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
 def test_two_processes_give_the_same_numbers(
     tmp_path: Path, undisturbed: dict[str, Any], launcher: tuple[str, ...]
@@ -192,6 +195,7 @@ def test_two_processes_give_the_same_numbers(
     assert {json.loads(f.read_text())["processes"] for f in tmp_path.glob("*.json")} == {2}
 
 
+@pytest.mark.slow
 def test_one_process_failing_ends_the_cell_for_both_with_its_error(tmp_path: Path) -> None:
     process = start(tmp_path, "--device", "cpu", "-s", "ddpm:variance=learned", launcher=TORCHRUN)
     _, err = process.communicate(timeout=120)
@@ -270,6 +274,7 @@ def test_a_damaged_or_edited_result_is_set_aside_and_its_cell_run_again(
     assert len(list(tmp_path.glob("*.json.damaged"))) == 2
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_n(tmp_path: Path) -> None:
     """Peak memory for n = 20,000 exceeds that for n = 2,000 by less than 50 MB with FID alone."""
     code = (
