@@ -2,7 +2,8 @@
 
 Images per second of a network of 35.7M parameters of CIFAR-10's size (random weights serve) under DDIM, at fp32, tf32
 and bf16, plain, with CUDA graphs, compiled, and both; what part that is of the device's matrix products, as measured;
-the overhead of every sampler; the table of end_to_end.py; the Fréchet distance. A part that fails or runs out of time
+whether a sampler waits for the device; the overhead of every sampler; the table of end_to_end.py; the Fréchet
+distance. A part that fails or runs out of time
 is a line with its reason, and the others go on; what is known so far is on disk after every part.
 """
 
@@ -63,6 +64,7 @@ def parts(device: str, small: bool, folder: Path) -> list[Part]:
     main = ["ddim", "ddpm", "heun", "dpm++", "unipc"]
     return [
         Part("peak", [me, "--part", "peak", *where, *tried], 60.0),
+        Part("waiting", [me, "--part", "waiting", *where], 60.0),
         *(throughput(dtype) for dtype in DTYPES),
         *(throughput(dtype, "--graphs") for dtype in ("bf16", "fp32", "tf32")),
         throughput("bf16", "--compile"),
@@ -148,6 +150,41 @@ def measure_throughput(chosen: argparse.Namespace) -> dict[str, Any]:
     return found | {"images_per_second": rate, "evaluations_per_second": rate * steps}
 
 
+def measure_waiting(chosen: argparse.Namespace) -> dict[str, Any]:
+    """For every built-in sampler and guidance, what in its loop waits for the device, by torch's sync debug mode."""
+    import torch
+
+    import samplerbench
+    from samplerbench import registry
+    from samplerbench.bench import engine, generate, setup
+    from samplerbench.errors import RunError
+
+    if not chosen.device.startswith("cuda"):
+        raise SystemExit("torch's sync debug mode is of NVIDIA GPUs.")
+    model = samplerbench.load_model("digits", device=chosen.device)
+    rows = torch.arange(64, device=model.device)
+    found: dict[str, str] = {}
+    runs = [(e.name, "none") for e in registry.entries("sampler") if e.name not in ("diffusers", "autoencoder-prior")]
+    for name, guidance in [*runs, ("ddim", "cfg:scale=2"), ("ddim", "classifier")]:
+        sampler = registry.parse("sampler", name)
+        guided = [setup.pick_guidance(guidance)]
+        (cell,), _ = engine.plan(model, [sampler], [5], guided, lambda s: setup.pick_spacing(s, None))
+        engine.prepare(model, cell)
+        labels = rows % 10
+        generate._walk(model, cell, rows, labels, 0)  # what is loaded once may wait
+        synchronise(model.device)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            generate._walk(model, cell, rows, labels, 0)
+            waits = ""
+        except (RuntimeError, RunError) as error:
+            waits = str(error).splitlines()[0]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found[name if guidance == "none" else f"{name} + {guidance}"] = waits
+    return {"waits": found}
+
+
 def precision(name: str) -> Any:
     """The dtype of tensors for a precision."""
     import torch
@@ -229,6 +266,13 @@ def summary(done: list[Part], about: timing.Row) -> str:
     if rows:
         head = ["U-Net", "batch", "steps", "images/s", "evaluations/s", "of the peak", "first 3 batches, s"]
         lines += [timing.table(rows, head), ""]
+    if waits := found.get("waiting", {}).get("waits"):
+        bad = [f"{name} ({why})" for name, why in waits.items() if why]
+        lines += [
+            f"samplers and guidances that wait for the device in their steps: {len(bad)} of {len(waits)}",
+            *bad,
+            "",
+        ]
     rows = []
     for part in done:
         if part.name.startswith("overhead") and part.name in found:
@@ -270,7 +314,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a small network and few images, to try it")
     parser.add_argument("--minutes", type=float, default=9.3, help="of the whole")
     parser.add_argument("--only", default="", help="only parts whose name has this in it, and the peak")
-    parser.add_argument("--part", choices=["peak", "throughput"], help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=["peak", "waiting", "throughput"], help=argparse.SUPPRESS)
     parser.add_argument("--dtype", default="fp32", help=argparse.SUPPRESS)
     parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--graphs", action="store_true", help=argparse.SUPPRESS)
@@ -280,7 +324,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.part:
-        found = (measure_peak if chosen.part == "peak" else measure_throughput)(chosen)
+        measure = {"peak": measure_peak, "waiting": measure_waiting, "throughput": measure_throughput}
+        found = measure[chosen.part](chosen)
         chosen.json.write_text(json.dumps(found), "utf-8")
         return
     end_at = time.monotonic() + 60 * chosen.minutes

@@ -46,6 +46,8 @@ def pick_device(name: str) -> torch.device:
         torch.zeros(1, device=device).cpu()  # "meta" makes tensors and cannot give them back
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name}: it cannot be used here ({str(error).splitlines()[0]}).") from None
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # what is timed, copied and captured is of the current device's stream
     return device
 
 
