@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,23 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [record for _, record in Store(folder).records() if record is not None]
 
 
-@pytest.mark.parametrize("folder", sorted(f for f in RESULTS.iterdir() if f.is_dir()), ids=lambda f: f.name)
+TIMINGS = ("speed", "gpu")
+"""Folders of what the scripts of benchmarks/ measured, which are no results of cells."""
+
+
+@pytest.mark.parametrize("file", sorted(f for name in TIMINGS for f in (RESULTS / name).glob("*.json")), ids=lambda f: f.name)
+def test_a_timing_says_when_and_on_what_it_was_measured(file: Path) -> None:
+    told = json.loads(file.read_text("utf-8"))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:+]+", told["date"])
+    assert told["device"]
+    assert {"torch", "diffusers", "torch-fidelity"} <= told["versions"].keys()
+    assert told.get("rows") or told.get("parts")
+
+
+FOLDERS = sorted(f for f in RESULTS.iterdir() if f.is_dir() and f.name not in TIMINGS)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.name)
 def test_committed_results_are_whole_and_fit_the_schema(folder: Path) -> None:
     found = list(Store(folder).records())
     assert found
