@@ -26,9 +26,10 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 TIMINGS = ("speed", "gpu")
 """Folders of what the scripts of benchmarks/ measured, which are no results of cells."""
+MEASURED = sorted(f for name in TIMINGS for f in (RESULTS / name).glob("*.json"))
 
 
-@pytest.mark.parametrize("file", sorted(f for name in TIMINGS for f in (RESULTS / name).glob("*.json")), ids=lambda f: f.name)
+@pytest.mark.parametrize("file", MEASURED, ids=lambda f: f.name)
 def test_a_timing_says_when_and_on_what_it_was_measured(file: Path) -> None:
     told = json.loads(file.read_text("utf-8"))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:+]+", told["date"])

@@ -23,8 +23,8 @@ def fastest_batch_size(model: Model, n: int, evaluations: int = 1) -> int:
     It is kept in the user's cache for the weights, the device, the precision and the number of threads.
 
     Args:
-        n: images wanted at most; no batch of twice as many is tried. evaluations: rows that the network gets per image, 2 for
-            classifier-free guidance.
+        n: images wanted at most; no batch of twice as many is tried. evaluations: rows that the network gets per
+            image, 2 for classifier-free guidance.
     """
     identity = {
         "weights": model.identity.get("weights"),
