@@ -86,7 +86,7 @@ def sample(
     Raises:
         UserError: bad input. RunError: the sampler failed.
     """
-    from samplerbench.cli.common import Progress
+    from samplerbench.notebook import progress_bars
 
     _at_least_1(n=n)
     prepared = _prepare(
@@ -105,7 +105,7 @@ def sample(
     found = prepared.labels(n)
     cell = prepared.cells[0]
     with (
-        Progress(1, quiet=quiet).running() as progress,
+        progress_bars(1, quiet).running() as progress,
         progress.cell(cell.title, cell.steps, n, prepared.batch_size) as on_step,
     ):
         batches = engine.generate(prepared.model, cell, torch.arange(n), found, seed, prepared.batch_size, on_step)
@@ -151,7 +151,7 @@ def evaluate(
     Raises:
         UserError: bad input. RunError: every cell failed; the message is the first one's.
     """
-    from samplerbench.cli.common import Progress
+    from samplerbench.notebook import progress_bars
 
     _at_least_1(n=1 if n is None else n, blocks=blocks)
     if steps != () and nfe != ():
@@ -183,7 +183,7 @@ def evaluate(
         measured = measure_reference(prepared)
         session = make_session(prepared, measured, seed, store, rerun)
         outcomes: list[engine.Outcome] = []
-        with Progress(len(prepared.cells), quiet=quiet).running() as progress:
+        with progress_bars(len(prepared.cells), quiet).running() as progress:
             for cell in prepared.cells:
                 with progress.cell(cell.title, cell.steps, measured.n * blocks, prepared.batch_size) as on_step:
                     outcomes.append(engine.run_cell(session, cell, on_step))

@@ -1,6 +1,8 @@
 """The Python API: what the commands do, without the command line."""
 
+import builtins
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ import torch
 from rich.console import Console
 
 import samplerbench
-from samplerbench import registry
+from samplerbench import notebook, registry
 from samplerbench.api import Results
 from samplerbench.cli.app import main
 from samplerbench.errors import RunError, UserError
@@ -120,6 +122,31 @@ def test_progress_is_told_unless_quiet(digits: Model, capsys: pytest.CaptureFixt
         out, err = capsys.readouterr()
         assert out == ""
         assert err.count("ddim, 1 steps") == lines
+
+
+def test_in_a_notebook_there_are_bars_for_the_cells_and_for_the_one_at_work(
+    digits: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A failed cell says why below them; quiet, nothing is said."""
+    asked = {"steps": 2, "n": 3, "model": digits}
+    monkeypatch.setattr(notebook, "in_notebook", lambda: True)
+    samplerbench.evaluate(["ddim", "ddpm:variance=learned"], **asked)
+    out, err = capsys.readouterr()
+    assert "cells: 100%" in err
+    assert "ddim, 2 steps: " in err
+    assert "ddpm:variance=learned, 2 steps: failed: sampler ddpm: the model learned no variance" in out
+    samplerbench.sample("ddim", 2, n=3, model=digits)
+    assert re.search(r"ddim, 2 steps: 100%.* 2/2 .*\d+ images/s", capsys.readouterr().err)
+    samplerbench.evaluate("ddim", quiet=True, **asked)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_notebook_is_known_by_its_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As rich knows it: by the class of IPython's shell."""
+    assert not notebook.in_notebook()
+    shell = type("ZMQInteractiveShell", (), {"__module__": "ipykernel.zmqshell"})()
+    monkeypatch.setattr(builtins, "get_ipython", lambda: shell, raising=False)
+    assert notebook.in_notebook()
 
 
 # --- evaluate ------------------------------------------------------------------------------------------------------
