@@ -20,6 +20,7 @@ from samplerbench.bench import engine, generate
 from samplerbench.bench.store import sound
 from samplerbench.cli.app import main
 from samplerbench.errors import UserError
+from samplerbench.sampling import driver
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 Refuse = Callable[..., str]
@@ -93,10 +94,10 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
         ("-s ddim --n 1", "--n 1: the metric fid needs at least 2 images."),
         ("-s ddim --n 0", "Invalid value for '--n': "),
         ("-s ddim --n many", "Invalid value for '--n': "),
-        ("-s ddim --batch-size 0", "Invalid value for '--batch-size' / '-b': "),
+        ("-s ddim --batch-size 0", "--batch-size 0: at least 1 image is needed."),
         ("-s ddim --seed -1", "Invalid value for '--seed': "),
         (f"-s ddim --seed {2**64}", "Invalid value for '--seed': "),
-        ("-s ddim --dtype fp8", "--dtype fp8: known are fp32, fp64, bf16, fp16."),
+        ("-s ddim --dtype fp8", "--dtype fp8: known are fp32, tf32, bf16, fp16, fp64."),
         ("-s ddim --device gpu", "--device gpu: it cannot be used here ("),
         ("-s ddim --device cuda:99", "--device cuda:99: it cannot be used here ("),
         ("-s ddim --device meta", "--device meta: it cannot be used here ("),
@@ -336,14 +337,14 @@ def test_statistics_of_other_features_are_refused(refuse: Refuse, tmp_path: Path
 def test_no_memory_says_which_batch_size_to_try_and_the_other_cells_go_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drive = generate.drive
+    walk = generate.walk
 
-    def hungry(sampler: Any, *rest: Any, **more: Any) -> torch.Tensor:
+    def hungry(sampler: Any, *rest: Any, **more: Any) -> driver.Walk:
         if sampler.label() == "ddpm":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return drive(sampler, *rest, **more)
+        return walk(sampler, *rest, **more)
 
-    monkeypatch.setattr(generate, "drive", hungry)
+    monkeypatch.setattr(generate, "walk", hungry)
     assert exit_code("run", "-s", "ddpm", "-s", "ddim", "--steps", "1", "--n", "6", "-b", "4", "--json") == 2
     out, err = capsys.readouterr()
     first, second = json.loads(out)
