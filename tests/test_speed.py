@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import samplerbench
 from samplerbench import cli, registry
 from samplerbench.bench import batch_size as sizes
-from samplerbench.bench import engine, generate, replay, setup
+from samplerbench.bench import engine, generate, replay, request, setup
 from samplerbench.bench.store import Store
 from samplerbench.errors import RunError, UserError
 from samplerbench.models import Model
@@ -111,10 +111,42 @@ def test_a_compiled_network_is_compiled_once_for_a_run_and_its_remainders() -> N
         for rows in (100, 100, 80, 200, 70, 12, 100, 9):
             x, t = torch.randn(rows, 3), torch.randn(rows)
             assert torch.allclose(runner(x, t), plain(x, t), atol=1e-6)
-    assert sorted(runner.sizes) == [16, 100, 200]
-    assert compilations == [100, 200, 16]
+    assert sorted(runner.sizes) == [100, 200]
+    assert compilations == [100, 200]
     runner.eager = True
     assert runner.size(77) == 77
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "processes", "even"),
+    [
+        (1797, 256, 1, 225),
+        (50_000, 256, 1, 256),
+        (512, 256, 1, 256),
+        (513, 256, 1, 171),
+        (7, 256, 1, 7),
+        (900, 256, 2, 225),
+    ],
+)
+def test_batches_of_one_size_leave_little_to_fill(n: int, size: int, processes: int, even: int) -> None:
+    """As many batches as before, of the same size; less than one row of each is missing from the last."""
+    assert request.even_batches(n, size, processes) == even
+    whole = even * processes
+    assert -(-n // whole) == -(-n // (size * processes))
+    assert -(-n // whole) * whole - n < -(-n // whole) * processes
+
+
+@pytest.mark.parametrize(("option", "batch_size"), [({}, 8), ({"compile": True}, 6), ({"graphs": True}, 6)])
+def test_where_the_size_of_a_batch_matters_all_are_of_one_size(
+    option: dict[str, bool], batch_size: int, digits: Model, tmp_path: Path
+) -> None:
+    """18 images in batches of at most 8 are 8 + 8 + 2, or 6 + 6 + 6."""
+    model = copy.copy(digits)
+    model.compiled, model.graphs = "compile" in option, "graphs" in option
+    asked = request.Request([request.Grid(["ddim"], [1])], n=18, batch_size=8)
+    prepared = request.prepare(asked, "cpu", model)
+    session = request.make_session(prepared, request.measure_reference(prepared), 0, Store(tmp_path))
+    assert session.batch_size == batch_size
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

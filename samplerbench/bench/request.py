@@ -181,11 +181,23 @@ def measure_reference(prepared: Prepared) -> Measured:
     return Measured(extractor, reference, n, setup.real_features(model, request.data, extractor))
 
 
+def even_batches(n: int, batch_size: int, processes: int = 1) -> int:
+    """The least batch size that needs no more batches than `batch_size`, for n images on so many processes.
+
+    Where every batch is filled to one size, as for a compiled network, hardly a row is then computed for nothing.
+    """
+    rounds = -(-n // (batch_size * processes))
+    return -(-n // (rounds * processes))
+
+
 def make_session(
     prepared: Prepared, measured: Measured, seed: int, store: Store, rerun: bool = False, team: Team | None = None
 ) -> Session:
     """The session of one seed. Raises UserError where a metric needs more images."""
-    request = prepared.request
+    request, size = prepared.request, prepared.batch_size
+    team = team or Team()
+    if prepared.model.compiled or prepared.model.graphs:
+        size = even_batches(measured.n, size, team.size)
     return Session(
         prepared.model,
         measured.reference,
@@ -195,10 +207,10 @@ def make_session(
         prepared.mode,
         measured.n,
         seed,
-        prepared.batch_size,
+        size,
         store,
         rerun,
         blocks=request.blocks,
         real=measured.real,
-        team=team or Team(),
+        team=team,
     )

@@ -31,8 +31,8 @@ class Runner(nn.Module):
 
     On a CPU a batch of fewer than 4 rows is filled to 4, for networks up to 10M parameters: the kernels for one to
     three rows round differently, so that an image would depend on the batch it is in. A compiled network is made anew
-    for every size, so a batch is filled to one that is known already, or to a power of two. Who counts evaluations by
-    hooks on this module sees the rows that were asked for.
+    for every size, so a batch is filled to the next size that is known already. Who counts evaluations by hooks on this
+    module sees the rows that were asked for.
     """
 
     def __init__(
@@ -77,13 +77,10 @@ class Runner(nn.Module):
         """The size of the batch that `rows` rows are run in."""
         if self.eager or not self.compiled:
             return max(rows, self.fewest)
-        if rows not in self.sizes:
-            # The first size is a run's own batch, and guidance doubles it; what else comes are its remainders.
-            whole = not self.sizes or any(rows % size == 0 for size in self.sizes)
-            power = 1 << (rows - 1).bit_length()
-            rows = min((s for s in self.sizes if rows < s <= power), default=rows if whole else power)
-            self.sizes.add(rows)
-        return rows
+        # Rows that are computed for nothing cost less than another compilation.
+        size = min((s for s in self.sizes if s >= rows), default=rows)
+        self.sizes.add(size)
+        return size
 
 
 def _cut(output: Any, rows: int) -> Any:
