@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
+from rich.jupyter import JupyterMixin
 from torch import Tensor
 
 from samplerbench.bench import engine, setup
@@ -196,7 +197,17 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class Results(Sequence[Record]):
+class _Shown(JupyterMixin):
+    """What rich prints, also where a notebook shows the value of a cell."""
+
+    content: Any
+
+    def __rich__(self) -> Any:
+        return self.content
+
+
+@dataclass(frozen=True)
+class Results(Sequence[Record], JupyterMixin):
     """What `evaluate` measured: a sequence of records, one per cell, and what can be made of them.
 
     records: dictionaries as in the result files (`docs/result.schema.json`). A budget below what a sampler's one step
@@ -230,10 +241,14 @@ class Results(Sequence[Record]):
         return list(dict.fromkeys(name for r in self.records for name in r["metrics"]))
 
     def table(self, metric: str | None = None) -> Any:
-        """The steps-vs-metric table, for rich to print; `metric` is the first one unless named. Raises UserError."""
+        """The steps-vs-metric table, for rich to print or a notebook to show; `metric` is the first one unless named.
+
+        Raises:
+            UserError: there is no such metric.
+        """
         from samplerbench.report.table import steps_table
 
-        return steps_table(self.records, self._metric(metric))
+        return _Shown(steps_table(self.records, self._metric(metric)))
 
     def to_pandas(self) -> DataFrame:
         """One row per cell: its sampler, steps, costs, and a column per metric, with METRIC_sd where there are blocks.

@@ -141,6 +141,14 @@ def test_in_a_notebook_there_are_bars_for_the_cells_and_for_the_one_at_work(
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_notebook_shows_the_table(measured: Results) -> None:
+    """As the value of a cell, of the results and of their table alike."""
+    for value in (measured, measured.table("fid")):
+        shown = value._repr_mimebundle_([], [])
+        assert "ddim" in shown["text/html"]
+        assert "sampler" in shown["text/plain"]
+
+
 def test_a_notebook_is_known_by_its_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     """As rich knows it: by the class of IPython's shell."""
     assert not notebook.in_notebook()
