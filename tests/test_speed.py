@@ -471,6 +471,7 @@ def test_replayed_batches_are_the_same_images_and_are_counted(
         assert (a.images - b.images).abs().max() <= 1e-5
         assert b.stochastic
     assert steps == [0, 1, 2] * 4
+    model.replays = {}  # captured anew, under the eyes of the run's meter
     session = make_session(11, model=model, batch_size=3)
     session.store = Store(tmp_path / "graphs")
     outcome = engine.run_cell(session, cell)

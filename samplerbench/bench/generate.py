@@ -155,6 +155,8 @@ def _replay(model: Model, cell: Cell, rows: Tensor, labels: Tensor | None, seed:
         known.clear()  # of the cell before, whose graph holds its own memory
         known[key] = _FIRST if len(rows) == batch_size else None
         return None
+    if known[key] is _FIRST and len(rows) < batch_size:
+        return None  # what is captured must hold a whole batch
     if known[key] is _FIRST:
         known[key] = capture(model, lambda r, given: _walk(model, cell, r, given, seed), rows, labels)
     return known[key]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from samplerbench.errors import SamplerbenchError
 from samplerbench.models.model import Model
@@ -67,7 +68,7 @@ def capture(model: Model, run: Run, rows: Tensor, labels: Tensor | None, graph: 
     rows, labels = rows.clone(), None if labels is None else labels.clone()
     graph = torch.cuda.CUDAGraph() if graph is None else graph
     try:
-        with Meter(model.network) as meter, _recording(graph):
+        with _unseen(model.network), Meter(model.network) as meter, _recording(graph):
             walk, draws = run(rows, labels)
     except (RuntimeError, SamplerbenchError) as error:
         print(
@@ -78,6 +79,20 @@ def capture(model: Model, run: Run, rows: Tensor, labels: Tensor | None, graph: 
         return None
     cost = {name: getattr(meter, name) // len(rows) for name in ("network", "network_backward")}
     return Replay(graph, rows, labels, walk, draws, cost)
+
+
+@contextmanager
+def _unseen(network: nn.Module) -> Iterator[None]:
+    """A capture computes nothing, so who counts the run does not see it; the replays are counted."""
+    hooks = (network._forward_pre_hooks, network._forward_hooks)
+    kept = [dict(h) for h in hooks]
+    for h in hooks:
+        h.clear()
+    try:
+        yield
+    finally:
+        for h, k in zip(hooks, kept, strict=True):
+            h.update(k)
 
 
 def _recording(graph: Any) -> Any:
