@@ -490,6 +490,16 @@ def test_another_cell_is_captured_anew(graphs: list[FakeGraph], digits: Model) -
     assert [g.replays for g in graphs] == [1, 1]
 
 
+def test_a_remainder_is_not_captured(graphs: list[FakeGraph], digits: Model) -> None:
+    """A graph of fewer rows could not hold the next block's whole batches."""
+    model = copy.copy(digits)
+    model.graphs, model.replays = True, {}
+    cell = make_cell(digits, "ddim", None, 2)
+    for _ in range(2):
+        list(engine.generate(model, cell, torch.arange(5), torch.arange(5), 0, 3))
+    assert [(len(g.walk.x), g.replays) for g in graphs] == [(3, 2)]
+
+
 def test_a_run_that_cannot_be_captured_is_sampled_without(
     digits: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
