@@ -28,11 +28,13 @@ from torch import Tensor
 from samplerbench import registry
 from samplerbench.bench.setup import pick_spacing
 from samplerbench.errors import RunError, UserError
-from samplerbench.models.discrete import denoised, timestep_at
+from samplerbench.models.discrete import timestep_at
 from samplerbench.models.files import read_json
+from samplerbench.models.preconditioning import DISCRETE
 from samplerbench.models.schedule import VP_SCHEDULERS, Schedule, alphas_cumprod, noise_levels, read_schedule
 from samplerbench.sampling import Denoiser, Noise, Prediction, Sampler, Sigma, Spacing, Step
 from samplerbench.sampling.noise import split_seed
+from samplerbench.sampling.process import VARIANCE_PRESERVING
 from samplerbench.sampling.spacing import make_grid
 
 __all__ = ["SamplerScheduler", "as_scheduler"]
@@ -450,7 +452,7 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         if output.shape[1] == 2 * x.shape[1]:
             output, fraction = output.chunk(2, dim=1)
             variance = (fraction + 1) / 2 if self.config.variance_type == "learned_range" else None
-        x0 = denoised(self.config.prediction_type, output, x, sigma)
+        x0 = DISCRETE[self.config.prediction_type].denoised(output, x, sigma)
         # A pipeline may have overruled the clipping in the configuration, as Stable Diffusion's do.
         if self.config.clip_sample:
             x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
@@ -498,7 +500,7 @@ class _Plan:
 class _Scheduled(Denoiser):
     """A denoiser that gives D for the whole batch and nothing else."""
 
-    variance_preserving = True
+    process = VARIANCE_PRESERVING
 
     def __init__(self, label: str, levels: Tensor) -> None:
         self.label, self.levels = label, levels

@@ -19,6 +19,7 @@ from samplerbench.models.model import Model
 from samplerbench.sampling import Noise, Sampler
 from samplerbench.sampling.driver import OnStep, drive
 from samplerbench.sampling.noise import Purpose, normal, uniform
+from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 
 class NoNoise(Noise):
@@ -183,7 +184,9 @@ class Scene:
             words += [f"spacing {cell.spacing.spec}"] if cell.spacing is not None else []
             words += [name_steps(cell.steps)] if steps else []
         words.append(f"seed {self.seed}")
-        return " · ".join(words + (["shown as x/√(1+σ²)"] if noisy and not self.model.variance_preserving else []))
+        return " · ".join(
+            words + (["shown as x/√(1+σ²)"] if noisy and self.model.process is not VARIANCE_PRESERVING else [])
+        )
 
 
 def name_steps(steps: int | None) -> str:

@@ -17,7 +17,8 @@ from samplerbench.models.checkpoint import CARD, Checkpoint, square
 from samplerbench.models.diffusers_unet import card_fields, identity_of
 from samplerbench.models.files import LoadOptions, read_json
 from samplerbench.models.model import Condition, Model
-from samplerbench.sampling.denoiser import Prediction, Sigma, per_sample
+from samplerbench.models.preconditioning import edm
+from samplerbench.sampling.process import VARIANCE_EXPLODING
 
 LEVELS = 1000
 """Points of the grid that stands for a continuous model's levels."""
@@ -71,14 +72,10 @@ class EDMPreconditioned(ModelMixin, ConfigMixin):
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """D (B, C, H, W), in x's dtype, of x = x₀ + σ z (B, C, H, W) at levels sigma (B,) with labels (B,)."""
-        s, deviation = sigma.double(), self.config.sigma_data
-        norm = (s**2 + deviation**2).rsqrt()
-        skip, out, scale = (
-            c.to(x.dtype)[:, None, None, None] for c in ((deviation * norm) ** 2, s * deviation * norm, norm)
-        )
-        dtype = self.network.dtype
-        output = self.network((scale * x).to(dtype), (s.log() / 4).to(dtype), class_labels=labels).sample
-        return skip * x + out * output.to(x.dtype)
+        scalings, dtype = edm(self.config.sigma_data), self.network.dtype
+        time = torch.as_tensor(scalings.time(sigma.double()) if scalings.time else sigma)
+        output = self.network(scalings.input(x, sigma).to(dtype), time.to(dtype), class_labels=labels).sample
+        return scalings.denoised(output.to(x.dtype), x, sigma)
 
 
 @dataclass
@@ -92,8 +89,8 @@ class EDM(Model):
             return {}
         return {"labels": torch.full((batch,), self.null_label, device=self.device)}
 
-    def evaluate(self, x: Tensor, sigma: Sigma, condition: Condition) -> Prediction:
-        return Prediction(self.network(x, per_sample(sigma, x), condition.get("labels")))
+    def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        return self.network(x, time, condition.get("labels"))
 
 
 def edm_levels(sigma_min: float, sigma_max: float, n: int = LEVELS, rho: float = 7.0) -> Tensor:
@@ -135,7 +132,7 @@ def load_edm(
         network=part.module,
         shape=(inner.in_channels, height, width),
         levels=edm_levels(settings["sigma_min"], settings["sigma_max"]),
-        variance_preserving=False,
+        process=VARIANCE_EXPLODING,
         device=device,
         dtype=dtype,
         classes=embeds and embeds - (null is not None),

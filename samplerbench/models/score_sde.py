@@ -11,8 +11,9 @@ from samplerbench.errors import UserError
 from samplerbench.models.checkpoint import Checkpoint, square
 from samplerbench.models.diffusers_unet import card_fields, check_channels, identity_of
 from samplerbench.models.model import Condition, Model
+from samplerbench.models.preconditioning import SCORE
 from samplerbench.models.schedule import Schedule
-from samplerbench.sampling.denoiser import Prediction, Sigma, coefficient, per_sample
+from samplerbench.sampling.process import VARIANCE_EXPLODING
 
 DEFAULTS = {"num_train_timesteps": 2000, "snr": 0.15, "sigma_min": 0.01, "sigma_max": 1348.0, "correct_steps": 1}
 """diffusers' own, for what a configuration leaves out."""
@@ -26,10 +27,8 @@ class ScoreSDE(Model):
     Source: Song et al. 2021, section 3.4 and appendix C (VE SDE).
     """
 
-    def evaluate(self, x: Tensor, sigma: Sigma, condition: Condition) -> Prediction:
-        s = per_sample(sigma, x)
-        score = self.network(x.to(self.dtype), s.to(self.dtype)).sample.to(x.dtype)
-        return Prediction(x + coefficient(s**2, x) * score)
+    def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        return self.network(x.to(self.dtype), time.to(self.dtype)).sample
 
     def decode(self, x: Tensor) -> Tensor:
         return 2 * x - 1
@@ -69,7 +68,8 @@ def load_score_sde(checkpoint: Checkpoint, device: torch.device, dtype: torch.dt
         network=part.module,
         shape=(config["in_channels"], height, width),
         levels=levels,
-        variance_preserving=False,
+        process=VARIANCE_EXPLODING,
+        preconditioning=SCORE,
         device=device,
         dtype=dtype,
         identity=identity_of(checkpoint, part.sha256)

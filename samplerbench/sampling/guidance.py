@@ -43,7 +43,7 @@ class Guidance(Configurable, ABC):
 class _Guided(Denoiser):
     def __init__(self, guidance: Guidance, inner: Denoiser) -> None:
         self.guidance, self.inner = guidance, inner
-        self.levels, self.variance_preserving = inner.levels, inner.variance_preserving
+        self.levels, self.process = inner.levels, inner.process
 
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
         return self.guidance.predict(self.inner, x, sigma)

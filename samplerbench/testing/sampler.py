@@ -136,7 +136,7 @@ def check_first_evaluation(sampler: Sampler) -> str:
     mean, seen = 0.3, []
 
     class Watching(Denoiser):
-        levels, variance_preserving = model.levels, model.variance_preserving
+        levels, process = model.levels, model.process
 
         def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
             level = float(sigma) if not isinstance(sigma, Tensor) or sigma.ndim == 0 else float(sigma.max())
