@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_the_flow_s_time_and_input_are_those_of_the_interpolation() -> None:
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_edm_s_scalings_keep_input_and_target_at_unit_variance(sigma: float) -> None:
-    """Karras et al. 2022, appendix B.6: Var[c_in x] = 1 and Var[(x₀ - c_skip x)/c_out] = 1 for data of variance σ_d²."""
+    """Karras et al. 2022, appendix B.6: Var[c_in x] = 1 and Var[(x₀ - c_skip x)/c_out] = 1 for data of σ_d."""
     sigma_data = 0.5
     made = edm(sigma_data)
     assert made.scale(sigma) ** 2 * (sigma_data**2 + sigma**2) == pytest.approx(1, rel=1e-12)
@@ -159,7 +160,7 @@ def test_euler_in_the_flow_s_time_is_ddim() -> None:
     noise = Noise(0, torch.arange(4), (1, 2, 2), torch.float64)
     x = drive(sampler, model.denoiser(None, 4), y / (1 - t[0]), sigmas, noise)
     network = model.network
-    for a, b in zip(t[:-1], t[1:], strict=True):
+    for a, b in pairwise(t):
         y = y + (b - a) * network(y, a.expand(4))
     torch.testing.assert_close(x, y, rtol=0, atol=1e-12)
 

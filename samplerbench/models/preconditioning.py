@@ -102,9 +102,16 @@ SAMPLE = Preconditioning("sample", _zero, _one, _keep)
 SCORE = Preconditioning("score", _one, lambda s: s**2, _one, lambda s: s)
 """The score of a variance-exploding process: D = x + σ² s(x, σ) (Song et al. 2021)."""
 
-FLOW = Preconditioning(
-    "flow", lambda s: 1 / (1 + s), lambda s: -s / (1 + s), lambda s: 1 / (1 + s), lambda s: s / (1 + s)
-)
+
+def _flow_time(sigma: Any) -> Any:
+    return sigma / (1 + sigma)
+
+
+def _flow_scale(sigma: Any) -> Any:
+    return 1 / (1 + sigma)
+
+
+FLOW = Preconditioning("flow", _flow_scale, lambda s: -_flow_time(s), _flow_scale, _flow_time)
 """The velocity of a rectified flow at t = σ/(1+σ): D = y - t v with y = x/(1+σ) (Liu et al. 2023)."""
 
 DENOISED = Preconditioning("denoised", _zero, _one, _one, lambda s: s)
