@@ -235,7 +235,7 @@ class CellRun:
         return values
 
     def _write_grid(self) -> None:
-        from samplerbench.report.grid import save_grid
+        from samplerbench.data.grid import save_grid
 
         buffer = io.BytesIO()
         save_grid(self.shown, buffer)

@@ -416,9 +416,9 @@ def sample(
     import torch
 
     from samplerbench.bench import engine, request, setup
+    from samplerbench.data.grid import save_grid
     from samplerbench.data.pixels import quantise
     from samplerbench.models.files import LoadOptions
-    from samplerbench.report.grid import save_grid
     from samplerbench.results.files import write_atomically
 
     if out.suffix.lower() != ".png":

@@ -12,9 +12,9 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,31 +22,8 @@ from torch import Tensor, nn
 from samplerbench.data import ImageSet
 from samplerbench.data.pixels import dequantise
 from samplerbench.errors import RunError, UserError
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How long and how fast to learn.
-
-    batch_size: over all processes. compile: with torch.compile. minutes: stop at a checkpoint after so long, to be gone
-    on with later; 0 is never.
-    """
-
-    steps: int = 10_000
-    batch_size: int = 128
-    lr: float = 1e-3
-    warmup: int = 500
-    schedule: Literal["constant", "cosine"] = "cosine"
-    weight_decay: float = 0.0
-    ema_decay: float = 0.999
-    grad_clip: float = 1.0
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    seed: int = 0
-    checkpoint_every: int = 1000
-    sample_every: int = 0
-    cpu: bool = False
-    compile: bool = False
-    minutes: float = 0.0
+from samplerbench.training.card import write_card
+from samplerbench.training.settings import TrainResult, TrainSettings
 
 
 class StepRandom:
@@ -107,17 +84,6 @@ class Task(ABC):
     def preview(self, network: nn.Module, file: Path) -> None:
         """Write a picture of what the network can do so far; a network that makes no pictures writes none."""
         return
-
-
-@dataclass
-class TrainResult:
-    """What a training run did: for the card."""
-
-    steps: int
-    images_seen: int
-    seconds: float
-    loss: float
-    resumed: bool
 
 
 def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
@@ -225,8 +191,6 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
         result = before
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        from samplerbench.training.card import write_card
-
         with _ema_weights(ema, network):
             network.eval()
             figures = task.save(network, out)
