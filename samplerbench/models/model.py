@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from samplerbench.errors import UserError
 from samplerbench.options import Configurable
 from samplerbench.sampling.denoiser import Clipped, Denoiser, Prediction, Sigma, coefficient, per_sample
-from samplerbench.sampling.guidance import Guidance
+from samplerbench.sampling.guidance import Guidance, guide
 from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.sampling.sampler import Sampler
 
@@ -220,7 +220,7 @@ class Model(ABC):
         """The denoiser of one batch: bound to its labels, guided, then clipped."""
         denoise: Denoiser = Bound(self, labels, batch)
         if guidance is not None:
-            denoise = guidance.guide(denoise)
+            denoise = guide(guidance, denoise)
         return Clipped(denoise, self.clip_range) if self.clip else denoise
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from samplerbench.boundary import plugin_call
 from samplerbench.errors import UserError
 from samplerbench.options import Configurable
 
@@ -47,10 +48,17 @@ def make_grid(spacing: Spacing, levels: Tensor, steps: int) -> Tensor:
 
     Raises:
         UserError: steps < 1, or a spacing that gave no such grid.
+        RunError: the plugin raised.
     """
     if steps < 1:
         raise UserError(f"--steps {steps}: at least 1 step is needed.")
-    grid = spacing.grid(levels.double(), steps).double().cpu()
+    with plugin_call(spacing, f"in grid for {steps} steps"):
+        grid = spacing.grid(levels.double().clone(), steps)
+    if not isinstance(grid, Tensor) or grid.is_complex() or grid.layout != torch.strided or grid.is_meta:
+        raise UserError(
+            f"spacing {spacing.spec}: grid returned a {type(grid).__name__}; it must be a real tensor (steps+1,)."
+        )
+    grid = grid.detach().double().cpu()
     sound = grid.shape == (steps + 1,) and bool(grid.isfinite().all()) and grid[-1] == 0
     if not sound or bool((grid[1:] >= grid[:-1]).any()):
         raise UserError(
