@@ -185,6 +185,7 @@ def evaluate(
         session = make_session(prepared, measured, seed, store, rerun)
         outcomes: list[engine.Outcome] = []
         with progress_bars(len(prepared.cells), quiet).running() as progress:
+            session.execution.solving = progress.solution
             for cell in prepared.cells:
                 with progress.cell(cell.title, cell.steps, measured.n * blocks, prepared.batch_size) as on_step:
                     outcomes.append(engine.run_cell(session, cell, on_step))

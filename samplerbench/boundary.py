@@ -3,7 +3,7 @@
     with plugin_call(sampler, "in step 3 of 10"):
         step = next(run)
 
-A process that a plugin ends (`os._exit`, a crash in compiled code) cannot be caught; the checkpoint of the cell remains.
+What ends the process itself (`os._exit`, a crash in compiled code) cannot be caught; the cell's checkpoint remains.
 """
 
 from __future__ import annotations
@@ -77,6 +77,15 @@ def describe(error: BaseException, doing: str = "") -> str:
     if len(text) > LONGEST_MESSAGE:
         text = text[:LONGEST_MESSAGE] + "…"
     return f"{type(error).__name__}{f' {doing}' if doing else ''}" + (f": {text}" if text else "")
+
+
+def shown(value: Any) -> str:
+    """A value that a plugin gave, for a message: its repr, on one line of at most 80 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def torch_state() -> tuple[Any, ...]:

@@ -64,6 +64,19 @@ class NotebookProgress:
 
             yield on_step
 
+    @contextmanager
+    def solution(self, images: int) -> Iterator[Any]:
+        """While the converged solution of so many images is computed: gives the driver's on_step."""
+        with self._bar(
+            desc=f"converged solution, {images} images", unit="step", leave=False, disable=self.quiet
+        ) as bar:
+
+            def on_step(_: int, step: Step) -> None:
+                bar.set_postfix_str(f"σ = {step.sigma:.3g}", refresh=False)
+                bar.update()
+
+            yield on_step
+
     def done(self, line: str) -> None:
         """A cell has finished; one that failed says why."""
         if ": failed: " in line and not self.quiet:

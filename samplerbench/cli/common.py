@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from samplerbench.text import printable
+
 if TYPE_CHECKING:
     from samplerbench.sampling import Step
 
@@ -134,11 +136,12 @@ class Progress:
         self.console = Console(stderr=True)
         self.live = self.console.is_terminal and not quiet
         self.quiet, self.cells, self.finished = quiet, cells, 0
+        self.announced = False
         self.bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
@@ -172,7 +175,7 @@ class Progress:
         """While one cell runs: gives the driver's on_step."""
         batches = -(-n // batch_size)
         total = None if steps is None else steps * batches
-        task = self.bars.add_task(title, total=total, rate="")
+        task = self.bars.add_task(printable(title), total=total, rate="")
         started, taken = time.monotonic(), 0
 
         def on_step(_: int, step: Step) -> None:
@@ -186,8 +189,30 @@ class Progress:
         yield on_step
         self.bars.remove_task(task)
 
+    @contextmanager
+    def solution(self, images: int) -> Iterator[Any]:
+        """While the converged solution of so many images is computed: gives the driver's on_step.
+
+        How many steps the solver will take is not known; the level that it has reached is shown. Without a terminal
+        the first solution of a run is announced by a line.
+        """
+        title = f"converged solution for {images} image{'' if images == 1 else 's'}"
+        if not (self.live or self.quiet or self.announced):
+            print(f"computing the {title}; cells under the same guidance share it", file=sys.stderr)
+        self.announced = True
+        task = self.bars.add_task(title, total=None, rate="")
+
+        def on_step(_: int, step: Step) -> None:
+            self.bars.update(task, advance=1, rate=f"σ = {step.sigma:.3g}")
+
+        try:
+            yield on_step
+        finally:
+            self.bars.remove_task(task)
+
     def done(self, line: str) -> None:
         """A cell has finished."""
+        line = printable(line)
         self.finished += 1
         if self.log is not None:
             from datetime import UTC, datetime
@@ -199,7 +224,7 @@ class Progress:
         if not self.quiet and self.table is None:
             count = f"[{self.finished}/{self.cells}] " if self.cells > 1 else ""
             print(count + line, file=sys.stderr) if not self.live else self.console.print(
-                count + line, markup=False, highlight=False
+                count + line, markup=False, emoji=False, highlight=False
             )
 
 

@@ -49,7 +49,8 @@ def ls(folder: Folder = Path("results")) -> None:
     if whole:
         console.print(long_table(whole))
     for metric in dict.fromkeys(m for r in whole for m in r["metrics"]):
-        if len({r["protocol_fields"]["reference"]["sha256"] for r in whole}) == 1 and len({r["n"] for r in whole}) == 1:
+        references = {(r["protocol_fields"].get("reference") or {}).get("sha256") for r in whole}
+        if len(references) == 1 and len({r["n"] for r in whole}) == 1:
             console.print(steps_table(whole, metric))
     for file in damaged:
         console.print(f"damaged or edited: {file.name}", style="red")

@@ -26,7 +26,7 @@ def published_table(rows: Sequence[tuple[dict[str, Any], str, float, str]]) -> G
         table.add_column(name, justify="right")
     for record, metric, value, _ in rows:
         entry = record["metrics"].get(metric)
-        measured = difference = "[red]failed[/red]" if "error" in record else "…"
+        measured = difference = "[red]failed[/red]" if "error" in record else ""
         if entry is not None:
             spread = f" ± {format_value(entry['sd'])}" if "sd" in entry else ""
             measured = format_value(entry["value"]) + spread

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ def steps_table(records: Sequence[Record], metric: str, floor: tuple[float, floa
     """Rows samplers, columns steps, cells the metric; the best of each column in bold."""
     found = next((r["metrics"][metric] for r in records if metric in r["metrics"]), None)
     arrow = "↓" if found is None or found["better"] == "lower" else "↑"
-    space = f" ({found['features']} features, against {found['reference']})" if found else ""
+    space = f" ({_measured_in(found)})" if found and _measured_in(found) else ""
     table = Table(header_style="bold")
     budgets = any(r.get("budget") is not None for r in records)
     table.add_column("sampler \\ NFE" if budgets else "sampler \\ steps", no_wrap=True)
@@ -91,9 +92,17 @@ def _value(record: Record, metric: str) -> dict[str, Any] | None:
     return record["metrics"].get(metric)
 
 
+def _measured_in(entry: dict[str, Any]) -> str:
+    """`digits-cnn features, against digits (all, 1797)`, as far as the metric takes features and a reference."""
+    features = f"{entry['features']} features" if entry["features"] else ""
+    reference = f"against {entry['reference']}" if entry["reference"] else ""
+    return ", ".join(filter(None, (features, reference)))
+
+
 def _best(column: Sequence[Record], metric: str, lower: bool) -> dict[str, Any] | None:
     """The best entry of a column; None where it has only one row."""
     found = [r["metrics"][metric] for r in column if metric in r["metrics"]]
+    found = [entry for entry in found if math.isfinite(entry["value"])]
     if len(found) < 2:
         return None
     return (min if lower else max)(found, key=lambda entry: entry["value"])
@@ -108,13 +117,15 @@ def _cell(record: Record | None, metric: str, best: dict[str, Any] | None) -> st
     if record.get("pending"):
         return "[dim]…[/dim]"
     if metric not in record["metrics"]:
-        return "[red]failed[/red]"
+        return "[red]failed[/red]" if "error" in record else ""  # the metric is not applicable to it
     entry = record["metrics"][metric]
     text = format_value(entry["value"])
     if "sd" in entry:
         text += f" ± {format_value(entry['sd'])}"
     if best is not None and entry["value"] == best["value"]:
         return f"[bold green]{text}[/bold green]"
+    if not math.isfinite(entry["value"]):
+        return text
     if best is not None and "blocks" in entry and len(entry["blocks"]) == len(best.get("blocks", [])):
         from samplerbench.results.compare import paired_difference
 

@@ -144,9 +144,9 @@ def _consume(run: Iterator[Step], sampler: Sampler, x: Tensor, steps: int | None
         walked.check()
     if steps is not None and len(reached) < steps:
         raise RunError(
-            f"sampler {sampler.label()} yielded {len(reached)} of {steps} steps; it must yield a Step for each interval "
-            "of the grid. One with a grid of its own sets own_grid = True; one that chooses its own steps has an nfe "
-            "that returns None."
+            f"sampler {sampler.label()} yielded {len(reached)} of {steps} steps; it must yield a Step for each "
+            "interval of the grid. One with a grid of its own sets own_grid = True; one that chooses its own steps "
+            "returns None from nfe."
         )
     return walked
 

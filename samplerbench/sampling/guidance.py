@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from samplerbench.boundary import plugin_call
+from samplerbench.boundary import plugin_call, shown
 from samplerbench.errors import RunError
 from samplerbench.options import Configurable
 from samplerbench.sampling.denoiser import Denoiser, Prediction, Sigma
@@ -67,7 +67,7 @@ def evaluations_of(guidance: Guidance | None) -> int:
         found = guidance.evaluations
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
         raise RunError(
-            f"guidance {guidance.label()}: evaluations is {found!r:.80}; it must be a whole number, at least 1."
+            f"guidance {guidance.label()}: evaluations is {shown(found)}; it must be a whole number, at least 1."
         )
     return found
 

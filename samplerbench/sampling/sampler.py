@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from samplerbench.boundary import plugin_call
+from samplerbench.boundary import plugin_call, shown
 from samplerbench.errors import RunError
 from samplerbench.options import Configurable
 from samplerbench.sampling.denoiser import Denoiser
@@ -93,8 +93,8 @@ def planned_nfe(sampler: Sampler, steps: int) -> int | None:
         found = sampler.nfe(steps)
     if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < 0):
         raise RunError(
-            f"sampler {sampler.label()}: nfe({steps}) returned {found!r:.80}; it must be a whole number of evaluations, "
-            "at least 0, or None."
+            f"sampler {sampler.label()}: nfe({steps}) returned {shown(found)}; it must be a whole number, at least 0, "
+            "or None."
         )
     return found
 
