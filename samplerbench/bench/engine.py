@@ -62,6 +62,7 @@ def _run_claimed(session: Session, cell: Cell, key: str, fields: dict[str, Any],
         team.agree(failure)
     except SamplerbenchError as error:
         failed = {**describe(session, cell), "metrics": {}, "error": str(error), "protocol": key}
+        failed["protocol_fields"] = fields
         # The outcome keeps the error, whose frames would keep the failed batch while the other cells run.
         for kept in (error, error.__cause__):
             if kept is not None:

@@ -13,7 +13,9 @@ from typing import Any
 from samplerbench.report.matrix import Axis, Entry, Matrix, default_axis, matrix
 from samplerbench.report.reproduce import command
 from samplerbench.results.groups import Group, metric_specs
+from samplerbench.results.names import RowNames
 from samplerbench.results.record import Record
+from samplerbench.text import csv_cell, printable
 
 AXIS_NAMES = {"steps": "steps", "nfe": "NFE"}
 
@@ -46,8 +48,9 @@ def _space(table: Matrix) -> str:
 
 
 def _md(text: str) -> str:
-    escaped = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
+    escaped = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", printable(text).strip())
+    escaped = re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", escaped)  # would begin a list, or underline a heading
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _md_entry(entry: Entry | None) -> str:
@@ -95,14 +98,14 @@ TEX = {
     ">": "\\textgreater{}", "|": "\\textbar{}", '"': "\\textquotedbl{}", "`": "\\textasciigrave{}",
     "'": "\\textquotesingle{}", "±": "$\\pm$", "≈": "$\\approx$", "×": "$\\times$", "…": "\\ldots{}",
     "σ": "$\\sigma$", "η": "$\\eta$", "ρ": "$\\rho$", "λ": "$\\lambda$", "α": "$\\alpha$", "ε": "$\\varepsilon$",
-    "∞": "$\\infty$", "\n": " ", "\t": " ", "-": "{-}",
+    "∞": "$\\infty$", "-": "{-}",
     **{c: f"\\{c}" for c in "&%$#_{}"},
 }  # fmt: skip
 
 
 def tex(text: str) -> str:
     """Text with every character that LaTeX would act on escaped; a character it has no font for becomes its number."""
-    return "".join(TEX.get(c, c if " " <= c <= "~" else f"\\texttt{{U+{ord(c):04X}}}") for c in text)
+    return "".join(TEX.get(c, c if " " <= c <= "~" else f"\\texttt{{U+{ord(c):04X}}}") for c in printable(text))
 
 
 def _tex_entry(entry: Entry | None) -> str:
@@ -161,13 +164,13 @@ def _flat(value: Any) -> Any:
 
 
 def to_csv(groups: Sequence[Group]) -> str:
-    """One line per result, long form."""
+    """One line per result, long form; text that a spreadsheet would run as a formula has an apostrophe first."""
     found = rows(groups)
     columns = dict.fromkeys(name for row in found for name in row)
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(map(csv_cell, columns))
+    writer.writerows([csv_cell(row.get(name)) for name in columns] for row in found)
     return stream.getvalue()
 
 
@@ -190,13 +193,14 @@ def payload(groups: Sequence[Group], problems: Sequence[str], by: Axis | None = 
                     {
                         **{k: v for k, v in finite(r).items() if k != "seal"},
                         "label": group.label(r),
+                        "spacing_label": names.plugin(r, "spacing"),
                         "seconds_per_image": seconds_per_image(r),
                         "command": command(r),
                     }
                     for r in group.records
                 ],
             }
-            for group in groups
+            for group, names in ((group, RowNames(group.records)) for group in groups)
         ],
         "problems": list(problems),
     }
