@@ -22,6 +22,7 @@ from samplerbench.models.model import Model
 from samplerbench.options import Configurable
 from samplerbench.results.store import Store
 from samplerbench.sampling import Guidance, Sampler, Spacing
+from samplerbench.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -231,7 +232,7 @@ class Results(Sequence[Record], JupyterMixin):
         return iter(self.records)
 
     def __repr__(self) -> str:
-        return f"Results({len(self)} cells: {', '.join(self.metrics) or 'no metrics'})"
+        return printable(f"Results({len(self)} cells: {', '.join(self.metrics) or 'no metrics'})")
 
     def __rich__(self) -> Any:
         return self.table()

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from samplerbench.cli.common import Progress
+from samplerbench.text import one_line, printable
 
 if TYPE_CHECKING:
     from samplerbench.sampling import Step
@@ -52,7 +53,9 @@ class NotebookProgress:
         """While one cell runs: gives the driver's on_step."""
         total = None if steps is None else steps * -(-n // batch_size)
         begun, taken = time.monotonic(), 0
-        with self._bar(total=total, desc=title, unit="step", leave=self.cells == 1, disable=self.quiet) as bar:
+        with self._bar(
+            total=total, desc=printable(title), unit="step", leave=self.cells == 1, disable=self.quiet
+        ) as bar:
 
             def on_step(_: int, step: Step) -> None:
                 nonlocal taken
@@ -80,5 +83,5 @@ class NotebookProgress:
     def done(self, line: str) -> None:
         """A cell has finished; one that failed says why."""
         if ": failed: " in line and not self.quiet:
-            self.all.write(line)
+            self.all.write(one_line(line))
         self.all.update()

@@ -73,6 +73,7 @@ def _run_claimed(session: Session, cell: Cell, key: str, fields: dict[str, Any],
         team.agree(failure)
     except SamplerbenchError as error:
         failed = {**describe(session, cell), "metrics": {}, "error": str(error), "protocol": key}
+        failed["protocol_fields"] = fields
         trace = "".join(traceback.format_exception(error)) if os.environ.get("SAMPLERBENCH_DEBUG") else ""
         # The outcome keeps the error, whose frames would keep the failed batch while the other cells run.
         for kept in _chain(error):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from samplerbench.bench.cell import Cell
+from samplerbench.bench.cell import Cell, plugin_parameters
 from samplerbench.models.model import Model
 from samplerbench.sampling import Guidance, Sampler, Spacing
 from samplerbench.sampling.guidance import evaluations_of
@@ -77,6 +77,7 @@ class Unmet:
             "budget": self.budget,
             "metrics": {},
             "unmet": f"a budget of {self.budget} evaluations is below the {self.least} of one step",
+            "protocol_fields": plugin_parameters(self.sampler, self.guidance),
         }
 
 

@@ -23,7 +23,7 @@ from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Model, check_guidance, check_sampler
 from samplerbench.results.seal import canonical
 from samplerbench.results.store import Store
-from samplerbench.sampling import Guidance, Sampler
+from samplerbench.sampling import Guidance, Sampler, Spacing
 from samplerbench.sampling.guidance import evaluations_of
 
 
@@ -124,7 +124,7 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
         guidances += [g for g in guided if g not in guidances]
         for spacing in grid.spacings:
 
-            def spacing_of(sampler: Sampler, asked: str | None = spacing) -> setup.Spacing:
+            def spacing_of(sampler: Sampler, asked: str | None = spacing) -> Spacing:
                 return setup.pick_spacing(sampler, asked)
 
             found, gaps = plan(model, samplers, grid.steps, guided, spacing_of, grid.nfe)

@@ -24,7 +24,8 @@ from samplerbench.metrics.reference import Reference, load_published, load_refer
 from samplerbench.models.files import LoadOptions, check_no_prompts
 from samplerbench.models.model import Model
 from samplerbench.models.runner import Runner, check_compiler, set_precision
-from samplerbench.sampling import Guidance, Sampler, Spacing
+from samplerbench.sampling import Guidance
+from samplerbench.sampling.spacing import pick_spacing as pick_spacing
 
 
 def quiet_libraries() -> None:
@@ -87,11 +88,6 @@ def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOp
     from samplerbench.models.pipelines import load_pipeline
 
     return load_pipeline(source, device, dtype, options)
-
-
-def pick_spacing(sampler: Sampler, asked: str | None) -> Spacing:
-    """The spacing asked for, else the sampler's own, else the toolkit's default."""
-    return registry.parse("spacing", asked or sampler.spacing or registry.default("spacing"))
 
 
 def pick_guidance(spec: str) -> Guidance | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from samplerbench.text import printable
+from samplerbench.text import console, note, one_line, printable, say
 
 if TYPE_CHECKING:
     from samplerbench.sampling import Step
@@ -123,7 +122,6 @@ class Progress:
     def __init__(
         self, cells: int, quiet: bool = False, log: Path | None = None, table: Callable[[], Any] | None = None
     ) -> None:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -133,7 +131,7 @@ class Progress:
         )
         from rich.progress import Progress as Bars
 
-        self.console = Console(stderr=True)
+        self.console = console(stderr=True)
         self.live = self.console.is_terminal and not quiet
         self.quiet, self.cells, self.finished = quiet, cells, 0
         self.announced = False
@@ -198,7 +196,7 @@ class Progress:
         """
         title = f"converged solution for {images} image{'' if images == 1 else 's'}"
         if not (self.live or self.quiet or self.announced):
-            print(f"computing the {title}; cells under the same guidance share it", file=sys.stderr)
+            say(f"computing the {title}; cells under the same guidance share it", error=True)
         self.announced = True
         task = self.bars.add_task(title, total=None, rate="")
 
@@ -212,8 +210,8 @@ class Progress:
 
     def done(self, line: str) -> None:
         """A cell has finished."""
-        line = printable(line)
         self.finished += 1
+        line = one_line(line)
         if self.log is not None:
             from datetime import UTC, datetime
 
@@ -223,9 +221,7 @@ class Progress:
         self.bars.advance(self.all)
         if not self.quiet and self.table is None:
             count = f"[{self.finished}/{self.cells}] " if self.cells > 1 else ""
-            print(count + line, file=sys.stderr) if not self.live else self.console.print(
-                count + line, markup=False, emoji=False, highlight=False
-            )
+            say(count + line, error=True) if not self.live else self.console.print(count + line)
 
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the results: a JSON file and a grid PNG per cell.")]
@@ -260,4 +256,4 @@ class Interrupts:
         self.count += 1
         if self.count > 1:
             raise KeyboardInterrupt
-        print("\nsamplerbench: stopping at the next checkpoint; Ctrl-C again stops now.", file=sys.stderr)
+        note("stopping at the next checkpoint; Ctrl-C again stops now.", gap=True)

@@ -9,9 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from samplerbench import registry
 from samplerbench.boundary import plugin_call
 from samplerbench.errors import UserError
 from samplerbench.options import Configurable
+from samplerbench.sampling.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,20 @@ class Spacing(Configurable, ABC):
                 "use fewer --steps, or a continuous spacing."
             )
         return torch.cat([levels[index.long()], levels.new_zeros(1)])
+
+
+def pick_spacing(sampler: Sampler, requested: str | Spacing | None = None) -> Spacing:
+    """The spacing of every run, figure, check and scheduler.
+
+    Args:
+        sampler: the sampler.
+        requested: a spec or an instance; None is the sampler's own spacing, or the toolkit's default if it has none.
+
+    Raises:
+        UserError: there is no such spacing.
+    """
+    found: Spacing = registry.parse("spacing", requested or sampler.spacing or registry.default("spacing"))
+    return found
 
 
 def make_grid(spacing: Spacing, levels: Tensor, steps: int) -> Tensor:
