@@ -22,6 +22,7 @@ from samplerbench.models.model import Model
 from samplerbench.options import Configurable
 from samplerbench.results.store import Store
 from samplerbench.sampling import Guidance, Sampler, Spacing
+from samplerbench.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -185,6 +186,7 @@ def evaluate(
         session = make_session(prepared, measured, seed, store, rerun)
         outcomes: list[engine.Outcome] = []
         with progress_bars(len(prepared.cells), quiet).running() as progress:
+            session.execution.solving = progress.solution
             for cell in prepared.cells:
                 with progress.cell(cell.title, cell.steps, measured.n * blocks, prepared.batch_size) as on_step:
                     outcomes.append(engine.run_cell(session, cell, on_step))
@@ -230,7 +232,7 @@ class Results(Sequence[Record], JupyterMixin):
         return iter(self.records)
 
     def __repr__(self) -> str:
-        return f"Results({len(self)} cells: {', '.join(self.metrics) or 'no metrics'})"
+        return printable(f"Results({len(self)} cells: {', '.join(self.metrics) or 'no metrics'})")
 
     def __rich__(self) -> Any:
         return self.table()

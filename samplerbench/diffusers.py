@@ -26,7 +26,6 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from samplerbench import registry
-from samplerbench.bench.setup import pick_spacing
 from samplerbench.errors import RunError, UserError
 from samplerbench.models.discrete import timestep_at
 from samplerbench.models.files import read_json
@@ -35,7 +34,7 @@ from samplerbench.models.schedule import VP_SCHEDULERS, Schedule, alphas_cumprod
 from samplerbench.sampling import Denoiser, Noise, Prediction, Sampler, Sigma, Spacing, Step
 from samplerbench.sampling.noise import split_seed
 from samplerbench.sampling.process import VARIANCE_PRESERVING
-from samplerbench.sampling.spacing import make_grid
+from samplerbench.sampling.spacing import make_grid, pick_spacing
 
 __all__ = ["SamplerScheduler", "as_scheduler"]
 
@@ -118,7 +117,7 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         seed: int | None = None,
     ) -> None:
         self.sampler: Sampler = registry.parse("sampler", sampler)
-        self.spacing: Spacing = pick_spacing(self.sampler, spacing)  # type: ignore[arg-type]
+        self.spacing: Spacing = pick_spacing(self.sampler, spacing)
         if seed is not None:
             split_seed(seed)
         schedule = {

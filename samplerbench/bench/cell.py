@@ -52,7 +52,16 @@ class Cell:
             "budget": self.budget,
             "metrics": {},
             "pending": True,
+            "protocol_fields": plugin_parameters(self.sampler, self.guidance, self.spacing),
         }
+
+
+def plugin_parameters(
+    sampler: Sampler, guidance: Guidance | None, spacing: Spacing | None = None
+) -> dict[str, dict[str, Any] | None]:
+    """The part of a protocol that row names are made from, for records of cells that have no result."""
+    plugins = {"sampler": sampler, "guidance": guidance, "spacing": spacing}
+    return {kind: None if p is None else {"parameters": p.parameters} for kind, p in plugins.items()}
 
 
 def protocol_of(cell: Cell, shared: dict[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,13 +20,16 @@ from samplerbench.bench.generate import Batched, explain_memory, generate, prepa
 from samplerbench.bench.plan import plan
 from samplerbench.bench.session import Session
 from samplerbench.bench.span import Span
+from samplerbench.boundary import plugin_call
 from samplerbench.data.pixels import quantise
-from samplerbench.errors import RunError, SamplerbenchError, Stopped, UserError
-from samplerbench.metrics.metric import Accumulator, Batch, Context, Metric
+from samplerbench.errors import SamplerbenchError, Stopped, UserError
+from samplerbench.metrics.guarded import Guarded
+from samplerbench.metrics.metric import Accumulator, Batch, Context
+from samplerbench.metrics.reference import Reference
 from samplerbench.models.model import check_guidance
 from samplerbench.results.files import write_atomically
 from samplerbench.results.partial import PARTIAL, Progress, load_partial, save_partial
-from samplerbench.sampling import Sampler, Spacing
+from samplerbench.sampling import Sampler, Spacing, Step
 from samplerbench.sampling.cost import Cost, Seconds
 from samplerbench.sampling.driver import OnStep
 from samplerbench.sampling.meter import Meter
@@ -68,22 +72,31 @@ class CellRun:
         measurement, execution = session.measurement, session.execution
         self.model, self.team, self.store = measurement.model, execution.team, execution.store
         self.n, self.blocks, self.keep = measurement.n, measurement.blocks, execution.keep
-        check_guidance(self.model, cell.guidance, measurement.labels)
-        prepare(self.model, cell)  # before the meter: what is estimated once per model is no evaluation of this run
-        self.context = Context(measurement.reference, measurement.real, solver(session, cell), measurement.n)
+        # A metric that needs no reference is not given one.
+        reference = cast(Reference, measurement.reference)
+        self.context = Context(reference, measurement.real, solver(session, cell), measurement.n)
         self.progress = Progress()
         self.shown = torch.empty(0, *self.model.image_shape, dtype=torch.uint8)
-        self.whole = self._accumulators()
+        self.whole: list[Accumulator] = []
 
     def resume(self) -> None:
-        """Continue from the cell's checkpoint, if there is one."""
+        """Prepare the model and the metrics, and continue from the cell's checkpoint, if there is one.
+
+        Raises:
+            SamplerbenchError: what the model, a plugin or the checkpoint did wrong.
+        """
         loaded = None
-        if self.team.main and not self.session.execution.rerun:
-            loaded = load_partial(self.store.path(self.key, PARTIAL), len(self.session.measurement.metrics))
-        if loaded is not None:
-            self.progress, states, self.shown = loaded
-            self.progress.resumed += 1
-            _merge(self.whole, states)
+        with self._together("in preparing the cell"):
+            check_guidance(self.model, self.cell.guidance, self.session.measurement.labels)
+            # Before the meter: what is estimated once per model is no evaluation of this run.
+            prepare(self.model, self.cell)
+            self.whole = self._accumulators()
+            if self.team.main and not self.session.execution.rerun:
+                loaded = load_partial(self.store.path(self.key, PARTIAL), len(self.session.measurement.metrics))
+            if loaded is not None:
+                self.progress, states, self.shown = loaded
+                self.progress.resumed += 1
+                _merge(self.whole, states)
         self.progress = self.team.tell(self.progress)
 
     def finish(self) -> dict[str, Any]:
@@ -97,42 +110,57 @@ class CellRun:
             while self.progress.done < self.n:
                 self._advance(block)
             clock = time.perf_counter()
-            if self.team.main:
-                self.progress.results.append(self._results())
+            with self._together("in measuring"):
+                if self.team.main:
+                    self.progress.results.append(self._results())
+                self.whole = self._accumulators()
             self.progress.seconds += Seconds(measuring=time.perf_counter() - clock)
             self.progress.block, self.progress.done = block + 1, 0
-            self.whole = self._accumulators()
-        record = self._record()
-        if self.team.main:
-            self._write_grid()
+        record: dict[str, Any] = {}
+        with self._together("in finishing the cell"):
+            record = self._record()
+            if self.team.main:
+                self._write_grid()
         return self.team.tell(record)
 
     def _advance(self, block: int) -> None:
         """Sample the next chunk of a block, with the other processes, and save it."""
         progress = self.progress
         last = min(self.n, progress.done + self.session.chunk)
-        part, failure = Part(), None
-        try:
+        part = Part()
+        with self._together("in sampling"):
             part = self.sample(block, progress.done, last)
-        except SamplerbenchError as error:
-            failure = error
-        self.team.agree(failure)
-        for other in self.team.gather(part):
-            _merge(self.whole, other.states)
+        parts = self.team.gather(part)
+        with self._together("in merging"):
+            for other in parts:
+                _merge(self.whole, other.states)
+        for other in parts:
             progress.cost += other.cost
             if block == 0 and len(self.shown) < self.keep:
                 self.shown = torch.cat([self.shown, other.pixels])[: self.keep]
         progress.seconds += part.seconds
         progress.done = last
-        failure = None
-        if self.team.main and (last < self.n or block + 1 < self.blocks):
-            try:
+        with self._together("in writing a checkpoint"):
+            if self.team.main and (last < self.n or block + 1 < self.blocks):
                 self.checkpoint(block)
-            except SamplerbenchError as error:
-                failure = error
-        self.team.agree(failure)
         if self.team.tell(self.session.execution.stop()):
             raise Stopped
+
+    @contextmanager
+    def _together(self, doing: str) -> Iterator[None]:
+        """What one process raises in here is raised on all of them, so that none waits for another.
+
+        Raises:
+            SamplerbenchError: whatever it was; an error that nobody foresaw is a RunError of one line.
+            Stopped: a process was asked to stop.
+        """
+        failure: SamplerbenchError | Stopped | None = None
+        try:
+            with plugin_call(f"cell {self.cell.title}", doing, memory=False):
+                yield
+        except (SamplerbenchError, Stopped) as error:
+            failure = error
+        self.team.agree(failure)
 
     def checkpoint(self, block: int) -> None:
         """Write what is known so far. A finished block is kept as its results, not as its accumulators."""
@@ -176,25 +204,22 @@ class CellRun:
         return part
 
     def _accumulators(self) -> list[Accumulator]:
-        return [metric.start(self.context) for metric in self.session.measurement.metrics]
+        return [Guarded(metric, self.context) for metric in self.session.measurement.metrics]
 
     def _take_in(self, accumulators: list[Accumulator], batch: Batched, pixels: Tensor) -> None:
         measurement = self.session.measurement
-        with explain_memory(len(pixels)):
-            features = measurement.extractor.all(pixels)
+        features: dict[str, Tensor] = {}
+        if measurement.extractor is not None:
+            with explain_memory(len(pixels)):
+                features = measurement.extractor.all(pixels)
+        none = torch.empty(len(pixels), 0)
         labels = None if measurement.labels is None else measurement.labels[batch.index % self.n]
         for metric, accumulator in zip(measurement.metrics, accumulators, strict=True):
-            with _explain_metric(metric):
-                accumulator.update(
-                    Batch(pixels, features[metric.layer], labels, batch.index, batch.states, batch.stochastic)
-                )
+            given = features.get(metric.layer, none) if metric.needs_features else none
+            accumulator.update(Batch(pixels, given, labels, batch.index, batch.states, batch.stochastic))
 
     def _results(self) -> list[dict[str, Any]]:
-        found = []
-        for metric, accumulator in zip(self.session.measurement.metrics, self.whole, strict=True):
-            with _explain_metric(metric):
-                found.append(accumulator.result())
-        return found
+        return [accumulator.result() for accumulator in self.whole]
 
     def _record(self) -> dict[str, Any]:
         n, seconds = self.n * self.blocks, self.progress.seconds
@@ -222,14 +247,16 @@ class CellRun:
             if not all(blocks):
                 continue
             found = [b["value"] for b in blocks]
-            entry: dict[str, Any] = {**blocks[0], "value": statistics.fmean(found)}
+            entry: dict[str, Any] = {**blocks[0], "value": mean(found)}
             if len(found) > 1:
                 for name in blocks[0]:
-                    entry[name] = statistics.fmean(b[name] for b in blocks)
-                entry |= {"sd": statistics.stdev(found), "blocks": found}
+                    entry[name] = mean([b.get(name, math.nan) for b in blocks])
+                entry |= {"sd": deviation(found), "blocks": found}
+            extractor = measurement.extractor if metric.needs_features else None
+            reference = measurement.reference if metric.needs_features else None
             values[metric.label()] = entry | {
-                "features": measurement.extractor.name,
-                "reference": measurement.reference.label,
+                "features": "" if extractor is None else extractor.name,
+                "reference": "" if reference is None else reference.label,
                 "better": metric.better,
             }
         return values
@@ -264,7 +291,8 @@ def describe(session: Session, cell: Cell) -> dict[str, Any]:
 def solver(session: Session, cell: Cell) -> Callable[[Tensor, Tensor | None, Sampler], Tensor]:
     """For metrics of the discretisation error: the converged solution from the same x_T, under the same guidance.
 
-    It is the same for all cells of a session, and kept for them as long as there is room.
+    It is the same for all cells of a session, and kept for them as long as there is room. A request to stop is obeyed
+    after the solver's next step: what is lost is this solution alone, which no checkpoint holds.
     """
     guidance = None if cell.guidance is None else cell.guidance.spec
     model = session.measurement.model
@@ -275,8 +303,17 @@ def solver(session: Session, cell: Cell) -> Callable[[Tensor, Tensor | None, Sam
             return session.solutions[key].to(model.device)
         # A sampler that chooses its own steps starts at the model's largest level, whatever the cell's grid is.
         cells, _ = plan(model, [sampler], [], [cell.guidance], _no_spacing)
-        found = generate(model, cells[0], index, labels, session.measurement.seed, len(index), decode=False)
-        states = torch.cat([batch.states for batch in found])
+        with session.execution.solving(len(index)) as on_step:
+
+            def stop_or_go_on(i: int, step: Step) -> None:
+                if session.execution.stop():
+                    raise Stopped
+                if on_step is not None:
+                    on_step(i, step)
+
+            seed, size = session.measurement.seed, len(index)
+            found = generate(model, cells[0], index, labels, seed, size, stop_or_go_on, decode=False)
+            states = torch.cat([batch.states for batch in found])
         if sum(s.nbytes for s in session.solutions.values()) + states.nbytes <= SOLUTIONS:
             session.solutions[key] = states.cpu()
         return states
@@ -294,12 +331,11 @@ def _merge(whole: list[Accumulator], states: Iterable[dict[str, Tensor]]) -> Non
             accumulator.merge(state)
 
 
-@contextmanager
-def _explain_metric(metric: Metric) -> Iterator[None]:
-    """Turn whatever a metric plugin raises into one line for the cell."""
-    try:
-        yield
-    except SamplerbenchError:
-        raise
-    except Exception as error:
-        raise RunError(f"metric {metric.label()} raised {type(error).__name__}: {error}") from error
+def mean(values: Sequence[float]) -> float:
+    """The mean; NaN where a value is not finite."""
+    return statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation of two or more values; NaN where a value is not finite."""
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import traceback
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +14,7 @@ from samplerbench.bench.cell_run import CellRun, describe
 from samplerbench.bench.generate import Batched, generate, prepare
 from samplerbench.bench.plan import Unmet, most_steps, plan
 from samplerbench.bench.session import Execution, Measurement, Session
+from samplerbench.boundary import isolated
 from samplerbench.errors import SamplerbenchError
 from samplerbench.results.partial import PARTIAL
 from samplerbench.results.seal import digest
@@ -19,12 +23,21 @@ from samplerbench.sampling.driver import OnStep
 
 @dataclass
 class Outcome:
-    """What became of a cell: a record as written, the error if it failed, and whether it was there already."""
+    """What became of a cell.
+
+    Attributes:
+        cell: the cell.
+        record: its result as written; of a cell that failed, what is known besides, with "error".
+        error: why it failed; None where it did not.
+        reused: whether the result was there already.
+        trace: the traceback of the error, with those that caused it; "" unless SAMPLERBENCH_DEBUG is set.
+    """
 
     cell: Cell
     record: dict[str, Any]
     error: SamplerbenchError | None = None
     reused: bool = False
+    trace: str = ""
 
 
 def run_cell(session: Session, cell: Cell, on_step: OnStep | None = None) -> Outcome:
@@ -38,9 +51,7 @@ def run_cell(session: Session, cell: Cell, on_step: OnStep | None = None) -> Out
     fields = session.measurement.protocol(cell)
     key = digest(fields)
     store, team = session.execution.store, session.execution.team
-    if not team.main:
-        return _run_claimed(session, cell, key, fields, on_step)
-    with store.claim(key):
+    with store.claim(key) if team.main else nullcontext(), isolated():
         return _run_claimed(session, cell, key, fields, on_step)
 
 
@@ -62,14 +73,27 @@ def _run_claimed(session: Session, cell: Cell, key: str, fields: dict[str, Any],
         team.agree(failure)
     except SamplerbenchError as error:
         failed = {**describe(session, cell), "metrics": {}, "error": str(error), "protocol": key}
+        failed["protocol_fields"] = fields
+        trace = "".join(traceback.format_exception(error)) if os.environ.get("SAMPLERBENCH_DEBUG") else ""
         # The outcome keeps the error, whose frames would keep the failed batch while the other cells run.
-        for kept in (error, error.__cause__):
-            if kept is not None:
-                traceback.clear_frames(kept.__traceback__)
-        return Outcome(cell, failed, error=error)
+        for kept in _chain(error):
+            traceback.clear_frames(kept.__traceback__)
+        return Outcome(cell, failed, error=error, trace=trace)
     if team.main:
         store.path(key, PARTIAL).unlink(missing_ok=True)
     return Outcome(cell, record)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that caused it or were being handled."""
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            left += [one.__cause__, one.__context__]
 
 
 def is_claimed(session: Session, cell: Cell) -> bool:

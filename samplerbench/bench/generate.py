@@ -13,7 +13,8 @@ from torch import Tensor
 from samplerbench.bench.cell import Cell
 from samplerbench.bench.replay import LONGEST, Replay, capture
 from samplerbench.bench.span import Span
-from samplerbench.errors import OutOfMemoryError, SamplerbenchError, is_out_of_memory
+from samplerbench.boundary import plugin_call, shown
+from samplerbench.errors import OutOfMemoryError, RunError, SamplerbenchError, is_out_of_memory
 from samplerbench.models.model import Model
 from samplerbench.sampling import Noise, Step
 from samplerbench.sampling.cost import Cost
@@ -41,7 +42,8 @@ class Batched:
 def prepare(model: Model, cell: Cell) -> None:
     """Estimate what the sampler needs of the model besides D, where it is not known yet."""
     if "posterior variance" in cell.sampler.needs:
-        model.estimate_posterior_variances(cell.sigmas)
+        with plugin_call(_name(model), "in estimate_posterior_variances"):
+            model.estimate_posterior_variances(cell.sigmas)
 
 
 def generate(
@@ -118,8 +120,13 @@ def _queue(
             on_step(i, Step(level, walked.x))  # type: ignore[misc]
     sampling.stop()
     decoding = Span(model.device) if model.autoencoder is not None else None
-    with torch.no_grad():
-        images = model.decode(walked.x) if decode else walked.x
+    images = walked.x
+    if decode:
+        with plugin_call(_name(model), "in decode"), torch.no_grad():
+            images = model.decode(walked.x)
+        expected = (len(part), *model.image_shape)
+        if not isinstance(images, Tensor) or images.shape != expected:
+            raise RunError(f"{_name(model)}: decode returned {_what(images)}; it must be a tensor of shape {expected}.")
     if decoding is not None:
         decoding.stop()
     arrived = None
@@ -138,9 +145,20 @@ def _walk(
     state_dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
     z = normal(seed, Purpose.PRIOR, rows, 0, model.shape).to(state_dtype)
     noise = Noise(seed, rows, model.shape, state_dtype)
-    denoise = model.denoiser(labels, len(rows), cell.guidance)
-    walked = walk(cell.sampler, denoise, model.prior(z, float(cell.sigmas[0])), cell.sigmas, noise, on_step)
+    with plugin_call(_name(model), "in denoiser"):
+        denoise = model.denoiser(labels, len(rows), cell.guidance)
+    with plugin_call(_name(model), "in prior"):
+        x = model.prior(z, float(cell.sigmas[0]))
+    walked = walk(cell.sampler, denoise, x, cell.sigmas, noise, on_step)
     return walked, noise.draws
+
+
+def _name(model: Model) -> str:
+    return f"model {model.identity.get('source', type(model).__name__)}"
+
+
+def _what(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
 
 
 def _replay(model: Model, cell: Cell, rows: Tensor, labels: Tensor | None, seed: int, batch_size: int) -> Replay | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from samplerbench.models.model import Model
 from samplerbench.sampling.cost import Cost
 from samplerbench.sampling.driver import Walk
 from samplerbench.sampling.meter import Meter
+from samplerbench.text import note
 
 Run = Callable[[Tensor, Tensor | None], tuple[Walk, int]]
 """Samples the batch of these rows (B,) and labels (B,) or None; gives the walk and how often noise was drawn."""
@@ -72,11 +72,7 @@ def capture(model: Model, run: Run, rows: Tensor, labels: Tensor | None, graph: 
         with _unseen(model.network), Meter(model.network) as meter, _recording(graph):
             walk, draws = run(rows, labels)
     except (RuntimeError, SamplerbenchError) as error:
-        print(
-            f"samplerbench: note: this run cannot be made a CUDA graph ({str(error).splitlines()[0]}); it is sampled "
-            "without.",
-            file=sys.stderr,
-        )
+        note(f"note: this run cannot be made a CUDA graph ({str(error).splitlines()[0]}); it is sampled without.")
         return None
     cost = Cost(meter.network // len(rows), meter.network_backward // len(rows))
     return Replay(graph, rows, labels, walk, draws, cost)

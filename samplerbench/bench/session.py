@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +14,12 @@ from samplerbench.bench.cell import Cell, metric_sources, protocol_of
 from samplerbench.bench.team import Team
 from samplerbench.errors import UserError
 from samplerbench.metrics.extractors import Extractor
+from samplerbench.metrics.guarded import fewest_images
 from samplerbench.metrics.metric import Layer, Metric
 from samplerbench.metrics.reference import Reference
 from samplerbench.models.model import Model
 from samplerbench.results.store import Store
+from samplerbench.sampling.driver import OnStep
 
 
 @dataclass
@@ -25,8 +28,8 @@ class Measurement:
 
     Attributes:
         model: the checkpoint.
-        reference: statistics of the real images.
-        extractor: the feature space.
+        reference: statistics of the real images; None where no metric needs them.
+        extractor: the feature space; None where no metric needs features.
         metrics: what is computed.
         labels: (n,) int64, the label of each sample of a block; None without labels.
         mode: how the labels were requested ("balanced", "none", a number).
@@ -37,8 +40,8 @@ class Measurement:
     """
 
     model: Model
-    reference: Reference
-    extractor: Extractor
+    reference: Reference | None
+    extractor: Extractor | None
     metrics: Sequence[Metric]
     labels: Tensor | None
     mode: str
@@ -50,8 +53,9 @@ class Measurement:
 
     def __post_init__(self) -> None:
         for metric in self.metrics:
-            if self.n < metric.fewest:
-                raise UserError(f"--n {self.n}: the metric {metric.label()} needs at least {metric.fewest} images.")
+            fewest = fewest_images(metric)
+            if self.n < fewest:
+                raise UserError(f"--n {self.n}: the metric {metric.label()} needs at least {fewest} images.")
         counts = None if self.labels is None else torch.bincount(self.labels).tolist()
         self.shared = {
             "model": self.model.identity,
@@ -63,8 +67,8 @@ class Measurement:
             **({"compile": True} if self.model.compiled else {}),
             "metrics": [m.spec for m in self.metrics],
             **metric_sources(self.metrics),
-            "features": self.extractor.identity,
-            "reference": self.reference.data,
+            "features": None if self.extractor is None else self.extractor.identity,
+            "reference": None if self.reference is None else self.reference.data,
         }
 
     def protocol(self, cell: Cell) -> dict[str, Any]:
@@ -87,7 +91,9 @@ class Execution:
         keep: how many images the sample grid shows.
         team: the processes that share the work.
         checkpoint: images between two checkpoints of a cell; None is a tenth of a block.
-        stop: asked after each checkpoint; true ends the run there.
+        stop: asked after each checkpoint, and after each step of a converged solution; true ends the run there.
+        solving: entered with a number of images while their converged solution is computed; gives what is called after
+            each of the solver's steps, or None.
     """
 
     store: Store
@@ -97,6 +103,7 @@ class Execution:
     team: Team = field(default_factory=Team)
     checkpoint: int | None = None
     stop: Callable[[], bool] = lambda: False
+    solving: Callable[[int], AbstractContextManager[OnStep | None]] = lambda _: nullcontext()
 
 
 @dataclass

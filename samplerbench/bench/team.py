@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from samplerbench.bench.launch import start_the_others
-from samplerbench.errors import SamplerbenchError, UserError
+from samplerbench.errors import SamplerbenchError, Stopped, UserError
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Team:
 
         return broadcast_object_list([value])[0]
 
-    def agree(self, error: SamplerbenchError | None) -> None:
+    def agree(self, error: SamplerbenchError | Stopped | None) -> None:
         """Raise on every process what one of them met: so that one failing ends the cell for all, and none waits."""
         if self.size == 1:
             if error is not None:
@@ -50,7 +50,7 @@ class Team:
         for found in self.gather(told):
             if found is not None:
                 kind, text = found
-                raise kind(text)
+                raise kind(text) from error
 
     def close(self) -> None:
         """Part in good order: nobody leaves while another still speaks."""

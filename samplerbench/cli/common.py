@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from samplerbench.text import console, note, one_line, printable, say
 
 if TYPE_CHECKING:
     from samplerbench.sampling import Step
@@ -121,7 +122,6 @@ class Progress:
     def __init__(
         self, cells: int, quiet: bool = False, log: Path | None = None, table: Callable[[], Any] | None = None
     ) -> None:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -131,14 +131,15 @@ class Progress:
         )
         from rich.progress import Progress as Bars
 
-        self.console = Console(stderr=True)
+        self.console = console(stderr=True)
         self.live = self.console.is_terminal and not quiet
         self.quiet, self.cells, self.finished = quiet, cells, 0
+        self.announced = False
         self.bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
@@ -172,7 +173,7 @@ class Progress:
         """While one cell runs: gives the driver's on_step."""
         batches = -(-n // batch_size)
         total = None if steps is None else steps * batches
-        task = self.bars.add_task(title, total=total, rate="")
+        task = self.bars.add_task(printable(title), total=total, rate="")
         started, taken = time.monotonic(), 0
 
         def on_step(_: int, step: Step) -> None:
@@ -186,9 +187,31 @@ class Progress:
         yield on_step
         self.bars.remove_task(task)
 
+    @contextmanager
+    def solution(self, images: int) -> Iterator[Any]:
+        """While the converged solution of so many images is computed: gives the driver's on_step.
+
+        How many steps the solver will take is not known; the level that it has reached is shown. Without a terminal
+        the first solution of a run is announced by a line.
+        """
+        title = f"converged solution for {images} image{'' if images == 1 else 's'}"
+        if not (self.live or self.quiet or self.announced):
+            say(f"computing the {title}; cells under the same guidance share it", error=True)
+        self.announced = True
+        task = self.bars.add_task(title, total=None, rate="")
+
+        def on_step(_: int, step: Step) -> None:
+            self.bars.update(task, advance=1, rate=f"σ = {step.sigma:.3g}")
+
+        try:
+            yield on_step
+        finally:
+            self.bars.remove_task(task)
+
     def done(self, line: str) -> None:
         """A cell has finished."""
         self.finished += 1
+        line = one_line(line)
         if self.log is not None:
             from datetime import UTC, datetime
 
@@ -198,9 +221,7 @@ class Progress:
         self.bars.advance(self.all)
         if not self.quiet and self.table is None:
             count = f"[{self.finished}/{self.cells}] " if self.cells > 1 else ""
-            print(count + line, file=sys.stderr) if not self.live else self.console.print(
-                count + line, markup=False, highlight=False
-            )
+            say(count + line, error=True) if not self.live else self.console.print(count + line)
 
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the results: a JSON file and a grid PNG per cell.")]
@@ -235,4 +256,4 @@ class Interrupts:
         self.count += 1
         if self.count > 1:
             raise KeyboardInterrupt
-        print("\nsamplerbench: stopping at the next checkpoint; Ctrl-C again stops now.", file=sys.stderr)
+        note("stopping at the next checkpoint; Ctrl-C again stops now.", gap=True)

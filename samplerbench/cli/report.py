@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from samplerbench.errors import UserError
+from samplerbench.text import console, json_text, literal, note, say
 
 FORMATS = ("md", "csv", "latex", "json", "html", "plots")
 
@@ -59,7 +59,7 @@ def report(
         groups = [kept for g in groups if (kept := _only(g, metric)) is not None]
     _print(groups, loaded.problems, by, plot)
     for file in _write(groups, loaded, wanted, target, by):
-        print(file)
+        say(file)
 
 
 def _only(group: Any, metrics: list[str]) -> Any:
@@ -72,8 +72,6 @@ def _only(group: Any, metrics: list[str]) -> Any:
 
 
 def _write(groups: list[Any], loaded: Any, wanted: list[str], out: Path, by: Any) -> list[Path]:
-    import json
-
     from samplerbench.report import formats
     from samplerbench.results.files import write_atomically
 
@@ -87,7 +85,7 @@ def _write(groups: list[Any], loaded: Any, wanted: list[str], out: Path, by: Any
         texts["report.tex"] = formats.latex_document(texts["tables.tex"])
     if "json" in wanted:
         content = formats.payload(groups, loaded.problems, by)
-        texts["report.json"] = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        texts["report.json"] = json_text(content, indent=1, allow_nan=False) + "\n"
     if "html" in wanted:
         from samplerbench.report.html import page
 
@@ -107,29 +105,26 @@ def _write(groups: list[Any], loaded: Any, wanted: list[str], out: Path, by: Any
 
 
 def _print(groups: list[Any], problems: list[str], by: Any, plot: bool | None) -> None:
-    from rich.text import Text
-
     from samplerbench.report import terminal
     from samplerbench.report.formats import AXIS_NAMES, matrices
     from samplerbench.report.series import series
-    from samplerbench.text import printable
 
-    console = terminal.console()
-    plot = console.is_terminal if plot is None else plot
-    width = max(20, min(64, console.width - 12))
+    out = console()
+    plot = out.is_terminal if plot is None else plot
+    width = max(20, min(64, out.width - 12))
     if len(groups) > 1:
-        console.print(Text(f"{len(groups)} protocols, which are not to be compared with each other:", style="yellow"))
+        out.print(f"{len(groups)} protocols, which are not to be compared with each other:", style="yellow")
     for group in groups:
         if group.title:
-            console.rule(Text(group.title, style="bold"), align="left")
-        console.print(Text(group.describe(), style="dim"))
+            out.rule(literal(group.title, "bold"), align="left")
+        out.print(literal(group.describe(), "dim"))
         for table in matrices(group, by):
-            console.print(terminal.matrix_table(table))
+            out.print(terminal.matrix_table(table))
             if plot:
                 found = series(group, table.metric, table.axis)
                 log_y = table.better == "lower" and all(y > 0 for s in found for y in s.y)
                 name = f"{table.metric.upper()} {table.arrow}"
-                console.print(terminal.text_plot(found, AXIS_NAMES[table.axis], name, log_y, width))
-            console.print()
+                out.print(terminal.text_plot(found, AXIS_NAMES[table.axis], name, log_y, width))
+            out.print()
     for problem in problems:
-        print(f"samplerbench: {printable(problem)}", file=sys.stderr)
+        note(problem)

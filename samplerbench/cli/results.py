@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from samplerbench.errors import UserError
+from samplerbench.text import console, note, one_line, print_json, printable, say
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Look after a folder of results.")
 
@@ -38,27 +37,27 @@ def _one(folder: Path, key: str) -> tuple[Path, dict[str, Any] | None]:
 @app.command("ls")
 def ls(folder: Folder = Path("results")) -> None:
     """List the results of a folder; damaged and unfinished ones too."""
-    from rich.console import Console
-
     from samplerbench.report.table import long_table, steps_table
+    from samplerbench.results.names import row_order
 
     store = _store(folder)
-    whole = [record | {"key": file.stem[:8]} for file, record in store.records() if record is not None]
+    whole = sorted((record for _, record in store.records() if record is not None), key=row_order)
     damaged = [file for file, record in store.records() if record is None]
-    console = Console() if Console().is_terminal else Console(width=160)
+    out = console(160)
     if whole:
-        console.print(long_table(whole))
+        out.print(long_table(whole))
     for metric in dict.fromkeys(m for r in whole for m in r["metrics"]):
-        if len({r["protocol_fields"]["reference"]["sha256"] for r in whole}) == 1 and len({r["n"] for r in whole}) == 1:
-            console.print(steps_table(whole, metric))
+        references = {(r["protocol_fields"].get("reference") or {}).get("sha256") for r in whole}
+        if len(references) == 1 and len({r["n"] for r in whole}) == 1:
+            out.print(steps_table(whole, metric))
     for file in damaged:
-        console.print(f"damaged or edited: {file.name}", style="red")
+        out.print(f"damaged or edited: {printable(file.name)}", style="red")
     for file in sorted(folder.glob("*.damaged")):
-        console.print(f"set aside: {file.name}", style="yellow")
+        out.print(f"set aside: {printable(file.name)}", style="yellow")
     for file in sorted(folder.glob("*.partial.safetensors")):
-        console.print(f"unfinished: {file.name.partition('.')[0]}", style="yellow")
+        out.print(f"unfinished: {printable(file.name.partition('.')[0])}", style="yellow")
     if not whole and not damaged:
-        console.print("no results")
+        out.print("no results")
 
 
 @app.command("show")
@@ -67,7 +66,7 @@ def show(key: Key, folder: Folder = Path("results")) -> None:
     file, record = _one(folder, key)
     if record is None:
         raise UserError(f"{file} is damaged or was edited.")
-    print(json.dumps(record, indent=2, ensure_ascii=False))
+    print_json(record)
 
 
 @app.command("rm")
@@ -76,7 +75,7 @@ def rm(key: Key, folder: Folder = Path("results")) -> None:
     file, _ = _one(folder, key)
     for path in (file, file.with_suffix(".png")):
         path.unlink(missing_ok=True)
-    print(f"removed {file.stem}")
+    say(f"removed {file.stem}")
 
 
 @app.command("merge")
@@ -91,14 +90,14 @@ def merge(
     for source in sources:
         for file, record in _store(source).records():
             if record is None:
-                print(f"samplerbench: left behind, damaged or edited: {file}", file=sys.stderr)
+                note(f"left behind, damaged or edited: {file}")
             elif not (out / file.name).exists():
                 write_atomically(out / file.name, file.read_bytes())
                 picture = file.with_suffix(".png")
                 if picture.exists():
                     write_atomically(out / picture.name, picture.read_bytes())
                 copied += 1
-    print(f"{copied} results copied to {out}")
+    say(f"{copied} results copied to {out}")
 
 
 @app.command("validate")
@@ -110,10 +109,10 @@ def validate(folder: Folder = Path("results")) -> None:
     for file, record in _store(folder).records():
         problems = ["damaged, edited or misnamed"] if record is None else schema_errors(record)
         for problem in problems:
-            print(f"{file.name}: {problem}")
+            say(one_line(f"{file.name}: {problem}"))
         bad += bool(problems)
         good += not problems
-    print(f"{good} valid, {bad} not")
+    say(f"{good} valid, {bad} not")
     if bad:
         raise typer.Exit(1)
 
@@ -123,4 +122,4 @@ def schema() -> None:
     """Print the JSON Schema of a result file (it is docs/result.schema.json)."""
     from samplerbench.results.record import json_schema
 
-    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    print_json(json_schema())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import typer
 
 from samplerbench.cli import common
 from samplerbench.errors import Stopped, UserError
+from samplerbench.text import console, literal, note, print_json, say
 
 if TYPE_CHECKING:
     from samplerbench.bench.request import Prepared, Request
@@ -185,21 +185,17 @@ def run(
     records = [o.record for o in outcomes if o is not None] + [gap.record for gap in prepared.unmet]
     if as_json:
         keep = [{k: v for k, v in r.items() if k not in ("protocol_fields", "seal")} for r in records]
-        print(json.dumps(keep, indent=2, ensure_ascii=False))
+        print_json(keep)
     elif records:
         floor = None
         if asked.blocks > 1 and any(m.label() == "fid" for m in prepared.metrics):
             floor = _floor(measured.real, measured.n)
         _show(records, prepared.metrics, floor)
         _show_published(jobs, outcomes, prepared)
-        print(f"results and sample grids: {out}/", file=sys.stderr)
+        say(f"results and sample grids: {out}/", error=True)
     if interrupted:
         finished = sum(o is not None for o in outcomes)
-        print(
-            f"samplerbench: stopped; {finished} of {len(jobs)} cells are done and kept in {out}/. "
-            "Run the same command to go on.",
-            file=sys.stderr,
-        )
+        note(f"stopped; {finished} of {len(jobs)} cells are done and kept in {out}/. Run the same command to go on.")
         raise typer.Exit(130)
     if code := _exit_code(outcomes):
         raise typer.Exit(code)
@@ -207,8 +203,6 @@ def run(
 
 def _show_published(jobs: Sequence[Any], outcomes: Sequence[Any], prepared: Prepared) -> None:
     """What a paper reports for these cells, beside what was measured."""
-    from rich.console import Console
-
     from samplerbench.report.published import published_table
 
     known = {metric.label() for metric in prepared.metrics}
@@ -220,10 +214,9 @@ def _show_published(jobs: Sequence[Any], outcomes: Sequence[Any], prepared: Prep
         if job[1] is cell and outcome is not None and p.metric in known
     ]
     if rows:
-        console = Console()
-        console = console if console.is_terminal else Console(width=max(console.width, 140))
-        console.print()
-        console.print(published_table(rows))
+        screen = console()
+        screen.print()
+        screen.print(published_table(rows))
 
 
 def _so_far(jobs: Sequence[Any], outcomes: Sequence[Any], prepared: Prepared) -> Any:
@@ -266,7 +259,6 @@ def _dry_run(prepared: Prepared) -> None:
     import time
 
     import torch
-    from rich.console import Console
     from rich.table import Table
 
     model, asked = prepared.model, prepared.request
@@ -300,21 +292,21 @@ def _dry_run(prepared: Prepared) -> None:
         total += seconds or 0.0
         guided = f" + {cell.guidance.spec}" if cell.guidance else ""
         table.add_row(
-            cell.sampler.spec + guided,
-            cell.spacing.spec if cell.spacing else "own",
+            literal(cell.sampler.spec + guided),
+            literal(cell.spacing.spec if cell.spacing else "own"),
             str(cell.steps or "own"),
             str(nfe or "own"),
             "?" if seconds is None else f"{seconds:.0f} s",
         )
-    console = Console() if Console().is_terminal else Console(width=140)
-    console.print(table)
+    screen = console()
+    screen.print(table)
     seeds = len(asked.seeds)
-    console.print(
+    screen.print(
         f"{len(prepared.cells) * seeds} cells of {n} x {asked.blocks} images; about {total * seeds / 60:.1f} minutes "
         f"of sampling on {model.device}, measured at {1 / per_image:.0f} evaluations/s."
     )
     for gap in prepared.unmet:
-        console.print(f"{gap.sampler.spec}: {gap.record['unmet']}")
+        screen.print(literal(f"{gap.sampler.spec}: {gap.record['unmet']}"))
 
 
 def _floor(real: Any, n: int) -> tuple[float, float, int] | None:
@@ -329,10 +321,9 @@ def _floor(real: Any, n: int) -> tuple[float, float, int] | None:
 
 def _warn_few(n: int, dim: int) -> None:
     if n <= dim:
-        print(
-            f"samplerbench: note: {n} images for {dim} features: the covariance is singular and the FID strongly "
-            f"biased; use --n {10 * dim} or more.",
-            file=sys.stderr,
+        note(
+            f"note: {n} images for {dim} features: the covariance is singular and the FID strongly "
+            f"biased; use --n {10 * dim} or more."
         )
 
 
@@ -350,17 +341,13 @@ def _line(outcome: Any) -> str:
 
 
 def _show(records: list[dict[str, Any]], metrics: list[Any], floor: tuple[float, float, int] | None = None) -> None:
-    from rich.console import Console
-
     from samplerbench.report.table import long_table, steps_table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 140))
+    screen = console()
     for metric in metrics:
-        console.print(steps_table(records, metric.label(), floor if metric.label() == "fid" else None))
-        console.print()
-    console.print(long_table(records))
+        screen.print(steps_table(records, metric.label(), floor if metric.label() == "fid" else None))
+        screen.print()
+    screen.print(long_table(records))
 
 
 def sample(
@@ -456,4 +443,4 @@ def sample(
         else:
             np.savez_compressed(buffer, images=channels_last, labels=found.numpy())
         write_atomically(npz, buffer.getvalue())
-    print(out)
+    say(out)

@@ -9,6 +9,7 @@ import typer
 
 from samplerbench.cli import common
 from samplerbench.errors import UserError
+from samplerbench.text import say
 
 
 def stats(
@@ -48,4 +49,4 @@ def stats(
     published = load_published(Path(data).expanduser(), extractor) if data.endswith(".npz") else None
     reference = published or measure_once(load_data(data), extractor)
     reference.save(out)
-    print(out)
+    say(out)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from samplerbench.text import note, say
+
 if TYPE_CHECKING:
     from samplerbench.data import ImageSet
     from samplerbench.training.loop import Task, TrainSettings
@@ -93,13 +95,12 @@ class Run:
 
         result = fit(task, images, self.settings, self.out, ["samplerbench", *sys.argv[1:]])
         if result.steps < self.settings.steps:
-            print(
-                f"samplerbench: {result.steps} of {self.settings.steps} steps are done and kept in {self.out}; run the "
-                "same command to go on.",
-                file=sys.stderr,
+            note(
+                f"{result.steps} of {self.settings.steps} steps are done and kept in {self.out}; run the same command "
+                "to go on."
             )
             return
-        print(self.out)
+        say(self.out)
 
 
 def _trains(without: tuple[str, ...] = (), **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from samplerbench import registry
+from samplerbench.boundary import plugin_call
 from samplerbench.data.files import load_folder, load_npz, load_zip
 from samplerbench.data.image_set import ImageSet
-from samplerbench.errors import UserError
+from samplerbench.errors import RunError, UserError
 from samplerbench.options import did_you_mean
 
 
@@ -23,7 +24,11 @@ def load_data(source: str) -> ImageSet:
     name = source.partition(":")[0].partition("/")[0]
     known = {entry.name for entry in registry.entries("data set")}
     if name in known and (name == source or ":" in source or not Path(source).exists()):
-        found: ImageSet = registry.parse("data set", source).load()
+        named = registry.parse("data set", source)
+        with plugin_call(named, "in load"):
+            found = named.load()
+        if not isinstance(found, ImageSet):
+            raise RunError(f"data set {named.label()}: load returned a {type(found).__name__}; it must be an ImageSet.")
         return found
     path = Path(source).expanduser()
     if path.is_dir():

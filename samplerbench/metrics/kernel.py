@@ -25,6 +25,7 @@ class KID(Metric):
 
     fewest: ClassVar[int] = 2
     layer: ClassVar[Layer] = "kid"
+    needs_real_images: ClassVar[bool] = True
 
     degree: int = option(3, "degree of the polynomial kernel", ge=1)
 

@@ -67,7 +67,10 @@ class Accumulator(ABC):
 
     @abstractmethod
     def result(self) -> dict[str, Any]:
-        """`{"value": …}` and whatever else belongs to the number; `{}` where it means nothing for these images."""
+        """`{"value": …}` and other numbers that belong to it; `{}` where the metric is not applicable to these images.
+
+        Values are real numbers, or tensors of one number. A table shows an empty cell for `{}`.
+        """
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
@@ -108,6 +111,13 @@ class Metric(Configurable, ABC):
     fewest: ClassVar[int] = 1
     """The fewest images the metric has a value for."""
     layer: ClassVar[Layer] = "fid"
+    needs_features: ClassVar[bool] = True
+    """Whether the metric takes features. One that does not is given `Batch.features` of shape (B, 0)."""
+    needs_reference: ClassVar[bool] = True
+    """Whether the metric takes the statistics of the real images (`Context.reference`), which need features too. A run
+    whose metrics need none asks for no real images."""
+    needs_real_images: ClassVar[bool] = False
+    """Whether the metric takes the features of the real images (`Context.real_features`), not their statistics."""
     ordered: ClassVar[bool] = False
     """Whether the value is of the images in their order (of consecutive parts, or of subsets by a fixed seed), so that
     another order gives a slightly other one. A run always has the order of the samples' numbers."""
@@ -115,3 +125,14 @@ class Metric(Configurable, ABC):
     @abstractmethod
     def start(self, context: Context) -> Accumulator:
         """A fresh accumulator that measures against the context's reference."""
+
+    def solution(self, n: int) -> tuple[Sampler, int] | None:
+        """What the metric computes by `Context.solve`, for planning: the sampler, and how many images of each block.
+
+        Args:
+            n: images in a block.
+
+        Returns:
+            None where it computes no such solution.
+        """
+        return None

@@ -14,7 +14,7 @@ from samplerbench.errors import UserError
 from samplerbench.models.preconditioning import DENOISED, Preconditioning
 from samplerbench.options import Configurable
 from samplerbench.sampling.denoiser import Clipped, Denoiser, Prediction, Sigma, coefficient, per_sample
-from samplerbench.sampling.guidance import Guidance
+from samplerbench.sampling.guidance import Guidance, guide
 from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.sampling.process import Process
 from samplerbench.sampling.sampler import Sampler
@@ -244,7 +244,7 @@ class Model(ABC):
         """The denoiser of one batch: bound to its labels, guided, then clipped."""
         denoise: Denoiser = Bound(self, labels, batch)
         if guidance is not None:
-            denoise = guidance.guide(denoise)
+            denoise = guide(guidance, denoise)
         return Clipped(denoise, self.clip_range) if self.clip else denoise
 
 

@@ -12,8 +12,11 @@ from typing import Any
 
 from samplerbench.report.matrix import Axis, Entry, Matrix, default_axis, matrix
 from samplerbench.report.reproduce import command
+from samplerbench.report.table import measured_in
 from samplerbench.results.groups import Group, metric_specs
+from samplerbench.results.names import RowNames
 from samplerbench.results.record import Record
+from samplerbench.text import csv_cell, printable
 
 AXIS_NAMES = {"steps": "steps", "nfe": "NFE"}
 
@@ -31,7 +34,7 @@ def markdown(groups: Sequence[Group], problems: Sequence[str], by: Axis | None, 
             lines += [f"## {_md(group.title)}", ""]
         lines += [_md(group.describe()), ""]
         for table in matrices(group, by, metrics):
-            lines += [f"**{_md(table.metric.upper())} {table.arrow}** ({_md(_space(table))})", ""]
+            lines += [f"**{_md(table.metric.upper())} {table.arrow}**{_md(_space(table))}", ""]
             lines.append(f"| sampler \\\\ {AXIS_NAMES[table.axis]} | " + " | ".join(table.heads) + " |")
             lines.append("| --- |" + " ---: |" * len(table.columns))
             lines += [f"| {_md(name)} | " + " | ".join(_md_entry(e) for e in row) + " |" for name, row in table.rows]
@@ -42,12 +45,13 @@ def markdown(groups: Sequence[Group], problems: Sequence[str], by: Axis | None, 
 
 
 def _space(table: Matrix) -> str:
-    return f"{table.features} features, against {table.reference}"
+    return measured_in(table.features, table.reference)
 
 
 def _md(text: str) -> str:
-    escaped = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
+    escaped = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", printable(text).strip())
+    escaped = re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", escaped)  # would begin a list, or underline a heading
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _md_entry(entry: Entry | None) -> str:
@@ -67,7 +71,7 @@ def latex(groups: Sequence[Group], by: Axis | None, metrics: Sequence[str] = ())
             parts += [
                 "\\begin{table}",
                 "  \\centering\\small\\setlength{\\tabcolsep}{4pt}",
-                f"  \\caption{{{tex(table.metric.upper())} {arrow} ({tex(_space(table))}); "
+                f"  \\caption{{{tex(table.metric.upper())} {arrow}{tex(_space(table))}; "
                 f"{tex(group.describe())}.{title}{notes}}}",
                 f"  \\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
                 "    \\toprule",
@@ -95,14 +99,14 @@ TEX = {
     ">": "\\textgreater{}", "|": "\\textbar{}", '"': "\\textquotedbl{}", "`": "\\textasciigrave{}",
     "'": "\\textquotesingle{}", "±": "$\\pm$", "≈": "$\\approx$", "×": "$\\times$", "…": "\\ldots{}",
     "σ": "$\\sigma$", "η": "$\\eta$", "ρ": "$\\rho$", "λ": "$\\lambda$", "α": "$\\alpha$", "ε": "$\\varepsilon$",
-    "∞": "$\\infty$", "\n": " ", "\t": " ", "-": "{-}",
+    "∞": "$\\infty$", "-": "{-}",
     **{c: f"\\{c}" for c in "&%$#_{}"},
 }  # fmt: skip
 
 
 def tex(text: str) -> str:
     """Text with every character that LaTeX would act on escaped; a character it has no font for becomes its number."""
-    return "".join(TEX.get(c, c if " " <= c <= "~" else f"\\texttt{{U+{ord(c):04X}}}") for c in text)
+    return "".join(TEX.get(c, c if " " <= c <= "~" else f"\\texttt{{U+{ord(c):04X}}}") for c in printable(text))
 
 
 def _tex_entry(entry: Entry | None) -> str:
@@ -161,13 +165,13 @@ def _flat(value: Any) -> Any:
 
 
 def to_csv(groups: Sequence[Group]) -> str:
-    """One line per result, long form."""
+    """One line per result, long form; text that a spreadsheet would run as a formula has an apostrophe first."""
     found = rows(groups)
     columns = dict.fromkeys(name for row in found for name in row)
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(map(csv_cell, columns))
+    writer.writerows([csv_cell(row.get(name)) for name in columns] for row in found)
     return stream.getvalue()
 
 
@@ -190,13 +194,14 @@ def payload(groups: Sequence[Group], problems: Sequence[str], by: Axis | None = 
                     {
                         **{k: v for k, v in finite(r).items() if k != "seal"},
                         "label": group.label(r),
+                        "spacing_label": names.plugin(r, "spacing"),
                         "seconds_per_image": seconds_per_image(r),
                         "command": command(r),
                     }
                     for r in group.records
                 ],
             }
-            for group in groups
+            for group, names in ((group, RowNames(group.records)) for group in groups)
         ],
         "problems": list(problems),
     }

@@ -12,6 +12,7 @@ from samplerbench.report.series import Horizontal, Series, measured_order, paret
 from samplerbench.report.sheet import block, tiles
 from samplerbench.report.style import style
 from samplerbench.results.groups import Group
+from samplerbench.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,8 +130,8 @@ def _lines(
             _plain_ticks(axes.xaxis, [x for s in found for x in s.x])
         arrow = "↓" if entry["better"] == "lower" else "↑"
         axes.set_xlabel(name)
-        axes.set_ylabel(f"{metric.upper()} {arrow}")
-        axes.set_title(f"{group.describe()}; {entry['features']}", fontsize=8, color="#555555", loc="left")
+        axes.set_ylabel(printable(f"{metric.upper()} {arrow}"))
+        axes.set_title(printable(f"{group.describe()}; {entry['features']}"), fontsize=8, color="#555555", loc="left")
         figure.legend(loc="outside right center", fontsize=8, handlelength=3)
     return figure
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from samplerbench.registry import split
-from samplerbench.results.record import Record, row_name
+from samplerbench.results.names import RowNames, row_order
+from samplerbench.results.record import Record
 from samplerbench.text import printable
 
 # What rows of one table may differ in. All the rest of the protocol must be equal.
@@ -46,7 +47,7 @@ class Group:
         r = self.records[0]
         p = self.protocol
         times = f"{r['blocks']} blocks of {r['n']} images" if r["blocks"] > 1 else f"{r['n']} images"
-        return f"{r['model']}, {times}, labels {r['labels']}, {p.get('dtype', 'dtype unknown')}"
+        return printable(f"{r['model']}, {times}, labels {r['labels']}, {p.get('dtype', 'dtype unknown')}")
 
 
 def shared_protocol(record: Record) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def group(records: Sequence[Record]) -> list[Group]:
     """
     found: dict[str, list[Record]] = defaultdict(list)
     records = merge_metrics(records)
-    for record in sorted(records, key=_order):
+    for record in sorted(records, key=row_order):
         found[json.dumps(_key(record, records), sort_keys=True)].append(record)
     members = sorted(found.values(), key=lambda group: -len(group))
     keys = [_key(group[0], records) for group in members]
@@ -131,14 +132,15 @@ def _key(record: Record, others: Sequence[Record]) -> dict[str, Any]:
     return shared_protocol(record) | ({"metrics": ambiguous} if ambiguous else {})
 
 
-def _order(record: Record) -> tuple[Any, ...]:
-    return (row_name(record), record["spacing"] or "", record["seed"], record["steps"] or 0, record["nfe"])
-
-
 def _labels(records: Sequence[Record]) -> dict[str, str]:
     """Names of rows: what tells them apart is added only where it is needed."""
-    labels = {r["protocol"]: printable(row_name(r)) for r in records}
-    for addition in (_spacing, _seed, _source, _protocol):
+    names = RowNames(records)
+    labels = {r["protocol"]: printable(names.row(r)) for r in records}
+
+    def spacing(record: Record) -> str:
+        return f"on {names.plugin(record, 'spacing') or 'its own grid'}"
+
+    for addition in (spacing, _seed, _source, _protocol):
         rows = defaultdict(list)
         for r in records:
             rows[labels[r["protocol"]]].append(r)
@@ -153,10 +155,6 @@ def _is_row(members: Sequence[Record], addition: Callable[[Record], str]) -> boo
     """Whether members already are one row: at most one per number of steps, where only the hash is left to add."""
     steps = [r["steps"] for r in members]
     return addition is _protocol and len(set(steps)) == len(steps)
-
-
-def _spacing(record: Record) -> str:
-    return f"on {record['spacing'] or 'its own grid'}"
 
 
 def _seed(record: Record) -> str:

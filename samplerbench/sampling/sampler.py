@@ -10,6 +10,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from samplerbench.boundary import plugin_call, shown
+from samplerbench.errors import RunError
 from samplerbench.options import Configurable
 from samplerbench.sampling.denoiser import Denoiser
 from samplerbench.sampling.noise import Noise
@@ -54,6 +56,9 @@ class Sampler(Configurable, ABC):
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         """Walk the grid, yielding once per interval; the last state yielded is the sample.
 
+        A sampler that yields fewer or more Steps than the grid has intervals fails its cell, unless `own_grid` is set
+        or `nfe` returns None. Each state has the shape, dtype and device of x.
+
         Args:
             denoise: D(x, σ), counted. x: the start, (B, C, H, W), at level sigmas[0].
             sigmas: (N+1,) float64 on the CPU, strictly decreasing, the last 0 (above 0 where the order of convergence
@@ -76,6 +81,22 @@ class Sampler(Configurable, ABC):
         `samplerbench check` measures it on exact problems: on grids even in log σ, or in σ where `even_in` says so.
         """
         return None
+
+
+def planned_nfe(sampler: Sampler, steps: int) -> int | None:
+    """`sampler.nfe(steps)`, checked.
+
+    Raises:
+        RunError: the plugin raised, or returned something else than None or a number of at least 0.
+    """
+    with plugin_call(sampler, f"in nfe({steps})"):
+        found = sampler.nfe(steps)
+    if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < 0):
+        raise RunError(
+            f"sampler {sampler.label()}: nfe({steps}) returned {shown(found)}; it must be a whole number, at least 0, "
+            "or None."
+        )
+    return found
 
 
 def intervals(sigmas: Tensor) -> Iterator[tuple[float, float]]:

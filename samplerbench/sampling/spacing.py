@@ -9,8 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from samplerbench import registry
+from samplerbench.boundary import plugin_call
 from samplerbench.errors import UserError
 from samplerbench.options import Configurable
+from samplerbench.sampling.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,36 @@ class Spacing(Configurable, ABC):
         return torch.cat([levels[index.long()], levels.new_zeros(1)])
 
 
+def pick_spacing(sampler: Sampler, requested: str | Spacing | None = None) -> Spacing:
+    """The spacing of every run, figure, check and scheduler.
+
+    Args:
+        sampler: the sampler.
+        requested: a spec or an instance; None is the sampler's own spacing, or the toolkit's default if it has none.
+
+    Raises:
+        UserError: there is no such spacing.
+    """
+    found: Spacing = registry.parse("spacing", requested or sampler.spacing or registry.default("spacing"))
+    return found
+
+
 def make_grid(spacing: Spacing, levels: Tensor, steps: int) -> Tensor:
     """The spacing's grid, checked: (steps+1,) float64, finite, strictly decreasing, the last 0.
 
     Raises:
         UserError: steps < 1, or a spacing that gave no such grid.
+        RunError: the plugin raised.
     """
     if steps < 1:
         raise UserError(f"--steps {steps}: at least 1 step is needed.")
-    grid = spacing.grid(levels.double(), steps).double().cpu()
+    with plugin_call(spacing, f"in grid for {steps} steps"):
+        grid = spacing.grid(levels.double().clone(), steps)
+    if not isinstance(grid, Tensor) or grid.is_complex() or grid.layout != torch.strided or grid.is_meta:
+        raise UserError(
+            f"spacing {spacing.spec}: grid returned a {type(grid).__name__}; it must be a real tensor (steps+1,)."
+        )
+    grid = grid.detach().double().cpu()
     sound = grid.shape == (steps + 1,) and bool(grid.isfinite().all()) and grid[-1] == 0
     if not sound or bool((grid[1:] >= grid[:-1]).any()):
         raise UserError(

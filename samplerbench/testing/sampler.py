@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplerbench import registry
 from samplerbench.models.exact import ExactModel, _model, exact
 from samplerbench.models.latent import Autoencoder
-from samplerbench.sampling import Denoiser, Guidance, Noise, Prediction, Sampler, Sigma, Spacing
+from samplerbench.sampling import Denoiser, Guidance, Noise, Prediction, Sampler, Sigma
 from samplerbench.sampling.driver import drive
 from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.noise import Purpose, normal
-from samplerbench.sampling.spacing import make_grid
+from samplerbench.sampling.spacing import make_grid, pick_spacing
 from samplerbench.testing.checks import NotApplicableError
 from samplerbench.testing.common import (
     Checks,
@@ -47,8 +46,7 @@ def _problem(name: str, shape: str = "1x2x2") -> ExactModel:
 def _grid(sampler: Sampler, model: ExactModel, steps: int) -> Tensor:
     if not sampler.nfe(1):
         return torch.stack([model.levels[-1], model.levels.new_zeros(())])
-    spacing: Spacing = registry.parse("spacing", sampler.spacing or registry.default("spacing"))
-    return make_grid(spacing, model.levels, steps)
+    return make_grid(pick_spacing(sampler), model.levels, steps)
 
 
 def _prepare(sampler: Sampler, model: ExactModel, grid: Tensor) -> None:

@@ -24,6 +24,7 @@ from samplerbench.data.pixels import dequantise
 from samplerbench.errors import RunError, UserError
 from samplerbench.training.card import write_card
 from samplerbench.training.settings import TrainResult, TrainSettings
+from samplerbench.text import console, printable, say
 
 
 class StepRandom:
@@ -220,13 +221,12 @@ class _Progress:
     """A bar with loss and images/s on a terminal; a plain line every 500 steps elsewhere."""
 
     def __init__(self, what: str, total: int, first: int, show: bool) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.console = Console(stderr=True)
+        self.console = console(stderr=True)
         self.show, self.total, self.what, self.started = show, total, what, time.monotonic()
         self.bar = Progress(
-            TextColumn("training {task.description}"),
+            TextColumn("training {task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} images/s"),
@@ -234,7 +234,7 @@ class _Progress:
             console=self.console,
             disable=not (show and self.console.is_terminal),
         )
-        self.id = self.bar.add_task(what, total=total, completed=first, loss=math.nan, rate=0.0)
+        self.id = self.bar.add_task(printable(what), total=total, completed=first, loss=math.nan, rate=0.0)
 
     def __enter__(self) -> _Progress:
         self.bar.start()
@@ -248,10 +248,7 @@ class _Progress:
         self.bar.update(self.id, completed=done, loss=loss, rate=rate)
         if self.show and not self.console.is_terminal and (done % 500 == 0 or done == self.total):
             of = "".join(f"  {name} {float(value):.4g}" for name, value in parts.items())
-            print(
-                f"training {self.what}: step {done}/{self.total}  loss {loss:.4f}{of}  {rate:.0f} images/s",
-                flush=True,
-            )
+            say(f"training {self.what}: step {done}/{self.total}  loss {loss:.4f}{of}  {rate:.0f} images/s")
 
 
 # What must not change between the parts of one run. The rest (how often to save or draw) may.
