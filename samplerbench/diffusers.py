@@ -29,11 +29,11 @@ from samplerbench import registry
 from samplerbench.bench.setup import pick_spacing
 from samplerbench.errors import RunError, UserError
 from samplerbench.models.discrete import denoised, timestep_at
-from samplerbench.models.files import read_json
 from samplerbench.models.schedule import VP_SCHEDULERS, Schedule, alphas_cumprod, noise_levels, read_schedule
 from samplerbench.sampling import Denoiser, Noise, Prediction, Sampler, Sigma, Spacing, Step
 from samplerbench.sampling.noise import split_seed
 from samplerbench.sampling.spacing import make_grid
+from samplerbench.untrusted import is_dir, read_json, user_path
 
 __all__ = ["SamplerScheduler", "as_scheduler"]
 
@@ -718,8 +718,8 @@ def _read(scheduler: SchedulerMixin | Mapping[str, Any] | str | Path) -> Schedul
     """The model's noise schedule, from whatever knows it."""
     config: Mapping[str, Any]
     if isinstance(scheduler, str | Path):
-        folder, source = Path(scheduler).expanduser(), str(scheduler)
-        if folder.is_dir():
+        folder, source = user_path(scheduler), str(scheduler)
+        if is_dir(folder):
             inner = folder if (folder / "scheduler_config.json").is_file() else folder / "scheduler"
             config = read_json(inner / "scheduler_config.json", f"{source} has no scheduler")
         else:
