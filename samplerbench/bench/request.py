@@ -174,7 +174,7 @@ def measure_reference(prepared: Prepared) -> Measured:
     """The extractor, the reference, and the number of images per block. Raises UserError."""
     request, model = prepared.request, prepared.model
     # What cannot be measured is said before any weights are fetched.
-    setup.reference_source(model, request.data)
+    setup.check_reference(model, request.data)
     extractor = setup.pick_extractor(model, request.features, request.features_weights, model.device, prepared.metrics)
     reference = setup.pick_reference(model, request.data, extractor)
     n = request.n if request.n is not None else setup.default_n(reference)

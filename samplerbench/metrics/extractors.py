@@ -190,7 +190,9 @@ def trained_name(folder: Path) -> str:
     Raises:
         UserError: the folder is none of `samplerbench train features`.
     """
-    card = read_json(folder / "samplerbench.json", f"no feature network in {folder}")
+    card = read_json(
+        folder / "samplerbench.json", f"no feature network in {folder} (`samplerbench train features` makes one)"
+    )
     what, data = card.get("what"), card.get("data")
     data = data.get("name") if isinstance(data, dict) else None
     if not isinstance(what, str) or not isinstance(data, str):
