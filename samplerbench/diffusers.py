@@ -28,13 +28,13 @@ from torch import Tensor
 from samplerbench import registry
 from samplerbench.errors import RunError, UserError
 from samplerbench.models.discrete import timestep_at
-from samplerbench.models.files import read_json
 from samplerbench.models.preconditioning import DISCRETE
 from samplerbench.models.schedule import VP_SCHEDULERS, Schedule, alphas_cumprod, noise_levels, read_schedule
 from samplerbench.sampling import Denoiser, Noise, Prediction, Sampler, Sigma, Spacing, Step
 from samplerbench.sampling.noise import split_seed
 from samplerbench.sampling.process import VARIANCE_PRESERVING
 from samplerbench.sampling.spacing import make_grid, pick_spacing
+from samplerbench.untrusted import is_dir, read_json, user_path
 
 __all__ = ["SamplerScheduler", "as_scheduler"]
 
@@ -719,8 +719,8 @@ def _read(scheduler: SchedulerMixin | Mapping[str, Any] | str | Path) -> Schedul
     """The model's noise schedule, from whatever knows it."""
     config: Mapping[str, Any]
     if isinstance(scheduler, str | Path):
-        folder, source = Path(scheduler).expanduser(), str(scheduler)
-        if folder.is_dir():
+        folder, source = user_path(scheduler), str(scheduler)
+        if is_dir(folder):
             inner = folder if (folder / "scheduler_config.json").is_file() else folder / "scheduler"
             config = read_json(inner / "scheduler_config.json", f"{source} has no scheduler")
         else:

@@ -252,7 +252,7 @@ def test_a_damaged_model_folder_is_refused(
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "predicts flow; supported are epsilon, "),
         ("scheduler/scheduler_config.json", {"beta_schedule": "other"}, 'the beta schedule "other" is not known'),
         ("scheduler/scheduler_config.json", {"variance_type": "learned_range"}, "has 1 output channels, but variance"),
-        ("unet/config.json", {"sample_size": None}, "unet/config.json has no sample_size."),
+        ("unet/config.json", {"sample_size": None}, "unet/config.json has no sample_size; it must be a whole number"),
         ("unet/config.json", {"block_out_channels": [16, 16]}, "cannot be loaded as a UNet2DModel: "),
     ],
 )

@@ -194,6 +194,7 @@ def measure_reference(prepared: Prepared) -> Measured:
     if not any(m.needs_reference or m.needs_real_images for m in using) and not _has_reference(model, request.data):
         extractor = setup.pick_extractor(model, request.features, request.features_weights, model.device, using)
         return Measured(extractor, None, _n(prepared, None), None)
+    setup.check_reference(model, request.data)
     images = setup.has_images(model, request.data)
     for metric in using:
         if metric.needs_real_images and not images:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from samplerbench.errors import UserError
-from samplerbench.models.checkpoint import Checkpoint, square
+from samplerbench.limits import MAX_CHANNELS, MAX_CLASSES
+from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.models.diffusers_unet import card_fields, identity_of, load_schedule
 from samplerbench.models.discrete import DiscreteVP
 from samplerbench.models.latent import load_autoencoder
@@ -49,16 +50,17 @@ def load_dit(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -
     # Checkpoints made before diffusers 0.28 name the class it was split from.
     checkpoint.require("transformer", "DiTTransformer2DModel", "Transformer2DModel")
     checkpoint.check_variant(["transformer", "vae"])
-    config = checkpoint.config("transformer", DiTTransformer2DModel)
+    config = checkpoint.fields("transformer", DiTTransformer2DModel)
     schedule = load_schedule(checkpoint)
-    channels = config["in_channels"]
-    out = config.get("out_channels") or channels
+    channels = config.integer("in_channels", 1, MAX_CHANNELS)
+    out = config.integer("out_channels", 1, MAX_CHANNELS, channels)
+    classes = config.integer("num_embeds_ada_norm", 1, MAX_CLASSES)
     if out not in (channels, 2 * channels):
         raise UserError(
             f"{source}: the network has {out} output channels for {channels} of input; it needs {channels}, or "
             f"{2 * channels} with a learned variance."
         )
-    size = square(config, source, "transformer")
+    size = config.sides("sample_size")
     autoencoder, latent = load_autoencoder(checkpoint, "vae", channels, size, device, dtype)
     part = checkpoint.load("transformer", DiTTransformer2DModel, dtype, device)
     learned = out == 2 * channels
@@ -70,7 +72,7 @@ def load_dit(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -
         device=device,
         dtype=dtype,
         autoencoder=autoencoder,
-        classes=config["num_embeds_ada_norm"],
+        classes=classes,
         null=True,
         clip=schedule.clip,
         clip_range=schedule.clip_range,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from samplerbench.errors import UserError
-from samplerbench.models.checkpoint import Checkpoint, square
+from samplerbench.limits import MAX_CHANNELS
+from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.models.diffusers_unet import card_fields, check_channels, identity_of, load_schedule
 from samplerbench.models.discrete import DiscreteVP
 from samplerbench.models.latent import load_autoencoder
@@ -58,15 +59,15 @@ def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: t
     prompts = None if options.prompts is None else read_prompts(options.prompts)
     checkpoint.require("unet", "UNet2DConditionModel")
     checkpoint.check_variant(["unet", "vae", "text_encoder"])
-    config = checkpoint.config("unet", UNet2DConditionModel)
-    if extra := [name for name in _EXTRA if config.get(name) is not None]:
+    config = checkpoint.fields("unet", UNet2DConditionModel)
+    if extra := [name for name in _EXTRA if config.values.get(name) is not None]:
         raise UserError(f"{source}: the network has conditions besides text ({', '.join(extra)}), not supported.")
     schedule = load_schedule(checkpoint)
-    size = square(config, source, "unet")
-    autoencoder, latent = load_autoencoder(checkpoint, "vae", config["in_channels"], size, device, dtype)
+    channels, size = config.integer("in_channels", 1, MAX_CHANNELS), config.sides("sample_size")
+    width = config.integer("cross_attention_dim", 1, MAX_CHANNELS)
+    autoencoder, latent = load_autoencoder(checkpoint, "vae", channels, size, device, dtype)
     check_channels(source, config, schedule)
     text = load_text_encoder(checkpoint, device)
-    width = config.get("cross_attention_dim")
     if width != text.width:
         raise UserError(
             f"{source}: the network attends to {width} channels of text, but the text encoder gives {text.width}; "
@@ -81,7 +82,7 @@ def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: t
         made["notes"]["truncated prompts"] = str(text.truncated)
     return StableDiffusion(
         network=part.module,
-        shape=(config["in_channels"], *size),
+        shape=(channels, *size),
         levels=schedule.levels,
         process=VARIANCE_PRESERVING,
         device=device,

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from samplerbench.data import ImageSet
 from samplerbench.data.pixels import dequantise
 from samplerbench.errors import RunError, UserError
+from samplerbench.text import console, printable, say
 from samplerbench.training.card import write_card
 from samplerbench.training.settings import TrainResult, TrainSettings
-from samplerbench.text import console, printable, say
 
 
 class StepRandom:
