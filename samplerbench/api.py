@@ -15,12 +15,12 @@ from torch import Tensor
 from samplerbench.bench import engine, setup
 from samplerbench.bench.cell import describe_plugin
 from samplerbench.bench.request import Grid, Prepared, Request, make_session, measure_reference, prepare
-from samplerbench.bench.store import Store
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import UserError
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Model
 from samplerbench.options import Configurable
+from samplerbench.results.store import Store
 from samplerbench.sampling import Guidance, Sampler, Spacing
 
 if TYPE_CHECKING:
@@ -266,8 +266,8 @@ class Results(Sequence[Record], JupyterMixin):
         self, metric: str | None = None, horizontal: Literal["nfe", "steps", "seconds_per_image"] = "nfe"
     ) -> Figure:
         """The metric over its cost, one line per sampler: a matplotlib figure, outside pyplot. Raises UserError."""
-        from samplerbench.report.groups import group
         from samplerbench.report.plots import metric_figure
+        from samplerbench.results.groups import group
 
         name = self._metric(metric)
         return metric_figure(group([r for r in self.records if name in r["metrics"]])[0], name, horizontal)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from samplerbench.bench.cell import digest
-from samplerbench.bench.store import Store
+from samplerbench.results.seal import digest
+from samplerbench.results.store import Store
 
 SPREAD = (-0.1, 0.0, 0.1)
 

@@ -17,9 +17,9 @@ from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from samplerbench.bench import engine, generate
-from samplerbench.bench.store import sound
 from samplerbench.cli.app import main
 from samplerbench.errors import UserError
+from samplerbench.results.store import sound
 from samplerbench.sampling import driver
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

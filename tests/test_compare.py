@@ -9,10 +9,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from samplerbench.bench.compare import Difference, noise_floor, paired_difference, unpaired_difference
 from samplerbench.metrics.frechet import frechet_distance
 from samplerbench.metrics.moments import Moments
 from samplerbench.report.table import column_of, row_names, steps_table
+from samplerbench.results.compare import Difference, noise_floor, paired_difference, unpaired_difference
 
 
 def test_the_interval_of_a_paired_difference_is_students() -> None:

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from samplerbench.bench import engine, launch, request
-from samplerbench.bench.partial import load_partial
-from samplerbench.bench.store import Store
 from samplerbench.cli.app import main
+from samplerbench.errors import Stopped
+from samplerbench.results.partial import load_partial
+from samplerbench.results.store import Store
 
 CELLS = [
     "-m",
@@ -90,12 +91,12 @@ def test_stopped_after_any_checkpoint_a_cell_ends_bit_for_bit_the_same(tmp_path:
         stops += 1
         return stops % 3 == 0
 
-    session.stop = stop
+    session.execution.stop = stop
     for _ in range(40):
         try:
             resumed = engine.run_cell(session, cell).record
             break
-        except KeyboardInterrupt:
+        except Stopped:
             assert list((tmp_path / "stopped").glob("*.partial.safetensors"))
     assert resumed["resumed"] >= 5
     assert {k: resumed[k] for k in ("metrics", "nfe", "protocol")} == {
@@ -122,24 +123,24 @@ def test_stopped_between_two_blocks_every_metric_goes_on(tmp_path: Path, model: 
         store.prepare()
         session = request.make_session(prepared, measured, 0, store)
         if name == "stopped":
-            session.stop = lambda: True
-            with pytest.raises(KeyboardInterrupt):
+            session.execution.stop = lambda: True
+            with pytest.raises(Stopped):
                 engine.run_cell(session, prepared.cells[0])
             assert list((tmp_path / name).glob("*.partial.safetensors"))
-            session.stop = lambda: False
+            session.execution.stop = lambda: False
         found.append(engine.run_cell(session, prepared.cells[0]).record["metrics"])
     assert found[0] == found[1]
 
 
 def test_a_damaged_checkpoint_costs_only_time(tmp_path: Path) -> None:
     session, cell = make(tmp_path, blocks=1)
-    session.stop = lambda: True
-    with pytest.raises(KeyboardInterrupt):
+    session.execution.stop = lambda: True
+    with pytest.raises(Stopped):
         engine.run_cell(session, cell)
     (file,) = tmp_path.glob("*.partial.safetensors")
     file.write_bytes(file.read_bytes()[:-7])
     assert load_partial(file, 2) is None
-    session.stop = lambda: False
+    session.execution.stop = lambda: False
     record = engine.run_cell(session, cell).record
     assert record["resumed"] == 0
     other, _ = make(tmp_path / "other", blocks=1)

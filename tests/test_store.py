@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from samplerbench.bench.cell import canonical, digest
-from samplerbench.bench.store import Store, sound, write_atomically
 from samplerbench.errors import UserError
+from samplerbench.results.files import write_atomically
+from samplerbench.results.seal import canonical, digest
+from samplerbench.results.store import Store, sound
 
 FIELDS = {"sampler": {"name": "ddim", "parameters": {"eta": 0.1}}, "n": 10, "sigmas": [157.407, 0.1, 0.0]}
 KEY = digest(FIELDS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -54,16 +53,6 @@ class Cell:
             "metrics": {},
             "pending": True,
         }
-
-
-def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: what is hashed."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-
-
-def digest(value: Any) -> str:
-    """sha256 of the canonical JSON."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 def protocol_of(cell: Cell, shared: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from samplerbench.bench.span import Span
 from samplerbench.errors import OutOfMemoryError, SamplerbenchError, is_out_of_memory
 from samplerbench.models.model import Model
 from samplerbench.sampling import Noise, Step
+from samplerbench.sampling.cost import Cost
 from samplerbench.sampling.driver import OnStep, Walk, walk
 from samplerbench.sampling.noise import Purpose, normal
 
@@ -25,8 +26,7 @@ class Batched:
     """One sampled batch: which samples, their images (B, C, H, W) in [-1, 1], and the last states (B, ...).
 
     sampling, decoding: the time up to the states, and from them to the images (None for a model of pixels).
-    stochastic: whether noise was drawn. uncounted: rows evaluated that no hook has seen, by the meter's names, because
-    a graph was replayed.
+    stochastic: whether noise was drawn. uncounted: the cost that no hook has seen, because a graph was replayed.
     """
 
     index: Tensor
@@ -35,7 +35,7 @@ class Batched:
     sampling: Span
     decoding: Span | None = None
     stochastic: bool = False
-    uncounted: dict[str, int] = field(default_factory=dict)
+    uncounted: Cost = field(default_factory=Cost)
 
 
 def prepare(model: Model, cell: Cell) -> None:
@@ -110,10 +110,10 @@ def _queue(
     sampling = Span(model.device)
     if replay is None:
         walked, draws = _walk(model, cell, rows, labels, seed, on_step)
-        uncounted = {}
+        uncounted = Cost()
     else:
         walked, draws = replay(rows, labels), replay.draws
-        uncounted = {name: cost * len(part) for name, cost in replay.cost.items()}
+        uncounted = replay.cost * len(part)
         for i, level in enumerate(walked.levels if on_step is not None else []):
             on_step(i, Step(level, walked.x))  # type: ignore[misc]
     sampling.stop()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from samplerbench.errors import SamplerbenchError
 from samplerbench.models.model import Model
+from samplerbench.sampling.cost import Cost
 from samplerbench.sampling.driver import Walk
 from samplerbench.sampling.meter import Meter
 
@@ -28,7 +29,7 @@ class Replay:
     """A captured run: what it reads, what it writes, and what it costs.
 
     rows, labels: (B,) on the device, read anew by every replay. walk, draws: what a run gives; the walk's tensors are
-    written anew. cost: what the meter counts, of one image.
+    written anew. cost: what the meter counts for one image.
     """
 
     graph: Any
@@ -36,7 +37,7 @@ class Replay:
     labels: Tensor | None
     walk: Walk
     draws: int
-    cost: dict[str, int]
+    cost: Cost
 
     def __call__(self, rows: Tensor, labels: Tensor | None) -> Walk:
         """The walk of at most B samples."""
@@ -77,7 +78,7 @@ def capture(model: Model, run: Run, rows: Tensor, labels: Tensor | None, graph: 
             file=sys.stderr,
         )
         return None
-    cost = {name: getattr(meter, name) // len(rows) for name in ("network", "network_backward")}
+    cost = Cost(meter.network // len(rows), meter.network_backward // len(rows))
     return Replay(graph, rows, labels, walk, draws, cost)
 
 

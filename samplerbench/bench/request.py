@@ -10,17 +10,18 @@ from torch import Tensor
 
 from samplerbench import registry
 from samplerbench.bench import setup
-from samplerbench.bench.cell import Cell, canonical
-from samplerbench.bench.engine import Session
+from samplerbench.bench.cell import Cell
 from samplerbench.bench.labels import make_labels
 from samplerbench.bench.plan import Unmet, plan
-from samplerbench.bench.store import Store
+from samplerbench.bench.session import Execution, Measurement, Session
 from samplerbench.bench.team import Team
 from samplerbench.metrics.extractors import Extractor
 from samplerbench.metrics.metric import Layer, Metric
 from samplerbench.metrics.reference import Reference
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Model, check_guidance, check_sampler
+from samplerbench.results.seal import canonical
+from samplerbench.results.store import Store
 from samplerbench.sampling import Guidance, Sampler
 
 
@@ -198,7 +199,7 @@ def make_session(
     team = team or Team()
     if prepared.model.compiled or prepared.model.graphs:
         size = even_batches(measured.n, size, team.size)
-    return Session(
+    measurement = Measurement(
         prepared.model,
         measured.reference,
         measured.extractor,
@@ -207,10 +208,7 @@ def make_session(
         prepared.mode,
         measured.n,
         seed,
-        size,
-        store,
-        rerun,
-        blocks=request.blocks,
-        real=measured.real,
-        team=team,
+        request.blocks,
+        measured.real,
     )
+    return Session(measurement, Execution(store, size, rerun, team=team))

@@ -38,9 +38,9 @@ def compare(
 
     `samplerbench compare results --a sampler=ddim --b sampler=dpm++`
     """
-    from samplerbench.bench.pairs import pair, select
-    from samplerbench.report.groups import merge_metrics
     from samplerbench.report.load import load
+    from samplerbench.results.groups import merge_metrics
+    from samplerbench.results.pairs import pair, select
 
     if second is None and a == b:
         raise UserError("there is nothing to compare: give a second folder, or two selections with --a and --b.")
@@ -64,10 +64,10 @@ def _show(found: object, problems: list[str]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from samplerbench.bench.pairs import Paired
-    from samplerbench.report.groups import printable
     from samplerbench.report.table import format_value
     from samplerbench.report.terminal import console
+    from samplerbench.results.pairs import Paired
+    from samplerbench.text import printable
 
     assert isinstance(found, Paired)
     out = console()

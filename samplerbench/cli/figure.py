@@ -110,16 +110,16 @@ class Canvas:
 
     def still(self, drawing: Drawing) -> None:
         """Write a PNG or SVG, and print its name."""
-        from samplerbench.bench.store import write_atomically
         from samplerbench.figures.output import render_still
+        from samplerbench.results.files import write_atomically
 
         write_atomically(self.out, render_still(drawing, "svg" if self.out.suffix.lower() == ".svg" else "png"))
         print(self.out)
 
     def animation(self, frames: Sequence[Drawing], seconds: float) -> None:
         """Write a GIF or animated PNG, and print its name."""
-        from samplerbench.bench.store import write_atomically
         from samplerbench.figures.output import render_animation
+        from samplerbench.results.files import write_atomically
 
         form: Literal["gif", "apng"] = "gif" if self.out.suffix.lower() == ".gif" else "apng"
         write_atomically(self.out, render_animation(frames, form, seconds))
@@ -284,8 +284,8 @@ def _write_errors(canvas: Canvas, scene: Scene, found: Sequence[Any], how: dict[
     from rich.console import Console
     from rich.table import Table
 
-    from samplerbench.bench.store import write_atomically
     from samplerbench.figures.round_trip import SCALE
+    from samplerbench.results.files import write_atomically
 
     cell = scene.cells[0]
     record = {

@@ -41,8 +41,8 @@ def report(
 
     `samplerbench report results --format md,latex --by steps --out paper/tables`
     """
-    from samplerbench.report.groups import group
     from samplerbench.report.load import load
+    from samplerbench.results.groups import group
 
     wanted = [part.strip() for part in formats.split(",") if part.strip()]
     if unknown := [name for name in wanted if name not in FORMATS]:
@@ -74,8 +74,8 @@ def _only(group: Any, metrics: list[str]) -> Any:
 def _write(groups: list[Any], loaded: Any, wanted: list[str], out: Path, by: Any) -> list[Path]:
     import json
 
-    from samplerbench.bench.store import write_atomically
     from samplerbench.report import formats
+    from samplerbench.results.files import write_atomically
 
     texts: dict[str, str] = {}
     if "md" in wanted:
@@ -111,8 +111,8 @@ def _print(groups: list[Any], problems: list[str], by: Any, plot: bool | None) -
 
     from samplerbench.report import terminal
     from samplerbench.report.formats import AXIS_NAMES, matrices
-    from samplerbench.report.groups import printable
     from samplerbench.report.series import series
+    from samplerbench.text import printable
 
     console = terminal.console()
     plot = console.is_terminal if plot is None else plot

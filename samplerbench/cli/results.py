@@ -18,7 +18,7 @@ Key = Annotated[str, typer.Argument(help="The first digits of a result's protoco
 
 
 def _store(folder: Path) -> Any:
-    from samplerbench.bench.store import Store
+    from samplerbench.results.store import Store
 
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}.")
@@ -85,7 +85,7 @@ def merge(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder they go to.")],
 ) -> None:
     """Copy the results of several folders into one. What is there already stays; damaged files are left behind."""
-    from samplerbench.bench.store import write_atomically
+    from samplerbench.results.files import write_atomically
 
     copied = 0
     for source in sources:
@@ -104,7 +104,7 @@ def merge(
 @app.command("validate")
 def validate(folder: Folder = Path("results")) -> None:
     """Check every result against the schema, its seal and its name; exit code 1 if one fails."""
-    from samplerbench.bench.schema import schema_errors
+    from samplerbench.results.record import schema_errors
 
     bad = good = 0
     for file, record in _store(folder).records():
@@ -121,6 +121,6 @@ def validate(folder: Folder = Path("results")) -> None:
 @app.command("schema")
 def schema() -> None:
     """Print the JSON Schema of a result file (it is docs/result.schema.json)."""
-    from samplerbench.bench.schema import json_schema
+    from samplerbench.results.record import json_schema
 
     print(json.dumps(json_schema(), indent=2, ensure_ascii=False))

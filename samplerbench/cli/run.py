@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samplerbench.cli import common
-from samplerbench.errors import UserError
+from samplerbench.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from samplerbench.bench.request import Prepared, Request
@@ -109,9 +109,9 @@ def run(
     `accelerate launch --num_processes 8 -m samplerbench run benchmarks/suites/digits.toml`
     """
     from samplerbench.bench import engine, request, setup
-    from samplerbench.bench.store import Store
     from samplerbench.bench.suite import load_suite
     from samplerbench.bench.team import join_team
+    from samplerbench.results.store import Store
 
     options: dict[str, Any] = {"model": model, "labels": labels, "n": n, "blocks": blocks, "seeds": (seed,)}
     options |= {
@@ -163,7 +163,7 @@ def run(
         bars = common.Progress(len(jobs), not team.main, out / "run.log", lambda: _so_far(jobs, outcomes, prepared))
         with watch, bars.running() as progress:
             for session in sessions:
-                session.stop = watch.asked
+                session.execution.stop = watch.asked
             # Cells that another run is at work on come last, when they may be done already.
             for patient in (False, True):
                 for i, (session, cell) in enumerate(jobs):
@@ -174,7 +174,7 @@ def run(
                         outcome = engine.run_cell(session, cell, on_step)
                     outcomes[i] = outcome
                     progress.done(_line(outcome))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         interrupted = True
     else:
         team.close()
@@ -319,7 +319,7 @@ def _dry_run(prepared: Prepared) -> None:
 
 def _floor(real: Any, n: int) -> tuple[float, float, int] | None:
     """The noise floor, where the real images are at hand."""
-    from samplerbench.bench.compare import noise_floor
+    from samplerbench.results.compare import noise_floor
 
     try:
         return noise_floor(real("fid"), n)
@@ -337,7 +337,8 @@ def _warn_few(n: int, dim: int) -> None:
 
 
 def _line(outcome: Any) -> str:
-    from samplerbench.report.table import format_nfe, format_value, row_name
+    from samplerbench.report.table import format_nfe, format_value
+    from samplerbench.results.record import row_name
 
     record = outcome.record
     title = f"{row_name(record)}, " + (f"{record['steps']} steps" if record["steps"] else "its own steps")
@@ -415,10 +416,10 @@ def sample(
     import torch
 
     from samplerbench.bench import engine, request, setup
-    from samplerbench.bench.store import write_atomically
     from samplerbench.data.pixels import quantise
     from samplerbench.models.files import LoadOptions
     from samplerbench.report.grid import save_grid
+    from samplerbench.results.files import write_atomically
 
     if out.suffix.lower() != ".png":
         raise UserError(f"{out}: the grid is a PNG file; name one, like grid.png.")

@@ -35,10 +35,10 @@ def stats(
     `samplerbench stats cifar10-32x32.npz --out cifar10.safetensors`
     """
     from samplerbench.bench import setup
-    from samplerbench.bench.store import Store
     from samplerbench.data import load_data
     from samplerbench.metrics.extractors import load_extractor
     from samplerbench.metrics.reference import load_published, measure_once
+    from samplerbench.results.store import Store
 
     if out.suffix != ".safetensors":
         raise UserError(f"{out}: statistics are a .safetensors file; name one, like {out.stem or 'real'}.safetensors.")

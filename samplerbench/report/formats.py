@@ -10,10 +10,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from samplerbench.report.groups import Group, metric_specs
 from samplerbench.report.matrix import Axis, Entry, Matrix, default_axis, matrix
 from samplerbench.report.reproduce import command
-from samplerbench.report.table import Record
+from samplerbench.results.groups import Group, metric_specs
+from samplerbench.results.record import Record
 
 AXIS_NAMES = {"steps": "steps", "nfe": "NFE"}
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from samplerbench.report.formats import payload
-from samplerbench.report.groups import Group, printable
 from samplerbench.report.matrix import Axis
 from samplerbench.report.sheet import block, data_uri, tiles
 from samplerbench.report.style import COLOURS
+from samplerbench.results.groups import Group
+from samplerbench.text import printable
 
 # Plotly's names of the marks in style.py, and their outlines within a circle of radius 5.
 SYMBOLS = {

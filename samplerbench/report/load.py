@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samplerbench.errors import UserError
-from samplerbench.report.table import Record
+from samplerbench.results.record import Record
 
 LOG_LINE = re.compile(r"^\S+  (?P<title>.*? steps): (?P<rest>.*)$")
 
@@ -28,8 +28,8 @@ def load(folder: Path) -> Loaded:
     Raises:
         UserError: there is no such folder, or it holds no whole result.
     """
-    from samplerbench.bench.schema import schema_errors
-    from samplerbench.bench.store import Store
+    from samplerbench.results.record import schema_errors
+    from samplerbench.results.store import Store
 
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; `samplerbench run … --out {folder}` makes one.")

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samplerbench.report.groups import Group
 from samplerbench.report.series import Horizontal, Series, measured_order, pareto, series, sweeps
 from samplerbench.report.sheet import block, tiles
 from samplerbench.report.style import style
+from samplerbench.results.groups import Group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +52,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     """Write STEM.svg and STEM.png."""
     import matplotlib
 
-    from samplerbench.bench.store import write_atomically
+    from samplerbench.results.files import write_atomically
 
     files = []
     with matplotlib.rc_context(SETTINGS):

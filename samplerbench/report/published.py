@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from samplerbench.report.table import column_of, format_value, row_name
+from samplerbench.report.table import column_of, format_value
+from samplerbench.results.record import row_name
 
 
 def published_table(rows: Sequence[tuple[dict[str, Any], str, float, str]]) -> Group:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from samplerbench.report.table import Record
+from samplerbench.results.record import Record
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from samplerbench.report.formats import seconds_per_image
-from samplerbench.report.groups import Group
-from samplerbench.report.table import Record
+from samplerbench.results.groups import Group
+from samplerbench.results.record import Record
 
 Horizontal = Literal["nfe", "steps", "seconds_per_image"]
 

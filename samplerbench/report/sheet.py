@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from samplerbench.report.table import Record
+from samplerbench.results.record import Record
 
 if TYPE_CHECKING:
     from PIL.Image import Image

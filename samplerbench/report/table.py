@@ -9,12 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-Record = dict[str, Any]
-
-
-def row_name(record: Record) -> str:
-    """What a row is called: the sampler, and its guidance if it has one."""
-    return record["sampler"] + (f" + {record['guidance']}" if record["guidance"] else "")
+from samplerbench.results.record import Record, row_name
 
 
 def row_names(records: Sequence[Record]) -> list[str]:
@@ -121,7 +116,7 @@ def _cell(record: Record | None, metric: str, best: dict[str, Any] | None) -> st
     if best is not None and entry["value"] == best["value"]:
         return f"[bold green]{text}[/bold green]"
     if best is not None and "blocks" in entry and len(entry["blocks"]) == len(best.get("blocks", [])):
-        from samplerbench.bench.compare import paired_difference
+        from samplerbench.results.compare import paired_difference
 
         if paired_difference(entry["blocks"], best["blocks"]).tied:
             return f"[green]≈ {text}[/green]"

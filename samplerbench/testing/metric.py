@@ -17,12 +17,12 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from samplerbench.bench.partial import Progress, load_partial, save_partial
 from samplerbench.data import load_data
 from samplerbench.data.pixels import dequantise
 from samplerbench.errors import SamplerbenchError
 from samplerbench.metrics import Accumulator, Batch, Context, FeatureStore, Layer, Metric, Moments, Reference
 from samplerbench.metrics.extractors import DIGITS, Extractor, load_extractor
+from samplerbench.results.partial import Progress, load_partial, save_partial
 from samplerbench.sampling import Sampler
 from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.testing.checks import NotApplicableError

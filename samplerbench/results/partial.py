@@ -9,29 +9,31 @@ from typing import Any
 
 from torch import Tensor
 
-from samplerbench.bench.store import write_atomically
+from samplerbench.results.files import write_atomically
+from samplerbench.sampling.cost import Cost, Seconds
+
+PARTIAL = ".partial.safetensors"
+"""What follows the key in a checkpoint's name."""
 
 
 @dataclass
 class Progress:
     """How far a cell is.
 
-    block, done: the seed block at work, and how many of its images are in the accumulators. results: of the blocks
-    that are finished, one dictionary per metric. network, network_backward, forward, backward, decoder:
-    rows counted so far. sampling, decoding, measuring: seconds so far. resumed: how often the cell was taken up again.
+    Attributes:
+        block: the seed block at work.
+        done: how many of its images are in the accumulators.
+        results: of the finished blocks, one dictionary for each metric.
+        cost: rows counted so far, over all processes.
+        seconds: time so far, of the main process.
+        resumed: how often the cell was resumed.
     """
 
     block: int = 0
     done: int = 0
     results: list[list[dict[str, Any]]] = field(default_factory=list)
-    network: int = 0
-    network_backward: int = 0
-    forward: int = 0
-    backward: int = 0
-    decoder: int = 0
-    sampling: float = 0.0
-    decoding: float = 0.0
-    measuring: float = 0.0
+    cost: Cost = field(default_factory=Cost)
+    seconds: Seconds = field(default_factory=Seconds)
     resumed: int = 0
 
 
@@ -52,7 +54,9 @@ def load_partial(file: Path, metrics: int) -> tuple[Progress, list[dict[str, Ten
         return None
     try:
         with safe_open(str(file), "pt") as handle:
-            progress = Progress(**json.loads(handle.metadata()["progress"]))
+            known = json.loads(handle.metadata()["progress"])
+            known |= {"cost": Cost(**known["cost"]), "seconds": Seconds(**known["seconds"])}
+            progress = Progress(**known)
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a dict
         shown = tensors.pop("shown")
         states: list[dict[str, Tensor]] = [{} for _ in range(metrics)]

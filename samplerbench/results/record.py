@@ -6,6 +6,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+Record = dict[str, Any]
+"""A result as plain data: the content of its file."""
+
+
+def row_name(record: Record) -> str:
+    """The row of a result in a table: the sampler, and its guidance if it has one."""
+    return record["sampler"] + (f" + {record['guidance']}" if record["guidance"] else "")
+
 
 class MetricEntry(BaseModel):
     """One metric of a cell."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,32 +11,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from samplerbench.bench.cell import digest
-from samplerbench.bench.team import Team
 from samplerbench.errors import UserError
-
-
-def write_atomically(file: Path, data: bytes) -> None:
-    """Write to a temporary file beside, flush it to the disk, and rename: the file is whole or not there.
-
-    Raises:
-        UserError: the folder cannot be written to.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, file)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror or error}; choose another --out.") from None
+from samplerbench.results.files import write_atomically
+from samplerbench.results.seal import digest
 
 
 class Store:
@@ -53,14 +29,11 @@ class Store:
         probe.unlink(missing_ok=True)
 
     @contextmanager
-    def claim(self, key: str, team: Team | None = None) -> Iterator[None]:
+    def claim(self, key: str) -> Iterator[None]:
         """Hold a cell while it is worked on; waits while another run holds it.
 
         The lock is the operating system's (flock), so it ends with its owner, however that ends.
         """
-        if team is not None and not team.main:
-            yield
-            return
         lock = FileLock(self._lock(key))
         try:
             self._lock(key).parent.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from samplerbench.bench.compare import difference
 from samplerbench.errors import UserError
-from samplerbench.report.groups import metric_identities
+from samplerbench.results.compare import difference
+from samplerbench.results.groups import metric_identities
 
 Record = dict[str, Any]
 

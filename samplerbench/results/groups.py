@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from samplerbench.registry import split
-from samplerbench.report.table import Record, row_name
+from samplerbench.results.record import Record, row_name
+from samplerbench.text import printable
 
 # What rows of one table may differ in. All the rest of the protocol must be equal.
 PER_ROW = frozenset({"sampler", "guidance", "spacing", "sigmas", "classifier", "seed", "metrics", "metric sources"})
@@ -172,11 +173,6 @@ def _source(record: Record) -> str:
 
 def _protocol(record: Record) -> str:
     return f"[{record['protocol'][:6]}]"
-
-
-def printable(text: str) -> str:
-    """Text without the control characters that would act on a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _short(value: Any) -> str:
