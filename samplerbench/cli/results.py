@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from samplerbench.errors import UserError
+from samplerbench.text import printable
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Look after a folder of results.")
 
@@ -25,8 +27,20 @@ def _store(folder: Path) -> Any:
     return Store(folder)
 
 
-def _one(folder: Path, key: str) -> tuple[Path, dict[str, Any] | None]:
-    found = [(file, record) for file, record in _store(folder).records() if file.stem.startswith(key)]
+FEWEST = 4
+"""Digits that a key must have at least."""
+
+
+def _one(folder: Path, key: str) -> Any:
+    """The one entry whose name begins with a key. Raises UserError."""
+    if len(key) < FEWEST or set(key) - set("0123456789abcdef"):
+        raise UserError(
+            f'"{key}" is no key: give the first {FEWEST} or more digits (0-9, a-f) of a result\'s protocol hash; '
+            f"`samplerbench results ls {folder}` lists them."
+        )
+    found = [entry for entry in _store(folder).entries() if entry.file.stem.startswith(key[:20])]
+    if len(key) > 20:  # the name has 20 digits, the record has all
+        found = [entry for entry in found if entry.record is None or entry.record["protocol"].startswith(key)]
     if len(found) != 1:
         reason = "no result" if not found else f"{len(found)} results"
         raise UserError(
@@ -39,24 +53,26 @@ def _one(folder: Path, key: str) -> tuple[Path, dict[str, Any] | None]:
 def ls(folder: Folder = Path("results")) -> None:
     """List the results of a folder; damaged and unfinished ones too."""
     from rich.console import Console
+    from rich.text import Text
 
     from samplerbench.report.table import long_table, steps_table
 
     store = _store(folder)
-    whole = [record | {"key": file.stem[:8]} for file, record in store.records() if record is not None]
-    damaged = [file for file, record in store.records() if record is None]
+    entries = list(store.entries())
+    whole = [e.record | {"key": e.file.stem[:8]} for e in entries if e.record is not None]
+    damaged = [e for e in entries if e.record is None]
     console = Console() if Console().is_terminal else Console(width=160)
     if whole:
         console.print(long_table(whole))
     for metric in dict.fromkeys(m for r in whole for m in r["metrics"]):
         if len({r["protocol_fields"]["reference"]["sha256"] for r in whole}) == 1 and len({r["n"] for r in whole}) == 1:
             console.print(steps_table(whole, metric))
-    for file in damaged:
-        console.print(f"damaged or edited: {file.name}", style="red")
+    for entry in damaged:
+        console.print(Text(printable(f"{entry.problem}: {entry.file.name}"), style="red"))
     for file in sorted(folder.glob("*.damaged")):
-        console.print(f"set aside: {file.name}", style="yellow")
+        console.print(Text(printable(f"set aside: {file.name}"), style="yellow"))
     for file in sorted(folder.glob("*.partial.safetensors")):
-        console.print(f"unfinished: {file.name.partition('.')[0]}", style="yellow")
+        console.print(Text(printable(f"unfinished: {file.name.partition('.')[0]}"), style="yellow"))
     if not whole and not damaged:
         console.print("no results")
 
@@ -64,18 +80,21 @@ def ls(folder: Folder = Path("results")) -> None:
 @app.command("show")
 def show(key: Key, folder: Folder = Path("results")) -> None:
     """Print one result, protocol and all, as JSON."""
-    file, record = _one(folder, key)
-    if record is None:
-        raise UserError(f"{file} is damaged or was edited.")
-    print(json.dumps(record, indent=2, ensure_ascii=False))
+    entry = _one(folder, key)
+    if entry.record is None:
+        raise UserError(f"{entry.file} is no valid result: {entry.problem}.")
+    print(json.dumps(entry.record, indent=2, ensure_ascii=False))
 
 
 @app.command("rm")
 def rm(key: Key, folder: Folder = Path("results")) -> None:
     """Remove one result and its grid."""
-    file, _ = _one(folder, key)
+    file = _one(folder, key).file
     for path in (file, file.with_suffix(".png")):
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{path} cannot be removed: {error.strerror or error}.") from None
     print(f"removed {file.stem}")
 
 
@@ -85,18 +104,25 @@ def merge(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder they go to.")],
 ) -> None:
     """Copy the results of several folders into one. What is there already stays; damaged files are left behind."""
-    from samplerbench.results.files import write_atomically
+    from samplerbench.results.files import read_regular, write_atomically
 
     copied = 0
     for source in sources:
-        for file, record in _store(source).records():
-            if record is None:
-                print(f"samplerbench: left behind, damaged or edited: {file}", file=sys.stderr)
-            elif not (out / file.name).exists():
-                write_atomically(out / file.name, file.read_bytes())
+        for entry in _store(source).entries():
+            file = entry.file
+            if entry.record is None:
+                print(f"samplerbench: left behind, {printable(f'{entry.problem}: {file}')}", file=sys.stderr)
+            elif not os.path.lexists(out / file.name):
+                # The record that was checked, not the file, which may be another by now.
+                text = json.dumps(entry.record, indent=2, ensure_ascii=False) + "\n"
+                write_atomically(out / file.name, text.encode())
                 picture = file.with_suffix(".png")
-                if picture.exists():
-                    write_atomically(out / picture.name, picture.read_bytes())
+                if os.path.lexists(picture):
+                    try:
+                        write_atomically(out / picture.name, read_regular(picture))
+                    except OSError as error:
+                        reason = f"{picture} ({error.strerror or error})"
+                        print(f"samplerbench: left behind: {printable(reason)}", file=sys.stderr)
                 copied += 1
     print(f"{copied} results copied to {out}")
 
@@ -104,15 +130,13 @@ def merge(
 @app.command("validate")
 def validate(folder: Folder = Path("results")) -> None:
     """Check every result against the schema, its seal and its name; exit code 1 if one fails."""
-    from samplerbench.results.record import schema_errors
-
     bad = good = 0
-    for file, record in _store(folder).records():
-        problems = ["damaged, edited or misnamed"] if record is None else schema_errors(record)
-        for problem in problems:
-            print(f"{file.name}: {problem}")
-        bad += bool(problems)
-        good += not problems
+    for entry in _store(folder).entries():
+        if entry.record is None:
+            print(printable(f"{entry.file.name}: {entry.problem}"))
+            bad += 1
+        else:
+            good += 1
     print(f"{good} valid, {bad} not")
     if bad:
         raise typer.Exit(1)
