@@ -19,7 +19,6 @@ import torch
 from samplerbench.bench import engine, launch, request
 from samplerbench.cli.app import main
 from samplerbench.errors import Stopped
-from samplerbench.results.partial import load_partial
 from samplerbench.results.store import Store
 
 CELLS = [
@@ -139,7 +138,6 @@ def test_a_damaged_checkpoint_costs_only_time(tmp_path: Path) -> None:
         engine.run_cell(session, cell)
     (file,) = tmp_path.glob("*.partial.safetensors")
     file.write_bytes(file.read_bytes()[:-7])
-    assert load_partial(file, 2) is None
     session.execution.stop = lambda: False
     record = engine.run_cell(session, cell).record
     assert record["resumed"] == 0
@@ -318,7 +316,7 @@ def test_results_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     file.write_text(file.read_text("utf-8").replace('"seed": 0', '"seed": 1'), "utf-8")
     code, told = results("validate", str(both))
     assert code == 1
-    assert told == f"{file.name}: damaged, edited or misnamed\n1 valid, 1 not\n"
+    assert told == f"{file.name}: damaged or edited\n1 valid, 1 not\n"
     assert results("rm", file.stem, str(both))[0] == 0
     assert len(list(both.iterdir())) == 2
 

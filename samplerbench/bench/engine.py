@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from samplerbench.boundary import isolated
 from samplerbench.errors import SamplerbenchError
 from samplerbench.results.partial import PARTIAL
 from samplerbench.results.seal import digest
+from samplerbench.results.timings import combine, under
 from samplerbench.sampling.driver import OnStep
 
 
@@ -59,7 +60,8 @@ def _run_claimed(session: Session, cell: Cell, key: str, fields: dict[str, Any],
     store, team = session.execution.store, session.execution.team
     found = team.tell(None if session.execution.rerun or not team.main else store.get(key))
     if found is not None:
-        return Outcome(cell, found | {"budget": cell.budget}, reused=True)
+        # A time of other conditions (another batch size or device) is not this run's.
+        return Outcome(cell, under(found, session.conditions) | {"budget": cell.budget}, reused=True)
     try:
         run = CellRun(session, cell, key, on_step)
         run.resume()
@@ -67,6 +69,8 @@ def _run_claimed(session: Session, cell: Cell, key: str, fields: dict[str, Any],
         failure: SamplerbenchError | None = None
         if team.main:
             try:
+                # The values of an earlier run stay, so that each of its times is still of what it stands beside.
+                record = combine(store.get(key) if session.execution.rerun else None, record)
                 store.put(record)
             except SamplerbenchError as error:
                 failure = error
@@ -80,8 +84,9 @@ def _run_claimed(session: Session, cell: Cell, key: str, fields: dict[str, Any],
             traceback.clear_frames(kept.__traceback__)
         return Outcome(cell, failed, error=error, trace=trace)
     if team.main:
-        store.path(key, PARTIAL).unlink(missing_ok=True)
-    return Outcome(cell, record)
+        with suppress(OSError):  # what lies there and is no file is not ours
+            store.path(key, PARTIAL).unlink(missing_ok=True)
+    return Outcome(cell, under(record, session.conditions))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

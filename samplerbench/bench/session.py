@@ -118,6 +118,19 @@ class Session:
     solutions: dict[Any, Tensor] = field(init=False, default_factory=dict)
 
     @property
+    def conditions(self) -> dict[str, Any]:
+        """What the times of this session's cells are measured under (`samplerbench.results.timings.CONDITIONS`)."""
+        model = self.measurement.model
+        return {
+            "batch_size": self.execution.batch_size,
+            "processes": self.execution.team.size,
+            "device": str(model.device),
+            "device_name": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "",
+            "threads": torch.get_num_threads(),
+            "graphs": bool(model.graphs),
+        }
+
+    @property
     def chunk(self) -> int:
         """Images between two checkpoints: whole batches, so that a resumed run cuts the stream as the first did."""
         wanted = self.execution.checkpoint or -(-self.measurement.n // 10)

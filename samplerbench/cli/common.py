@@ -215,9 +215,11 @@ class Progress:
         if self.log is not None:
             from datetime import UTC, datetime
 
-            # The log is a convenience: a disk that takes no more of it must not stop the run.
-            with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as stream:
-                stream.write(f"{datetime.now(UTC).isoformat(timespec='seconds')}  {line}\n")
+            from samplerbench.results.files import append_line
+
+            # The log is a convenience: a disk that takes no more of it must not stop the run. A link is not followed.
+            with contextlib.suppress(OSError):
+                append_line(self.log, f"{datetime.now(UTC).isoformat(timespec='seconds')}  {line}")
         self.bars.advance(self.all)
         if not self.quiet and self.table is None:
             count = f"[{self.finished}/{self.cells}] " if self.cells > 1 else ""

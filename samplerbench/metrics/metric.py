@@ -163,8 +163,6 @@ class Metric(Configurable, ABC):
     ordered: ClassVar[bool] = False
     """Whether the value is of the images in their order (of consecutive parts, or of subsets by a fixed seed), so that
     another order gives a slightly other one. A run always has the order of the samples' numbers."""
-    needs_real_images: ClassVar[bool] = False
-    """Whether the metric takes the features of the real images (`Context.real_features`), not their statistics."""
     fewest_real: ClassVar[int] = 1
     """The fewest real images the metric has a value for, where it needs real images."""
     needs_labels: ClassVar[bool] = False
@@ -186,6 +184,7 @@ class Metric(Configurable, ABC):
             None where it computes no such solution.
         """
         return None
+
     def estimator(self, stratified: bool) -> str | None:
         """The name of the estimator for the protocol, where it is not the metric's first one; else None.
 

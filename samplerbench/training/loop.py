@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from samplerbench.data import ImageSet
 from samplerbench.data.pixels import dequantise
 from samplerbench.errors import RunError, UserError
+from samplerbench.results.tensors import DamagedError, TensorFile, load_tensors, save_tensors
 from samplerbench.text import console, printable, say
 from samplerbench.training.card import write_card
 from samplerbench.training.settings import TrainResult, TrainSettings
@@ -265,8 +265,6 @@ def _save_checkpoint(
     result: TrainResult,
     scaler: Any,
 ) -> None:
-    from safetensors.torch import save_file
-
     tensors = {f"model.{i}": p.detach() for i, p in enumerate(network.parameters())}
     tensors |= {f"buffer.{i}": b for i, b in enumerate(network.buffers())}
     tensors |= {f"ema.{i}": p for i, p in enumerate(ema.shadow_params)}
@@ -279,12 +277,7 @@ def _save_checkpoint(
         "ema_steps": str(ema.optimization_step),
         "scaler": json.dumps(scaler.state_dict() if scaler is not None else {}),
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata)
-    with open(temporary, "rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(temporary, file)
+    save_tensors(file, tensors, metadata)
 
 
 def _load_checkpoint(
@@ -296,14 +289,31 @@ def _load_checkpoint(
     what: str,
     scaler: Any,
 ) -> TrainResult:
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(str(file), "pt") as handle:
-            metadata = handle.metadata()
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
+        found = load_tensors(file)
+    except DamagedError as error:
         raise UserError(f"the checkpoint {file} is damaged ({error}); remove it to start anew.") from None
+    try:
+        return _take_over(found, file, network, ema, optimizer, fixed, what, scaler)
+    except UserError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        raise UserError(f"the checkpoint {file} is damaged ({reason}); remove it to start anew.") from None
+
+
+def _take_over(
+    found: TensorFile,
+    file: Path,
+    network: nn.Module,
+    ema: Any,
+    optimizer: torch.optim.Optimizer,
+    fixed: dict[str, Any],
+    what: str,
+    scaler: Any,
+) -> TrainResult:
+    """Set the network, its EMA, the optimizer and the scaler as a checkpoint says."""
+    metadata, tensors = found.metadata, found.tensors
     made_with, asked = json.loads(metadata["settings"]), json.loads(json.dumps(fixed))
     differing = [k for k in asked if k in made_with and made_with[k] != asked[k]]
     if metadata["what"] != what or differing:
@@ -324,8 +334,8 @@ def _load_checkpoint(
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("adamw."):
-            _, i, field = key.split(".")
-            state.setdefault(int(i), {})[field] = value
+            _, number, field = key.split(".")
+            state.setdefault(int(number), {})[field] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if scaler is not None and json.loads(metadata["scaler"]):
         scaler.load_state_dict(json.loads(metadata["scaler"]))
