@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,6 +77,11 @@ class Measurement:
         return fields
 
 
+def to_stderr(line: str) -> None:
+    """Print a line of a run's on stderr."""
+    print(f"samplerbench: {line}", file=sys.stderr, flush=True)
+
+
 @dataclass
 class Execution:
     """How the cells are executed: none of it changes a number.
@@ -87,7 +93,8 @@ class Execution:
         keep: how many images the sample grid shows.
         team: the processes that share the work.
         checkpoint: images between two checkpoints of a cell; None is a tenth of a block.
-        stop: asked after each checkpoint; true ends the run there.
+        stop: asked after each checkpoint, and while waiting for another run; true ends the run there.
+        say: takes a line about what the run waits for.
     """
 
     store: Store
@@ -97,6 +104,7 @@ class Execution:
     team: Team = field(default_factory=Team)
     checkpoint: int | None = None
     stop: Callable[[], bool] = lambda: False
+    say: Callable[[str], None] = to_stderr
 
 
 @dataclass
