@@ -248,7 +248,7 @@ def test_a_full_disk_is_one_line_for_the_cell_and_the_others_go_on(
 
     monkeypatch.setattr(os, "replace", replace)
     cells = ["-m", "exact:mixture", "-s", "ddim", "--steps", "2,3", "--n", "20", "--json"]
-    assert run([*cells, "--out", str(tmp_path)]) == 2
+    assert run([*cells, "--out", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert "No space left on device" in json.loads(out)[0]["error"]
     assert [record["steps"] for record in json.loads(out) if "error" not in record] == [3]

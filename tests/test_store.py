@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import synthetic_results
 
-from samplerbench.errors import UserError
+from samplerbench.errors import RunError, UserError
 from samplerbench.results.files import write_atomically
 from samplerbench.results.seal import canonical, digest
 from samplerbench.results.store import Store, sound
@@ -46,7 +46,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     write_atomically(file, b"old")
     monkeypatch.setattr(os, broken, full)
     with pytest.raises(
-        UserError, match=r"cannot write .*x.json: No space left on device; choose another --out"
+        RunError, match=r"cannot write .*x.json: No space left on device; free some space .* or choose another --out"
     ) as caught:
         write_atomically(file, b"new")
     assert "\n" not in str(caught.value)

@@ -28,6 +28,7 @@ from samplerbench.metrics.guarded import Guarded
 from samplerbench.metrics.metric import Accumulator, Batch, Context
 from samplerbench.metrics.reference import Reference
 from samplerbench.models.model import check_guidance
+from samplerbench.results.claims import Lease
 from samplerbench.results.files import write_atomically
 from samplerbench.results.partial import PARTIAL, Extent, Progress, load_partial, save_partial
 from samplerbench.results.tensors import DamagedError
@@ -67,7 +68,10 @@ class CellRun:
         progress: how far it is.
         whole: the accumulators of the block at work, one for each metric.
         shown: (k, C, H, W) uint8, the images of the sample grid so far.
+        lease: this run's claim of the cell; looked at before anything is written.
     """
+
+    lease: Lease | None = None
 
     def __init__(self, session: Session, cell: Cell, key: str, on_step: OnStep | None = None) -> None:
         self.session, self.cell, self.key, self.on_step = session, cell, key, on_step
@@ -185,6 +189,8 @@ class CellRun:
 
     def checkpoint(self, block: int) -> None:
         """Write what is known so far. A finished block is kept as its results, not as its accumulators."""
+        if self.lease is not None:
+            self.lease.check()
         file, progress = self.store.path(self.key, PARTIAL), self.progress
         if progress.done < self.n:
             save_partial(file, self.key, progress, [a.state() for a in self.whole], self.shown)

@@ -184,8 +184,10 @@ class Progress:
                 rate = f"{taken / steps * min(batch_size, n) / max(time.monotonic() - started, 1e-9):.0f} images/s"
             self.bars.update(task, advance=1, rate=rate)
 
-        yield on_step
-        self.bars.remove_task(task)
+        try:
+            yield on_step
+        finally:
+            self.bars.remove_task(task)
 
     @contextmanager
     def solution(self, images: int) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -164,16 +165,18 @@ def run(
         with watch, bars.running() as progress:
             for session in sessions:
                 session.execution.stop = watch.asked
-            # Cells that another run is at work on come last, when they may be done already.
-            for patient in (False, True):
+            # Cells that another run works on come last, when they may be finished already.
+            for wait in (False, True):
                 for i, (session, cell) in enumerate(jobs):
-                    if outcomes[i] is not None or (not patient and engine.is_claimed(session, cell)):
+                    if outcomes[i] is not None:
                         continue
                     total = measured.n * asked.blocks
-                    with progress.cell(cell.title, cell.steps, total, prepared.batch_size * team.size) as on_step:
-                        outcome = engine.run_cell(session, cell, on_step)
-                    outcomes[i] = outcome
-                    progress.done(_line(outcome))
+                    with (
+                        suppress(engine.Claimed),
+                        progress.cell(cell.title, cell.steps, total, prepared.batch_size * team.size) as on_step,
+                    ):
+                        outcomes[i] = outcome = engine.run_cell(session, cell, on_step, wait)
+                        progress.done(_line(outcome))
     except (KeyboardInterrupt, Stopped):
         interrupted = True
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -10,7 +11,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from samplerbench.errors import UserError
+from samplerbench.errors import RunError, SamplerbenchError, UserError
+
+_FULL = ("ENOSPC", "EDQUOT", "EFBIG")
+_DEVICE = ("EIO", "ESTALE", "ETIMEDOUT", "ENXIO", "ENODEV", "EREMOTEIO", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH")
+
+
+def _numbers(names: tuple[str, ...]) -> set[int]:
+    return {getattr(errno, name) for name in names if hasattr(errno, name)}
+
+
+def write_error(file: Path, error: OSError) -> SamplerbenchError:
+    """The error to raise for a file that cannot be written.
+
+    A full disk, an exceeded quota and a device that fails are failures of the run (`RunError`, exit code 1). A folder
+    that was never writable is bad input (`UserError`, exit code 2).
+    """
+    text = f"cannot write {file}: {error.strerror or error}; "
+    if error.errno in _numbers(_FULL):
+        return RunError(f"{text}free some space and run the same command again, or choose another --out.")
+    if error.errno in _numbers(_DEVICE):
+        return RunError(f"{text}check the disk or the network and run the same command again.")
+    return UserError(f"{text}choose another --out.")
+
 
 LARGEST_TEXT = 64 * 2**20
 """Bytes beyond which a result or a log is not read."""
@@ -106,6 +129,7 @@ def atomic_file(file: Path) -> Iterator[Path]:
 
     Raises:
         UserError: the folder cannot be written to.
+        RunError: the disk is full or fails. What was there before remains.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +145,7 @@ def atomic_file(file: Path) -> Iterator[Path]:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror or error}; choose another --out.") from None
+        raise write_error(file, error) from None
 
 
 def write_atomically(file: Path, data: bytes) -> None:
@@ -129,6 +153,7 @@ def write_atomically(file: Path, data: bytes) -> None:
 
     Raises:
         UserError: the folder cannot be written to.
+        RunError: the disk is full or fails.
     """
     with atomic_file(file) as temporary:
         temporary.write_bytes(data)

@@ -6,14 +6,11 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from samplerbench.errors import UserError
+from samplerbench.results.claims import Claims
 from samplerbench.results.files import LARGEST_TEXT, read_regular, refuse_links, set_aside, write_atomically
 from samplerbench.results.record import Record, schema_errors
 from samplerbench.results.seal import digest
@@ -35,10 +32,15 @@ class Store:
     Whoever reads one gets valid records only: whole, as they were sealed, under their own name, and of the schema.
     Only a run, which writes into the folder anyway, sets aside what it cannot use; other readers name it and rename
     nothing. Symbolic links within the folder are not followed.
+
+    Attributes:
+        folder: where the results lie.
+        claims: which run works on which cell.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.claims = Claims(folder / ".locks")
 
     def prepare(self) -> None:
         """Make the folder, and see that it can be written to, before anything long begins. Raises UserError."""
@@ -46,41 +48,6 @@ class Store:
         probe = self.folder / f".probe-{os.getpid()}"
         write_atomically(probe, b"")
         probe.unlink(missing_ok=True)
-
-    @contextmanager
-    def claim(self, key: str) -> Iterator[None]:
-        """Hold a cell while it is worked on; waits while another run holds it.
-
-        The lock is the operating system's (flock), so it ends with its owner, however that ends.
-        """
-        lock = FileLock(self._lock(key))
-        try:
-            self._lock(key).parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except OSError as error:
-            raise UserError(
-                f"cannot write in {self.folder}: {error.strerror or error}; choose another --out."
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def is_claimed(self, key: str) -> bool:
-        """Whether another run holds the cell right now."""
-        file = self._lock(key)
-        if not file.exists():
-            return False
-        lock = FileLock(file)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return True
-        lock.release()
-        return False
-
-    def _lock(self, key: str) -> Path:
-        return self.folder / ".locks" / f"{key[:20]}.lock"
 
     def path(self, key: str, suffix: str = ".json") -> Path:
         """The file of a protocol hash."""
