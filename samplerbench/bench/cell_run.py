@@ -27,12 +27,12 @@ from samplerbench.errors import SamplerbenchError, Stopped, UserError
 from samplerbench.metrics.guarded import Guarded
 from samplerbench.metrics.metric import Accumulator, Batch, Context
 from samplerbench.metrics.reference import Reference
-from samplerbench.models.model import check_guidance
+from samplerbench.models.model import Model, check_guidance
 from samplerbench.results.claims import Lease
 from samplerbench.results.files import write_atomically
 from samplerbench.results.partial import PARTIAL, Extent, Progress, load_partial, save_partial
 from samplerbench.results.tensors import DamagedError
-from samplerbench.sampling import Sampler, Spacing, Step
+from samplerbench.sampling import Guidance, Sampler, Spacing, Step
 from samplerbench.sampling.cost import Cost, Seconds
 from samplerbench.sampling.driver import OnStep
 from samplerbench.sampling.meter import Meter
@@ -329,8 +329,7 @@ def solver(session: Session, cell: Cell) -> Callable[[Tensor, Tensor | None, Sam
         key = (sampler.spec, guidance, tuple(index.tolist()))
         if key in session.solutions:
             return session.solutions[key].to(model.device)
-        # A sampler that chooses its own steps starts at the model's largest level, whatever the cell's grid is.
-        cells, _ = plan(model, [sampler], [], [cell.guidance], _no_spacing)
+        solving = solution_cell(model, sampler, cell.guidance)
         with session.execution.solving(len(index)) as on_step:
 
             def stop_or_go_on(i: int, step: Step) -> None:
@@ -340,13 +339,25 @@ def solver(session: Session, cell: Cell) -> Callable[[Tensor, Tensor | None, Sam
                     on_step(i, step)
 
             seed, size = session.measurement.seed, len(index)
-            found = generate(model, cells[0], index, labels, seed, size, stop_or_go_on, decode=False)
+            found = generate(model, solving, index, labels, seed, size, stop_or_go_on, decode=False)
             states = torch.cat([batch.states for batch in found])
         if sum(s.nbytes for s in session.solutions.values()) + states.nbytes <= SOLUTIONS:
             session.solutions[key] = states.cpu()
         return states
 
     return solve
+
+
+def solution_cell(model: Model, sampler: Sampler, guidance: Guidance | None) -> Cell:
+    """The cell that computes a converged solution.
+
+    It starts at the model's largest level, whatever the grid of the cell that is compared with it.
+
+    Raises:
+        UserError: the sampler does not choose its own steps.
+    """
+    cells, _ = plan(model, [sampler], [1], [guidance], _no_spacing)
+    return cells[0]
 
 
 def _no_spacing(sampler: Sampler) -> Spacing:

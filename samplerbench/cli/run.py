@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -112,6 +112,8 @@ def run(
     from samplerbench.bench import engine, request, setup
     from samplerbench.bench.suite import load_suite
     from samplerbench.bench.team import join_team
+    from samplerbench.metrics.fid import FID
+    from samplerbench.metrics.fid_infinity import FIDInfinity
     from samplerbench.results.store import Store
 
     options: dict[str, Any] = {"model": model, "labels": labels, "n": n, "blocks": blocks, "seeds": (seed,)}
@@ -144,7 +146,8 @@ def run(
     asked = replace(asked, **options, load=replace(asked.load, **loading))
     asked = replace(asked, load=replace(asked.load, offline=offline))
     team, device = join_team(device)
-    prepared = request.prepare(asked, device, team=team)
+    with _stdout_kept(as_json):
+        prepared = request.prepare(asked, device, team=team)
     store = Store(out)
     if dry_run:
         if team.main:
@@ -152,9 +155,10 @@ def run(
         return
     if team.main:
         store.prepare()
-    measured = request.measure_reference(prepared)
-    sessions = [request.make_session(prepared, measured, s, store, rerun, team) for s in asked.seeds]
-    if team.main:
+    with _stdout_kept(as_json):
+        measured = request.measure_reference(prepared)
+        sessions = [request.make_session(prepared, measured, s, store, rerun, team) for s in asked.seeds]
+    if team.main and measured.reference is not None and any(isinstance(m, FID | FIDInfinity) for m in prepared.metrics):
         _warn_few(measured.n, len(measured.reference.moments.mean))
     jobs = [(session, cell) for session in sessions for cell in prepared.cells]
     outcomes: list[engine.Outcome | None] = [None] * len(jobs)
@@ -162,9 +166,10 @@ def run(
     interrupted = False
     try:
         bars = common.Progress(len(jobs), not team.main, out / "run.log", lambda: _so_far(jobs, outcomes, prepared))
-        with watch, bars.running() as progress:
+        with _stdout_kept(as_json), watch, bars.running() as progress:
             for session in sessions:
                 session.execution.stop = watch.asked
+                session.execution.solving = progress.solution
             # Cells that another run works on come last, when they may be finished already.
             for wait in (False, True):
                 for i, (session, cell) in enumerate(jobs):
@@ -176,6 +181,8 @@ def run(
                         progress.cell(cell.title, cell.steps, total, prepared.batch_size * team.size) as on_step,
                     ):
                         outcomes[i] = outcome = engine.run_cell(session, cell, on_step, wait)
+                        if outcome.trace:
+                            say(outcome.trace, error=True)
                         progress.done(_line(outcome))
     except (KeyboardInterrupt, Stopped):
         interrupted = True
@@ -202,6 +209,11 @@ def run(
         raise typer.Exit(130)
     if code := _exit_code(outcomes):
         raise typer.Exit(code)
+
+
+def _stdout_kept(as_json: bool) -> AbstractContextManager[Any]:
+    """While JSON is to be the only output: what plugins print goes to stderr."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
 def _show_published(jobs: Sequence[Any], outcomes: Sequence[Any], prepared: Prepared) -> None:
@@ -259,55 +271,41 @@ def _request(
 
 def _dry_run(prepared: Prepared) -> None:
     """List the cells with their evaluations, and the time they will take by a short calibration."""
-    import time
-
-    import torch
     from rich.table import Table
 
-    model, asked = prepared.model, prepared.request
-    batch = prepared.batch_size
-    x = torch.randn(batch, *model.shape, device=model.device, dtype=torch.float32)
-    labels = prepared.labels(batch)
-    denoise = model.denoiser(None if labels is None else labels.to(model.device), batch)
-    with torch.no_grad():
-        denoise(x, 1.0)
-        start = time.perf_counter()
-        for _ in range(3):
-            denoise(x, 1.0)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-    per_image = (time.perf_counter() - start) / 3 / batch
-    n = asked.n
-    if n is None and (model.data or asked.data):
-        from samplerbench.data import load_data
+    from samplerbench.bench.estimate import estimate
 
-        n = min(50_000, len(load_data(asked.data or str(model.data))))
+    found, asked = estimate(prepared), prepared.request
     table = Table(header_style="bold")
     for column in ("sampler", "spacing"):
         table.add_column(column, no_wrap=True)
     for column in ("steps", "NFE", "estimate"):
         table.add_column(column, justify="right")
-    total = 0.0
-    for cell in prepared.cells:
-        cost = 1 if cell.guidance is None else cell.guidance.evaluations
-        nfe = None if cell.steps is None else (cell.sampler.nfe(cell.steps) or 0) * cost
-        seconds = None if nfe is None or n is None else nfe * n * asked.blocks * per_image
-        total += seconds or 0.0
-        guided = f" + {cell.guidance.spec}" if cell.guidance else ""
+    for row in found.rows:
+        cell = row.cell
+        name = f"converged solution of {', '.join(row.metrics)}" if row.metrics else cell.sampler.spec
         table.add_row(
-            literal(cell.sampler.spec + guided),
+            literal(name + (f" + {cell.guidance.spec}" if cell.guidance else "")),
             literal(cell.spacing.spec if cell.spacing else "own"),
             str(cell.steps or "own"),
-            str(nfe or "own"),
-            "?" if seconds is None else f"{seconds:.0f} s",
+            f"≈ {row.nfe:.0f}" if row.measured else str(row.nfe),
+            "?" if row.seconds is None else f"{row.seconds:.0f} s",
         )
     screen = console()
     screen.print(table)
     seeds = len(asked.seeds)
     screen.print(
-        f"{len(prepared.cells) * seeds} cells of {n} x {asked.blocks} images; about {total * seeds / 60:.1f} minutes "
-        f"of sampling on {model.device}, measured at {1 / per_image:.0f} evaluations/s."
+        f"{len(prepared.cells) * seeds} cells of {'?' if found.n is None else found.n} x {asked.blocks} images; about "
+        f"{found.seconds * seeds / 60:.1f} minutes of sampling on {prepared.model.device}, measured at "
+        f"{1 / found.evaluation:.0f} evaluations/s."
     )
+    if any(row.metrics for row in found.rows):
+        screen.print(
+            "A converged solution is computed once for all cells with the same guidance, if one of them is "
+            "deterministic."
+        )
+    if any(row.measured for row in found.rows):
+        screen.print("≈: measured on two images.")
     for gap in prepared.unmet:
         screen.print(literal(f"{gap.sampler.spec}: {gap.record['unmet']}"))
 
@@ -338,9 +336,9 @@ def _line(outcome: Any) -> str:
     title = f"{row_name(record)}, " + (f"{record['steps']} steps" if record["steps"] else "its own steps")
     if outcome.error is not None:
         return f"{title}: failed: {outcome.error}"
-    values = "  ".join(f"{name} {format_value(m['value'])}" for name, m in record["metrics"].items())
+    values = "".join(f"{name} {format_value(m['value'])}  " for name, m in record["metrics"].items())
     how = "from an earlier run" if outcome.reused else f"{record['seconds']:.1f} s"
-    return f"{title}: {values}  NFE {format_nfe(record['nfe'])}  {how}"
+    return f"{title}: {values}NFE {format_nfe(record['nfe'])}  {how}"
 
 
 def _show(records: list[dict[str, Any]], metrics: list[Any], floor: tuple[float, float, int] | None = None) -> None:
