@@ -134,11 +134,11 @@ def _cell(record: Record | None, metric: str, best: dict[str, Any] | None) -> Te
     text = format_value(entry["value"])
     if "sd" in entry:
         text += f" ± {format_value(entry['sd'])}"
-    if best is not None and entry["value"] == best["value"]:
-        return Text(text, "bold green")
-    if not math.isfinite(entry["value"]):
+    if best is None or not math.isfinite(entry["value"]):
         return Text(text)
-    if best is not None and "blocks" in entry and len(entry["blocks"]) == len(best.get("blocks", [])):
+    if entry["value"] == best["value"]:
+        return Text(text, "bold green")
+    if "blocks" in entry and len(entry["blocks"]) == len(best.get("blocks", [])):
         from samplerbench.results.compare import paired_difference
 
         if paired_difference(entry["blocks"], best["blocks"]).tied:

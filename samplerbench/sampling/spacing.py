@@ -45,11 +45,11 @@ class Spacing(Configurable, ABC):
         return torch.cat([levels[index.long()], levels.new_zeros(1)])
 
 
-def pick_spacing(sampler: Sampler, requested: str | Spacing | None = None) -> Spacing:
+def pick_spacing(sampler: Sampler | type[Sampler], requested: str | Spacing | None = None) -> Spacing:
     """The spacing of every run, figure, check and scheduler.
 
     Args:
-        sampler: the sampler.
+        sampler: the sampler, or its class.
         requested: a spec or an instance; None is the sampler's own spacing, or the toolkit's default if it has none.
 
     Raises:
