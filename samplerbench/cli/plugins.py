@@ -54,6 +54,9 @@ def plugins(
         console.print(f"{broken} cannot be used; everything else can.", style="red")
     for folder in [] if registry.no_plugins() else registry.unreadable():
         console.print(f"unreadable distribution: {folder}", style="red", markup=False, highlight=False)
+    for folder in registry.other_installations():
+        text = f"left out, another distribution called {registry.OWN}: {folder}"
+        console.print(text, style="yellow", markup=False, highlight=False)
 
 
 def _table(entries: list[Entry], wrong: dict[Entry, Finding]) -> Any:

@@ -26,7 +26,7 @@ class KID(Metric):
     fewest: ClassVar[int] = 2
     layer: ClassVar[Layer] = "kid"
 
-    degree: int = option(3, "degree of the polynomial kernel", ge=1)
+    degree: int = option(3, "degree of the polynomial kernel", ge=1, le=100)
 
     def start(self, context: Context) -> Accumulator:
         return _KID(self, context)

@@ -17,7 +17,7 @@ class _Manifold(Metric):
     better: ClassVar[Literal["lower", "higher"]] = "higher"
     layer: ClassVar[Layer] = "prc"
 
-    k: int = option(3, "which nearest neighbour bounds a ball", ge=1)
+    k: int = option(3, "which nearest neighbour bounds a ball", ge=1, le=1_000_000)
 
     @property
     def fewest(self) -> int:  # type: ignore[override]

@@ -9,8 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from samplerbench.errors import UserError
+from samplerbench.errors import SamplerbenchError, UserError
+from samplerbench.limits import MAX_STEPS
 from samplerbench.options import Configurable
+from samplerbench.untrusted import reason
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,16 @@ def make_grid(spacing: Spacing, levels: Tensor, steps: int) -> Tensor:
     """
     if steps < 1:
         raise UserError(f"--steps {steps}: at least 1 step is needed.")
-    grid = spacing.grid(levels.double(), steps).double().cpu()
+    if steps > MAX_STEPS:
+        raise UserError(f"--steps {steps}: at most {MAX_STEPS:,} are possible.")
+    try:
+        grid = spacing.grid(levels.double(), steps).double().cpu()
+    except SamplerbenchError:
+        raise
+    except Exception as error:  # an overflow, say; whatever a spacing raises is the spacing's error
+        raise UserError(
+            f"spacing {spacing.spec} cannot give {steps} steps: {type(error).__name__}: {reason(error)}."
+        ) from error
     sound = grid.shape == (steps + 1,) and bool(grid.isfinite().all()) and grid[-1] == 0
     if not sound or bool((grid[1:] >= grid[:-1]).any()):
         raise UserError(
