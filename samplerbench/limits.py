@@ -4,6 +4,10 @@ from __future__ import annotations
 
 MAX_STEPS = 1_000_000
 """Steps of a sampler, and network evaluations of a budget."""
+MAX_TRAINING_STEPS = 1_000_000_000
+"""Optimiser steps of a training."""
+MAX_CELLS = 100_000
+"""Cells of a suite."""
 MAX_IMAGES = 100_000_000
 """Images of a run, over all its blocks."""
 MAX_BATCH = 1_000_000

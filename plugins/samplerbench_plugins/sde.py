@@ -79,7 +79,7 @@ class PredictorCorrector(Sampler):
     predictor: Literal["ancestral", "reverse-diffusion", "probability-flow"] = option(
         "reverse-diffusion", "how to go from one level to the next"
     )
-    M: int = option(1, "Langevin corrector steps at each level", ge=0)
+    M: int = option(1, "Langevin corrector steps at each level", ge=0, le=1_000_000)
     snr: float = option(0.16, "r, the signal-to-noise ratio of a corrector step", gt=0.0)
 
     def nfe(self, steps: int) -> int:

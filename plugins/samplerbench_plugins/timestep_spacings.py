@@ -28,7 +28,7 @@ class Leading(Spacing):
     The first timestep is not T-1, so sampling starts below the largest noise; with N = 1 it starts at the smallest.
     """
 
-    offset: int = option(0, "added to every timestep (steps_offset of diffusers)", ge=0)
+    offset: int = option(0, "added to every timestep (steps_offset of diffusers)", ge=0, le=1_000_000)
 
     def grid(self, levels: Tensor, steps: int) -> Tensor:
         index = torch.arange(steps - 1, -1, -1) * (len(levels) // steps) + self.offset

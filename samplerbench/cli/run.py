@@ -14,6 +14,7 @@ import typer
 
 from samplerbench.cli import common
 from samplerbench.errors import Stopped, UserError
+from samplerbench.limits import MAX_IMAGES, MAX_STEPS
 from samplerbench.text import console, literal, note, print_json, say
 
 if TYPE_CHECKING:
@@ -42,10 +43,21 @@ def run(
     labels: common.Labels = None,
     n: Annotated[
         int | None,
-        typer.Option("--n", min=1, help="Images per cell. Default: as many as there are real ones, at most 50,000."),
+        typer.Option(
+            "--n",
+            min=1,
+            max=MAX_IMAGES,
+            help="Images per cell. Default: as many as there are real ones, at most 50,000.",
+        ),
     ] = None,
     blocks: Annotated[
-        int, typer.Option("--blocks", min=1, help="Disjoint blocks of --n images each; the table then shows mean ± sd.")
+        int,
+        typer.Option(
+            "--blocks",
+            min=1,
+            max=MAX_IMAGES,
+            help="Disjoint blocks of --n images each; the table then shows mean ± sd.",
+        ),
     ] = 1,
     seed: common.Seed = 0,
     batch_size: common.BatchSize = "256",
@@ -357,7 +369,7 @@ def sample(
         str,
         typer.Option("--sampler", "-s", help="A sampler, with parameters.", autocompletion=common.complete("sampler")),
     ],
-    steps: Annotated[int, typer.Option("--steps", help="Number of steps.")] = 50,
+    steps: Annotated[int, typer.Option("--steps", max=MAX_STEPS, help="Number of steps.")] = 50,
     guidance: Annotated[
         str,
         typer.Option(
@@ -375,7 +387,7 @@ def sample(
     negative_prompt: common.NegativePrompt = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="How many images.")] = 100,
+    n: Annotated[int, typer.Option("--n", min=1, max=MAX_IMAGES, help="How many images.")] = 100,
     seed: common.Seed = 0,
     batch_size: common.BatchSize = "256",
     dtype: common.Dtype = "fp32",

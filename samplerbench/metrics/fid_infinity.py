@@ -33,7 +33,7 @@ class FIDInfinity(Metric):
     layer: ClassVar[Layer] = "fid"
     ordered: ClassVar[bool] = True
 
-    points: int = option(15, "sample sizes through which the line goes", ge=3)
+    points: int = option(15, "sample sizes through which the line goes", ge=3, le=1000)
 
     def start(self, context: Context) -> Accumulator:
         return _Line(self.points, context)

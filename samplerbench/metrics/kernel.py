@@ -34,7 +34,7 @@ class KID(Metric):
     needs_class_pairs: ClassVar[bool] = True
     fewest_real: ClassVar[int] = 2
 
-    degree: int = option(3, "degree of the polynomial kernel", ge=1)
+    degree: int = option(3, "degree of the polynomial kernel", ge=1, le=100)
 
     def start(self, context: Context) -> Accumulator:
         return _KID(self, context)

@@ -20,6 +20,7 @@ from samplerbench.models.schedule import alphas_cumprod, noise_levels
 from samplerbench.options import option
 from samplerbench.sampling.noise import Purpose, normal, uniform
 from samplerbench.sampling.process import VARIANCE_PRESERVING
+from samplerbench.untrusted import shorten
 
 NO_LABEL = -1
 """The label that means "none", as the null label of a checkpoint does."""
@@ -230,12 +231,20 @@ def _model(
     )
 
 
+MAX_VALUES = 2**20
+"""Values of one image of an exact problem: 1,024 x 1,024."""
+
+
 def parse_shape(text: str) -> tuple[int, int, int]:
     """`1x8x8` as (1, 8, 8). Raises UserError for anything else."""
     parts = text.split("x")
-    if len(parts) != 3 or not all(p.isdigit() and int(p) > 0 for p in parts):
-        raise UserError(f'the shape "{text}" is not channels x height x width; write shape=1x8x8.')
+    if len(parts) != 3 or not all(p.isascii() and p.isdigit() and len(p) < 10 and int(p) > 0 for p in parts):
+        raise UserError(f'the shape "{shorten(text)}" is not channels x height x width; write shape=1x8x8.')
     channels, height, width = map(int, parts)
+    if channels * height * width > MAX_VALUES:
+        raise UserError(
+            f"the shape {text} has {channels * height * width:,} values; at most {MAX_VALUES:,} are possible."
+        )
     return (channels, height, width)
 
 
@@ -252,10 +261,10 @@ class Exact(ModelSource):
 
     problem: Literal["gaussian", "mixture", "points"] = option("gaussian", "which distribution", positional=True)
     shape: str = option("1x8x8", "channels x height x width (gaussian, mixture)")
-    components: int = option(4, "how many Gaussians (mixture)", ge=2)
-    classes: int = option(2, "how many labels (mixture)", ge=1)
+    components: int = option(4, "how many Gaussians (mixture)", ge=2, le=10_000)
+    classes: int = option(2, "how many labels (mixture)", ge=1, le=10_000)
     width: float = option(0.3, "typical standard deviation (gaussian, mixture)", gt=0.0)
-    seed: int = option(0, "of the means and widths", ge=0)
+    seed: int = option(0, "of the means and widths", ge=0, le=2**63 - 1)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> ExactModel:
         name = self.spec

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from samplerbench.data import ImageSet
 from samplerbench.data.pixels import dequantise
 from samplerbench.errors import RunError, UserError
-from samplerbench.results.tensors import DamagedError, TensorFile, load_tensors, save_tensors
+from samplerbench.results.tensors import DamagedError, load_tensors, save_tensors
 from samplerbench.text import console, printable, say
 from samplerbench.training.card import write_card
 from samplerbench.training.settings import TrainResult, TrainSettings
+from samplerbench.untrusted import parse_json, reason
 
 
 class StepRandom:
@@ -291,52 +292,59 @@ def _load_checkpoint(
 ) -> TrainResult:
     try:
         found = load_tensors(file)
-    except DamagedError as error:
-        raise UserError(f"the checkpoint {file} is damaged ({error}); remove it to start anew.") from None
-    try:
-        return _take_over(found, file, network, ema, optimizer, fixed, what, scaler)
-    except UserError:
-        raise
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-        raise UserError(f"the checkpoint {file} is damaged ({reason}); remove it to start anew.") from None
-
-
-def _take_over(
-    found: TensorFile,
-    file: Path,
-    network: nn.Module,
-    ema: Any,
-    optimizer: torch.optim.Optimizer,
-    fixed: dict[str, Any],
-    what: str,
-    scaler: Any,
-) -> TrainResult:
-    """Set the network, its EMA, the optimizer and the scaler as a checkpoint says."""
-    metadata, tensors = found.metadata, found.tensors
-    made_with, asked = json.loads(metadata["settings"]), json.loads(json.dumps(fixed))
+        metadata, tensors = found.metadata, found.tensors
+        made_with, result = parse_json(metadata["settings"]), _result(parse_json(metadata["result"]))
+        ema_steps, made_for = int(metadata["ema_steps"]), metadata["what"]
+        scaled = parse_json(metadata["scaler"])
+        if not isinstance(made_with, dict) or ema_steps < 0:
+            raise ValueError("its settings are no object, or its number of steps is below 0")
+    except (DamagedError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"the checkpoint {file} is damaged ({reason(error)}); remove it to start anew.") from None
+    asked = json.loads(json.dumps(fixed))
     differing = [k for k in asked if k in made_with and made_with[k] != asked[k]]
-    if metadata["what"] != what or differing:
-        reason = ", ".join(f"{k} {made_with[k]}" for k in differing) or f"for {metadata['what']}"
+    if made_for != what or differing:
+        other = ", ".join(f"{k} {made_with[k]}" for k in differing) or f"for {made_for}"
         raise UserError(
-            f"the checkpoint {file} was made with {reason}; use the same settings, or another --out to start anew."
+            f"the checkpoint {file} was made with {other}; use the same settings, or another --out to start anew."
         )
-    with torch.no_grad():
-        for i, parameter in enumerate(network.parameters()):
-            stored = tensors.get(f"model.{i}")
-            if stored is None or stored.shape != parameter.shape:
-                raise UserError(f"the checkpoint {file} is of another network; use another --out to start anew.")
-            parameter.copy_(stored)
-            ema.shadow_params[i].copy_(tensors[f"ema.{i}"])
-        for i, buffer in enumerate(network.buffers()):
-            buffer.copy_(tensors[f"buffer.{i}"])
-    ema.optimization_step = int(metadata["ema_steps"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("adamw."):
-            _, number, field = key.split(".")
-            state.setdefault(int(number), {})[field] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    if scaler is not None and json.loads(metadata["scaler"]):
-        scaler.load_state_dict(json.loads(metadata["scaler"]))
-    return TrainResult(**json.loads(metadata["result"]))
+    for i, parameter in enumerate(network.parameters()):
+        stored = tensors.get(f"model.{i}")
+        if stored is None or stored.shape != parameter.shape:
+            raise UserError(f"the checkpoint {file} is of another network; use another --out to start anew.")
+    try:
+        with torch.no_grad():
+            for i, parameter in enumerate(network.parameters()):
+                parameter.copy_(tensors[f"model.{i}"])
+                ema.shadow_params[i].copy_(tensors[f"ema.{i}"])
+            for i, buffer in enumerate(network.buffers()):
+                buffer.copy_(tensors[f"buffer.{i}"])
+        ema.optimization_step = ema_steps
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("adamw."):
+                _, index, field = key.split(".")
+                state.setdefault(int(index), {})[field] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        if scaler is not None and scaled:
+            scaler.load_state_dict(scaled)
+    except Exception as error:  # tensors that are missing, or of another shape or type
+        raise UserError(f"the checkpoint {file} is damaged ({reason(error)}); remove it to start anew.") from None
+    return result
+
+
+def _result(written: Any) -> TrainResult:
+    """What a checkpoint says of the training so far. Raises ValueError where it is not that."""
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "steps": int,
+        "images_seen": int,
+        "seconds": (int, float),
+        "loss": (int, float),
+        "resumed": bool,
+    }
+    if not isinstance(written, dict) or written.keys() != kinds.keys():
+        raise ValueError("its result is not one of a training")
+    for key, kind in kinds.items():
+        value = written[key]
+        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)) or value < 0:
+            raise ValueError(f"{key} in its result is {value!r}")
+    return TrainResult(**written)
