@@ -2,8 +2,8 @@
 
     pipe.scheduler = as_scheduler("dpm++:order=3", pipe.scheduler)
 
-A sampler calls the denoiser; a scheduler is called, with what the network said. `samplerbench.sampling.stepper` turns
-one into the other; here are a model's noise schedule and a pipeline's conventions around it.
+A sampler calls the denoiser; a scheduler is called with the network's output. `samplerbench.sampling.stepper` converts
+one into the other. This package adds the model's noise schedule and the conventions of pipelines.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from torch import Tensor
 from samplerbench import registry
 from samplerbench.bench.setup import pick_spacing
 from samplerbench.diffusers.plan import Plan, Subject
-from samplerbench.diffusers.run import Run, working
+from samplerbench.diffusers.run import Run
 from samplerbench.diffusers.source import read_source
 from samplerbench.errors import UserError
 from samplerbench.models.discrete import denoised
+from samplerbench.models.sample import state_dtype
 from samplerbench.models.schedule import VP_SCHEDULERS, alphas_cumprod, noise_levels
 from samplerbench.sampling import Prediction, Sampler, Spacing
 from samplerbench.sampling.noise import split_seed
@@ -258,7 +259,7 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         sigma = (logs[low] + (t - low) * (logs[low + 1] - logs[low])).exp()
         keep = (1 + sigma**2).rsqrt().reshape(-1, *[1] * (original_samples.ndim - 1))
         spread = keep * sigma.reshape(keep.shape)
-        dtype = working(original_samples.dtype)
+        dtype = state_dtype(original_samples.dtype)
         mixed = keep.to(dtype) * original_samples.to(dtype) + spread.to(dtype) * noise.to(dtype)
         return mixed.to(original_samples.dtype)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from samplerbench.diffusers.plan import Bare, Plan
 from samplerbench.errors import UserError
+from samplerbench.models.sample import state_dtype
 from samplerbench.sampling import Noise, Prediction
 from samplerbench.sampling.stepper import State, Stepper
 
@@ -57,7 +58,7 @@ class Run:
             interval = self._changed()
         self.close()
         sigmas = self.plan.sigmas[interval:]
-        x = sample.to(working(sample.dtype)) * (1 + float(sigmas[0]) ** 2) ** 0.5
+        x = sample.to(state_dtype(sample.dtype)) * (1 + float(sigmas[0]) ** 2) ** 0.5
         self._stepper = Stepper(self.plan.subject.sampler, sigmas, self._noise, Bare(self.plan.subject))
         self._receive(self._stepper.start(x))
 
@@ -87,7 +88,7 @@ class Run:
         return self.x * (1 + self.sigma**2) ** -0.5
 
     def _make_noise(self, sample: Tensor) -> Noise:
-        dtype = working(sample.dtype)
+        dtype = state_dtype(sample.dtype)
         if self.seed is None:
             return _Drawn(sample.shape, sample.device, dtype)
         return Noise(self.seed, torch.arange(len(sample), device=sample.device), sample.shape[1:], dtype)
@@ -128,11 +129,6 @@ class _Drawn(Noise):
     def __call__(self) -> Tensor:
         self.draws += 1
         return randn_tensor(self._shape, generator=self.generator, device=self._device, dtype=self._dtype)
-
-
-def working(dtype: torch.dtype) -> torch.dtype:
-    """The precision of the sampler's state for a pipeline of this one."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _version(x: Tensor) -> int:
