@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from samplerbench.errors import UserError
 from samplerbench.models import Model, ModelSource
 from samplerbench.models.model import Bound
+from samplerbench.models.sample import start_states
 from samplerbench.sampling import Sigma
 from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.noise import Purpose, normal
@@ -61,8 +62,7 @@ def _some(model: Model, parts: tuple[float, ...] = (0.0, 0.3, 0.6, 1.0)) -> list
 
 def _state(model: Model, sigma: float, n: int, first: int = 0) -> Tensor:
     """Samples first … first+n-1 as a run at level sigma would begin with them, (n, C, H, W) float32."""
-    z = normal(0, Purpose.PRIOR, torch.arange(first, first + n), 0, model.shape)
-    return model.prior(z.float(), sigma)
+    return start_states(model, sigma, torch.arange(first, first + n), dtype=torch.float32)
 
 
 def _labels(model: Model, n: int) -> Tensor | None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from samplerbench.models.exact import ExactModel, _model, exact
 from samplerbench.models.latent import Autoencoder
+from samplerbench.models.sample import prepare_model, sample_states, start_batch, start_states
 from samplerbench.sampling import Denoiser, Guidance, Noise, Prediction, Sampler, Sigma
-from samplerbench.sampling.driver import drive
 from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.sampling.spacing import make_grid, pick_spacing
@@ -51,8 +51,7 @@ def _grid(sampler: Sampler, model: ExactModel, steps: int) -> Tensor:
 
 def _prepare(sampler: Sampler, model: ExactModel, grid: Tensor) -> None:
     """Give the model what the sampler needs besides D."""
-    if "posterior variance" in sampler.needs:
-        model.estimate_posterior_variances(grid)
+    prepare_model(model, sampler, grid)
     if "autoencoder" in sampler.needs:  # the states stand for latents, scaled by a half
         model.autoencoder = Autoencoder(torch.nn.Identity(), model.shape, model.shape, 0.5)
 
@@ -77,9 +76,7 @@ def _run(
     grid = _grid(sampler, model, steps)
     _prepare(sampler, model, grid)
     index = torch.arange(first, first + batch)
-    x = model.prior(normal(seed, Purpose.PRIOR, index, 0, model.shape).to(dtype), float(grid[0]))
-    noise = Noise(seed, index, model.shape, dtype)
-    return drive(sampler, model.denoiser(labels, batch, guidance), x, grid, noise)
+    return sample_states(model, sampler, grid, index, labels, guidance=guidance, seed=seed, dtype=dtype)
 
 
 def _draws(sampler: Sampler, steps: int = 4) -> int:
@@ -87,11 +84,9 @@ def _draws(sampler: Sampler, steps: int = 4) -> int:
     model = _problem("mixture")
     grid = _grid(sampler, model, steps)
     _prepare(sampler, model, grid)
-    index = torch.arange(2)
-    x = model.prior(normal(0, Purpose.PRIOR, index, 0, model.shape), float(grid[0]))
-    noise = Noise(0, index, model.shape, torch.float64)
-    drive(sampler, model.denoiser(None, 2), x, grid, noise)
-    return noise.draws
+    batch = start_batch(model, sampler, grid, torch.arange(2))
+    batch.states()
+    return batch.noise.draws
 
 
 def check_one_step(sampler: Sampler) -> str:
@@ -295,13 +290,12 @@ def order_errors(
     first = start or (20.0 if in_sigma else 157.0)
     end = (0.2 if first < 5 else 1.0) if in_sigma else 0.1
     index = torch.arange(4)
-    x = model.prior(normal(0, Purpose.PRIOR, index, 0, model.shape), first)
     truth = _truth(problem, first, end)
     found = []
     # On a grid even in σ the small levels are met late, and so is the asymptotic regime.
     for n in counts or ((256, 512, 1024, 2048, 4096) if in_sigma else (32, 64, 128, 256, 512, 1024)):
         grid = _measuring_grid(first, end, n, shape, in_sigma)
-        final = drive(sampler, model.denoiser(None, 4), x, grid, Noise(0, index, model.shape, torch.float64))
+        final = sample_states(model, sampler, grid, index)
         found.append((n, float((final - truth).square().mean().sqrt())))
     return found
 
@@ -325,7 +319,7 @@ def _measuring_grid(start: float, end: float, n: int, shape: Shape, in_sigma: bo
 @cache
 def _truth(problem: str, start: float, end: float) -> Tensor:
     model = _problem(problem)
-    return model.solve(model.prior(normal(0, Purpose.PRIOR, torch.arange(4), 0, model.shape), start), start, end)
+    return model.solve(start_states(model, start, torch.arange(4)), start, end)
 
 
 def _adaptive_error(sampler: Sampler) -> str:
@@ -404,10 +398,7 @@ def check_no_state(sampler: Sampler) -> str:
     _prepare(sampler, model, grid)
 
     def start(first: int) -> Iterator[Tensor]:
-        index = torch.arange(first, first + 2)
-        x = model.prior(normal(0, Purpose.PRIOR, index, 0, model.shape), float(grid[0]))
-        noise = Noise(0, index, model.shape, torch.float64)
-        return (step.x for step in sampler.steps(model.denoiser(None, 2), x, grid, noise))
+        return (step.x for step in start_batch(model, sampler, grid, torch.arange(first, first + 2)).steps())
 
     with torch.no_grad():
         alone = [list(start(0)), list(start(2))]
@@ -463,11 +454,10 @@ def check_no_writes(sampler: Sampler) -> str:
     model = _problem("mixture")
     grid = _grid(sampler, model, 6)
     _prepare(sampler, model, grid)
-    index = torch.arange(3)
-    x = model.prior(normal(0, Purpose.PRIOR, index, 0, model.shape), float(grid[0]))
-    kept, copies = [x, grid], [x.clone(), grid.clone()]
+    batch = start_batch(model, sampler, grid, torch.arange(3))
+    kept, copies = [batch.x, grid], [batch.x.clone(), grid.clone()]
     with torch.no_grad():
-        for step in sampler.steps(model.denoiser(None, 3), x, grid, Noise(0, index, model.shape, torch.float64)):
+        for step in batch.steps():
             tensors = [step.x] if step.x0 is None else [step.x, step.x0]
             kept += tensors
             copies += [t.clone() for t in tensors]
