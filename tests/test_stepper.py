@@ -126,7 +126,7 @@ def test_every_request_is_one_call_of_the_denoiser(model: ExactModel, grid: Tens
     seen: list[tuple[Tensor, Sigma]] = []
 
     class Watching(Denoiser):
-        levels, variance_preserving = model.levels, model.variance_preserving
+        levels, process = model.levels, model.process
 
         def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
             seen.append((x, sigma))

@@ -344,7 +344,7 @@ def _result(written: Any) -> TrainResult:
     if not isinstance(written, dict) or written.keys() != kinds.keys():
         raise ValueError("its result is not one of a training")
     for key, kind in kinds.items():
-        value = written[key]
+        value: Any = written[key]
         if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)) or value < 0:
             raise ValueError(f"{key} in its result is {value!r}")
     return TrainResult(**written)
