@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from samplerbench.errors import UserError
-from samplerbench.models.model import Condition, LoadedClassifier, Model, ModelSource
+from samplerbench.models.classifier import LoadedClassifier
+from samplerbench.models.model import Condition, Model, ModelSource
 from samplerbench.models.schedule import alphas_cumprod, noise_levels
 from samplerbench.options import option
 from samplerbench.sampling.noise import Purpose, normal, uniform

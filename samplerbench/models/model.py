@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from samplerbench.errors import UserError
+from samplerbench.models.classifier import LoadedClassifier
 from samplerbench.models.preconditioning import DENOISED, Preconditioning
 from samplerbench.options import Configurable
 from samplerbench.sampling.denoiser import Clipped, Denoiser, Prediction, Sigma, coefficient, per_sample
@@ -246,16 +247,6 @@ class Model(ABC):
         if guidance is not None:
             denoise = guide(guidance, denoise)
         return Clipped(denoise, self.clip_range) if self.clip else denoise
-
-
-@dataclass
-class LoadedClassifier:
-    """A classifier: logits(x, σ (B,)) -> (B, K), and the hash of its weights. One of clean images ignores σ."""
-
-    module: nn.Module
-    sha256: str
-    logits: Callable[[Tensor, Tensor], Tensor]
-    classes: int
 
 
 class Bound(Denoiser):
