@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -19,12 +20,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_cell
+from rich.console import Console
 from torch import Tensor
 
 from samplerbench import registry
 from samplerbench.bench import engine
 from samplerbench.bench.team import Team
 from samplerbench.boundary import isolated, plugin_call
+from samplerbench.cli import common
 from samplerbench.cli.app import main
 from samplerbench.errors import RunError, SamplerbenchError, Stopped, UserError
 from samplerbench.metrics import Accumulator, Batch, Context, Metric
@@ -656,3 +659,18 @@ def test_debug_shows_file_and_line_of_a_samplers_own_error(
 def test_a_sampler_that_exits_fails_its_checks(plugins: str) -> None:
     results = {r.name: r for r in run_checks(registry.parse("sampler", f"{plugins}:Exits"))}
     assert sum(r.passed is False and "raised SystemExit" in r.figure for r in results.values()) >= 3
+
+
+def test_progress_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither rich's markup nor its emoji codes in a plugin's name are rendered."""
+    stream = io.StringIO()
+    monkeypatch.setattr(
+        common, "console", lambda **_: Console(file=stream, force_terminal=True, width=150, emoji=False, markup=False)
+    )
+    progress = common.Progress(2)
+    with progress.running(), progress.cell("bad.py:a:[red]Mine[/red]", 3, 4, 4):
+        progress.bars.refresh()
+        progress.done("bad.py:b:[bold]Mine[/bold]: failed")
+    shown = stream.getvalue()
+    assert "bad.py:a:[red]Mine[/red]" in shown
+    assert "bad.py:b:[bold]Mine[/bold]: failed" in shown
