@@ -338,4 +338,4 @@ def test_a_metric_that_raises_is_one_line_for_the_cell(digits: Model, make_sessi
     session.measurement.metrics = [Mine()]
     outcome = engine.run_cell(session, make_cell(digits, "ddim", None, 1))
     assert isinstance(outcome.error, RunError)
-    assert str(outcome.error) == "metric Mine raised ZeroDivisionError: a fault in the metric"
+    assert str(outcome.error) == "metric Mine raised ZeroDivisionError in update: a fault in the metric"

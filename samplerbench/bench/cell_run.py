@@ -371,7 +371,9 @@ def _merge(whole: list[Accumulator], states: Iterable[dict[str, Tensor]]) -> Non
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean; NaN where a value is not finite."""
+    """The mean; of several values of which one is not finite, NaN."""
+    if len(values) == 1:
+        return float(values[0])
     return statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
 
 

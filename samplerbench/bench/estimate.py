@@ -64,8 +64,8 @@ class Estimate:
 
 def estimate(prepared: Prepared) -> Estimate:
     """The estimate for a run, by a short calibration. Raises UserError, RunError."""
-    evaluation = seconds_per_evaluation(prepared)
     n, blocks = images_per_block(prepared), prepared.request.blocks
+    evaluation = seconds_per_evaluation(prepared, min(prepared.batch_size, n or prepared.batch_size))
 
     def row(cell: Cell, metrics: Sequence[str], nfe: float, measured: bool, images: int | None) -> Row:
         return Row(cell, tuple(metrics), nfe, measured, images, None if images is None else nfe * images * evaluation)
@@ -113,9 +113,9 @@ def images_per_block(prepared: Prepared) -> int | None:
     return setup.default_n(setup.count_images(model, request.data))
 
 
-def seconds_per_evaluation(prepared: Prepared) -> float:
-    """Seconds for one evaluation of one image, in a batch of the run's size."""
-    model, batch, trials = prepared.model, prepared.batch_size, 3
+def seconds_per_evaluation(prepared: Prepared, batch: int) -> float:
+    """Seconds for one evaluation of one image, in batches of `batch` images."""
+    model, trials = prepared.model, 3
     x = torch.zeros(batch, *model.shape, device=model.device, dtype=torch.float32)
     labels = prepared.labels(batch)
     denoise = model.denoiser(None if labels is None else labels.to(model.device), batch)
