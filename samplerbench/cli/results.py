@@ -56,6 +56,7 @@ def ls(folder: Folder = Path("results")) -> None:
     from rich.text import Text
 
     from samplerbench.report.table import long_table, steps_table
+    from samplerbench.results.timings import common_conditions, describe_conditions, under
 
     store = _store(folder)
     entries = list(store.entries())
@@ -63,7 +64,10 @@ def ls(folder: Folder = Path("results")) -> None:
     damaged = [e for e in entries if e.record is None]
     console = Console() if Console().is_terminal else Console(width=160)
     if whole:
-        console.print(long_table(whole))
+        conditions = common_conditions(whole)
+        console.print(long_table([under(r, conditions) for r in whole]))
+        if timed := describe_conditions(conditions):
+            console.print(Text(printable(f"times: {timed}"), style="dim"))
     for metric in dict.fromkeys(m for r in whole for m in r["metrics"]):
         if len({r["protocol_fields"]["reference"]["sha256"] for r in whole}) == 1 and len({r["n"] for r in whole}) == 1:
             console.print(steps_table(whole, metric))

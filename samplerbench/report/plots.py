@@ -130,7 +130,8 @@ def _lines(
         arrow = "↓" if entry["better"] == "lower" else "↑"
         axes.set_xlabel(name)
         axes.set_ylabel(f"{metric.upper()} {arrow}")
-        axes.set_title(f"{group.describe()}; {entry['features']}", fontsize=8, color="#555555", loc="left")
+        timed = f"\n{group.describe_times()}" if name == AXES["seconds_per_image"] and group.describe_times() else ""
+        axes.set_title(f"{group.describe()}; {entry['features']}{timed}", fontsize=8, color="#555555", loc="left")
         figure.legend(loc="outside right center", fontsize=8, handlelength=3)
     return figure
 
