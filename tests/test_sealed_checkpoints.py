@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -202,12 +202,18 @@ def test_what_is_set_aside_replaces_nothing_set_aside_before(tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def prepared() -> Iterator[tuple[request.Prepared, request.Measured]]:
+def prepared() -> tuple[request.Prepared, request.Measured]:
     asked = request.Request(
-        [request.Grid(["ddpm"], [2, 3])], model="exact:gaussian", n=40, blocks=2, batch_size=20, metrics=("fid", "isc")
+        [request.Grid(["ddpm"], [2, 3])],
+        model="exact:gaussian",
+        n=40,
+        blocks=2,
+        batch_size=20,
+        metrics=("fid", "isc"),
+        data="digits",
     )
     made = request.prepare(asked, "cpu")
-    yield made, request.measure_reference(made)
+    return made, request.measure_reference(made)
 
 
 Make = Callable[[Path], engine.Session]
