@@ -55,6 +55,7 @@ def ls(folder: Folder = Path("results")) -> None:
 
     from samplerbench.report.table import long_table, steps_table
     from samplerbench.results.names import row_order
+    from samplerbench.results.timings import common_conditions, describe_conditions, under
 
     store = _store(folder)
     entries = list(store.entries())
@@ -62,7 +63,10 @@ def ls(folder: Folder = Path("results")) -> None:
     damaged = [e for e in entries if e.record is None]
     out = console(160)
     if whole:
-        out.print(long_table(whole))
+        conditions = common_conditions(whole)
+        out.print(long_table([under(r, conditions) for r in whole]))
+        if timed := describe_conditions(conditions):
+            out.print(Text(printable(f"times: {timed}"), style="dim"))
     for metric in dict.fromkeys(m for r in whole for m in r["metrics"]):
         references = {(r["protocol_fields"].get("reference") or {}).get("sha256") for r in whole}
         if len(references) == 1 and len({r["n"] for r in whole}) == 1:

@@ -349,7 +349,8 @@ def _line(outcome: Any) -> str:
     if outcome.error is not None:
         return f"{title}: failed: {outcome.error}"
     values = "".join(f"{name} {format_value(m['value'])}  " for name, m in record["metrics"].items())
-    how = "from an earlier run" if outcome.reused else f"{record['seconds']:.1f} s"
+    timed = "" if record["seconds"] is None else f"{record['seconds']:.1f} s"
+    how = "from an earlier run" if outcome.reused else timed
     return f"{title}: {values}NFE {format_nfe(record['nfe'])}  {how}"
 
 

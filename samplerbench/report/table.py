@@ -12,6 +12,7 @@ from rich.text import Text
 
 from samplerbench.results.names import RowNames
 from samplerbench.results.record import Record
+from samplerbench.results.timings import describe_conditions, timings_of
 from samplerbench.text import literal
 
 FLOOR_NOTE = (
@@ -141,7 +142,8 @@ def _cell(record: Record | None, metric: str, best: dict[str, Any] | None) -> Te
     if "blocks" in entry and len(entry["blocks"]) == len(best.get("blocks", [])):
         from samplerbench.results.compare import paired_difference
 
-        if paired_difference(entry["blocks"], best["blocks"]).tied:
+        finite = all(map(math.isfinite, [*entry["blocks"], *best["blocks"]]))
+        if len(entry["blocks"]) > 1 and finite and paired_difference(entry["blocks"], best["blocks"]).tied:
             return Text(f"≈ {text}", "green")
     return Text(text)
 
@@ -173,14 +175,29 @@ def long_table(records: Sequence[Record]) -> Table:
             continue
         values = [format_value(r["metrics"][m]["value"]) if m in r["metrics"] else "" for m in metrics]
         backward = f" + {format_nfe(r['network_backward'])} backward" if r.get("network_backward") else ""
-        cells = [format_nfe(r["nfe"]) + backward, *values, f"{r['seconds']:.1f}", f"{r['images_per_second']:.1f}"]
+        cells = [format_nfe(r["nfe"]) + backward, *values, _time(r["seconds"]), _time(r["images_per_second"])]
         if extra:
             passes = f"{format_nfe(r['classifier_forward'])} + {format_nfe(r['classifier_backward'])} backward"
             cells.append(passes if r["classifier_forward"] else "")
         if decoded:
-            cells += [format_nfe(r.get("decoder_passes", 0)), f"{r.get('decoder_seconds', 0.0):.1f}"]
+            cells += [format_nfe(r.get("decoder_passes", 0)), _time(r.get("decoder_seconds", 0.0))]
         table.add_row(*start, *cells)
+    if untimed := [r for r in records if "metrics" in r and r.get("seconds", 0.0) is None]:
+        table.caption, table.caption_justify = literal(untimed_note(untimed)), "left"
     return table
+
+
+def _time(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def untimed_note(records: Sequence[Record]) -> str:
+    """What is said of rows whose time was measured under other conditions than the table's."""
+    told = dict.fromkeys(describe_conditions(t) for r in records for t in timings_of(r))
+    where = "; ".join(name or "unknown conditions" for name in told)
+    count = f"{len(records)} row{'s' if len(records) != 1 else ''}"
+    how = f"timed under other conditions ({where})" if where else "timed under changing conditions"
+    return f"no time: {count} {how}; `samplerbench run … --rerun` measures the time again"
 
 
 def format_nfe(nfe: float) -> str:

@@ -116,9 +116,7 @@ def refuse_links(folder: Path, root: Path) -> None:
         if part == root:
             return
         if part.is_symlink():
-            raise UserError(
-                f"{part} is a symbolic link, which is not followed; remove it, or name a folder with --out."
-            )
+            raise UserError(f"{part} is a symbolic link, which is not followed; name another --out.")
 
 
 @contextmanager

@@ -85,6 +85,12 @@ def describe_conditions(conditions: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def seconds_per_image(timing: Mapping[str, Any]) -> float | None:
+    """Sampling time per image of a timing or a record; None where it was not measured."""
+    rate = timing["images_per_second"]
+    return 1 / rate if rate and math.isfinite(1 / rate) else None
+
+
 def combine(before: Record | None, now: Record) -> Record:
     """A cell's record after it was run again: `now`, with the timings of `before` under other conditions.
 
