@@ -319,9 +319,7 @@ def test_only_one_module_prints() -> None:
             where = f"{file.relative_to(PACKAGE)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id != "print", f"{where}: use say, note or print_json of samplerbench.text"
-                assert node.func.id != "Console" or file.name == "notebook.py", (
-                    f"{where}: use samplerbench.text.console"
-                )
+                assert node.func.id != "Console" or file.name == "notebook.py", f"{where}: use console"
             if isinstance(node, ast.ImportFrom):
                 assert node.module != "rich.markup", f"{where}: use literal of samplerbench.text"
 
