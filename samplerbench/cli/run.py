@@ -251,7 +251,7 @@ def _so_far(jobs: Sequence[Any], outcomes: Sequence[Any], prepared: Prepared) ->
     from samplerbench.report.table import steps_table
 
     pairs = zip(jobs, outcomes, strict=True)
-    records = [o.record if o is not None else job[1].pending | {"seed": job[0].seed} for job, o in pairs]
+    records = [o.record if o is not None else job[1].pending | {"seed": job[0].measurement.seed} for job, o in pairs]
     return steps_table([*records, *(gap.record for gap in prepared.unmet)], prepared.metrics[0].label())
 
 

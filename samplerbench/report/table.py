@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
+from samplerbench.report.wide import WideTable
 from samplerbench.results.names import RowNames
 from samplerbench.results.record import Record
 from samplerbench.results.timings import describe_conditions, timings_of
@@ -74,12 +74,10 @@ def steps_table(records: Sequence[Record], metric: str, floor: tuple[float, floa
     found = next((r["metrics"][metric] for r in records if metric in r["metrics"]), None)
     arrow = "↓" if found is None or found["better"] == "lower" else "↑"
     space = measured_in(found["features"], found["reference"]) if found else ""
-    table = Table(header_style="bold")
     budgets = any(r.get("budget") is not None for r in records)
-    table.add_column(literal("sampler \\ NFE" if budgets else "sampler \\ steps"), no_wrap=True)
     columns, names = _columns(records, budgets), row_names(records)
-    for column in columns:
-        table.add_column("own" if column is None else str(column), justify="right")
+    heads = ["own" if column is None else str(column) for column in columns]
+    table = WideTable(["sampler \\ NFE" if budgets else "sampler \\ steps", *heads])
     by_column = [(column_of(r, budgets), r) for r in records]
     best = {column: _best([r for c, r in by_column if c == column], metric, arrow == "↓") for column in columns}
     places = {(name, column_of(r, budgets)): r for name, r in reversed(list(zip(names, records, strict=True)))}
@@ -148,30 +146,24 @@ def _cell(record: Record | None, metric: str, best: dict[str, Any] | None) -> Te
     return Text(text)
 
 
-def long_table(records: Sequence[Record]) -> Table:
+def long_table(records: Sequence[Record]) -> WideTable:
     """One row per cell: what it cost, and what it gave."""
     metrics = list(dict.fromkeys(m for r in records for m in r["metrics"]))
     spacings = RowNames(records)
-    table = Table(header_style="bold")
-    for column in ("sampler", "spacing"):
-        table.add_column(column, no_wrap=True)
-    for column in ("steps", "NFE", *metrics, "seconds", "images/s"):
-        table.add_column(literal(column), justify="right")
     extra = any(r.get("classifier_forward") for r in records)
-    if extra:
-        table.add_column("classifier passes", justify="right")
     decoded = any(r.get("decoder_passes") for r in records)
-    if decoded:
-        table.add_column("decoder passes", justify="right")
-        table.add_column("decoder seconds", justify="right")
+    heads = ["sampler", "spacing", "steps", "NFE", *metrics, "seconds", "images/s"]
+    heads += ["classifier passes"] if extra else []
+    heads += ["decoder passes", "decoder seconds"] if decoded else []
+    table = WideTable(heads, fixed=4, left=2)
     for name, r in zip(row_names(records), records, strict=True):
         steps = "own" if r["steps"] is None else str(r["steps"])
         start = literal(name), literal(spacings.plugin(r, "spacing") or "own"), steps
         if "unmet" in r:
-            table.add_row(start[0], "", "", Text(f"> {r['budget']}", "dim"), *["" for _ in metrics], "", "")
+            table.add_row(start[0], "", "", Text(f"> {r['budget']}", "dim"))
             continue
         if "error" in r:
-            table.add_row(*start, Text("failed", "red"), *["" for _ in metrics], "", "")
+            table.add_row(*start, Text("failed", "red"))
             continue
         values = [format_value(r["metrics"][m]["value"]) if m in r["metrics"] else "" for m in metrics]
         backward = f" + {format_nfe(r['network_backward'])} backward" if r.get("network_backward") else ""
@@ -183,7 +175,7 @@ def long_table(records: Sequence[Record]) -> Table:
             cells += [format_nfe(r.get("decoder_passes", 0)), _time(r.get("decoder_seconds", 0.0))]
         table.add_row(*start, *cells)
     if untimed := [r for r in records if "metrics" in r and r.get("seconds", 0.0) is None]:
-        table.caption, table.caption_justify = literal(untimed_note(untimed)), "left"
+        table.caption = untimed_note(untimed)
     return table
 
 
