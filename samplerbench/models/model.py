@@ -242,11 +242,14 @@ class Model(ABC):
             raise UserError(f"--labels {int(labels.max())}: the model has the labels 0 to {known - 1}.")
 
     def denoiser(self, labels: Tensor | None, batch: int, guidance: Guidance | None = None) -> Denoiser:
-        """The denoiser of one batch: bound to its labels, guided, then clipped."""
+        """The denoiser of one batch: bound to its labels, guided, and clipped where the guidance's `clip` says."""
         denoise: Denoiser = Bound(self, labels, batch)
-        if guidance is not None:
-            denoise = guide(guidance, denoise)
-        return Clipped(denoise, self.clip_range) if self.clip else denoise
+        if guidance is None:
+            return Clipped(denoise, self.clip_range) if self.clip else denoise
+        if self.clip and guidance.clip == "before":
+            return guide(guidance, Clipped(denoise, self.clip_range))
+        guided = guide(guidance, denoise)
+        return Clipped(guided, self.clip_range) if self.clip else guided
 
 
 class Bound(Denoiser):
