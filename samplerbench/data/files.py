@@ -23,7 +23,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".ti
 IMAGES, LABELS = ("images", "arr_0"), ("labels", "arr_1")
 """Names of the arrays in an npz: ours, and numpy's for arrays without a name (guided-diffusion's sample files)."""
 
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "WEBP", "GIF", "TIFF")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 """What Pillow may take a file for, whatever its name. It knows more, and has an EPS file run by Ghostscript."""
 MAX_FILE_BYTES = 2**30
 """The largest image file, and the largest member of an archive once unpacked."""
