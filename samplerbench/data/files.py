@@ -136,7 +136,8 @@ def read_npz(path: Path, names: Iterable[str]) -> tuple[dict[str, np.ndarray], l
     """
     wanted, found = set(names), {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:
+            warnings.simplefilter("ignore")  # numpy's, of headers that Python 2 wrote
             held = [m.filename.removesuffix(".npy") for m in archive.infolist()]
             for member in archive.infolist():
                 name = member.filename.removesuffix(".npy")
