@@ -17,7 +17,7 @@ from pathlib import Path
 from scipy.stats import binom, t
 
 from samplerbench.bench import engine, request
-from samplerbench.bench.store import Store
+from samplerbench.results.store import Store
 
 
 def main() -> None:

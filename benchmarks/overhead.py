@@ -132,7 +132,7 @@ class Bench:
             with Meter(model.network, model.classifiers) as meter:
                 for part in engine.generate(model, cell, index, self.labels, 0, batch):
                     found["pixels"], found["stochastic"] = quantise(part.images), part.stochastic
-                    found["replayed"] = part.uncounted.get("network", 0)
+                    found["replayed"] = part.uncounted.network
             found["nfe"] = (meter.network + found["replayed"]) / batch
 
         for _ in range(3 if model.graphs else 1):  # a graph is made after the first batch

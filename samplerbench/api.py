@@ -15,13 +15,14 @@ from torch import Tensor
 from samplerbench.bench import engine, setup
 from samplerbench.bench.cell import describe_plugin
 from samplerbench.bench.request import Grid, Prepared, Request, check_seed, make_session, measure_reference, prepare
-from samplerbench.bench.store import Store
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import UserError
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Model
 from samplerbench.options import Configurable, show_value
+from samplerbench.results.store import Store
 from samplerbench.sampling import Guidance, Sampler, Spacing
+from samplerbench.text import printable
 from samplerbench.untrusted import shorten, user_path
 
 if TYPE_CHECKING:
@@ -188,6 +189,7 @@ def evaluate(
         session = make_session(prepared, measured, seed, store, rerun)
         outcomes: list[engine.Outcome] = []
         with progress_bars(len(prepared.cells), quiet).running() as progress:
+            session.execution.solving = progress.solution
             for cell in prepared.cells:
                 with progress.cell(cell.title, cell.steps, measured.n * blocks, prepared.batch_size) as on_step:
                     outcomes.append(engine.run_cell(session, cell, on_step))
@@ -233,7 +235,7 @@ class Results(Sequence[Record], JupyterMixin):
         return iter(self.records)
 
     def __repr__(self) -> str:
-        return f"Results({len(self)} cells: {', '.join(self.metrics) or 'no metrics'})"
+        return printable(f"Results({len(self)} cells: {', '.join(self.metrics) or 'no metrics'})")
 
     def __rich__(self) -> Any:
         return self.table()
@@ -269,8 +271,8 @@ class Results(Sequence[Record], JupyterMixin):
         self, metric: str | None = None, horizontal: Literal["nfe", "steps", "seconds_per_image"] = "nfe"
     ) -> Figure:
         """The metric over its cost, one line per sampler: a matplotlib figure, outside pyplot. Raises UserError."""
-        from samplerbench.report.groups import group
         from samplerbench.report.plots import metric_figure
+        from samplerbench.results.groups import group
 
         name = self._metric(metric)
         return metric_figure(group([r for r in self.records if name in r["metrics"]])[0], name, horizontal)

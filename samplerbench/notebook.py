@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from samplerbench.cli.common import Progress
+from samplerbench.text import one_line, printable
 
 if TYPE_CHECKING:
     from samplerbench.sampling import Step
@@ -52,7 +53,9 @@ class NotebookProgress:
         """While one cell runs: gives the driver's on_step."""
         total = None if steps is None else steps * -(-n // batch_size)
         begun, taken = time.monotonic(), 0
-        with self._bar(total=total, desc=title, unit="step", leave=self.cells == 1, disable=self.quiet) as bar:
+        with self._bar(
+            total=total, desc=printable(title), unit="step", leave=self.cells == 1, disable=self.quiet
+        ) as bar:
 
             def on_step(_: int, step: Step) -> None:
                 nonlocal taken
@@ -64,8 +67,21 @@ class NotebookProgress:
 
             yield on_step
 
+    @contextmanager
+    def solution(self, images: int) -> Iterator[Any]:
+        """While the converged solution of so many images is computed: gives the driver's on_step."""
+        with self._bar(
+            desc=f"converged solution, {images} images", unit="step", leave=False, disable=self.quiet
+        ) as bar:
+
+            def on_step(_: int, step: Step) -> None:
+                bar.set_postfix_str(f"σ = {step.sigma:.3g}", refresh=False)
+                bar.update()
+
+            yield on_step
+
     def done(self, line: str) -> None:
         """A cell has finished; one that failed says why."""
         if ": failed: " in line and not self.quiet:
-            self.all.write(line)
+            self.all.write(one_line(line))
         self.all.update()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
@@ -200,14 +201,15 @@ def parameters_of(cls: Any) -> dict[str, Parameter]:
     """The parameters of a plugin class, by name, in the order in which they are declared.
 
     Raises:
-        UserError: the class has options but is no dataclass, or a field was not declared with `option` or has the
-            name of something that every plugin has.
+        UserError: the class has options or fields but is no dataclass, or an `__init__` of its own; or a field was not
+            declared with `option` or has the name of something that every plugin has.
     """
     path = f"{cls.__module__}.{cls.__qualname__}"
     if bare := [name for name, value in vars(cls).items() if isinstance(value, dataclasses.Field)]:
         raise UserError(f"{path} has the option {bare[0]} but is no dataclass; put @dataclass(frozen=True) above it.")
     if not dataclasses.is_dataclass(cls):
         return {}
+    _check_init(cls, path)
     hints = typing.get_type_hints(cls)
     found = {}
     for field in dataclasses.fields(cls):
@@ -228,6 +230,25 @@ def parameters_of(cls: Any) -> dict[str, Parameter]:
             rest=field.metadata["rest"],
         )
     return found
+
+
+def _check_init(cls: Any, path: str) -> None:
+    """Raise UserError for a class whose parameters are not its fields: then its results could not be told apart."""
+    if "__dataclass_params__" not in vars(cls):
+        for name, annotation in vars(cls).get("__annotations__", {}).items():
+            if "ClassVar" not in str(annotation) and not any(hasattr(base, name) for base in cls.__mro__[1:]):
+                raise UserError(
+                    f"{path} has the field {name} but is no dataclass; put @dataclass(frozen=True) above it, and "
+                    f'declare the field as {name}: TYPE = option(default, "what it does").'
+                )
+    owner = next(c for c in cls.__mro__ if "__init__" in vars(c))
+    fields = {f.name for f in dataclasses.fields(cls) if f.init}
+    taken = list(inspect.signature(owner.__init__).parameters)[1:]
+    if set(taken) != fields or (fields and "__dataclass_params__" not in vars(owner)):
+        raise UserError(
+            f"{path} has an __init__ of its own, so its parameters are not known; make it a frozen dataclass without "
+            '__init__, whose parameters are fields: eta: float = option(0.0, "what it does").'
+        )
 
 
 def list_parameters(cls: type[Configurable]) -> str:

@@ -274,6 +274,7 @@ def parse(kind: str, spec: str | Configurable) -> Any:
     if isinstance(spec, Configurable):
         if not isinstance(spec, _base(kind)):
             raise UserError(f"{spec.spec} is a {spec.kind}; a {kind} is needed here.")
+        parameters_of(type(spec))  # one whose parameters are not known is refused
         return spec
     name, first, tail = split(spec)
     if not name:
@@ -292,7 +293,7 @@ def parse(kind: str, spec: str | Configurable) -> Any:
         return build(cls, arguments, positional)
     except SamplerbenchError:
         raise
-    except Exception as error:  # what a plugin raises while an instance is made is the plugin's error
+    except (Exception, SystemExit) as error:  # what a plugin raises while an instance is made is the plugin's error
         raise UserError(f"the {kind} {name} cannot be made: {type(error).__name__}: {reason(error)}") from error
 
 

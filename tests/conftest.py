@@ -13,10 +13,10 @@ from torch import Tensor
 from samplerbench import registry
 from samplerbench.bench import engine, setup
 from samplerbench.bench.labels import balanced_labels
-from samplerbench.bench.store import Store
 from samplerbench.metrics.extractors import Extractor
 from samplerbench.metrics.reference import Reference
 from samplerbench.models import Model
+from samplerbench.results.store import Store
 
 CPU = torch.device("cpu")
 
@@ -100,9 +100,7 @@ def make_session(
         n: int = 8, seed: int = 0, batch_size: int = 256, model: Model = digits, rerun: bool = False
     ) -> engine.Session:
         metrics = [registry.parse("metric", "fid")]
-        store = Store(tmp_path)
-        return engine.Session(
-            model, reference, extractor, metrics, labels[:n], "balanced", n, seed, batch_size, store, rerun
-        )
+        measurement = engine.Measurement(model, reference, extractor, metrics, labels[:n], "balanced", n, seed)
+        return engine.Session(measurement, engine.Execution(Store(tmp_path), batch_size, rerun))
 
     return make

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from samplerbench.bench.cell import digest
-from samplerbench.bench.store import Store
+from samplerbench.results.seal import digest
+from samplerbench.results.store import Store
 
 SPREAD = (-0.1, 0.0, 0.1)
 
@@ -26,7 +26,7 @@ def record(sampler: str = "ddim", steps: int | None = 10, **change: Any) -> dict
     blocks = max(map(len, values.values()))
     base: dict[str, Any] = {
         "sampler": sampler,
-        "parameters": dict(part.split("=") for part in options.split(",")) if options else {},
+        "parameters": dict(part.split("=", 1) for part in options.split(",") if "=" in part),
         "guidance": guidance,
         "spacing": "trailing",
         "steps": steps,

@@ -16,10 +16,11 @@ import torch_fidelity.feature_extractor_inceptionv3 as inception
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
-from samplerbench.bench import engine, generate
-from samplerbench.bench.store import sound
+from samplerbench.bench import engine
 from samplerbench.cli.app import main
 from samplerbench.errors import UserError
+from samplerbench.models import sample
+from samplerbench.results.store import sound
 from samplerbench.sampling import driver
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -337,14 +338,14 @@ def test_statistics_of_other_features_are_refused(refuse: Refuse, tmp_path: Path
 def test_no_memory_says_which_batch_size_to_try_and_the_other_cells_go_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    walk = generate.walk
+    walk = sample.walk
 
     def hungry(sampler: Any, *rest: Any, **more: Any) -> driver.Walk:
         if sampler.label() == "ddpm":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return walk(sampler, *rest, **more)
 
-    monkeypatch.setattr(generate, "walk", hungry)
+    monkeypatch.setattr(sample, "walk", hungry)
     assert exit_code("run", "-s", "ddpm", "-s", "ddim", "--steps", "1", "--n", "6", "-b", "4", "--json") == 2
     out, err = capsys.readouterr()
     first, second = json.loads(out)

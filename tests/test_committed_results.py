@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from samplerbench.bench.schema import schema_errors
-from samplerbench.bench.store import Store
 from samplerbench.cli.app import app, main
+from samplerbench.results.record import schema_errors
+from samplerbench.results.store import Store
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 DIGITS = RESULTS / "digits"

@@ -11,9 +11,9 @@ import pytest
 from synthetic_results import put, record
 from typer.testing import CliRunner
 
-from samplerbench.bench.pairs import pair, parse_selection, select
 from samplerbench.cli.app import app
 from samplerbench.errors import UserError
+from samplerbench.results.pairs import pair, parse_selection, select
 
 NOISE = [0.0, 1.0, -0.5]
 

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from samplerbench import cli
 from samplerbench.bench import engine
-from samplerbench.bench.cell import digest
 from samplerbench.errors import OutOfMemoryError, RunError
 from samplerbench.metrics import Accumulator, Batch, Context, Metric
 from samplerbench.metrics.extractors import Extractor
 from samplerbench.models import Model
+from samplerbench.results.seal import digest
 from samplerbench.sampling import Denoiser, Noise, Sampler, Step
 
 MakeSession = Callable[..., engine.Session]
@@ -47,7 +47,7 @@ def test_a_cell_leaves_a_record_and_a_grid(digits: Model, make_session: MakeSess
     session = make_session(n=8)
     outcome = outcome_of(session, digits, "ddim:eta=0.5")
     key = outcome.record["protocol"]
-    record = json.loads(session.store.path(key).read_text("utf-8"))
+    record = json.loads(session.execution.store.path(key).read_text("utf-8"))
     assert record.keys() >= KEYS
     assert record["sampler"] == "ddim:eta=0.5"
     assert record["parameters"] == {"eta": 0.5}
@@ -60,7 +60,7 @@ def test_a_cell_leaves_a_record_and_a_grid(digits: Model, make_session: MakeSess
     assert record["images_per_second"] == pytest.approx(8 / record["seconds"], rel=0.1)
     assert {"samplerbench", "torch"} <= record["versions"].keys()
     assert record["protocol"] == digest(record["protocol_fields"])
-    with Image.open(session.store.path(key, ".png")) as image:
+    with Image.open(session.execution.store.path(key, ".png")) as image:
         assert image.format == "PNG"
 
 
@@ -91,7 +91,7 @@ def test_a_result_that_was_edited_or_cut_is_run_again(
 ) -> None:
     session = make_session()
     first = outcome_of(session, digits)
-    file = session.store.path(first.record["protocol"])
+    file = session.execution.store.path(first.record["protocol"])
     damage(file)
     again = outcome_of(session, digits)
     assert not again.reused
@@ -103,7 +103,7 @@ def test_the_protocol_is_another_for_every_choice_that_changes_the_number(
     digits: Model, make_session: MakeSession
 ) -> None:
     def key(session: engine.Session, sampler: str, spacing: str | None, guidance: str = "none") -> str:
-        return digest(session.protocol(make_cell(digits, sampler, spacing, 4, guidance)))
+        return digest(session.measurement.protocol(make_cell(digits, sampler, spacing, 4, guidance)))
 
     base = key(make_session(), "ddim", "leading")
     assert key(make_session(batch_size=3), "ddim", None) == base  # neither changes an image
@@ -163,7 +163,9 @@ def test_out_of_memory_in_the_features_is_that_too(
     digits: Model, extractor: Extractor, make_session: MakeSession
 ) -> None:
     hungry = dataclasses.replace(extractor, module=Hungry(torch.OutOfMemoryError("CUDA out of memory.")))
-    outcome = outcome_of(dataclasses.replace(make_session(batch_size=4), extractor=hungry), digits)
+    session = make_session(batch_size=4)
+    session.measurement.extractor = hungry
+    outcome = outcome_of(session, digits)
     assert isinstance(outcome.error, OutOfMemoryError)
     assert "try --batch-size 2" in outcome.record["error"]
 
@@ -190,7 +192,7 @@ def test_a_failed_cell_keeps_no_result_and_no_memory(digits: Model, make_session
     cell = dataclasses.replace(make_cell(digits, "ddim", None, 2), sampler=Failing())
     outcome = engine.run_cell(session, cell)
     assert isinstance(outcome.error, RunError)
-    assert [f.name for f in session.store.folder.iterdir()] == [".locks"]
+    assert [f.name for f in session.execution.store.folder.iterdir()] == [".locks"]
     gc.collect()
     assert [state() for state in states] == [None, None]
 
@@ -333,7 +335,7 @@ def test_a_metric_that_raises_is_one_line_for_the_cell(digits: Model, make_sessi
             return Broken()
 
     session = make_session()
-    session.metrics = [Mine()]
+    session.measurement.metrics = [Mine()]
     outcome = engine.run_cell(session, make_cell(digits, "ddim", None, 1))
     assert isinstance(outcome.error, RunError)
-    assert str(outcome.error) == "metric Mine raised ZeroDivisionError: a fault in the metric"
+    assert str(outcome.error) == "metric Mine raised ZeroDivisionError in update: a fault in the metric"

@@ -16,8 +16,8 @@ from samplerbench.bench.cell import describe_plugin, metric_sources
 from samplerbench.bench.suite import load_suite
 from samplerbench.cli.app import main
 from samplerbench.errors import UserError
-from samplerbench.report.groups import group, merge_metrics
 from samplerbench.report.reproduce import command
+from samplerbench.results.groups import group, merge_metrics
 from samplerbench.sampling import Sampler
 
 SAMPLER = '''

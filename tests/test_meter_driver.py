@@ -17,6 +17,7 @@ from samplerbench.errors import RunError, UserError
 from samplerbench.models import Model
 from samplerbench.sampling import Denoiser, Noise, Prediction, Sampler, Sigma, Step, intervals
 from samplerbench.sampling.driver import drive
+from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 SAMPLERS = [
     *sorted({entry.name for entry in registry.entries("sampler")} - {"autoencoder-prior"}),
@@ -58,7 +59,7 @@ def test_classifier_passes_are_reported_beside_nfe(digits: Model, make_session: 
 
 
 class Half(Denoiser):
-    levels, variance_preserving = torch.linspace(0.1, 10, 10).double(), True
+    levels, process = torch.linspace(0.1, 10, 10).double(), VARIANCE_PRESERVING
 
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
         return Prediction(x / 2)
@@ -150,7 +151,8 @@ def test_a_state_of_another_shape_is_refused() -> None:
         yield Step(4.0, x)
         yield Step(2.0, x[:1])
 
-    with pytest.raises(RunError, match=re.escape("a state of shape (1, 1, 4, 4) in step 2; the batch is (2, 1, 4, 4)")):
+    line = "a state of shape (1, 1, 4, 4) in step 2 of 3; the batch is (2, 1, 4, 4)"
+    with pytest.raises(RunError, match=re.escape(line)):
         run(method)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from synthetic_results import put, record
 
-from samplerbench.report.groups import group
 from samplerbench.report.html import embed, page
+from samplerbench.results.groups import group
 
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror=hacked=1>"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -18,11 +18,9 @@ from PIL import Image
 from synthetic_results import put, record, sheet
 from typer.testing import CliRunner
 
-from samplerbench.bench.schema import schema_errors
 from samplerbench.cli.app import app
 from samplerbench.errors import UserError
 from samplerbench.report.formats import finite, latex, latex_document, markdown, rows, tex, to_csv
-from samplerbench.report.groups import Group, group
 from samplerbench.report.load import load
 from samplerbench.report.matrix import default_axis, matrix
 from samplerbench.report.plots import figures, metric_figure, samples_figure, save
@@ -31,6 +29,8 @@ from samplerbench.report.series import Series, measured_order, pareto, series, s
 from samplerbench.report.sheet import block, tiles
 from samplerbench.report.style import style
 from samplerbench.report.terminal import text_plot
+from samplerbench.results.groups import Group, group
+from samplerbench.results.record import schema_errors
 
 HOSTILE = "<script>alert(1)</script>|a_b&$%#{}~^\\"
 
@@ -346,7 +346,7 @@ def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
 def test_tiles_are_cut_from_a_sheet_as_a_run_writes_it(tmp_path: Path) -> None:
     import torch
 
-    from samplerbench.report.grid import save_grid
+    from samplerbench.data.grid import save_grid
 
     for side, n in ((8, 9), (12, 7), (16, 100), (32, 5)):
         pixels = torch.randint(0, 250, (n, 1, side, side), dtype=torch.uint8)

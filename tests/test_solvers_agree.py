@@ -36,6 +36,7 @@ from samplerbench.models.exact import ExactModel, exact
 from samplerbench.sampling import Denoiser, Noise, Prediction, Sigma
 from samplerbench.sampling.driver import drive
 from samplerbench.sampling.noise import Purpose, normal
+from samplerbench.sampling.process import VARIANCE_EXPLODING, VARIANCE_PRESERVING
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:diffusers")
 
@@ -662,7 +663,7 @@ def test_deis_takes_the_time_from_the_models_levels(model: ExactModel, order: in
 
     class Timed(Denoiser):
         levels = torch.linspace(0.005 ** (1 / power), 160 ** (1 / power), 1000, dtype=torch.float64) ** power
-        variance_preserving = True
+        process = VARIANCE_PRESERVING
 
         def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
             return model.denoiser(None, BATCH).predict(x, sigma)
@@ -678,7 +679,7 @@ def test_deis_takes_the_time_from_the_models_levels(model: ExactModel, order: in
 @pytest.mark.parametrize("spec", ["reverse-diffusion", "euler-maruyama"])
 def test_variance_exploding_sdes_are_the_papers(model: ExactModel, spec: str) -> None:
     """Song et al. 2021: algorithm 2, x + (s²-t²) score + √(s²-t²) z; and eq. 6 in the variable log σ."""
-    exploding = dataclasses.replace(model, variance_preserving=False)
+    exploding = dataclasses.replace(model, process=VARIANCE_EXPLODING)
     noise, x = step_noise(model), prior(model) * LEVELS[0]
     for s, t in pairs(LEVELS):
         score = (model.denoiser(None, BATCH)(x, s) - x) / s**2

@@ -19,11 +19,11 @@ import samplerbench
 from samplerbench import cli, registry
 from samplerbench.bench import batch_size as sizes
 from samplerbench.bench import engine, generate, replay, request, setup
-from samplerbench.bench.store import Store
 from samplerbench.errors import RunError, UserError
 from samplerbench.models import Model
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.runner import Runner, check_compiler
+from samplerbench.results.store import Store
 from samplerbench.sampling import Noise, Sampler, Step
 from samplerbench.sampling import driver as driving
 from samplerbench.sampling.meter import Meter
@@ -146,7 +146,7 @@ def test_where_the_size_of_a_batch_matters_all_are_of_one_size(
     asked = request.Request([request.Grid(["ddim"], [1])], n=18, batch_size=8)
     prepared = request.prepare(asked, "cpu", model)
     session = request.make_session(prepared, request.measure_reference(prepared), 0, Store(tmp_path))
-    assert session.batch_size == batch_size
+    assert session.execution.batch_size == batch_size
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,13 +181,13 @@ def test_what_cannot_be_had_here_is_one_line(
 
 def test_the_protocol_says_whether_the_network_was_compiled(digits: Model, make_session: Any) -> None:
     """Compiled kernels round differently, so it is another experiment; what was said before is hashed as before."""
-    plain = make_session(4).shared
+    plain = make_session(4).measurement.shared
     assert "compile" not in plain
     assert plain["dtype"] == "float32"
     changed = copy.copy(digits)
     changed.compiled, changed.precision = True, "tf32"
     session = make_session(4, model=changed)
-    assert session.shared == plain | {"compile": True, "dtype": "tf32"}
+    assert session.measurement.shared == plain | {"compile": True, "dtype": "tf32"}
 
 
 def test_a_compiled_model_says_so_and_a_suite_can_ask_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -473,7 +473,7 @@ def test_replayed_batches_are_the_same_images_and_are_counted(
     assert steps == [0, 1, 2] * 4
     model.replays = {}  # captured anew, under the eyes of the run's meter
     session = make_session(11, model=model, batch_size=3)
-    session.store = Store(tmp_path / "graphs")
+    session.execution.store = Store(tmp_path / "graphs")
     outcome = engine.run_cell(session, cell)
     assert outcome.error is None
     assert outcome.record["nfe"] == 3 * (1 if guidance == "none" else 2)

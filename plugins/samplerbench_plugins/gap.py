@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from samplerbench.metrics import Accumulator, Batch, Context, Layer, Metric
-from samplerbench.sampling import UserError, option
+from samplerbench.metrics import Accumulator, Batch, Context, Metric
+from samplerbench.sampling import Sampler, UserError, option
 from samplerbench_plugins.pf_ode import ProbabilityFlow
 
 
@@ -18,15 +18,25 @@ class Gap(Metric):
     """Discretisation error without model error: mean ‖x - x*‖²/d to the converged ODE solution from the same x_T.
 
     x* is the probability-flow ODE of the same model, labels and guidance, solved by an adaptive Runge-Kutta pair to
-    the tolerance `tol`, as Song et al. 2021 solve it. For deterministic samplers: one that draws noise has no such
-    limit, and its cells go without.
-    Its evaluations are not counted as the sampler's, and within a run the solution is found once for all cells.
+    the tolerance `tol`, as Song et al. 2021 solve it. It applies to deterministic samplers: one that draws noise has no
+    such limit, and its cell in a table stays empty.
+    Its evaluations are not counted as the sampler's, and within a run the solution is computed once for all cells. It
+    needs neither real images nor features.
     """
 
-    layer: ClassVar[Layer] = "fid"
+    needs_features: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
 
     images: int = option(0, "how many images of each block are solved and compared; 0 is all", ge=0, le=100_000_000)
     tol: float = option(1e-5, "relative and absolute tolerance of the converged solution", gt=0.0, le=1e-2)
+
+    @property
+    def solver(self) -> ProbabilityFlow:
+        """The sampler that computes x*."""
+        return ProbabilityFlow(solver="rk45", rtol=self.tol, atol=self.tol)
+
+    def solution(self, n: int) -> tuple[Sampler, int]:
+        return self.solver, min(self.images or n, n)
 
     def start(self, context: Context) -> Accumulator:
         return _Distance(self, context)
@@ -34,7 +44,7 @@ class Gap(Metric):
 
 class _Distance(Accumulator):
     def __init__(self, metric: Gap, context: Context) -> None:
-        self.solver = ProbabilityFlow(solver="rk45", rtol=metric.tol, atol=metric.tol)
+        self.solver = metric.solver
         self.context, self.most = context, metric.images
         self.total = torch.zeros((), dtype=torch.float64)
         self.seen = 0

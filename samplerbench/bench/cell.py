@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -54,17 +53,16 @@ class Cell:
             "budget": self.budget,
             "metrics": {},
             "pending": True,
+            "protocol_fields": plugin_parameters(self.sampler, self.guidance, self.spacing),
         }
 
 
-def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: what is hashed."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-
-
-def digest(value: Any) -> str:
-    """sha256 of the canonical JSON."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
+def plugin_parameters(
+    sampler: Sampler, guidance: Guidance | None, spacing: Spacing | None = None
+) -> dict[str, dict[str, Any] | None]:
+    """The part of a protocol that row names are made from, for records of cells that have no result."""
+    plugins = {"sampler": sampler, "guidance": guidance, "spacing": spacing}
+    return {kind: None if p is None else {"parameters": p.parameters} for kind, p in plugins.items()}
 
 
 def protocol_of(cell: Cell, shared: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from torch import Tensor
 from samplerbench.bench.cell import Cell
 from samplerbench.bench.replay import LONGEST, Replay, capture
 from samplerbench.bench.span import Span
-from samplerbench.errors import OutOfMemoryError, SamplerbenchError, is_out_of_memory
+from samplerbench.boundary import plugin_call, shown
+from samplerbench.errors import OutOfMemoryError, RunError, SamplerbenchError, is_out_of_memory
 from samplerbench.models.model import Model
-from samplerbench.sampling import Noise, Step
-from samplerbench.sampling.driver import OnStep, Walk, walk
-from samplerbench.sampling.noise import Purpose, normal
+from samplerbench.models.sample import prepare_model, start_batch
+from samplerbench.sampling import Step
+from samplerbench.sampling.cost import Cost
+from samplerbench.sampling.driver import OnStep, Walk
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,7 @@ class Batched:
     """One sampled batch: which samples, their images (B, C, H, W) in [-1, 1], and the last states (B, ...).
 
     sampling, decoding: the time up to the states, and from them to the images (None for a model of pixels).
-    stochastic: whether noise was drawn. uncounted: rows evaluated that no hook has seen, by the meter's names, because
-    a graph was replayed.
+    stochastic: whether noise was drawn. uncounted: the cost that no hook has seen, because a graph was replayed.
     """
 
     index: Tensor
@@ -35,13 +36,12 @@ class Batched:
     sampling: Span
     decoding: Span | None = None
     stochastic: bool = False
-    uncounted: dict[str, int] = field(default_factory=dict)
+    uncounted: Cost = field(default_factory=Cost)
 
 
 def prepare(model: Model, cell: Cell) -> None:
     """Estimate what the sampler needs of the model besides D, where it is not known yet."""
-    if "posterior variance" in cell.sampler.needs:
-        model.estimate_posterior_variances(cell.sigmas)
+    prepare_model(model, cell.sampler, cell.sigmas)
 
 
 def generate(
@@ -110,16 +110,21 @@ def _queue(
     sampling = Span(model.device)
     if replay is None:
         walked, draws = _walk(model, cell, rows, labels, seed, on_step)
-        uncounted = {}
+        uncounted = Cost()
     else:
         walked, draws = replay(rows, labels), replay.draws
-        uncounted = {name: cost * len(part) for name, cost in replay.cost.items()}
+        uncounted = replay.cost * len(part)
         for i, level in enumerate(walked.levels if on_step is not None else []):
             on_step(i, Step(level, walked.x))  # type: ignore[misc]
     sampling.stop()
     decoding = Span(model.device) if model.autoencoder is not None else None
-    with torch.no_grad():
-        images = model.decode(walked.x) if decode else walked.x
+    images = walked.x
+    if decode:
+        with plugin_call(_name(model), "in decode"), torch.no_grad():
+            images = model.decode(walked.x)
+        expected = (len(part), *model.image_shape)
+        if not isinstance(images, Tensor) or images.shape != expected:
+            raise RunError(f"{_name(model)}: decode returned {_what(images)}; it must be a tensor of shape {expected}.")
     if decoding is not None:
         decoding.stop()
     arrived = None
@@ -135,12 +140,16 @@ def _walk(
     model: Model, cell: Cell, rows: Tensor, labels: Tensor | None, seed: int, on_step: OnStep | None = None
 ) -> tuple[Walk, int]:
     """Sample the rows (B,) on the device; the walk, and how often noise was drawn."""
-    state_dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
-    z = normal(seed, Purpose.PRIOR, rows, 0, model.shape).to(state_dtype)
-    noise = Noise(seed, rows, model.shape, state_dtype)
-    denoise = model.denoiser(labels, len(rows), cell.guidance)
-    walked = walk(cell.sampler, denoise, model.prior(z, float(cell.sigmas[0])), cell.sigmas, noise, on_step)
-    return walked, noise.draws
+    batch = start_batch(model, cell.sampler, cell.sigmas, rows, labels, guidance=cell.guidance, seed=seed)
+    return batch.walk(on_step), batch.noise.draws
+
+
+def _name(model: Model) -> str:
+    return f"model {model.identity.get('source', type(model).__name__)}"
+
+
+def _what(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
 
 
 def _replay(model: Model, cell: Cell, rows: Tensor, labels: Tensor | None, seed: int, batch_size: int) -> Replay | None:

@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from samplerbench.text import note
+
 RELAUNCHED = "SAMPLERBENCH_RELAUNCHED"
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -44,10 +46,9 @@ def start_the_others() -> None:
     parent = psutil.Process().parent()
     n = processes_wanted(parent.cmdline()) if parent is not None else 1
     if n < 2:
-        print(
-            "samplerbench: note: accelerate started one process; it starts several on the CPU only with MPI. Give "
-            "--num_processes on its command line, or use torchrun --nproc-per-node N -m -- samplerbench run …",
-            file=sys.stderr,
+        note(
+            "note: accelerate started one process; it starts several on the CPU only with MPI. Give --num_processes on "
+            "its command line, or use torchrun --nproc-per-node N -m -- samplerbench run …"
         )
         return
     environment = {k: v for k, v in os.environ.items() if k not in ("MASTER_ADDR", "MASTER_PORT")}

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-from samplerbench.bench.cell import Cell
+from samplerbench.bench.cell import Cell, plugin_parameters
 from samplerbench.models.model import Model
 from samplerbench.sampling import Guidance, Sampler, Spacing
+from samplerbench.sampling.guidance import evaluations_of
+from samplerbench.sampling.sampler import planned_nfe
 from samplerbench.sampling.spacing import make_grid
 
 
@@ -30,12 +32,14 @@ def plan(
 
     Raises:
         UserError: a spacing that cannot give so many steps.
+        RunError: a plugin raised, or said of its cost what is no number.
     """
     cells: list[Cell] = []
     unmet: list[Unmet] = []
     for sampler in samplers:
-        for guidance in guidances if sampler.nfe(1) != 0 else (None,):
-            if not sampler.nfe(1):
+        first = planned_nfe(sampler, 1)  # of one step; None or 0 where steps mean nothing to it
+        for guidance in guidances if first != 0 else (None,):
+            if not first:
                 ends = torch.stack([model.levels[-1], model.levels.new_zeros(())])
                 cells.append(Cell(sampler, guidance, None, None, ends))
                 continue
@@ -43,10 +47,10 @@ def plan(
             shown = None if sampler.own_grid else spacing
             wanted: list[tuple[int, int | None]] = [(n, None) for n in steps]
             for budget in budgets:
-                cost = 1 if guidance is None else guidance.evaluations
+                cost = evaluations_of(guidance)
                 most = most_steps(sampler, cost, budget)
                 if most is None:
-                    unmet.append(Unmet(sampler, guidance, budget, cost * (sampler.nfe(1) or 0)))
+                    unmet.append(Unmet(sampler, guidance, budget, cost * first))
                 else:
                     wanted.append((most, budget))
             cells += [Cell(sampler, guidance, shown, n, make_grid(spacing, model.levels, n), b) for n, b in wanted]
@@ -73,9 +77,10 @@ class Unmet:
             "budget": self.budget,
             "metrics": {},
             "unmet": f"a budget of {self.budget} evaluations is below the {self.least} of one step",
+            "protocol_fields": plugin_parameters(self.sampler, self.guidance),
         }
 
 
 def most_steps(sampler: Sampler, cost: int, budget: int) -> int | None:
     """The most steps whose evaluations, `cost` network rows each, are within the budget; None if one is too many."""
-    return next((n for n in range(budget // cost, 0, -1) if (sampler.nfe(n) or 0) * cost <= budget), None)
+    return next((n for n in range(budget // cost, 0, -1) if (planned_nfe(sampler, n) or 0) * cost <= budget), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +12,10 @@ from torch import Tensor, nn
 
 from samplerbench.errors import SamplerbenchError
 from samplerbench.models.model import Model
+from samplerbench.sampling.cost import Cost
 from samplerbench.sampling.driver import Walk
 from samplerbench.sampling.meter import Meter
+from samplerbench.text import note
 
 Run = Callable[[Tensor, Tensor | None], tuple[Walk, int]]
 """Samples the batch of these rows (B,) and labels (B,) or None; gives the walk and how often noise was drawn."""
@@ -28,7 +29,7 @@ class Replay:
     """A captured run: what it reads, what it writes, and what it costs.
 
     rows, labels: (B,) on the device, read anew by every replay. walk, draws: what a run gives; the walk's tensors are
-    written anew. cost: what the meter counts, of one image.
+    written anew. cost: what the meter counts for one image.
     """
 
     graph: Any
@@ -36,7 +37,7 @@ class Replay:
     labels: Tensor | None
     walk: Walk
     draws: int
-    cost: dict[str, int]
+    cost: Cost
 
     def __call__(self, rows: Tensor, labels: Tensor | None) -> Walk:
         """The walk of at most B samples."""
@@ -71,13 +72,9 @@ def capture(model: Model, run: Run, rows: Tensor, labels: Tensor | None, graph: 
         with _unseen(model.network), Meter(model.network) as meter, _recording(graph):
             walk, draws = run(rows, labels)
     except (RuntimeError, SamplerbenchError) as error:
-        print(
-            f"samplerbench: note: this run cannot be made a CUDA graph ({str(error).splitlines()[0]}); it is sampled "
-            "without.",
-            file=sys.stderr,
-        )
+        note(f"note: this run cannot be made a CUDA graph ({str(error).splitlines()[0]}); it is sampled without.")
         return None
-    cost = {name: getattr(meter, name) // len(rows) for name in ("network", "network_backward")}
+    cost = Cost(meter.network // len(rows), meter.network_backward // len(rows))
     return Replay(graph, rows, labels, walk, draws, cost)
 
 

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from samplerbench import registry
 from samplerbench.bench import setup
-from samplerbench.bench.cell import Cell, canonical
-from samplerbench.bench.engine import Session
+from samplerbench.bench.cell import Cell
 from samplerbench.bench.labels import make_labels
 from samplerbench.bench.plan import Unmet, plan
-from samplerbench.bench.store import Store
+from samplerbench.bench.session import Execution, Measurement, Session
 from samplerbench.bench.team import Team
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_IMAGES, MAX_SEED
@@ -24,7 +23,10 @@ from samplerbench.metrics.reference import Reference
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Model, check_guidance, check_sampler
 from samplerbench.options import show_value
-from samplerbench.sampling import Guidance, Sampler
+from samplerbench.results.seal import canonical
+from samplerbench.results.store import Store
+from samplerbench.sampling import Guidance, Sampler, Spacing
+from samplerbench.sampling.guidance import evaluations_of
 from samplerbench.untrusted import shorten
 
 
@@ -126,7 +128,7 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
         guidances += [g for g in guided if g not in guidances]
         for spacing in grid.spacings:
 
-            def spacing_of(sampler: Sampler, asked: str | None = spacing) -> setup.Spacing:
+            def spacing_of(sampler: Sampler, asked: str | None = spacing) -> Spacing:
                 return setup.pick_spacing(sampler, asked)
 
             found, gaps = plan(model, samplers, grid.steps, guided, spacing_of, grid.nfe)
@@ -175,7 +177,7 @@ def _batch_size(request: Request, model: Model, guidances: Sequence[Guidance | N
         return request.batch_size
     from samplerbench.bench.batch_size import fastest_batch_size
 
-    evaluations = max((g.evaluations for g in guidances if g is not None), default=1)
+    evaluations = max(map(evaluations_of, guidances), default=1)
     return fastest_batch_size(model, request.n or 50_000, evaluations)
 
 
@@ -187,23 +189,62 @@ def _identity(cell: Cell) -> str:
 
 @dataclass
 class Measured:
-    """The real side of a run."""
+    """The real side of a run.
 
-    extractor: Extractor
-    reference: Reference
+    Attributes:
+        extractor: the feature space; None where no metric needs features.
+        reference: statistics of the real images; None where no metric needs them.
+        n: images per block.
+        real: the features of the real images in a layer, (N, d).
+    """
+
+    extractor: Extractor | None
+    reference: Reference | None
     n: int
-    real: Callable[[Layer], Tensor]
+    real: Callable[[Layer], Tensor] | None
 
 
 def measure_reference(prepared: Prepared) -> Measured:
-    """The extractor, the reference, and the number of images per block. Raises UserError."""
+    """The extractor, the reference, and the number of images per block, as far as the metrics need them.
+
+    Raises:
+        UserError: a metric needs real images, or statistics of them, and there are none.
+    """
     request, model = prepared.request, prepared.model
+    using = [m for m in prepared.metrics if m.needs_features]
+    if not using:
+        return Measured(None, None, _n(prepared, None), None)
     # What cannot be measured is said before any weights are fetched.
+    if not any(m.needs_reference or m.needs_real_images for m in using) and not _has_reference(model, request.data):
+        extractor = setup.pick_extractor(model, request.features, request.features_weights, model.device, using)
+        return Measured(extractor, None, _n(prepared, None), None)
     setup.check_reference(model, request.data)
-    extractor = setup.pick_extractor(model, request.features, request.features_weights, model.device, prepared.metrics)
+    images = setup.has_images(model, request.data)
+    for metric in using:
+        if metric.needs_real_images and not images:
+            raise UserError(
+                f"the metric {metric.label()} needs the real images, and {request.data or model.data} holds only their "
+                "statistics; name the images with --data."
+            )
+    extractor = setup.pick_extractor(model, request.features, request.features_weights, model.device, using)
     reference = setup.pick_reference(model, request.data, extractor)
-    n = request.n if request.n is not None else setup.default_n(reference)
-    return Measured(extractor, reference, n, setup.real_features(model, request.data, extractor))
+    return Measured(extractor, reference, _n(prepared, reference), setup.real_features(model, request.data, extractor))
+
+
+def _has_reference(model: Model, data: str | None) -> bool:
+    return bool(data or model.data or model.draws)
+
+
+def _n(prepared: Prepared, reference: Reference | None) -> int:
+    request, model = prepared.request, prepared.model
+    if request.n is not None:
+        return request.n
+    if reference is not None:
+        return setup.default_n(reference.data["n"])
+    found = setup.count_images(model, request.data)
+    if found is None:
+        raise UserError("there are no real images to take the number of images from; give it with --n.")
+    return setup.default_n(found)
 
 
 def even_batches(n: int, batch_size: int, processes: int = 1) -> int:
@@ -218,12 +259,12 @@ def even_batches(n: int, batch_size: int, processes: int = 1) -> int:
 def make_session(
     prepared: Prepared, measured: Measured, seed: int, store: Store, rerun: bool = False, team: Team | None = None
 ) -> Session:
-    """The session of one seed. Raises UserError where a metric needs more images."""
+    """The session of one seed. Raises UserError where a metric needs more images, RunError where a plugin fails."""
     request, size = prepared.request, prepared.batch_size
     team = team or Team()
     if prepared.model.compiled or prepared.model.graphs:
         size = even_batches(measured.n, size, team.size)
-    return Session(
+    measurement = Measurement(
         prepared.model,
         measured.reference,
         measured.extractor,
@@ -232,10 +273,7 @@ def make_session(
         prepared.mode,
         measured.n,
         seed,
-        size,
-        store,
-        rerun,
-        blocks=request.blocks,
-        real=measured.real,
-        team=team,
+        request.blocks,
+        measured.real,
     )
+    return Session(measurement, Execution(store, size, rerun, team=team))

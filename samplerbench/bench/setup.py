@@ -8,14 +8,16 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from samplerbench import plugin_file, registry
+from samplerbench.boundary import plugin_call
 from samplerbench.data import ImageSet, load_data
 from samplerbench.data.load import find_data
 from samplerbench.data.pixels import quantise
-from samplerbench.errors import UserError
+from samplerbench.errors import RunError, UserError
 from samplerbench.limits import MAX_BATCH, MAX_STEPS
 from samplerbench.metrics.extractors import DIGITS, Extractor, load_extractor
 from samplerbench.metrics.metric import Layer, Metric
@@ -23,7 +25,8 @@ from samplerbench.metrics.reference import Reference, load_published, load_refer
 from samplerbench.models.files import LoadOptions, check_no_prompts
 from samplerbench.models.model import Model
 from samplerbench.models.runner import Runner, check_compiler, set_precision
-from samplerbench.sampling import Guidance, Sampler, Spacing
+from samplerbench.sampling import Guidance
+from samplerbench.sampling.spacing import pick_spacing as pick_spacing
 from samplerbench.untrusted import is_dir, is_file, shorten, user_path
 
 
@@ -78,15 +81,15 @@ def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOp
             if given is not None:
                 raise UserError(f"{flag} {given} is of checkpoints; the model {source} is built in: leave it out.")
         check_no_prompts(source, options)
-        return registry.parse("model", source).load(device, dtype)
+        named = registry.parse("model", source)
+        with plugin_call(named, "in load"):
+            model = named.load(device, dtype)
+        if not isinstance(model, Model):
+            raise RunError(f"model {named.label()}: load returned a {type(model).__name__}; it must be a Model.")
+        return model
     from samplerbench.models.pipelines import load_pipeline
 
     return load_pipeline(source, device, dtype, options)
-
-
-def pick_spacing(sampler: Sampler, asked: str | None) -> Spacing:
-    """The spacing asked for, else the sampler's own, else the toolkit's default."""
-    return registry.parse("spacing", asked or sampler.spacing or registry.default("spacing"))
 
 
 def pick_guidance(spec: str) -> Guidance | None:
@@ -142,6 +145,31 @@ def reference_source(model: Model, data: str | None) -> str:
     if source is None:
         raise UserError("the model does not say what it was trained on; name the real images with --data.")
     return source
+
+
+def has_images(model: Model, data: str | None) -> bool:
+    """Whether the real images are at hand, and not their statistics alone. Raises UserError where there are neither."""
+    source = reference_source(model, data)
+    if source.endswith(".safetensors"):
+        return False
+    if not source.endswith(".npz") or not is_file(source):
+        return True
+    try:
+        with np.load(user_path(source), allow_pickle=False) as arrays:
+            return not {"mu", "sigma"} <= set(arrays)
+    except Exception:  # whatever is wrong with the file, what loads it says so
+        return True
+
+
+def count_images(model: Model, data: str | None) -> int | None:
+    """How many real images there are; None where nothing says it. No features are needed for it. Raises UserError."""
+    if data is None and model.data is None:
+        return 10_000 if model.draws else None
+    source = reference_source(model, data)
+    if source.endswith(".safetensors"):
+        known = load_reference(user_path(source)).data["n"]
+        return None if known is None else int(known)
+    return len(load_data(source)) if has_images(model, data) else None
 
 
 def check_reference(model: Model, data: str | None) -> None:
@@ -231,6 +259,6 @@ def parse_batch_size(text: str | int) -> int | Literal["auto"]:
     return number
 
 
-def default_n(reference: Reference) -> int:
+def default_n(real_images: int | None) -> int:
     """As many images as there are real ones, at most the customary 50,000."""
-    return min(50_000, int(reference.data["n"] or 50_000))
+    return min(50_000, real_images or 50_000)

@@ -10,6 +10,7 @@ import typer
 
 from samplerbench.cli import check, compare, figure, listing, new, plugins, report, results, run, stats, train
 from samplerbench.errors import SamplerbenchError
+from samplerbench.text import note
 
 # Typer brings its own copy of click in newer versions; this is the base of usage errors in either.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -58,19 +59,15 @@ def main(arguments: list[str] | None = None) -> None:
     except SamplerbenchError as error:
         if os.environ.get("SAMPLERBENCH_DEBUG"):
             raise
-        _line(str(error))
+        note(error)
         sys.exit(error.exit_code)
     except ClickException as error:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "samplerbench"
         if message := error.format_message():  # empty where the help itself was printed
             stop = "" if message.endswith((".", "?", "!")) else "."
-            _line(f"{message}{stop} `{command} --help` shows the options.")
+            note(f"{message}{stop} `{command} --help` shows the options.")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _line("stopped.")
+        note("stopped.")
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _line(text: str) -> None:
-    print("samplerbench: " + " ".join(text.split()), file=sys.stderr)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated, Any, Literal
 
 import typer
 
 from samplerbench.errors import UserError
+from samplerbench.text import console, literal, print_json
 
 Kind = Literal["sampler", "guidance", "spacing", "metric", "model"]
 
@@ -39,9 +39,8 @@ def check(
     `samplerbench check my-metric my-model`
     """
     import torch
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from samplerbench.bench.setup import quiet_libraries
     from samplerbench.testing.checks import checks_for, run_check
@@ -52,38 +51,37 @@ def check(
     # diffusers' schedulers warn of what they change in their settings, at every run; its loaders have a progress bar.
     if "diffusers" in sys.modules or any(plugin.kind == "model" for plugin in plugins):
         quiet_libraries()
-    console = Console() if Console().is_terminal else Console(width=140)
+    out = console()
     told, failed = [], 0
     for plugin in plugins:
-        table = Table(
-            title=escape(f"{plugin.kind} {plugin.spec}"), title_justify="left", title_style="bold", header_style="bold"
-        )
+        title = literal(f"{plugin.kind} {plugin.spec}", "bold")
+        table = Table(title=title, title_justify="left", header_style="bold")
         table.add_column("check", no_wrap=True)
         table.add_column("")
         table.add_column("measured", overflow="fold")
         table.add_column("what it asserts", style="dim")
-        status = console.status("") if not as_json and console.is_terminal else None
+        status = out.status("") if not as_json and out.is_terminal else None
         if status:
             status.start()
         for one in checks_for(plugin):
             if status:
-                status.update(escape(f"{plugin.spec}: {one.name} …"))
+                status.update(literal(f"{plugin.spec}: {one.name} …"))
             result = run_check(one)
             failed += result.passed is False
             told.append(
                 {"kind": plugin.kind, "spec": plugin.spec, "check": result.name, "passed": result.passed}
                 | {"figure": result.figure, "asserts": result.about}
             )
-            mark = {True: "[green]ok[/green]", False: "[red]FAILED[/red]", None: "[dim]n/a[/dim]"}[result.passed]
-            table.add_row(result.name, mark, escape(result.figure), escape(result.about))
+            mark = {True: ("ok", "green"), False: ("FAILED", "red"), None: ("n/a", "dim")}[result.passed]
+            table.add_row(result.name, Text(*mark), literal(result.figure), literal(result.about))
         if status:
             status.stop()
         if not as_json:
-            console.print(table)
+            out.print(table)
     if as_json:
-        print(json.dumps(told, indent=2, ensure_ascii=False))
+        print_json(told)
     elif failed:
-        console.print(f"[red]{failed} failed[/red]")
+        out.print(f"{failed} failed", style="red")
     if failed:
         raise typer.Exit(1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from samplerbench.text import console, note, one_line, printable, say
 
 if TYPE_CHECKING:
     from samplerbench.sampling import Step
@@ -121,7 +122,6 @@ class Progress:
     def __init__(
         self, cells: int, quiet: bool = False, log: Path | None = None, table: Callable[[], Any] | None = None
     ) -> None:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -131,14 +131,15 @@ class Progress:
         )
         from rich.progress import Progress as Bars
 
-        self.console = Console(stderr=True)
+        self.console = console(stderr=True)
         self.live = self.console.is_terminal and not quiet
         self.quiet, self.cells, self.finished = quiet, cells, 0
+        self.announced = False
         self.bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
@@ -172,7 +173,7 @@ class Progress:
         """While one cell runs: gives the driver's on_step."""
         batches = -(-n // batch_size)
         total = None if steps is None else steps * batches
-        task = self.bars.add_task(title, total=total, rate="")
+        task = self.bars.add_task(printable(title), total=total, rate="")
         started, taken = time.monotonic(), 0
 
         def on_step(_: int, step: Step) -> None:
@@ -183,24 +184,48 @@ class Progress:
                 rate = f"{taken / steps * min(batch_size, n) / max(time.monotonic() - started, 1e-9):.0f} images/s"
             self.bars.update(task, advance=1, rate=rate)
 
-        yield on_step
-        self.bars.remove_task(task)
+        try:
+            yield on_step
+        finally:
+            self.bars.remove_task(task)
+
+    @contextmanager
+    def solution(self, images: int) -> Iterator[Any]:
+        """While the converged solution of so many images is computed: gives the driver's on_step.
+
+        How many steps the solver will take is not known; the level that it has reached is shown. Without a terminal
+        the first solution of a run is announced by a line.
+        """
+        title = f"converged solution for {images} image{'' if images == 1 else 's'}"
+        if not (self.live or self.quiet or self.announced):
+            say(f"computing the {title}; cells under the same guidance share it", error=True)
+        self.announced = True
+        task = self.bars.add_task(title, total=None, rate="")
+
+        def on_step(_: int, step: Step) -> None:
+            self.bars.update(task, advance=1, rate=f"σ = {step.sigma:.3g}")
+
+        try:
+            yield on_step
+        finally:
+            self.bars.remove_task(task)
 
     def done(self, line: str) -> None:
         """A cell has finished."""
         self.finished += 1
+        line = one_line(line)
         if self.log is not None:
             from datetime import UTC, datetime
 
-            # The log is a convenience: a disk that takes no more of it must not stop the run.
-            with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as stream:
-                stream.write(f"{datetime.now(UTC).isoformat(timespec='seconds')}  {line}\n")
+            from samplerbench.results.files import append_line
+
+            # The log is a convenience: a disk that takes no more of it must not stop the run. A link is not followed.
+            with contextlib.suppress(OSError):
+                append_line(self.log, f"{datetime.now(UTC).isoformat(timespec='seconds')}  {line}")
         self.bars.advance(self.all)
         if not self.quiet and self.table is None:
             count = f"[{self.finished}/{self.cells}] " if self.cells > 1 else ""
-            print(count + line, file=sys.stderr) if not self.live else self.console.print(
-                count + line, markup=False, highlight=False
-            )
+            say(count + line, error=True) if not self.live else self.console.print(count + line)
 
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the results: a JSON file and a grid PNG per cell.")]
@@ -235,4 +260,4 @@ class Interrupts:
         self.count += 1
         if self.count > 1:
             raise KeyboardInterrupt
-        print("\nsamplerbench: stopping at the next checkpoint; Ctrl-C again stops now.", file=sys.stderr)
+        note("stopping at the next checkpoint; Ctrl-C again stops now.", gap=True)

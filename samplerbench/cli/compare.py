@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from samplerbench.errors import UserError
+from samplerbench.text import console, literal, note, print_json, printable
 
 
 def compare(
@@ -38,9 +38,9 @@ def compare(
 
     `samplerbench compare results --a sampler=ddim --b sampler=dpm++`
     """
-    from samplerbench.bench.pairs import pair, select
-    from samplerbench.report.groups import merge_metrics
     from samplerbench.report.load import load
+    from samplerbench.results.groups import merge_metrics
+    from samplerbench.results.pairs import pair, select
 
     if second is None and a == b:
         raise UserError("there is nothing to compare: give a second folder, or two selections with --a and --b.")
@@ -51,7 +51,7 @@ def compare(
     ]
     found = pair(chosen[0], chosen[1], a, b, metric)
     if as_json:
-        print(json.dumps([row.as_dict() for row in found.rows], indent=2, ensure_ascii=False))
+        print_json([row.as_dict() for row in found.rows])
     else:
         _show(found, sorted({*one.problems, *two.problems}))
     if fail_if_worse and any(row.verdict == "worse" for row in found.rows):
@@ -59,15 +59,11 @@ def compare(
 
 
 def _show(found: object, problems: list[str]) -> None:
-    import sys
-
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    from samplerbench.bench.pairs import Paired
-    from samplerbench.report.groups import printable
     from samplerbench.report.table import format_value
-    from samplerbench.report.terminal import console
+    from samplerbench.results.pairs import Paired
 
     assert isinstance(found, Paired)
     out = console()
@@ -82,13 +78,13 @@ def _show(found: object, problems: list[str]) -> None:
             interval = f"{row.change - row.margin:+.4g} … {row.change + row.margin:+.4g}"
         arrow = "↓" if row.better == "lower" else "↑"
         table.add_row(
-            escape(printable(row.cell)),
-            f"{escape(printable(row.metric.upper()))} {arrow}",
+            literal(row.cell),
+            literal(f"{row.metric.upper()} {arrow}"),
             format_value(row.a),
             format_value(row.b),
             change,
             interval,
-            f"[{colours.get(row.verdict, 'default')}]{row.verdict}[/]" + (f"\n[dim]{row.how}[/]" if row.how else ""),
+            Text(row.verdict, colours.get(row.verdict, "")).append(f"\n{row.how}" if row.how else "", "dim not bold"),
         )
     out.print(table)
     if len(found.rows) > 4:
@@ -96,10 +92,10 @@ def _show(found: object, problems: list[str]) -> None:
             f"{len(found.rows)} intervals of 95% each: about one in twenty misses its truth by chance.", style="dim"
         )
     for name in found.only_a:
-        out.print(f"only in A: {printable(name)}", markup=False, style="dim")
+        out.print(f"only in A: {printable(name)}", style="dim")
     for name in found.only_b:
-        out.print(f"only in B: {printable(name)}", markup=False, style="dim")
+        out.print(f"only in B: {printable(name)}", style="dim")
     if found.versions:
-        out.print(f"versions differ: {printable(found.versions)}", markup=False, style="dim")
+        out.print(f"versions differ: {printable(found.versions)}", style="dim")
     for problem in problems:
-        print(f"samplerbench: {printable(problem)}", file=sys.stderr)
+        note(problem)

@@ -13,6 +13,7 @@ import typer
 from samplerbench.cli import common
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_BATCH, MAX_STEPS
+from samplerbench.text import console, json_text, say
 
 if TYPE_CHECKING:
     from samplerbench.figures.panel import Drawing
@@ -37,7 +38,7 @@ Spacing = Annotated[
     str | None,
     typer.Option(
         "--spacing",
-        help="Where the steps are. Default: the toolkit's, whatever the sampler's own, so that every run starts alike.",
+        help="Where the steps are: `karras:rho=7`. Default: the sampler's own, as for `run`.",
         autocompletion=common.complete("spacing"),
     ),
 ]
@@ -93,12 +94,10 @@ class Canvas:
         data: str | None = None,
     ) -> Scene:
         """The model and the runs, checked."""
-        from samplerbench import registry
         from samplerbench.bench.request import Grid, Request, prepare
         from samplerbench.figures.scene import Scene
 
-        spacings = [spacing or registry.default("spacing")]
-        grids = [Grid(samplers, steps, guidances=guidances, spacings=spacings)] if samplers else []
+        grids = [Grid(samplers, steps, guidances=guidances, spacings=[spacing])] if samplers else []
         scene = Scene(prepare(Request(grids, **self.asked), self.device), self.n, self.seed, self.batch_size, data)
         _ = scene.labels
         return scene
@@ -111,20 +110,20 @@ class Canvas:
 
     def still(self, drawing: Drawing) -> None:
         """Write a PNG or SVG, and print its name."""
-        from samplerbench.bench.store import write_atomically
         from samplerbench.figures.output import render_still
+        from samplerbench.results.files import write_atomically
 
         write_atomically(self.out, render_still(drawing, "svg" if self.out.suffix.lower() == ".svg" else "png"))
-        print(self.out)
+        say(self.out)
 
     def animation(self, frames: Sequence[Drawing], seconds: float) -> None:
         """Write a GIF or animated PNG, and print its name."""
-        from samplerbench.bench.store import write_atomically
         from samplerbench.figures.output import render_animation
+        from samplerbench.results.files import write_atomically
 
         form: Literal["gif", "apng"] = "gif" if self.out.suffix.lower() == ".gif" else "apng"
         write_atomically(self.out, render_animation(frames, form, seconds))
-        print(self.out)
+        say(self.out)
 
 
 def _figure(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -283,13 +282,10 @@ def interpolate(
 
 
 def _write_errors(canvas: Canvas, scene: Scene, found: Sequence[Any], how: dict[str, str]) -> None:
-    import json
-
-    from rich.console import Console
     from rich.table import Table
 
-    from samplerbench.bench.store import write_atomically
     from samplerbench.figures.round_trip import SCALE
+    from samplerbench.results.files import write_atomically
 
     cell = scene.cells[0]
     record = {
@@ -304,15 +300,14 @@ def _write_errors(canvas: Canvas, scene: Scene, found: Sequence[Any], how: dict[
         "round_trips": [trip.record for trip in found],
     }
     file = canvas.out.with_suffix(".json")
-    write_atomically(file, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomically(file, (json_text(record) + "\n").encode())
     table = Table(header_style="bold", title=f"image → x_T → image, {record['images']} images", title_justify="left")
     for name in ("steps", "NFE", "MSE in [0, 1]", "variance of x_T"):
         table.add_column(name, justify="right")
     for trip in found:
         table.add_row(str(trip.steps), f"{trip.nfe:g}", f"{trip.mse:.2e}", f"{trip.variance:.3f}")
-    console = Console()
-    console.print(table)
-    print(file)
+    console().print(table)
+    say(file)
 
 
 @_figure()

@@ -9,6 +9,7 @@ import typer
 
 from samplerbench.cli import common
 from samplerbench.errors import UserError
+from samplerbench.text import console, literal, printable
 
 Plural = Literal["samplers", "guidances", "spacings", "models", "metrics", "data"]
 
@@ -20,15 +21,11 @@ def list_plugins(
 
     Neither torch nor a plugin is imported for it.
     """
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from samplerbench import registry
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
+    out = console(160)
     kinds = [kind] if kind else list(registry.KINDS)
     found = {plural: registry.entries(registry.KINDS[plural]) for plural in kinds}
     broken = registry.failures(e for entries in found.values() for e in entries)
@@ -38,14 +35,15 @@ def list_plugins(
         table.add_column(ratio=1)
         table.add_column(style="dim", no_wrap=True)
         for entry in entries:
-            text = f"[red]broken: {escape(broken[entry])}[/red]" if entry in broken else escape(registry.summary(entry))
-            table.add_row(escape(entry.name), text, escape(entry.origin))
+            wrong = f"broken: {broken[entry]}" if entry in broken else ""
+            text = literal(wrong, "red") if wrong else literal(registry.summary(entry))
+            table.add_row(literal(entry.name), text, literal(entry.origin))
         if not entries:
             table.add_row("(none)", "", "")
-        console.print(table)
-        console.print()
+        out.print(table)
+        out.print()
     if kind == "models" or kind is None:
-        console.print("A model is also a checkpoint folder or a hub id (owner/name): --model PATH.", style="dim")
+        out.print("A model is also a checkpoint folder or a hub id (owner/name): --model PATH.", style="dim")
 
 
 def show(
@@ -57,21 +55,17 @@ def show(
     offline: common.Offline = False,
 ) -> None:
     """Show a plugin's description, formula, source and parameters, or a checkpoint's settings."""
-    from rich.console import Console
-
     from samplerbench import plugin_file, registry
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    out = console(120)
     if plugin_file.split(name):
         kinds = ("sampler", "guidance", "spacing", "metric", "model")
-        _show_plugin(console, registry.find(registry.kind_of(name, kinds), registry.split(name)[0]))
+        _show_plugin(out, registry.find(registry.kind_of(name, kinds), registry.split(name)[0]))
         return
     named = [e for kind in registry.BASES for e in registry.entries(kind) if e.name == name.partition(":")[0]]
     if not named:
         if Path(name).expanduser().is_dir() or name.count("/") == 1:
-            _show_checkpoint(console, name, revision, variant, offline)
+            _show_checkpoint(out, name, revision, variant, offline)
             return
         from samplerbench.options import did_you_mean
 
@@ -80,44 +74,44 @@ def show(
             f'nothing is called "{name}".{did_you_mean(name, known)} `samplerbench list` shows what there is.'
         )
     for entry in dict.fromkeys((e.kind, e.name) for e in named):
-        _show_plugin(console, registry.find(*entry))
+        _show_plugin(out, registry.find(*entry))
         if entry[0] == "model":
-            _show_checkpoint(console, name, revision, variant, offline)
+            _show_checkpoint(out, name, revision, variant, offline)
 
 
-def _show_plugin(console: Any, entry: Any) -> None:
+def _show_plugin(out: Any, entry: Any) -> None:
     import inspect
 
-    from rich.markup import escape
     from rich.table import Table
 
     from samplerbench import registry
     from samplerbench.options import parameters_of, show_value
 
-    cls = registry.load(entry)
-    console.print(f"[bold cyan]{escape(entry.name)}[/bold cyan]  {entry.kind}, from {escape(entry.origin)}")
-    console.print()
-    console.print(inspect.getdoc(cls) or "(no description)", markup=False, highlight=False)
-    console.print()
+    cls: Any = registry.load(entry)
+    out.print(literal(entry.name, "bold cyan").append(f"  {entry.kind}, from {printable(entry.origin)}", "not bold"))
+    out.print()
+    out.print(printable(inspect.getdoc(cls) or "(no description)", lines=True))
+    out.print()
     known = parameters_of(cls)
     if not known:
-        console.print("No parameters.")
+        out.print("No parameters.")
     else:
         table = Table(header_style="bold")
         for column in ("parameter", "type", "bounds", "default", "meaning"):
             table.add_column(column, overflow="fold")
         for p in known.values():
             cells = (p.name, p.type_name, p.range or "-", show_value(p.default) or '""', p.help)
-            table.add_row(*map(escape, cells))
-        console.print(table)
+            table.add_row(*map(literal, cells))
+        out.print(table)
     if entry.kind == "sampler":
-        spacing = getattr(cls, "spacing", None) or registry.default("spacing")
-        console.print(f"Default spacing: {spacing}")
+        from samplerbench.sampling.spacing import pick_spacing
+
+        spacing = "none, it has a grid of its own" if cls.own_grid else pick_spacing(cls).spec
+        out.print(f"Default spacing: {printable(spacing)}")
 
 
-def _show_checkpoint(console: Any, source: str, revision: str | None, variant: str | None, offline: bool) -> None:
+def _show_checkpoint(out: Any, source: str, revision: str | None, variant: str | None, offline: bool) -> None:
     import torch
-    from rich.markup import escape
     from rich.table import Table
 
     from samplerbench.bench.setup import load_model
@@ -143,5 +137,5 @@ def _show_checkpoint(console: Any, source: str, revision: str | None, variant: s
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for key, value in rows.items():
-        table.add_row(key, escape(str(value)))
-    console.print(table)
+        table.add_row(literal(key), literal(value))
+    out.print(table)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from samplerbench.errors import UserError
+from samplerbench.text import say
 
 Kind = Literal["sampler", "guidance", "spacing", "metric", "model"]
 
@@ -73,9 +74,9 @@ def new(
             (target / path).write_text(text, "utf-8")
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}.") from None
-    print(f"{target}/ has the {kind} {name}: edit {list(files)[-2]}. Next:")
-    print(f"  python -m pip install -e '{target}[test]'")
-    print(f"  python -m pytest -q {target}")
+    say(f"{target}/ has the {kind} {name}: edit {list(files)[-2]}. Next:")
+    say(f"  python -m pip install -e '{target}[test]'")
+    say(f"  python -m pytest -q {target}")
 
 
 def render(kind: str, name: str) -> dict[str, str]:

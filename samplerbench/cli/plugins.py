@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from samplerbench.text import console, literal, print_json, printable
 
 if TYPE_CHECKING:
     from samplerbench.registry import Entry, Finding
@@ -25,43 +26,36 @@ def plugins(
 
     `samplerbench --no-plugins plugins`
     """
-    from rich.console import Console
-    from rich.text import Text
-
     from samplerbench import registry
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
+    out = console(160)
     entries = [e for kind in registry.BASES for e in registry.entries(kind)]
     wrong = registry.findings(entries)
     if as_json:
-        print(json.dumps([_record(e, wrong.get(e, registry.Finding())) for e in entries], indent=2, ensure_ascii=False))
+        print_json([_record(e, wrong.get(e, registry.Finding())) for e in entries])
         return
     origins = sorted({e.origin for e in entries}, key=lambda o: (not o.startswith(f"{registry.OWN} "), o))
     for origin in origins:
         own = [e for e in entries if e.origin == origin]
-        console.print(Text(origin + (" (built in)" if own[0].distribution == registry.OWN else ""), style="bold"))
-        console.print(_table(own, wrong))
-        console.print()
+        out.print(literal(origin + (" (built in)" if own[0].distribution == registry.OWN else ""), "bold"))
+        out.print(_table(own, wrong))
+        out.print()
     broken = sum(bool(f.error) for f in wrong.values())
     foreign = len(origins) - any(e.distribution == registry.OWN for e in entries)
     if registry.no_plugins():
-        console.print(f"Other distributions are left out: --no-plugins, or {registry.NO_PLUGINS}.", style="dim")
+        out.print(f"Other distributions are left out: --no-plugins, or {registry.NO_PLUGINS}.", style="dim")
     elif not foreign:
-        console.print("No other distribution is installed; `samplerbench new` writes one.", style="dim")
+        out.print("No other distribution is installed; `samplerbench new` writes one.", style="dim")
     if broken:
-        console.print(f"{broken} cannot be used; everything else can.", style="red")
+        out.print(f"{broken} cannot be used; everything else can.", style="red")
     for folder in [] if registry.no_plugins() else registry.unreadable():
-        console.print(f"unreadable distribution: {folder}", style="red", markup=False, highlight=False)
+        out.print(f"unreadable distribution: {printable(folder)}", style="red")
     for folder in registry.other_installations():
-        text = f"left out, another distribution called {registry.OWN}: {folder}"
-        console.print(text, style="yellow", markup=False, highlight=False)
+        out.print(f"left out, another distribution called {registry.OWN}: {printable(folder)}", style="yellow")
 
 
 def _table(entries: list[Entry], wrong: dict[Entry, Finding]) -> Any:
     """What a distribution registers: kind, names of what is sound, and a row for each that is not."""
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
@@ -71,12 +65,12 @@ def _table(entries: list[Entry], wrong: dict[Entry, Finding]) -> Any:
     for kind in dict.fromkeys(e.kind for e in entries):
         sound = [e.name for e in entries if e.kind == kind and e not in wrong]
         if sound:
-            table.add_row(kind, escape(", ".join(sound)), "")
+            table.add_row(kind, literal(", ".join(sound)), "")
         for e in entries:
             if e.kind == kind and e in wrong:
                 error = wrong[e].error
-                text = f"[red]broken: {escape(error)}[/red]" if error else f"[yellow]{escape(wrong[e].remark)}[/yellow]"
-                table.add_row(kind, escape(e.name), text)
+                text = literal(f"broken: {error}", "red") if error else literal(wrong[e].remark, "yellow")
+                table.add_row(kind, literal(e.name), text)
     return table
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from samplerbench.errors import UserError
+from samplerbench.text import console, json_text, literal, note, say
 
 FORMATS = ("md", "csv", "latex", "json", "html", "plots")
 
@@ -41,8 +41,9 @@ def report(
 
     `samplerbench report results --format md,latex --by steps --out paper/tables`
     """
-    from samplerbench.report.groups import group
     from samplerbench.report.load import load
+    from samplerbench.results.files import refuse_links
+    from samplerbench.results.groups import group
 
     wanted = [part.strip() for part in formats.split(",") if part.strip()]
     if unknown := [name for name in wanted if name not in FORMATS]:
@@ -50,6 +51,9 @@ def report(
     target = folder / "report" if out is None else out
     if target.resolve() == folder.resolve():
         raise UserError(f"--out {target} is the folder of the results; choose another, to keep the two apart.")
+    if out is None:
+        refuse_links(target, folder)
+    refuse_links(target / "plots", target)
     loaded = load(folder)
     groups = group(loaded.records)
     known = list(dict.fromkeys(m for g in groups for m in g.metrics()))
@@ -59,7 +63,7 @@ def report(
         groups = [kept for g in groups if (kept := _only(g, metric)) is not None]
     _print(groups, loaded.problems, by, plot)
     for file in _write(groups, loaded, wanted, target, by):
-        print(file)
+        say(file)
 
 
 def _only(group: Any, metrics: list[str]) -> Any:
@@ -72,10 +76,8 @@ def _only(group: Any, metrics: list[str]) -> Any:
 
 
 def _write(groups: list[Any], loaded: Any, wanted: list[str], out: Path, by: Any) -> list[Path]:
-    import json
-
-    from samplerbench.bench.store import write_atomically
     from samplerbench.report import formats
+    from samplerbench.results.files import write_atomically
 
     texts: dict[str, str] = {}
     if "md" in wanted:
@@ -87,7 +89,7 @@ def _write(groups: list[Any], loaded: Any, wanted: list[str], out: Path, by: Any
         texts["report.tex"] = formats.latex_document(texts["tables.tex"])
     if "json" in wanted:
         content = formats.payload(groups, loaded.problems, by)
-        texts["report.json"] = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        texts["report.json"] = json_text(content, indent=1, allow_nan=False) + "\n"
     if "html" in wanted:
         from samplerbench.report.html import page
 
@@ -107,29 +109,26 @@ def _write(groups: list[Any], loaded: Any, wanted: list[str], out: Path, by: Any
 
 
 def _print(groups: list[Any], problems: list[str], by: Any, plot: bool | None) -> None:
-    from rich.text import Text
-
     from samplerbench.report import terminal
     from samplerbench.report.formats import AXIS_NAMES, matrices
-    from samplerbench.report.groups import printable
     from samplerbench.report.series import series
 
-    console = terminal.console()
-    plot = console.is_terminal if plot is None else plot
-    width = max(20, min(64, console.width - 12))
+    out = console()
+    plot = out.is_terminal if plot is None else plot
+    width = max(20, min(64, out.width - 12))
     if len(groups) > 1:
-        console.print(Text(f"{len(groups)} protocols, which are not to be compared with each other:", style="yellow"))
+        out.print(f"{len(groups)} protocols, which are not to be compared with each other:", style="yellow")
     for group in groups:
         if group.title:
-            console.rule(Text(group.title, style="bold"), align="left")
-        console.print(Text(group.describe(), style="dim"))
+            out.rule(literal(group.title, "bold"), align="left")
+        out.print(literal(group.describe(), "dim"))
         for table in matrices(group, by):
-            console.print(terminal.matrix_table(table))
+            out.print(terminal.matrix_table(table))
             if plot:
                 found = series(group, table.metric, table.axis)
                 log_y = table.better == "lower" and all(y > 0 for s in found for y in s.y)
                 name = f"{table.metric.upper()} {table.arrow}"
-                console.print(terminal.text_plot(found, AXIS_NAMES[table.axis], name, log_y, width))
-            console.print()
+                out.print(terminal.text_plot(found, AXIS_NAMES[table.axis], name, log_y, width))
+            out.print()
     for problem in problems:
-        print(f"samplerbench: {printable(problem)}", file=sys.stderr)
+        note(problem)

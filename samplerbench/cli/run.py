@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samplerbench.cli import common
-from samplerbench.errors import UserError
+from samplerbench.errors import Stopped, UserError
 from samplerbench.limits import MAX_IMAGES, MAX_STEPS
+from samplerbench.text import console, literal, note, print_json, say
 
 if TYPE_CHECKING:
     from samplerbench.bench.request import Prepared, Request
@@ -121,9 +122,11 @@ def run(
     `accelerate launch --num_processes 8 -m samplerbench run benchmarks/suites/digits.toml`
     """
     from samplerbench.bench import engine, request, setup
-    from samplerbench.bench.store import Store
     from samplerbench.bench.suite import load_suite
     from samplerbench.bench.team import join_team
+    from samplerbench.metrics.fid import FID
+    from samplerbench.metrics.fid_infinity import FIDInfinity
+    from samplerbench.results.store import Store
 
     options: dict[str, Any] = {"model": model, "labels": labels, "n": n, "blocks": blocks, "seeds": (seed,)}
     options |= {
@@ -155,7 +158,8 @@ def run(
     asked = replace(asked, **options, load=replace(asked.load, **loading))
     asked = replace(asked, load=replace(asked.load, offline=offline))
     team, device = join_team(device)
-    prepared = request.prepare(asked, device, team=team)
+    with _stdout_kept(as_json):
+        prepared = request.prepare(asked, device, team=team)
     store = Store(out)
     if dry_run:
         if team.main:
@@ -163,9 +167,10 @@ def run(
         return
     if team.main:
         store.prepare()
-    measured = request.measure_reference(prepared)
-    sessions = [request.make_session(prepared, measured, s, store, rerun, team) for s in asked.seeds]
-    if team.main:
+    with _stdout_kept(as_json):
+        measured = request.measure_reference(prepared)
+        sessions = [request.make_session(prepared, measured, s, store, rerun, team) for s in asked.seeds]
+    if team.main and measured.reference is not None and any(isinstance(m, FID | FIDInfinity) for m in prepared.metrics):
         _warn_few(measured.n, len(measured.reference.moments.mean))
     jobs = [(session, cell) for session in sessions for cell in prepared.cells]
     outcomes: list[engine.Outcome | None] = [None] * len(jobs)
@@ -173,20 +178,25 @@ def run(
     interrupted = False
     try:
         bars = common.Progress(len(jobs), not team.main, out / "run.log", lambda: _so_far(jobs, outcomes, prepared))
-        with watch, bars.running() as progress:
+        with _stdout_kept(as_json), watch, bars.running() as progress:
             for session in sessions:
-                session.stop = watch.asked
-            # Cells that another run is at work on come last, when they may be done already.
-            for patient in (False, True):
+                session.execution.stop = watch.asked
+                session.execution.solving = progress.solution
+            # Cells that another run works on come last, when they may be finished already.
+            for wait in (False, True):
                 for i, (session, cell) in enumerate(jobs):
-                    if outcomes[i] is not None or (not patient and engine.is_claimed(session, cell)):
+                    if outcomes[i] is not None:
                         continue
                     total = measured.n * asked.blocks
-                    with progress.cell(cell.title, cell.steps, total, prepared.batch_size * team.size) as on_step:
-                        outcome = engine.run_cell(session, cell, on_step)
-                    outcomes[i] = outcome
-                    progress.done(_line(outcome))
-    except KeyboardInterrupt:
+                    with (
+                        suppress(engine.Claimed),
+                        progress.cell(cell.title, cell.steps, total, prepared.batch_size * team.size) as on_step,
+                    ):
+                        outcomes[i] = outcome = engine.run_cell(session, cell, on_step, wait)
+                        if outcome.trace:
+                            say(outcome.trace, error=True)
+                        progress.done(_line(outcome))
+    except (KeyboardInterrupt, Stopped):
         interrupted = True
     else:
         team.close()
@@ -197,30 +207,29 @@ def run(
     records = [o.record for o in outcomes if o is not None] + [gap.record for gap in prepared.unmet]
     if as_json:
         keep = [{k: v for k, v in r.items() if k not in ("protocol_fields", "seal")} for r in records]
-        print(json.dumps(keep, indent=2, ensure_ascii=False))
+        print_json(keep)
     elif records:
         floor = None
         if asked.blocks > 1 and any(m.label() == "fid" for m in prepared.metrics):
             floor = _floor(measured.real, measured.n)
         _show(records, prepared.metrics, floor)
         _show_published(jobs, outcomes, prepared)
-        print(f"results and sample grids: {out}/", file=sys.stderr)
+        say(f"results and sample grids: {out}/", error=True)
     if interrupted:
         finished = sum(o is not None for o in outcomes)
-        print(
-            f"samplerbench: stopped; {finished} of {len(jobs)} cells are done and kept in {out}/. "
-            "Run the same command to go on.",
-            file=sys.stderr,
-        )
+        note(f"stopped; {finished} of {len(jobs)} cells are done and kept in {out}/. Run the same command to go on.")
         raise typer.Exit(130)
     if code := _exit_code(outcomes):
         raise typer.Exit(code)
 
 
+def _stdout_kept(as_json: bool) -> AbstractContextManager[Any]:
+    """While JSON is to be the only output: what plugins print goes to stderr."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
+
+
 def _show_published(jobs: Sequence[Any], outcomes: Sequence[Any], prepared: Prepared) -> None:
     """What a paper reports for these cells, beside what was measured."""
-    from rich.console import Console
-
     from samplerbench.report.published import published_table
 
     known = {metric.label() for metric in prepared.metrics}
@@ -232,10 +241,9 @@ def _show_published(jobs: Sequence[Any], outcomes: Sequence[Any], prepared: Prep
         if job[1] is cell and outcome is not None and p.metric in known
     ]
     if rows:
-        console = Console()
-        console = console if console.is_terminal else Console(width=max(console.width, 140))
-        console.print()
-        console.print(published_table(rows))
+        screen = console()
+        screen.print()
+        screen.print(published_table(rows))
 
 
 def _so_far(jobs: Sequence[Any], outcomes: Sequence[Any], prepared: Prepared) -> Any:
@@ -243,7 +251,7 @@ def _so_far(jobs: Sequence[Any], outcomes: Sequence[Any], prepared: Prepared) ->
     from samplerbench.report.table import steps_table
 
     pairs = zip(jobs, outcomes, strict=True)
-    records = [o.record if o is not None else job[1].pending | {"seed": job[0].seed} for job, o in pairs]
+    records = [o.record if o is not None else job[1].pending | {"seed": job[0].measurement.seed} for job, o in pairs]
     return steps_table([*records, *(gap.record for gap in prepared.unmet)], prepared.metrics[0].label())
 
 
@@ -275,63 +283,48 @@ def _request(
 
 def _dry_run(prepared: Prepared) -> None:
     """List the cells with their evaluations, and the time they will take by a short calibration."""
-    import time
-
-    import torch
-    from rich.console import Console
     from rich.table import Table
 
-    model, asked = prepared.model, prepared.request
-    batch = prepared.batch_size
-    x = torch.randn(batch, *model.shape, device=model.device, dtype=torch.float32)
-    labels = prepared.labels(batch)
-    denoise = model.denoiser(None if labels is None else labels.to(model.device), batch)
-    with torch.no_grad():
-        denoise(x, 1.0)
-        start = time.perf_counter()
-        for _ in range(3):
-            denoise(x, 1.0)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-    per_image = (time.perf_counter() - start) / 3 / batch
-    n = asked.n
-    if n is None and (model.data or asked.data):
-        from samplerbench.data import load_data
+    from samplerbench.bench.estimate import estimate
 
-        n = min(50_000, len(load_data(asked.data or str(model.data))))
+    found, asked = estimate(prepared), prepared.request
     table = Table(header_style="bold")
     for column in ("sampler", "spacing"):
         table.add_column(column, no_wrap=True)
     for column in ("steps", "NFE", "estimate"):
         table.add_column(column, justify="right")
-    total = 0.0
-    for cell in prepared.cells:
-        cost = 1 if cell.guidance is None else cell.guidance.evaluations
-        nfe = None if cell.steps is None else (cell.sampler.nfe(cell.steps) or 0) * cost
-        seconds = None if nfe is None or n is None else nfe * n * asked.blocks * per_image
-        total += seconds or 0.0
-        guided = f" + {cell.guidance.spec}" if cell.guidance else ""
+    for row in found.rows:
+        cell = row.cell
+        name = f"converged solution of {', '.join(row.metrics)}" if row.metrics else cell.sampler.spec
         table.add_row(
-            cell.sampler.spec + guided,
-            cell.spacing.spec if cell.spacing else "own",
+            literal(name + (f" + {cell.guidance.spec}" if cell.guidance else "")),
+            literal(cell.spacing.spec if cell.spacing else "own"),
             str(cell.steps or "own"),
-            str(nfe or "own"),
-            "?" if seconds is None else f"{seconds:.0f} s",
+            f"≈ {row.nfe:.0f}" if row.measured else str(row.nfe),
+            "?" if row.seconds is None else f"{row.seconds:.0f} s",
         )
-    console = Console() if Console().is_terminal else Console(width=140)
-    console.print(table)
+    screen = console()
+    screen.print(table)
     seeds = len(asked.seeds)
-    console.print(
-        f"{len(prepared.cells) * seeds} cells of {n} x {asked.blocks} images; about {total * seeds / 60:.1f} minutes "
-        f"of sampling on {model.device}, measured at {1 / per_image:.0f} evaluations/s."
+    screen.print(
+        f"{len(prepared.cells) * seeds} cells of {'?' if found.n is None else found.n} x {asked.blocks} images; about "
+        f"{found.seconds * seeds / 60:.1f} minutes of sampling on {prepared.model.device}, measured at "
+        f"{1 / found.evaluation:.0f} evaluations/s."
     )
+    if any(row.metrics for row in found.rows):
+        screen.print(
+            "A converged solution is computed once for all cells with the same guidance, if one of them is "
+            "deterministic."
+        )
+    if any(row.measured for row in found.rows):
+        screen.print("≈: measured on two images.")
     for gap in prepared.unmet:
-        console.print(f"{gap.sampler.spec}: {gap.record['unmet']}")
+        screen.print(literal(f"{gap.sampler.spec}: {gap.record['unmet']}"))
 
 
 def _floor(real: Any, n: int) -> tuple[float, float, int] | None:
     """The noise floor, where the real images are at hand."""
-    from samplerbench.bench.compare import noise_floor
+    from samplerbench.results.compare import noise_floor
 
     try:
         return noise_floor(real("fid"), n)
@@ -341,37 +334,34 @@ def _floor(real: Any, n: int) -> tuple[float, float, int] | None:
 
 def _warn_few(n: int, dim: int) -> None:
     if n <= dim:
-        print(
-            f"samplerbench: note: {n} images for {dim} features: the covariance is singular and the FID strongly "
-            f"biased; use --n {10 * dim} or more.",
-            file=sys.stderr,
+        note(
+            f"note: {n} images for {dim} features: the covariance is singular and the FID strongly "
+            f"biased; use --n {10 * dim} or more."
         )
 
 
 def _line(outcome: Any) -> str:
-    from samplerbench.report.table import format_nfe, format_value, row_name
+    from samplerbench.report.table import format_nfe, format_value
+    from samplerbench.results.record import row_name
 
     record = outcome.record
     title = f"{row_name(record)}, " + (f"{record['steps']} steps" if record["steps"] else "its own steps")
     if outcome.error is not None:
         return f"{title}: failed: {outcome.error}"
-    values = "  ".join(f"{name} {format_value(m['value'])}" for name, m in record["metrics"].items())
-    how = "from an earlier run" if outcome.reused else f"{record['seconds']:.1f} s"
-    return f"{title}: {values}  NFE {format_nfe(record['nfe'])}  {how}"
+    values = "".join(f"{name} {format_value(m['value'])}  " for name, m in record["metrics"].items())
+    timed = "" if record["seconds"] is None else f"{record['seconds']:.1f} s"
+    how = "from an earlier run" if outcome.reused else timed
+    return f"{title}: {values}NFE {format_nfe(record['nfe'])}  {how}"
 
 
 def _show(records: list[dict[str, Any]], metrics: list[Any], floor: tuple[float, float, int] | None = None) -> None:
-    from rich.console import Console
-
     from samplerbench.report.table import long_table, steps_table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 140))
+    screen = console()
     for metric in metrics:
-        console.print(steps_table(records, metric.label(), floor if metric.label() == "fid" else None))
-        console.print()
-    console.print(long_table(records))
+        screen.print(steps_table(records, metric.label(), floor if metric.label() == "fid" else None))
+        screen.print()
+    screen.print(long_table(records))
 
 
 def sample(
@@ -427,10 +417,10 @@ def sample(
     import torch
 
     from samplerbench.bench import engine, request, setup
-    from samplerbench.bench.store import write_atomically
+    from samplerbench.data.grid import save_grid
     from samplerbench.data.pixels import quantise
     from samplerbench.models.files import LoadOptions
-    from samplerbench.report.grid import save_grid
+    from samplerbench.results.files import write_atomically
 
     if out.suffix.lower() != ".png":
         raise UserError(f"{out}: the grid is a PNG file; name one, like grid.png.")
@@ -467,4 +457,4 @@ def sample(
         else:
             np.savez_compressed(buffer, images=channels_last, labels=found.numpy())
         write_atomically(npz, buffer.getvalue())
-    print(out)
+    say(out)

@@ -9,6 +9,7 @@ import typer
 
 from samplerbench.cli import common
 from samplerbench.errors import UserError
+from samplerbench.text import say
 from samplerbench.untrusted import user_path
 
 
@@ -36,10 +37,10 @@ def stats(
     `samplerbench stats cifar10-32x32.npz --out cifar10.safetensors`
     """
     from samplerbench.bench import setup
-    from samplerbench.bench.store import Store
     from samplerbench.data.load import find_data
     from samplerbench.metrics.extractors import load_extractor
     from samplerbench.metrics.reference import load_published, measure_once
+    from samplerbench.results.store import Store
 
     if out.suffix != ".safetensors":
         raise UserError(f"{out}: statistics are a .safetensors file; name one, like {out.stem or 'real'}.safetensors.")
@@ -50,4 +51,4 @@ def stats(
     published = load_published(user_path(data), extractor) if data.endswith(".npz") else None
     reference = published or measure_once(images(), extractor)
     reference.save(out)
-    print(out)
+    say(out)

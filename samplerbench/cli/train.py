@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from samplerbench.limits import MAX_BATCH, MAX_CHANNELS, MAX_SEED, MAX_TIMESTEPS, MAX_TRAINING_STEPS
+from samplerbench.text import note, say
 
 if TYPE_CHECKING:
     from samplerbench.data import ImageSet
@@ -102,13 +103,12 @@ class Run:
 
         result = fit(task, images, self.settings, self.out, ["samplerbench", *sys.argv[1:]])
         if result.steps < self.settings.steps:
-            print(
-                f"samplerbench: {result.steps} of {self.settings.steps} steps are done and kept in {self.out}; run the "
-                "same command to go on.",
-                file=sys.stderr,
+            note(
+                f"{result.steps} of {self.settings.steps} steps are done and kept in {self.out}; run the same command "
+                "to go on."
             )
             return
-        print(self.out)
+        say(self.out)
 
 
 def _trains(without: tuple[str, ...] = (), **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from functools import partial
 
 from samplerbench import registry
+from samplerbench.boundary import plugin_call
 from samplerbench.data.files import load_folder, load_npz, load_zip
-from samplerbench.data.image_set import ImageSet
-from samplerbench.errors import UserError
+from samplerbench.data.image_set import DataSource, ImageSet
+from samplerbench.errors import RunError, UserError
 from samplerbench.options import did_you_mean
 from samplerbench.untrusted import is_dir, is_file, shorten, user_path
 
@@ -36,8 +37,7 @@ def find_data(source: str) -> Callable[[], ImageSet]:
     name = source.partition(":")[0].partition("/")[0]
     known = {entry.name for entry in registry.entries("data set")}
     if name in known and (name == source or ":" in source or not (is_dir(source) or is_file(source))):
-        load: Callable[[], ImageSet] = registry.parse("data set", source).load
-        return load
+        return partial(_load_named, registry.parse("data set", source))
     path = user_path(source)
     if is_dir(path):
         return partial(load_folder, path)
@@ -51,3 +51,11 @@ def find_data(source: str) -> Callable[[], ImageSet]:
         f'no data set "{shorten(source)}": it is neither a folder, a zip or an npz, nor one of '
         f"{', '.join(sorted(known))}.{did_you_mean(source, known)}"
     )
+
+
+def _load_named(named: DataSource) -> ImageSet:
+    with plugin_call(named, "in load"):
+        found = named.load()
+    if not isinstance(found, ImageSet):
+        raise RunError(f"data set {named.label()}: load returned a {type(found).__name__}; it must be an ImageSet.")
+    return found

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from samplerbench.errors import UserError
+from samplerbench.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,7 +89,9 @@ class _Sheet:
 
     def text(self, words: str, size: float, **how: Any) -> tuple[Text, float, float]:
         """A text that has no place yet, with its width and height."""
-        made = self.figure.text(0, 0, words, fontsize=size, color=how.pop("color", INK), linespacing=1.25, **how)
+        made = self.figure.text(
+            0, 0, printable(words, lines=True), fontsize=size, color=how.pop("color", INK), linespacing=1.25, **how
+        )
         box = made.get_window_extent(self.renderer)
         return made, box.width, box.height
 

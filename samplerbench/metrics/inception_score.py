@@ -20,6 +20,7 @@ class InceptionScore(Metric):
 
     better: ClassVar[Literal["lower", "higher"]] = "higher"
     layer: ClassVar[Layer] = "isc"
+    needs_reference: ClassVar[bool] = False
     ordered: ClassVar[bool] = True
 
     splits: int = option(10, "parts over which the score is averaged", ge=1, le=1_000_000)

@@ -18,6 +18,7 @@ class LabelAccuracy(Metric):
 
     better: ClassVar[Literal["lower", "higher"]] = "higher"
     layer: ClassVar[Layer] = "isc"
+    needs_reference: ClassVar[bool] = False
 
     def start(self, context: Context) -> Accumulator:
         return _Hits()

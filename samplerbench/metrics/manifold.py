@@ -16,6 +16,7 @@ from samplerbench.options import option
 class _Manifold(Metric):
     better: ClassVar[Literal["lower", "higher"]] = "higher"
     layer: ClassVar[Layer] = "prc"
+    needs_real_images: ClassVar[bool] = True
 
     k: int = option(3, "which nearest neighbour bounds a ball", ge=1, le=1_000_000)
 

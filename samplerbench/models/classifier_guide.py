@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from samplerbench.errors import UserError
+from samplerbench.models.classifier import Classified, LoadedClassifier
 from samplerbench.models.files import check_no_code, check_weights, hash_files
-from samplerbench.models.model import LoadedClassifier, Model
 from samplerbench.models.noise_classifier import NoiseConditionalClassifier
 from samplerbench.untrusted import read_json, reason, user_path
 
 
-def load_classifier(folder: str, model: Model) -> LoadedClassifier:
+def load_classifier(folder: str, model: Classified) -> LoadedClassifier:
     """The `NoiseConditionalClassifier` saved in a folder, on the model's device, in float32.
 
     Raises:

@@ -16,7 +16,9 @@ from samplerbench.models.fields import Fields
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.latent import Autoencoder
 from samplerbench.models.model import Condition
+from samplerbench.models.preconditioning import DISCRETE
 from samplerbench.models.schedule import Schedule, read_schedule
+from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 
 @dataclass
@@ -38,8 +40,8 @@ class DiffusersUNet(DiscreteVP):
             return {}
         return {"labels": torch.full((batch,), self.null_label, device=self.device)}
 
-    def ask(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return self.network(x, t, class_labels=condition.get("labels")).sample
+    def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        return self.network(x.to(self.dtype), time, class_labels=condition.get("labels")).sample
 
 
 def load_diffusers_unet(
@@ -90,7 +92,7 @@ def unet_model(
         network=part.module,
         shape=shape,
         levels=schedule.levels,
-        variance_preserving=True,
+        process=VARIANCE_PRESERVING,
         device=device,
         dtype=dtype,
         autoencoder=autoencoder,
@@ -102,7 +104,7 @@ def unet_model(
         doubled=schedule.doubled,
         default_classifier=str(classifier) if classifier.is_dir() else "",
         identity=identity_of(checkpoint, part.sha256) | schedule.identity | {"rounding": rounding},
-        prediction=schedule.prediction,
+        preconditioning=DISCRETE[schedule.prediction],
         rounding=rounding,
         null_label=null_label,
         **card_fields(checkpoint, part.module),

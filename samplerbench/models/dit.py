@@ -14,6 +14,8 @@ from samplerbench.models.diffusers_unet import card_fields, identity_of, load_sc
 from samplerbench.models.discrete import DiscreteVP
 from samplerbench.models.latent import load_autoencoder
 from samplerbench.models.model import Condition
+from samplerbench.models.preconditioning import DISCRETE
+from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 
 @dataclass
@@ -29,8 +31,8 @@ class DiT(DiscreteVP):
     def null_condition(self, batch: int) -> Condition:
         return {"labels": torch.full((batch,), self.classes or 0, device=self.device)}
 
-    def ask(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return self.network(x, timestep=t, class_labels=condition["labels"]).sample
+    def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        return self.network(x.to(self.dtype), timestep=time, class_labels=condition["labels"]).sample
 
 
 def load_dit(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> DiT:
@@ -66,7 +68,7 @@ def load_dit(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -
         network=part.module,
         shape=(channels, *size),
         levels=schedule.levels,
-        variance_preserving=True,
+        process=VARIANCE_PRESERVING,
         device=device,
         dtype=dtype,
         autoencoder=autoencoder,
@@ -80,6 +82,6 @@ def load_dit(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -
         | schedule.identity
         | {"variance": "learned_range" if learned else schedule.variance}
         | latent,
-        prediction=schedule.prediction,
+        preconditioning=DISCRETE[schedule.prediction],
         **card_fields(checkpoint, part.module),
     )

@@ -18,7 +18,8 @@ from samplerbench.models.diffusers_unet import card_fields, identity_of
 from samplerbench.models.fields import Fields
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Condition, Model
-from samplerbench.sampling.denoiser import Prediction, Sigma, per_sample
+from samplerbench.models.preconditioning import edm
+from samplerbench.sampling.process import VARIANCE_EXPLODING
 from samplerbench.untrusted import read_json
 
 LEVELS = 1000
@@ -73,14 +74,10 @@ class EDMPreconditioned(ModelMixin, ConfigMixin):
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """D (B, C, H, W), in x's dtype, of x = x₀ + σ z (B, C, H, W) at levels sigma (B,) with labels (B,)."""
-        s, deviation = sigma.double(), self.config.sigma_data
-        norm = (s**2 + deviation**2).rsqrt()
-        skip, out, scale = (
-            c.to(x.dtype)[:, None, None, None] for c in ((deviation * norm) ** 2, s * deviation * norm, norm)
-        )
-        dtype = self.network.dtype
-        output = self.network((scale * x).to(dtype), (s.log() / 4).to(dtype), class_labels=labels).sample
-        return skip * x + out * output.to(x.dtype)
+        scalings, dtype = edm(self.config.sigma_data), self.network.dtype
+        time = torch.as_tensor(scalings.time(sigma.double()) if scalings.time else sigma)
+        output = self.network(scalings.input(x, sigma).to(dtype), time.to(dtype), class_labels=labels).sample
+        return scalings.denoised(output.to(x.dtype), x, sigma)
 
 
 @dataclass
@@ -94,8 +91,8 @@ class EDM(Model):
             return {}
         return {"labels": torch.full((batch,), self.null_label, device=self.device)}
 
-    def evaluate(self, x: Tensor, sigma: Sigma, condition: Condition) -> Prediction:
-        return Prediction(self.network(x, per_sample(sigma, x), condition.get("labels")))
+    def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        return self.network(x, time, condition.get("labels"))
 
 
 def edm_levels(sigma_min: float, sigma_max: float, n: int = LEVELS, rho: float = 7.0) -> Tensor:
@@ -139,7 +136,7 @@ def load_edm(
         network=part.module,
         shape=(inner.integer("in_channels", 1, MAX_CHANNELS), height, width),
         levels=edm_levels(settings["sigma_min"], settings["sigma_max"]),
-        variance_preserving=False,
+        process=VARIANCE_EXPLODING,
         device=device,
         dtype=dtype,
         classes=embeds - (null is not None) if embeds else None,

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from samplerbench.errors import UserError
-from samplerbench.models.model import Condition, LoadedClassifier, Model, ModelSource
+from samplerbench.models.classifier import LoadedClassifier
+from samplerbench.models.model import Condition, Model, ModelSource
 from samplerbench.models.schedule import alphas_cumprod, noise_levels
 from samplerbench.options import option
-from samplerbench.sampling.denoiser import Prediction, Sigma, per_sample
 from samplerbench.sampling.noise import Purpose, normal, uniform
+from samplerbench.sampling.process import VARIANCE_PRESERVING
 from samplerbench.untrusted import shorten
 
 NO_LABEL = -1
@@ -111,8 +112,8 @@ class ExactModel(Model):
 
     problem: MixtureDenoiser = field(kw_only=True)
 
-    def evaluate(self, x: Tensor, sigma: Sigma, condition: Condition) -> Prediction:
-        return Prediction(self.network(x, per_sample(sigma, x), condition.get("labels")).to(x.dtype))
+    def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        return self.network(x, time, condition.get("labels"))
 
     def null_condition(self, batch: int) -> Condition:
         return {} if self.classes is None else {"labels": torch.full((batch,), NO_LABEL, device=self.device)}
@@ -216,7 +217,7 @@ def _model(
         network=network.to(device),
         shape=(shape[0], shape[1], shape[2]),
         levels=levels,
-        variance_preserving=True,
+        process=VARIANCE_PRESERVING,
         device=device,
         dtype=torch.float64 if dtype == torch.float64 else torch.float32,
         classes=classes,

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_CHANNELS, MAX_SIDE
+from samplerbench.models.classifier import Classified, LoadedClassifier
 from samplerbench.models.fields import Fields
 from samplerbench.models.files import check_no_code, check_weights, hash_files, weight_files
-from samplerbench.models.model import LoadedClassifier, Model
 from samplerbench.untrusted import read_json, user_path
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -65,7 +65,7 @@ class ImageClassifier(nn.Module):
         return self.network(pixel_values=self.preprocessing(images.to(dtype))).logits
 
 
-def load_image_classifier(folder: str, model: Model) -> LoadedClassifier:
+def load_image_classifier(folder: str, model: Classified) -> LoadedClassifier:
     """The `AutoModelForImageClassification` in a folder, on the model's device, in the precision of its states.
 
     Raises:

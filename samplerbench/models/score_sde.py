@@ -13,8 +13,9 @@ from samplerbench.limits import MAX_STEPS, MAX_TIMESTEPS
 from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.models.diffusers_unet import card_fields, check_channels, identity_of
 from samplerbench.models.model import Condition, Model
+from samplerbench.models.preconditioning import SCORE
 from samplerbench.models.schedule import Schedule
-from samplerbench.sampling.denoiser import Prediction, Sigma, coefficient, per_sample
+from samplerbench.sampling.process import VARIANCE_EXPLODING
 
 DEFAULTS: dict[str, Any] = {
     "num_train_timesteps": 2000,
@@ -34,10 +35,8 @@ class ScoreSDE(Model):
     Source: Song et al. 2021, section 3.4 and appendix C (VE SDE).
     """
 
-    def evaluate(self, x: Tensor, sigma: Sigma, condition: Condition) -> Prediction:
-        s = per_sample(sigma, x)
-        score = self.network(x.to(self.dtype), s.to(self.dtype)).sample.to(x.dtype)
-        return Prediction(x + coefficient(s**2, x) * score)
+    def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        return self.network(x.to(self.dtype), time.to(self.dtype)).sample
 
     def decode(self, x: Tensor) -> Tensor:
         return 2 * x - 1
@@ -81,7 +80,8 @@ def load_score_sde(checkpoint: Checkpoint, device: torch.device, dtype: torch.dt
         network=part.module,
         shape=(channels, height, width),
         levels=levels,
-        variance_preserving=False,
+        process=VARIANCE_EXPLODING,
+        preconditioning=SCORE,
         device=device,
         dtype=dtype,
         identity=identity_of(checkpoint, part.sha256)

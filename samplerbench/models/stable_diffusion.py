@@ -14,7 +14,9 @@ from samplerbench.models.diffusers_unet import card_fields, check_channels, iden
 from samplerbench.models.discrete import DiscreteVP
 from samplerbench.models.latent import load_autoencoder
 from samplerbench.models.model import Condition
+from samplerbench.models.preconditioning import DISCRETE
 from samplerbench.models.prompts import load_text_encoder, read_prompts
+from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 _EXTRA = ("class_embed_type", "addition_embed_type", "time_cond_proj_dim", "encoder_hid_dim_type", "num_class_embeds")
 """Conditions of a UNet2DConditionModel that no StableDiffusionPipeline of text alone has."""
@@ -38,8 +40,8 @@ class StableDiffusion(DiscreteVP):
     def null_condition(self, batch: int) -> Condition:
         return {"text": self.null_embedding.expand(batch, -1, -1)}
 
-    def ask(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return self.network(x, t, encoder_hidden_states=condition["text"]).sample
+    def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        return self.network(x.to(self.dtype), time, encoder_hidden_states=condition["text"]).sample
 
 
 def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
@@ -82,7 +84,7 @@ def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: t
         network=part.module,
         shape=(channels, *size),
         levels=schedule.levels,
-        variance_preserving=True,
+        process=VARIANCE_PRESERVING,
         device=device,
         dtype=dtype,
         autoencoder=autoencoder,
@@ -102,7 +104,7 @@ def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: t
             "number of prompts": 0 if prompts is None else len(prompts.lines),
             "negative prompt": negative,
         },
-        prediction=schedule.prediction,
+        preconditioning=DISCRETE[schedule.prediction],
         embeddings=embeddings.to(dtype),
         null_embedding=null_embedding.to(device, dtype),
         **made,

@@ -10,10 +10,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from samplerbench.report.groups import Group, metric_specs
 from samplerbench.report.matrix import Axis, Entry, Matrix, default_axis, matrix
 from samplerbench.report.reproduce import command
-from samplerbench.report.table import Record
+from samplerbench.report.table import measured_in
+from samplerbench.results.groups import Group, metric_specs
+from samplerbench.results.names import RowNames
+from samplerbench.results.record import Record
+from samplerbench.results.timings import seconds_per_image, timings_of, under
+from samplerbench.text import csv_cell, printable
 
 AXIS_NAMES = {"steps": "steps", "nfe": "NFE"}
 
@@ -31,7 +35,7 @@ def markdown(groups: Sequence[Group], problems: Sequence[str], by: Axis | None, 
             lines += [f"## {_md(group.title)}", ""]
         lines += [_md(group.describe()), ""]
         for table in matrices(group, by, metrics):
-            lines += [f"**{_md(table.metric.upper())} {table.arrow}** ({_md(_space(table))})", ""]
+            lines += [f"**{_md(table.metric.upper())} {table.arrow}**{_md(_space(table))}", ""]
             lines.append(f"| sampler \\\\ {AXIS_NAMES[table.axis]} | " + " | ".join(table.heads) + " |")
             lines.append("| --- |" + " ---: |" * len(table.columns))
             lines += [f"| {_md(name)} | " + " | ".join(_md_entry(e) for e in row) + " |" for name, row in table.rows]
@@ -42,12 +46,13 @@ def markdown(groups: Sequence[Group], problems: Sequence[str], by: Axis | None, 
 
 
 def _space(table: Matrix) -> str:
-    return f"{table.features} features, against {table.reference}"
+    return measured_in(table.features, table.reference)
 
 
 def _md(text: str) -> str:
-    escaped = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
+    escaped = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", printable(text).strip())
+    escaped = re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", escaped)  # would begin a list, or underline a heading
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _md_entry(entry: Entry | None) -> str:
@@ -67,7 +72,7 @@ def latex(groups: Sequence[Group], by: Axis | None, metrics: Sequence[str] = ())
             parts += [
                 "\\begin{table}",
                 "  \\centering\\small\\setlength{\\tabcolsep}{4pt}",
-                f"  \\caption{{{tex(table.metric.upper())} {arrow} ({tex(_space(table))}); "
+                f"  \\caption{{{tex(table.metric.upper())} {arrow}{tex(_space(table))}; "
                 f"{tex(group.describe())}.{title}{notes}}}",
                 f"  \\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
                 "    \\toprule",
@@ -95,14 +100,14 @@ TEX = {
     ">": "\\textgreater{}", "|": "\\textbar{}", '"': "\\textquotedbl{}", "`": "\\textasciigrave{}",
     "'": "\\textquotesingle{}", "±": "$\\pm$", "≈": "$\\approx$", "×": "$\\times$", "…": "\\ldots{}",
     "σ": "$\\sigma$", "η": "$\\eta$", "ρ": "$\\rho$", "λ": "$\\lambda$", "α": "$\\alpha$", "ε": "$\\varepsilon$",
-    "∞": "$\\infty$", "\n": " ", "\t": " ", "-": "{-}",
+    "∞": "$\\infty$", "-": "{-}",
     **{c: f"\\{c}" for c in "&%$#_{}"},
 }  # fmt: skip
 
 
 def tex(text: str) -> str:
     """Text with every character that LaTeX would act on escaped; a character it has no font for becomes its number."""
-    return "".join(TEX.get(c, c if " " <= c <= "~" else f"\\texttt{{U+{ord(c):04X}}}") for c in text)
+    return "".join(TEX.get(c, c if " " <= c <= "~" else f"\\texttt{{U+{ord(c):04X}}}") for c in printable(text))
 
 
 def _tex_entry(entry: Entry | None) -> str:
@@ -116,7 +121,7 @@ def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """One flat row per result, with everything a protocol has."""
     found = []
     for number, group in enumerate(groups, 1):
-        for r in group.records:
+        for r in map(_own_times, group.records):
             row = {
                 "protocol": r["protocol"],
                 "group": number,
@@ -126,7 +131,7 @@ def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
             more = (name for name, value in r.items() if not isinstance(value, dict | list) and name not in SEALED)
             for name in dict.fromkeys((*PLAIN, *more)):
                 row[name] = r.get(name)
-            row["seconds_per_image"] = seconds_per_image(r)
+            row["seconds_per_image"] = seconds_per_image(r)  # under the row's own conditions, which stand beside it
             for name, value in group.protocol.items():
                 if isinstance(value, dict):
                     row |= {f"{name}.{k}": _flat(v) for k, v in value.items()}
@@ -150,10 +155,9 @@ PLAIN = (
 SEALED = ("protocol", "seal")
 
 
-def seconds_per_image(record: Record) -> float | None:
-    """Sampling time per image, decoding included; None where it was not measured."""
-    rate = record["images_per_second"]
-    return 1 / rate if rate > 0 else None
+def _own_times(record: Record) -> Record:
+    """The record, without its times where they are of no one set of conditions."""
+    return record if timings_of(record) else under(record, {})
 
 
 def _flat(value: Any) -> Any:
@@ -161,13 +165,13 @@ def _flat(value: Any) -> Any:
 
 
 def to_csv(groups: Sequence[Group]) -> str:
-    """One line per result, long form."""
+    """One line per result, long form; text that a spreadsheet would run as a formula has an apostrophe first."""
     found = rows(groups)
     columns = dict.fromkeys(name for row in found for name in row)
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(map(csv_cell, columns))
+    writer.writerows([csv_cell(row.get(name)) for name in columns] for row in found)
     return stream.getvalue()
 
 
@@ -179,6 +183,7 @@ def payload(groups: Sequence[Group], problems: Sequence[str], by: Axis | None = 
                 "title": group.title,
                 "protocol": finite(group.protocol),
                 "description": group.describe(),
+                "times": group.describe_times(),
                 "axis": by or default_axis(group),
                 "metrics": {
                     m: {key: r["metrics"][m][key] for key in ("better", "features", "reference")}
@@ -188,15 +193,16 @@ def payload(groups: Sequence[Group], problems: Sequence[str], by: Axis | None = 
                 "tables": [_table(t) for t in matrices(group, by)],
                 "records": [
                     {
-                        **{k: v for k, v in finite(r).items() if k != "seal"},
+                        **{k: v for k, v in finite(_own_times(r)).items() if k != "seal"},
                         "label": group.label(r),
-                        "seconds_per_image": seconds_per_image(r),
+                        "spacing_label": names.plugin(r, "spacing"),
+                        "seconds_per_image": group.seconds_per_image(r),
                         "command": command(r),
                     }
                     for r in group.records
                 ],
             }
-            for group in groups
+            for group, names in ((group, RowNames(group.records)) for group in groups)
         ],
         "problems": list(problems),
     }

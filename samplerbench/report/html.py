@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from samplerbench.report.formats import payload
-from samplerbench.report.groups import Group, printable
 from samplerbench.report.matrix import Axis
 from samplerbench.report.sheet import block, data_uri, tiles
 from samplerbench.report.style import COLOURS
+from samplerbench.results.groups import Group
+from samplerbench.text import printable, printable_data
 
 # Plotly's names of the marks in style.py, and their outlines within a circle of radius 5.
 SYMBOLS = {
@@ -37,11 +38,12 @@ SAMPLES = 16  # images of each cell on the page
 def page(groups: Sequence[Group], problems: Sequence[str], pictures: dict[str, Path], by: Axis | None = None) -> str:
     """The page: tables, plot, sample sheets, protocols and commands, with every script, style and image inside.
 
-    All names are data: escaped in the markup, and set as text nodes by the script.
+    All names are data: without characters that cannot be seen, escaped in the markup, and set as text nodes by the
+    script.
     """
     from plotly.offline import get_plotlyjs
 
-    content = payload(groups, problems, by)
+    content = printable_data(payload(groups, problems, by))
     content["style"] = {"colours": COLOURS, "symbols": list(SYMBOLS), "paths": SYMBOLS, "dashes": DASHES}
     content["pictures"] = _pictures(groups, pictures)
     listed = "".join(f"<li>{html.escape(printable(problem))}</li>" for problem in problems)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from samplerbench.report.groups import Group
-from samplerbench.report.table import Record, format_value
+from samplerbench.report.table import format_value
+from samplerbench.results.groups import Group
+from samplerbench.results.record import Record
 
 Axis = Literal["steps", "nfe"]
 
@@ -117,7 +118,7 @@ def matrix(group: Group, metric: str, axis: Axis) -> Matrix:
 
 def mark(records: Sequence[Record | None], metric: str) -> list[Entry | None]:
     """Entries of one column, the best marked (where there are two or more), and what cannot be told from it."""
-    from samplerbench.bench.compare import difference
+    from samplerbench.results.compare import difference
 
     entries = [None if r is None else _entry(r, metric) for r in records]
     rivals = [e for e in entries if e is not None and math.isfinite(e.value)]

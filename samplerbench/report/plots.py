@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samplerbench.report.groups import Group
 from samplerbench.report.series import Horizontal, Series, measured_order, pareto, series, sweeps
 from samplerbench.report.sheet import block, tiles
 from samplerbench.report.style import style
+from samplerbench.results.groups import Group
+from samplerbench.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +53,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     """Write STEM.svg and STEM.png."""
     import matplotlib
 
-    from samplerbench.bench.store import write_atomically
+    from samplerbench.results.files import write_atomically
 
     files = []
     with matplotlib.rc_context(SETTINGS):
@@ -129,8 +130,10 @@ def _lines(
             _plain_ticks(axes.xaxis, [x for s in found for x in s.x])
         arrow = "↓" if entry["better"] == "lower" else "↑"
         axes.set_xlabel(name)
-        axes.set_ylabel(f"{metric.upper()} {arrow}")
-        axes.set_title(f"{group.describe()}; {entry['features']}", fontsize=8, color="#555555", loc="left")
+        axes.set_ylabel(printable(f"{metric.upper()} {arrow}"))
+        timed = f"\n{group.describe_times()}" if name == AXES["seconds_per_image"] and group.describe_times() else ""
+        title = printable(f"{group.describe()}; {entry['features']}") + timed
+        axes.set_title(title, fontsize=8, color="#555555", loc="left")
         figure.legend(loc="outside right center", fontsize=8, handlelength=3)
     return figure
 

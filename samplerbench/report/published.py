@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from samplerbench.report.table import column_of, format_value, row_name
+from samplerbench.report.table import column_of, format_value
+from samplerbench.results.names import RowNames
+from samplerbench.text import literal
 
 
 def published_table(rows: Sequence[tuple[dict[str, Any], str, float, str]]) -> Group:
@@ -18,27 +19,27 @@ def published_table(rows: Sequence[tuple[dict[str, Any], str, float, str]]) -> G
 
     A difference is measured - published, and in per cent of the published value.
     """
-    table = Table(header_style="bold")
+    table, names = Table(header_style="bold"), RowNames([record for record, *_ in rows])
     for name in ("sampler", "spacing"):
         table.add_column(name, no_wrap=True)
     for name in ("steps", "metric", "published", "measured", "difference"):
         table.add_column(name, justify="right")
     for record, metric, value, _ in rows:
         entry = record["metrics"].get(metric)
-        measured = difference = "[red]failed[/red]" if "error" in record else "…"
+        measured = difference = Text("failed", "red") if "error" in record else Text("")
         if entry is not None:
             spread = f" ± {format_value(entry['sd'])}" if "sd" in entry else ""
-            measured = format_value(entry["value"]) + spread
+            measured = Text(format_value(entry["value"]) + spread)
             gap = entry["value"] - value
-            difference = f"{'+' if gap >= 0 else '-'}{format_value(abs(gap))} ({gap / value:+.0%})"
+            difference = Text(f"{'+' if gap >= 0 else '-'}{format_value(abs(gap))} ({gap / value:+.0%})")
         table.add_row(
-            escape(row_name(record)),
-            escape(record["spacing"] or "own"),
+            literal(names.row(record)),
+            literal(names.plugin(record, "spacing") or "own"),
             str(column_of(record)),
-            metric,
+            literal(metric),
             format_value(value),
             measured,
             difference,
         )
     sources = dict.fromkeys(source for *_, source in rows)
-    return Group(Text("Published and measured", style="bold"), table, *[Text(s, style="dim") for s in sources])
+    return Group(Text("Published and measured", style="bold"), table, *[literal(s, "dim") for s in sources])

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import shlex
 
-from samplerbench.report.table import Record
+from samplerbench.results.record import Record
+from samplerbench.text import is_printable, printable
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 
+NOT_OFFERED = "# not offered to copy, since it has characters that cannot be seen"
+
 
 def command(record: Record) -> str:
-    """`samplerbench run --sampler ddim --steps 10 …`, quoted for a POSIX shell."""
+    """`samplerbench run --sampler ddim --steps 10 …`, quoted for a POSIX shell.
+
+    A name with characters that cannot be seen must not be pasted into a terminal: then a comment says which it is.
+    """
     fields = record["protocol_fields"]
     parts = ["samplerbench", "run", "--sampler", record["sampler"]]
     if record["steps"] is not None:
@@ -35,4 +41,6 @@ def command(record: Record) -> str:
     reference = fields.get("reference")
     if isinstance(reference, dict) and reference.get("name", record["model"]) != record["model"]:
         parts += ["--data", reference["name"]]
+    if hidden := [part for part in parts if not is_printable(part)]:
+        return f"{NOT_OFFERED}: {printable(hidden[0])}"
     return shlex.join(parts)

@@ -6,11 +6,12 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from samplerbench.report.formats import seconds_per_image
-from samplerbench.report.groups import Group
-from samplerbench.report.table import Record
+from samplerbench.results.groups import Group
+from samplerbench.results.names import RowNames
+from samplerbench.results.record import Record
+from samplerbench.text import printable
 
 Horizontal = Literal["nfe", "steps", "seconds_per_image"]
 
@@ -29,7 +30,7 @@ def series(group: Group, metric: str, horizontal: Horizontal) -> list[Series]:
     """A metric over evaluations, steps or seconds per image, one series per row."""
     found: dict[str, list[tuple[float, float, float | None]]] = defaultdict(list)
     for r in group.records:
-        x = seconds_per_image(r) if horizontal == "seconds_per_image" else r[horizontal]
+        x = group.seconds_per_image(r) if horizontal == "seconds_per_image" else r[horizontal]
         if metric in r["metrics"] and x is not None and math.isfinite(r["metrics"][metric]["value"]):
             entry = r["metrics"][metric]
             found[group.label(r)].append((float(x), float(entry["value"]), entry.get("sd")))
@@ -44,26 +45,21 @@ def _series(label: str, points: list[tuple[float, float, float | None]]) -> Seri
 def sweeps(group: Group, metric: str) -> list[Series]:
     """A metric over the guidance scale: one series per sampler, steps and kind of guidance with two scales or more."""
     found: dict[str, list[tuple[float, float, float | None]]] = defaultdict(list)
+    names = RowNames(group.records)
     for r in group.records:
         guidance = r["protocol_fields"].get("guidance")
         scale = guidance.get("parameters", {}).get("scale") if isinstance(guidance, dict) else None
         entry = r["metrics"].get(metric)
         if isinstance(scale, int | float) and entry is not None and math.isfinite(entry["value"]):
-            found[_sweep(group, r, guidance)].append((float(scale), float(entry["value"]), entry.get("sd")))
+            found[_sweep(group, names, r)].append((float(scale), float(entry["value"]), entry.get("sd")))
     return [_series(label, points) for label, points in found.items() if len({p[0] for p in points}) > 1]
 
 
-def _sweep(group: Group, record: Record, guidance: dict[str, Any]) -> str:
-    """A row's name with the guidance's name in place of its spec, and the steps."""
-    label = group.label(record).replace(str(record["guidance"]), str(guidance.get("name", "guidance")), 1)
-    others = {k: v for k, v in guidance["parameters"].items() if k != "scale"}
-    told = any(
-        {k: v for k, v in other["protocol_fields"]["guidance"]["parameters"].items() if k != "scale"} != others
-        for other in group.records
-        if other["guidance"] and other["protocol_fields"]["guidance"].get("name") == guidance.get("name")
-    )
-    more = f" ({', '.join(f'{k}={v}' for k, v in others.items())})" if told else ""
-    return f"{label}{more}, " + ("own steps" if record["steps"] is None else f"{record['steps']} steps")
+def _sweep(group: Group, names: RowNames, record: Record) -> str:
+    """A row's name without the scale of its guidance, and the steps."""
+    added = group.label(record).removeprefix(printable(names.row(record)))  # spacing, seed and the like
+    label = printable(names.row(record, hide={"scale"})) + added
+    return f"{label}, " + ("own steps" if record["steps"] is None else f"{record['steps']} steps")
 
 
 def pareto(points: Sequence[tuple[float, float]], lower: bool) -> list[tuple[float, float]]:

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
-Record = dict[str, Any]
+from samplerbench.report.wide import WideTable
+from samplerbench.results.names import RowNames
+from samplerbench.results.record import Record
+from samplerbench.results.timings import describe_conditions, timings_of
+from samplerbench.text import literal
 
-
-def row_name(record: Record) -> str:
-    """What a row is called: the sampler, and its guidance if it has one."""
-    return record["sampler"] + (f" + {record['guidance']}" if record["guidance"] else "")
+FLOOR_NOTE = (
+    "real against real: the FID between two disjoint random halves of the real images, {size} images each; rows are "
+    "measured against all real images, so a row may be lower"
+)
 
 
 def row_names(records: Sequence[Record]) -> list[str]:
     """What the row of each record is called: spacing and seed are said where one sampler's rows differ in them."""
+    table = RowNames(records)
+    rows = [table.row(record) for record in records]
     found: dict[str, list[Record]] = {}
-    for record in records:
-        found.setdefault(row_name(record), []).append(record)
+    for row, record in zip(rows, records, strict=True):
+        found.setdefault(row, []).append(record)
     names = []
-    for record in records:
-        same = [r for r in found[row_name(record)] if "unmet" not in r]
-        name = row_name(record)
+    for row, record in zip(rows, records, strict=True):
+        same = [r for r in found[row] if "unmet" not in r]
+        name = row
         if len({r["spacing"] for r in same}) > 1:
-            name += f", {record['spacing'] or 'own spacing'}"
+            name += f", {table.plugin(record, 'spacing') or 'own spacing'}"
         if len({r.get("seed") for r in same}) > 1:
             name += f", seed {record.get('seed')}"
         names.append(name)
@@ -61,16 +67,17 @@ def _columns(records: Sequence[Record], by_cost: bool) -> list[int | None]:
 
 
 def steps_table(records: Sequence[Record], metric: str, floor: tuple[float, float, int] | None = None) -> Group:
-    """Rows samplers, columns steps, cells the metric; the best of each column in bold."""
+    """Rows samplers, columns steps, cells the metric; the best of each column in bold.
+
+    floor: (mean, standard deviation, images) of `noise_floor`, a row of its own below the others, with a note.
+    """
     found = next((r["metrics"][metric] for r in records if metric in r["metrics"]), None)
     arrow = "↓" if found is None or found["better"] == "lower" else "↑"
-    space = f" ({found['features']} features, against {found['reference']})" if found else ""
-    table = Table(header_style="bold")
+    space = measured_in(found["features"], found["reference"]) if found else ""
     budgets = any(r.get("budget") is not None for r in records)
-    table.add_column("sampler \\ NFE" if budgets else "sampler \\ steps", no_wrap=True)
     columns, names = _columns(records, budgets), row_names(records)
-    for column in columns:
-        table.add_column("own" if column is None else str(column), justify="right")
+    heads = ["own" if column is None else str(column) for column in columns]
+    table = WideTable(["sampler \\ NFE" if budgets else "sampler \\ steps", *heads])
     by_column = [(column_of(r, budgets), r) for r in records]
     best = {column: _best([r for c, r in by_column if c == column], metric, arrow == "↓") for column in columns}
     places = {(name, column_of(r, budgets)): r for name, r in reversed(list(zip(names, records, strict=True)))}
@@ -79,16 +86,17 @@ def steps_table(records: Sequence[Record], metric: str, floor: tuple[float, floa
         for column in columns:
             record = places.get((name, column))
             cells.append(_cell(record, metric, best[column]))
-        table.add_row(_plain(name), *cells)
+        table.add_row(literal(name), *cells)
+    notes = []
+    if any("sd" in (_value(r, metric) or {}) for r in records):
+        notes.append("mean ± standard deviation over blocks; ≈ cannot be told apart from the best (paired blocks, 95%)")
     if floor is not None:
         mean, deviation, size = floor
         text = f"{format_value(mean)} ± {format_value(deviation)}"
         table.add_section()
-        table.add_row(f"[dim]real against real, {size} each[/dim]", *[f"[dim]{text}[/dim]" for _ in columns])
-    notes = []
-    if any("sd" in (_value(r, metric) or {}) for r in records):
-        notes.append("mean ± standard deviation over blocks; ≈ cannot be told apart from the best (paired blocks, 95%)")
-    title = Text(f"{metric.upper()} {arrow}{space}", style="bold")
+        table.add_row(Text(f"real against real, {size} each", "dim"), *[Text(text, "dim") for _ in columns])
+        notes.append(FLOOR_NOTE.format(size=size))
+    title = literal(f"{metric.upper()} {arrow}{space}", "bold")
     return Group(title, table, *[Text(note, style="dim") for note in notes])
 
 
@@ -96,80 +104,94 @@ def _value(record: Record, metric: str) -> dict[str, Any] | None:
     return record["metrics"].get(metric)
 
 
+def measured_in(features: str, reference: str) -> str:
+    """` (digits-cnn features, against digits (all, 1797))`, as far as a metric takes features and a reference."""
+    parts = [f"{features} features" if features else "", f"against {reference}" if reference else ""]
+    return f" ({', '.join(filter(None, parts))})" if any(parts) else ""
+
+
 def _best(column: Sequence[Record], metric: str, lower: bool) -> dict[str, Any] | None:
-    """The best entry of a column; None where it has only one row."""
+    """The best entry of a column; None where fewer than two rows have a finite value."""
     found = [r["metrics"][metric] for r in column if metric in r["metrics"]]
+    found = [entry for entry in found if math.isfinite(entry["value"])]
     if len(found) < 2:
         return None
     return (min if lower else max)(found, key=lambda entry: entry["value"])
 
 
-def _cell(record: Record | None, metric: str, best: dict[str, Any] | None) -> str:
+def _cell(record: Record | None, metric: str, best: dict[str, Any] | None) -> Text:
     """The text of one cell: bold for the best of its column, ≈ for what cannot be told apart from it."""
     if record is None:
-        return ""
+        return Text("")
     if "unmet" in record:
-        return "[dim]unmet[/dim]"
+        return Text("unmet", "dim")
     if record.get("pending"):
-        return "[dim]…[/dim]"
+        return Text("…", "dim")
     if metric not in record["metrics"]:
-        return "[red]failed[/red]"
+        return Text("failed", "red") if "error" in record else Text("")  # the metric is not applicable to it
     entry = record["metrics"][metric]
     text = format_value(entry["value"])
     if "sd" in entry:
         text += f" ± {format_value(entry['sd'])}"
-    if best is not None and entry["value"] == best["value"]:
-        return f"[bold green]{text}[/bold green]"
-    if best is not None and "blocks" in entry and len(entry["blocks"]) == len(best.get("blocks", [])):
-        from samplerbench.bench.compare import paired_difference
+    if best is None or not math.isfinite(entry["value"]):
+        return Text(text)
+    if entry["value"] == best["value"]:
+        return Text(text, "bold green")
+    if "blocks" in entry and len(entry["blocks"]) == len(best.get("blocks", [])):
+        from samplerbench.results.compare import paired_difference
 
-        if paired_difference(entry["blocks"], best["blocks"]).tied:
-            return f"[green]≈ {text}[/green]"
-    return text
+        finite = all(map(math.isfinite, [*entry["blocks"], *best["blocks"]]))
+        if len(entry["blocks"]) > 1 and finite and paired_difference(entry["blocks"], best["blocks"]).tied:
+            return Text(f"≈ {text}", "green")
+    return Text(text)
 
 
-def long_table(records: Sequence[Record]) -> Table:
+def long_table(records: Sequence[Record]) -> WideTable:
     """One row per cell: what it cost, and what it gave."""
     metrics = list(dict.fromkeys(m for r in records for m in r["metrics"]))
-    table = Table(header_style="bold")
-    for column in ("sampler", "spacing"):
-        table.add_column(column, no_wrap=True)
-    for column in ("steps", "NFE", *metrics, "seconds", "images/s"):
-        table.add_column(column, justify="right")
+    spacings = RowNames(records)
     extra = any(r.get("classifier_forward") for r in records)
-    if extra:
-        table.add_column("classifier passes", justify="right")
     decoded = any(r.get("decoder_passes") for r in records)
-    if decoded:
-        table.add_column("decoder passes", justify="right")
-        table.add_column("decoder seconds", justify="right")
+    heads = ["sampler", "spacing", "steps", "NFE", *metrics, "seconds", "images/s"]
+    heads += ["classifier passes"] if extra else []
+    heads += ["decoder passes", "decoder seconds"] if decoded else []
+    table = WideTable(heads, fixed=4, left=2)
     for name, r in zip(row_names(records), records, strict=True):
         steps = "own" if r["steps"] is None else str(r["steps"])
-        start = [_plain(name), _plain(r["spacing"] or "own"), steps]
+        start = literal(name), literal(spacings.plugin(r, "spacing") or "own"), steps
         if "unmet" in r:
-            table.add_row(start[0], "", "", f"[dim]> {r['budget']}[/dim]", *["" for _ in metrics], "", "")
+            table.add_row(start[0], "", "", Text(f"> {r['budget']}", "dim"))
             continue
         if "error" in r:
-            table.add_row(*start, "[red]failed[/red]", *["" for _ in metrics], "", "")
+            table.add_row(*start, Text("failed", "red"))
             continue
         values = [format_value(r["metrics"][m]["value"]) if m in r["metrics"] else "" for m in metrics]
         backward = f" + {format_nfe(r['network_backward'])} backward" if r.get("network_backward") else ""
-        cells = [format_nfe(r["nfe"]) + backward, *values, f"{r['seconds']:.1f}", f"{r['images_per_second']:.1f}"]
+        cells = [format_nfe(r["nfe"]) + backward, *values, _time(r["seconds"]), _time(r["images_per_second"])]
         if extra:
             passes = f"{format_nfe(r['classifier_forward'])} + {format_nfe(r['classifier_backward'])} backward"
             cells.append(passes if r["classifier_forward"] else "")
         if decoded:
-            cells += [format_nfe(r.get("decoder_passes", 0)), f"{r.get('decoder_seconds', 0.0):.1f}"]
+            cells += [format_nfe(r.get("decoder_passes", 0)), _time(r.get("decoder_seconds", 0.0))]
         table.add_row(*start, *cells)
+    if untimed := [r for r in records if "metrics" in r and r.get("seconds", 0.0) is None]:
+        table.caption = untimed_note(untimed)
     return table
+
+
+def _time(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def untimed_note(records: Sequence[Record]) -> str:
+    """What is said of rows whose time was measured under other conditions than the table's."""
+    told = dict.fromkeys(describe_conditions(t) for r in records for t in timings_of(r))
+    where = "; ".join(name or "unknown conditions" for name in told)
+    count = f"{len(records)} row{'s' if len(records) != 1 else ''}"
+    how = f"timed under other conditions ({where})" if where else "timed under changing conditions"
+    return f"no time: {count} {how}; `samplerbench run … --rerun` measures the time again"
 
 
 def format_nfe(nfe: float) -> str:
     """A whole number where it is one; else, for solvers that step each image alone, the mean with one digit."""
     return str(nfe) if isinstance(nfe, int) else f"{nfe:.1f}"
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

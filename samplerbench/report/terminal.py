@@ -6,15 +6,15 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from rich.console import Console, Group
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 
 from samplerbench.report.formats import AXIS_NAMES
 from samplerbench.report.matrix import Entry, Matrix
 from samplerbench.report.series import Series
-from samplerbench.report.table import format_value
+from samplerbench.report.table import format_value, measured_in
+from samplerbench.report.wide import WideTable
+from samplerbench.text import literal, printable
 
 COLOURS = ("blue", "red", "green", "magenta", "yellow", "cyan", "white")
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille character, by row and column
@@ -22,20 +22,19 @@ DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille 
 
 def matrix_table(matrix: Matrix) -> Group:
     """Rows samplers, columns steps or budgets; the best of a column in bold, ties with it marked ≈."""
-    title = f"{matrix.metric.upper()} {matrix.arrow} ({matrix.features} features, against {matrix.reference})"
-    table = Table(header_style="bold")
-    table.add_column(f"sampler \\ {AXIS_NAMES[matrix.axis]}", overflow="fold")
-    for head in matrix.heads:
-        table.add_column(head, justify="right", no_wrap=True)
+    title = f"{matrix.metric.upper()} {matrix.arrow}{measured_in(matrix.features, matrix.reference)}"
+    table = WideTable([f"sampler \\ {AXIS_NAMES[matrix.axis]}", *matrix.heads])
     for name, row in matrix.rows:
-        table.add_row(escape(name), *map(_cell, row))
-    return Group(Text(title, style="bold"), table, *[Text(note, style="dim") for note in matrix.notes])
+        table.add_row(literal(name), *map(_cell, row))
+    return Group(literal(title, "bold"), table, *[Text(note, style="dim") for note in matrix.notes])
 
 
-def _cell(entry: Entry | None) -> str:
+def _cell(entry: Entry | None) -> Text:
     if entry is None:
-        return ""
-    return f"[bold green]{entry.text}[/]" if entry.best else f"[green]≈ {entry.text}[/]" if entry.tied else entry.text
+        return Text("")
+    if entry.best:
+        return Text(entry.text, "bold green")
+    return Text(f"≈ {entry.text}", "green") if entry.tied else Text(entry.text)
 
 
 def text_plot(
@@ -90,7 +89,7 @@ def _assemble(
     bottom, top = min(y for _, y in points), max(y for _, y in points)
     middle = math.sqrt(bottom * top) if log_y else (bottom + top) / 2
     marks = {0: top, height // 2: middle, height - 1: bottom} if top > bottom else {height // 2: top}
-    text = Text(f"{names[1]}\n", style="bold")
+    text = literal(names[1], "bold").append("\n")
     for line in range(height):
         text.append(f"{format_value(marks[line]) if line in marks else '':>9} ", style="dim")
         text.append("┤" if line in marks else "│", style="dim")
@@ -109,11 +108,5 @@ def _assemble(
     text.append(" " * 11 + first + names[0].center(width - len(first) - len(last)) + last + "\n", style="dim")
     for i, s in enumerate(found):
         text.append(f"{'':11}{_letter(i)}", style=f"bold {COLOURS[i % len(COLOURS)]}")
-        text.append(f"  {s.label}\n")
+        text.append(f"  {printable(s.label)}\n")
     return text
-
-
-def console() -> Console:
-    """A console that does not cut tables where the output is a file or a pipe."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(width=140, highlight=False)

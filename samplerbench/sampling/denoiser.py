@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samplerbench.sampling.process import VARIANCE_PRESERVING, Process
+
 Sigma = float | Tensor
 """A noise level: one for the whole batch (a float or a 0-d tensor), or one per sample (B,)."""
 
@@ -31,11 +33,20 @@ class Denoiser(ABC):
     Attributes:
         levels: (T,) float64 on the CPU, increasing: the noise levels the model was trained at (for a continuous
             model, a fine grid in its own time).
-        variance_preserving: whether the model's forward process keeps the variance (DDPM) or lets it grow (NCSN).
+        process: the model's forward process, which says how its own coordinates y = α(σ) x are scaled.
     """
 
     levels: Tensor
-    variance_preserving: bool
+    process: Process
+
+    def alpha(self, sigma: float) -> float:
+        """α(σ): the scale of the model's own coordinates, y = α(σ) x. VP 1/√(1+σ²), VE 1, rectified flow 1/(1+σ)."""
+        return self.process.alpha(sigma)
+
+    @property
+    def variance_preserving(self) -> bool:
+        """Whether the forward process keeps the variance. Deprecated: `alpha` says what a method needs."""
+        return self.process is VARIANCE_PRESERVING
 
     @abstractmethod
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
@@ -97,7 +108,7 @@ class Clipped(Denoiser):
 
     def __init__(self, inner: Denoiser, limit: float = 1.0) -> None:
         self.inner, self.limit = inner, limit
-        self.levels, self.variance_preserving = inner.levels, inner.variance_preserving
+        self.levels, self.process = inner.levels, inner.process
 
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
         prediction = self.inner.predict(x, sigma)

@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from samplerbench.errors import RunError, SamplerbenchError, is_out_of_memory
+from samplerbench.boundary import plugin_call
+from samplerbench.errors import RunError
 from samplerbench.sampling.denoiser import Denoiser
 from samplerbench.sampling.noise import Noise
-from samplerbench.sampling.sampler import Sampler, Step
+from samplerbench.sampling.sampler import Sampler, Step, planned_nfe
 
 OnStep = Callable[[int, Step], None]
 """Called after step i (from 0) with what the sampler yielded: for progress and trajectories."""
+
+
+MOST_STEPS = 100_000
+"""Steps after which a sampler that chooses its own steps is taken for one that never ends."""
 
 
 @dataclass(frozen=True)
 class Walk:
     """A sampler's run over a grid.
 
-    x: its last state, (B, C, H, W). finite: (K,) bool on the state's device, whether each of its K states was.
+    Attributes:
+        x: its last state, (B, C, H, W).
+        finite: (K,) bool on the state's device, whether each of its K states was finite.
+        sampler: the sampler.
+        levels: K numbers, the noise level that each step reached.
+        steps: the number of steps that the grid has; None where the sampler chooses its own.
     """
 
     x: Tensor
     finite: Tensor
     sampler: Sampler
     levels: list[float]
-    """The noise level that each step reached."""
-    steps: int
+    steps: int | None
 
     def check(self, finite: Tensor | None = None) -> None:
         """Raise RunError for a state that is not finite; waits for the device, unless `finite` is a copy on the CPU."""
@@ -37,7 +48,7 @@ class Walk:
         if not all(sound):
             bad = sound.index(False)
             raise RunError(
-                f"sampler {self.sampler.label()}: the state is not finite after step {bad + 1} of {self.steps} "
+                f"sampler {self.sampler.label()}: the state is not finite after {_step(bad + 1, self.steps)} "
                 f"(σ = {self.levels[bad]:.4g}); try more steps, another spacing, or --dtype fp32."
             )
 
@@ -56,7 +67,8 @@ def drive(
     would wait for it, at the end of the run, naming the step all the same.
 
     Raises:
-        RunError: a state that is not finite, or a sampler that yielded nothing or another shape.
+        RunError: a state that is not finite; a sampler that raised, or that yielded something else than one Step of
+            the batch's shape, dtype and device for each interval (one that chooses its own steps: at most MOST_STEPS).
     """
     walked = walk(sampler, denoise, x, sigmas, noise, on_step)
     walked.check()
@@ -74,41 +86,50 @@ def walk(
     """`drive` without its last look: nothing here waits for a device.
 
     Raises:
-        RunError: a sampler that yielded nothing or another shape; on the CPU, a state that is not finite.
+        RunError: as `drive`; a state that is not finite only on the CPU.
     """
-    run = sampler.steps(denoise, x, sigmas, noise)
+    steps = _expected(sampler, sigmas)
+    with plugin_call(sampler, "in steps"):
+        # A copy: a sampler that wrote into it would change the grid of the batches to come.
+        given = sampler.steps(denoise, x, sigmas.clone(), noise)
+        run = iter(given) if isinstance(given, Iterable) else None
+    if run is None:
+        raise RunError(
+            f"sampler {sampler.label()}: steps returned {_a(given)}; it must be a generator that yields a Step for "
+            "each interval."
+        )
     try:
-        return _consume(run, sampler, x.shape, sigmas, on_step)
+        return _consume(run, sampler, x, steps, on_step)
     finally:
         # An error that is kept, as a failed cell's is, would keep the suspended sampler and its tensors too.
         if isinstance(run, Generator):
-            run.close()
+            with suppress(Exception), plugin_call(sampler, "when it was closed"):
+                run.close()
 
 
-def _consume(run: Iterator[Step], sampler: Sampler, shape: torch.Size, sigmas: Tensor, on_step: OnStep | None) -> Walk:
+def _expected(sampler: Sampler, sigmas: Tensor) -> int | None:
+    """How many steps a sampler makes on a grid; None where it chooses its own."""
+    return None if sampler.own_grid or planned_nfe(sampler, 1) is None else len(sigmas) - 1
+
+
+def _consume(run: Iterator[Step], sampler: Sampler, x: Tensor, steps: int | None, on_step: OnStep | None) -> Walk:
     finite: list[Tensor] = []
     final: Tensor | None = None
     reached: list[float] = []
     while True:
+        here = _step(len(reached) + 1, steps)
+        with plugin_call(sampler, f"in {here}"), torch.no_grad():
+            step = next(run, _END)
+        if step is _END:
+            break
+        if len(reached) == (MOST_STEPS if steps is None else steps):
+            raise RunError(
+                f"sampler {sampler.label()} yielded more than the {steps} steps of its grid."
+                if steps is not None
+                else f"sampler {sampler.label()} has not ended after {MOST_STEPS:,} steps of its own."
+            )
+        step = _checked(step, sampler, x, here)
         with torch.no_grad():
-            try:
-                step = next(run, None)
-            except SamplerbenchError:
-                raise
-            except Exception as error:  # whatever a plugin raises, it is one line for that cell
-                if is_out_of_memory(error):
-                    raise
-                raise RunError(
-                    f"sampler {sampler.label()} raised {type(error).__name__} in step {len(reached) + 1} of "
-                    f"{len(sigmas) - 1}: {error}"
-                ) from error
-            if step is None:
-                break
-            if step.x.shape != shape:
-                raise RunError(
-                    f"sampler {sampler.label()} yielded a state of shape {tuple(step.x.shape)} in step "
-                    f"{len(reached) + 1}; the batch is {tuple(shape)}."
-                )
             finite.append(step.x.isfinite().all())
         final = step.x
         reached.append(step.sigma)
@@ -118,10 +139,57 @@ def _consume(run: Iterator[Step], sampler: Sampler, shape: torch.Size, sigmas: T
             on_step(len(reached) - 1, step)
     if final is None:
         raise RunError(f"sampler {sampler.label()} yielded no step.")
-    walked = Walk(final, torch.stack(finite), sampler, reached, len(sigmas) - 1)
+    walked = Walk(final, torch.stack(finite), sampler, reached, steps)
     if _can_look(final):
         walked.check()
+    if steps is not None and len(reached) < steps:
+        raise RunError(
+            f"sampler {sampler.label()} yielded {len(reached)} of {steps} steps; it must yield a Step for each "
+            "interval of the grid. One with a grid of its own sets own_grid = True; one that chooses its own steps "
+            "returns None from nfe."
+        )
     return walked
+
+
+_END: Any = object()
+
+
+def _checked(step: Any, sampler: Sampler, x: Tensor, here: str) -> Step:
+    """What a sampler yielded, as a Step whose level is a float and whose state is one of the batch x."""
+    who = f"sampler {sampler.label()} yielded"
+    if not isinstance(step, Step):
+        raise RunError(f"{who} {_a(step)} in {here}; it must yield Step(sigma, x).")
+    sigma, state = step.sigma, step.x
+    if isinstance(sigma, Tensor) and sigma.ndim == 0 and sigma.device.type == "cpu":
+        sigma = float(sigma)
+    if isinstance(sigma, bool) or not isinstance(sigma, float | int):
+        raise RunError(f"{who} {_a(step.sigma)} as sigma in {here}; it must be a number, the level that is reached.")
+    for name, value in (("state", state), ("x0", step.x0)):
+        if name == "x0" and value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise RunError(f"{who} {_a(value)} as {name} in {here}; it must be a tensor.")
+        if value.shape != x.shape:
+            raise RunError(f"{who} a {name} of shape {tuple(value.shape)} in {here}; the batch is {tuple(x.shape)}.")
+    if (state.dtype, state.device, state.layout) != (x.dtype, x.device, x.layout):
+        raise RunError(f"{who} a state of {_kind(state)} in {here}; the batch is {_kind(x)}.")
+    if sigma is step.sigma and not state.requires_grad:
+        return step
+    return Step(float(sigma), state.detach(), step.x0)
+
+
+def _step(number: int, steps: int | None) -> str:
+    return f"step {number}" if steps is None else f"step {number} of {steps}"
+
+
+def _a(value: Any) -> str:
+    """`None`, `a tuple`: what a value of the wrong type is."""
+    return "None" if value is None else f"a value of type {type(value).__name__}"
+
+
+def _kind(x: Tensor) -> str:
+    layout = "" if x.layout == torch.strided else f", {str(x.layout).removeprefix('torch.')}"
+    return f"{str(x.dtype).removeprefix('torch.')} on {x.device}{layout}"
 
 
 def _can_look(x: Tensor) -> bool:

@@ -8,6 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from samplerbench.boundary import plugin_call, shown
+from samplerbench.errors import RunError
 from samplerbench.options import Configurable
 from samplerbench.sampling.denoiser import Denoiser, Prediction, Sigma
 
@@ -40,13 +42,52 @@ class Guidance(Configurable, ABC):
         return _Guided(self, denoise)
 
 
+def guide(guidance: Guidance, denoise: Denoiser) -> Denoiser:
+    """`guidance.guide(denoise)`, checked.
+
+    Raises:
+        RunError: the plugin raised, or returned something else than a Denoiser.
+    """
+    with plugin_call(guidance, "in guide"):
+        found = guidance.guide(denoise)
+    if not isinstance(found, Denoiser):
+        raise RunError(f"guidance {guidance.label()}: guide returned a {type(found).__name__}; it must be a Denoiser.")
+    return found
+
+
+def evaluations_of(guidance: Guidance | None) -> int:
+    """Network evaluations per prediction, `guidance.evaluations` checked; 1 without a guidance.
+
+    Raises:
+        RunError: the plugin raised, or gave something else than a whole number of at least 1.
+    """
+    if guidance is None:
+        return 1
+    with plugin_call(guidance, "in evaluations"):
+        found = guidance.evaluations
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise RunError(
+            f"guidance {guidance.label()}: evaluations is {shown(found)}; it must be a whole number, at least 1."
+        )
+    return found
+
+
 class _Guided(Denoiser):
     def __init__(self, guidance: Guidance, inner: Denoiser) -> None:
         self.guidance, self.inner = guidance, inner
-        self.levels, self.variance_preserving = inner.levels, inner.variance_preserving
+        self.levels, self.process = inner.levels, inner.process
 
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
-        return self.guidance.predict(self.inner, x, sigma)
+        with plugin_call(self.guidance, "in predict"):
+            found = self.guidance.predict(self.inner, x, sigma)
+        if not isinstance(found, Prediction) or not isinstance(found.x0, Tensor) or found.x0.shape != x.shape:
+            given = found.x0 if isinstance(found, Prediction) else found
+            what = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"type {type(given).__name__}"
+            raise RunError(
+                f"guidance {self.guidance.label()}: predict returned a value of {what}; it must be a Prediction whose "
+                f"x0 is a tensor of the batch's shape {tuple(x.shape)}."
+            )
+        return found
 
     def rows(self, index: Tensor) -> Denoiser:
         return _Guided(self.guidance, self.inner.rows(index))

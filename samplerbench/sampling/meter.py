@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from samplerbench.errors import RunError
+from samplerbench.sampling.cost import Cost
 
 
 class Meter:
@@ -55,6 +56,13 @@ class Meter:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    @property
+    def cost(self) -> Cost:
+        """What has been counted so far."""
+        return Cost(
+            self.network, self.network_backward, self.classifier_forward, self.classifier_backward, self.decoder
+        )
 
     def pause(self) -> None:
         """Count nothing until `resume`: for evaluations that are no part of the sampling."""

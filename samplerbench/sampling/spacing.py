@@ -9,10 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from samplerbench.errors import SamplerbenchError, UserError
+from samplerbench import registry
+from samplerbench.boundary import plugin_call
+from samplerbench.errors import UserError
 from samplerbench.limits import MAX_STEPS
 from samplerbench.options import Configurable
-from samplerbench.untrusted import reason
+from samplerbench.sampling.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -44,24 +46,38 @@ class Spacing(Configurable, ABC):
         return torch.cat([levels[index.long()], levels.new_zeros(1)])
 
 
+def pick_spacing(sampler: Sampler | type[Sampler], requested: str | Spacing | None = None) -> Spacing:
+    """The spacing of every run, figure, check and scheduler.
+
+    Args:
+        sampler: the sampler, or its class.
+        requested: a spec or an instance; None is the sampler's own spacing, or the toolkit's default if it has none.
+
+    Raises:
+        UserError: there is no such spacing.
+    """
+    found: Spacing = registry.parse("spacing", requested or sampler.spacing or registry.default("spacing"))
+    return found
+
+
 def make_grid(spacing: Spacing, levels: Tensor, steps: int) -> Tensor:
     """The spacing's grid, checked: (steps+1,) float64, finite, strictly decreasing, the last 0.
 
     Raises:
         UserError: steps < 1, or a spacing that gave no such grid.
+        RunError: the plugin raised.
     """
     if steps < 1:
         raise UserError(f"--steps {steps}: at least 1 step is needed.")
     if steps > MAX_STEPS:
         raise UserError(f"--steps {steps}: at most {MAX_STEPS:,} are possible.")
-    try:
-        grid = spacing.grid(levels.double(), steps).double().cpu()
-    except SamplerbenchError:
-        raise
-    except Exception as error:  # an overflow, say; whatever a spacing raises is the spacing's error
+    with plugin_call(spacing, f"in grid for {steps} steps"):
+        grid = spacing.grid(levels.double().clone(), steps)
+    if not isinstance(grid, Tensor) or grid.is_complex() or grid.layout != torch.strided or grid.is_meta:
         raise UserError(
-            f"spacing {spacing.spec} cannot give {steps} steps: {type(error).__name__}: {reason(error)}."
-        ) from error
+            f"spacing {spacing.spec}: grid returned a {type(grid).__name__}; it must be a real tensor (steps+1,)."
+        )
+    grid = grid.detach().double().cpu()
     sound = grid.shape == (steps + 1,) and bool(grid.isfinite().all()) and grid[-1] == 0
     if not sound or bool((grid[1:] >= grid[:-1]).any()):
         raise UserError(

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any, Literal, get_args
 
 from samplerbench import registry
+from samplerbench.boundary import describe, restore, torch_state
 from samplerbench.errors import SamplerbenchError, UserError
 from samplerbench.options import Configurable
 
@@ -67,6 +68,7 @@ def checks_for(plugin: Configurable) -> list[Check]:
 
 def run_check(check: Check) -> Result:
     """One check, its failure caught and reported."""
+    state = torch_state()
     try:
         return Result(check.name, check.about, True, check())
     except NotApplicableError as reason:
@@ -75,8 +77,12 @@ def run_check(check: Check) -> Result:
         return Result(check.name, check.about, False, str(failure))
     except SamplerbenchError as error:
         return Result(check.name, check.about, False, str(error))
-    except Exception as error:  # a plugin that raises has failed the check, whatever it raised
-        return Result(check.name, check.about, False, f"raised {type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin that raises has failed the check, whatever it raised
+        return Result(check.name, check.about, False, f"raised {describe(error)}")
+    finally:
+        restore(state)
 
 
 def run_checks(plugin: Configurable) -> list[Result]:

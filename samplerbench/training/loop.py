@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,32 +21,11 @@ from torch import Tensor, nn
 from samplerbench.data import ImageSet
 from samplerbench.data.pixels import dequantise
 from samplerbench.errors import RunError, UserError
+from samplerbench.results.tensors import DamagedError, load_tensors, save_tensors
+from samplerbench.text import console, printable, say
+from samplerbench.training.card import write_card
+from samplerbench.training.settings import TrainResult, TrainSettings
 from samplerbench.untrusted import parse_json, reason
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How long and how fast to learn.
-
-    batch_size: over all processes. compile: with torch.compile. minutes: stop at a checkpoint after so long, to be gone
-    on with later; 0 is never.
-    """
-
-    steps: int = 10_000
-    batch_size: int = 128
-    lr: float = 1e-3
-    warmup: int = 500
-    schedule: Literal["constant", "cosine"] = "cosine"
-    weight_decay: float = 0.0
-    ema_decay: float = 0.999
-    grad_clip: float = 1.0
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    seed: int = 0
-    checkpoint_every: int = 1000
-    sample_every: int = 0
-    cpu: bool = False
-    compile: bool = False
-    minutes: float = 0.0
 
 
 class StepRandom:
@@ -108,17 +86,6 @@ class Task(ABC):
     def preview(self, network: nn.Module, file: Path) -> None:
         """Write a picture of what the network can do so far; a network that makes no pictures writes none."""
         return
-
-
-@dataclass
-class TrainResult:
-    """What a training run did: for the card."""
-
-    steps: int
-    images_seen: int
-    seconds: float
-    loss: float
-    resumed: bool
 
 
 def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
@@ -226,8 +193,6 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
         result = before
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        from samplerbench.training.card import write_card
-
         with _ema_weights(ema, network):
             network.eval()
             figures = task.save(network, out)
@@ -257,13 +222,12 @@ class _Progress:
     """A bar with loss and images/s on a terminal; a plain line every 500 steps elsewhere."""
 
     def __init__(self, what: str, total: int, first: int, show: bool) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.console = Console(stderr=True)
+        self.console = console(stderr=True)
         self.show, self.total, self.what, self.started = show, total, what, time.monotonic()
         self.bar = Progress(
-            TextColumn("training {task.description}"),
+            TextColumn("training {task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} images/s"),
@@ -271,7 +235,7 @@ class _Progress:
             console=self.console,
             disable=not (show and self.console.is_terminal),
         )
-        self.id = self.bar.add_task(what, total=total, completed=first, loss=math.nan, rate=0.0)
+        self.id = self.bar.add_task(printable(what), total=total, completed=first, loss=math.nan, rate=0.0)
 
     def __enter__(self) -> _Progress:
         self.bar.start()
@@ -285,10 +249,7 @@ class _Progress:
         self.bar.update(self.id, completed=done, loss=loss, rate=rate)
         if self.show and not self.console.is_terminal and (done % 500 == 0 or done == self.total):
             of = "".join(f"  {name} {float(value):.4g}" for name, value in parts.items())
-            print(
-                f"training {self.what}: step {done}/{self.total}  loss {loss:.4f}{of}  {rate:.0f} images/s",
-                flush=True,
-            )
+            say(f"training {self.what}: step {done}/{self.total}  loss {loss:.4f}{of}  {rate:.0f} images/s")
 
 
 # What must not change between the parts of one run. The rest (how often to save or draw) may.
@@ -305,8 +266,6 @@ def _save_checkpoint(
     result: TrainResult,
     scaler: Any,
 ) -> None:
-    from safetensors.torch import save_file
-
     tensors = {f"model.{i}": p.detach() for i, p in enumerate(network.parameters())}
     tensors |= {f"buffer.{i}": b for i, b in enumerate(network.buffers())}
     tensors |= {f"ema.{i}": p for i, p in enumerate(ema.shadow_params)}
@@ -319,12 +278,7 @@ def _save_checkpoint(
         "ema_steps": str(ema.optimization_step),
         "scaler": json.dumps(scaler.state_dict() if scaler is not None else {}),
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata)
-    with open(temporary, "rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(temporary, file)
+    save_tensors(file, tensors, metadata)
 
 
 def _load_checkpoint(
@@ -336,18 +290,15 @@ def _load_checkpoint(
     what: str,
     scaler: Any,
 ) -> TrainResult:
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(str(file), "pt") as handle:
-            metadata = handle.metadata() or {}
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a dict
+        found = load_tensors(file)
+        metadata, tensors = found.metadata, found.tensors
         made_with, result = parse_json(metadata["settings"]), _result(parse_json(metadata["result"]))
         ema_steps, made_for = int(metadata["ema_steps"]), metadata["what"]
         scaled = parse_json(metadata["scaler"])
         if not isinstance(made_with, dict) or ema_steps < 0:
             raise ValueError("its settings are no object, or its number of steps is below 0")
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (DamagedError, OSError, KeyError, ValueError) as error:
         raise UserError(f"the checkpoint {file} is damaged ({reason(error)}); remove it to start anew.") from None
     asked = json.loads(json.dumps(fixed))
     differing = [k for k in asked if k in made_with and made_with[k] != asked[k]]

@@ -63,7 +63,7 @@
 
   function drawControls() {
     $("group-choice").hidden = data.groups.length < 2;
-    $("protocol").textContent = group().description + (group().title ? "; " + group().title : "");
+    $("protocol").textContent = group().description + (group().title ? "; " + group().title : "") + (group().times ? "; times: " + group().times : "");
     const names = Object.keys(group().metrics);
     segments("metrics", names.map((m) => [m, `${m.toUpperCase()} ${lower(m) ? "↓" : "↑"}`]), state.metric, (m) => { state.metric = m; draw(); });
     segments("axes", Object.entries(AXES), state.x, (x) => { state.x = x; draw(); });
@@ -157,7 +157,7 @@
 
   const columns = () => [
     ["sampler", "Sampler", (r) => r.label, (r) => r.label],
-    ["spacing", "Spacing", (r) => r.spacing ?? "own", (r) => r.spacing ?? "own"],
+    ["spacing", "Spacing", (r) => r.spacing_label || "own", (r) => r.spacing_label || "own"],
     ["steps", "Steps", (r) => r.steps ?? Infinity, steps],
     ["nfe", "NFE", (r) => r.nfe, (r) => (Number.isInteger(r.nfe) ? String(r.nfe) : r.nfe.toFixed(1))],
     ...Object.keys(group().metrics).map((m) => [`metric:${m}`, `${m.toUpperCase()} ${lower(m) ? "↓" : "↑"}`, (r) => r.metrics[m]?.value ?? null,
@@ -222,7 +222,7 @@
     $("details-title").textContent = `${r.label}, ${steps(r)} steps`;
     $("details-body").replaceChildren(
       ...(data.pictures[r.protocol] ? [make("img", { src: data.pictures[r.protocol], alt: `Samples of ${r.label}` })] : []),
-      make("h3", {}, "How to reproduce"), make("pre", { class: "command", id: "command" }, r.command), copy,
+      make("h3", {}, "How to reproduce"), make("pre", { class: "command", id: "command" }, r.command), ...(r.command.startsWith("#") ? [] : [copy]),
       make("dl", {}, ...facts.flatMap(([k, v]) => [make("dt", {}, k), make("dd", {}, v)])),
       make("h3", {}, "Protocol"), make("pre", { class: "json", tabindex: "0" }, JSON.stringify(r.protocol_fields, null, 1)));
     $("details").showModal();

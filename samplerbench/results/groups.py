@@ -6,10 +6,14 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from samplerbench.registry import split
-from samplerbench.report.table import Record, row_name
+from samplerbench.results.names import RowNames, row_order
+from samplerbench.results.record import Record
+from samplerbench.results.timings import common_conditions, describe_conditions, seconds_per_image, timing_under
+from samplerbench.text import printable
 
 # What rows of one table may differ in. All the rest of the protocol must be equal.
 PER_ROW = frozenset({"sampler", "guidance", "spacing", "sigmas", "classifier", "seed", "metrics", "metric sources"})
@@ -40,12 +44,31 @@ class Group:
         """The metrics that at least one result has."""
         return list(dict.fromkeys(m for r in self.records for m in r["metrics"]))
 
+    @cached_property
+    def conditions(self) -> dict[str, Any]:
+        """The conditions under which most of the results were timed: the only ones whose times are compared."""
+        return common_conditions(self.records)
+
+    def seconds_per_image(self, record: Record) -> float | None:
+        """Sampling time per image under the group's conditions; None where it was not measured under them."""
+        timing = timing_under(record, self.conditions)
+        return None if timing is None else seconds_per_image(timing)
+
+    def describe_times(self) -> str:
+        """What the times were measured under, and how many results have none under that; "" where nothing is known."""
+        told = describe_conditions(self.conditions)
+        without = sum(timing_under(r, self.conditions) is None for r in self.records)
+        if not without:
+            return told
+        more = f"{without} of {len(self.records)} results were timed under other conditions and have no time here"
+        return f"{told}; {more}" if told else more
+
     def describe(self) -> str:
         """The protocol in one line, for a caption."""
         r = self.records[0]
         p = self.protocol
         times = f"{r['blocks']} blocks of {r['n']} images" if r["blocks"] > 1 else f"{r['n']} images"
-        return f"{r['model']}, {times}, labels {r['labels']}, {p.get('dtype', 'dtype unknown')}"
+        return printable(f"{r['model']}, {times}, labels {r['labels']}, {p.get('dtype', 'dtype unknown')}")
 
 
 def shared_protocol(record: Record) -> dict[str, Any]:
@@ -60,7 +83,7 @@ def group(records: Sequence[Record]) -> list[Group]:
     """
     found: dict[str, list[Record]] = defaultdict(list)
     records = merge_metrics(records)
-    for record in sorted(records, key=_order):
+    for record in sorted(records, key=row_order):
         found[json.dumps(_key(record, records), sort_keys=True)].append(record)
     members = sorted(found.values(), key=lambda group: -len(group))
     keys = [_key(group[0], records) for group in members]
@@ -130,14 +153,15 @@ def _key(record: Record, others: Sequence[Record]) -> dict[str, Any]:
     return shared_protocol(record) | ({"metrics": ambiguous} if ambiguous else {})
 
 
-def _order(record: Record) -> tuple[Any, ...]:
-    return (row_name(record), record["spacing"] or "", record["seed"], record["steps"] or 0, record["nfe"])
-
-
 def _labels(records: Sequence[Record]) -> dict[str, str]:
     """Names of rows: what tells them apart is added only where it is needed."""
-    labels = {r["protocol"]: printable(row_name(r)) for r in records}
-    for addition in (_spacing, _seed, _source, _protocol):
+    names = RowNames(records)
+    labels = {r["protocol"]: printable(names.row(r)) for r in records}
+
+    def spacing(record: Record) -> str:
+        return f"on {names.plugin(record, 'spacing') or 'its own grid'}"
+
+    for addition in (spacing, _seed, _source, _protocol):
         rows = defaultdict(list)
         for r in records:
             rows[labels[r["protocol"]]].append(r)
@@ -154,10 +178,6 @@ def _is_row(members: Sequence[Record], addition: Callable[[Record], str]) -> boo
     return addition is _protocol and len(set(steps)) == len(steps)
 
 
-def _spacing(record: Record) -> str:
-    return f"on {record['spacing'] or 'its own grid'}"
-
-
 def _seed(record: Record) -> str:
     return f"seed {record['seed']}"
 
@@ -172,11 +192,6 @@ def _source(record: Record) -> str:
 
 def _protocol(record: Record) -> str:
     return f"[{record['protocol'][:6]}]"
-
-
-def printable(text: str) -> str:
-    """Text without the control characters that would act on a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _short(value: Any) -> str:

@@ -1,0 +1,382 @@
+"""The run of one cell: resumed, sampled, saved at checkpoints, finished as a record."""
+
+from __future__ import annotations
+
+import io
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from samplerbench.bench.cell import Cell, versions
+from samplerbench.bench.generate import Batched, explain_memory, generate, prepare
+from samplerbench.bench.plan import plan
+from samplerbench.bench.session import Session
+from samplerbench.bench.span import Span
+from samplerbench.boundary import plugin_call
+from samplerbench.data.pixels import quantise
+from samplerbench.errors import SamplerbenchError, Stopped, UserError
+from samplerbench.metrics.guarded import Guarded
+from samplerbench.metrics.metric import Accumulator, Batch, Context
+from samplerbench.metrics.reference import Reference
+from samplerbench.models.model import Model, check_guidance
+from samplerbench.results.claims import Lease
+from samplerbench.results.files import write_atomically
+from samplerbench.results.partial import PARTIAL, Extent, Progress, load_partial, save_partial
+from samplerbench.results.tensors import DamagedError
+from samplerbench.sampling import Guidance, Sampler, Spacing, Step
+from samplerbench.sampling.cost import Cost, Seconds
+from samplerbench.sampling.driver import OnStep
+from samplerbench.sampling.meter import Meter
+
+SOLUTIONS = 256 * 2**20
+"""Bytes of converged solutions that a session keeps."""
+
+
+@dataclass
+class Part:
+    """What one process made of its share of a chunk.
+
+    Attributes:
+        states: one accumulator's state for each metric.
+        pixels: (k, C, H, W) uint8, the first images, for the sample grid.
+        cost, seconds: what it took.
+    """
+
+    states: list[dict[str, Tensor]] = field(default_factory=list)
+    pixels: Tensor = field(default_factory=lambda: torch.empty(0))
+    cost: Cost = field(default_factory=Cost)
+    seconds: Seconds = field(default_factory=Seconds)
+
+
+class CellRun:
+    """One cell at work.
+
+        run = CellRun(session, cell, key)
+        run.resume()
+        record = run.finish()  # samples what is missing, with a checkpoint after every chunk
+
+    Attributes:
+        progress: how far it is.
+        whole: the accumulators of the block at work, one for each metric.
+        shown: (k, C, H, W) uint8, the images of the sample grid so far.
+        lease: this run's claim of the cell; looked at before anything is written.
+    """
+
+    lease: Lease | None = None
+
+    def __init__(self, session: Session, cell: Cell, key: str, on_step: OnStep | None = None) -> None:
+        self.session, self.cell, self.key, self.on_step = session, cell, key, on_step
+        measurement, execution = session.measurement, session.execution
+        self.model, self.team, self.store = measurement.model, execution.team, execution.store
+        self.n, self.blocks, self.keep = measurement.n, measurement.blocks, execution.keep
+        # A metric that needs no reference is not given one.
+        reference = cast(Reference, measurement.reference)
+        self.context = Context(reference, measurement.real, solver(session, cell), measurement.n)
+        self.progress = Progress()
+        self.shown = torch.empty(0, *self.model.image_shape, dtype=torch.uint8)
+        self.whole: list[Accumulator] = []
+
+    def resume(self) -> None:
+        """Prepare the model and the metrics, and continue from the cell's checkpoint, if there is one.
+
+        A checkpoint that does not verify is set aside, and the cell starts from scratch.
+
+        Raises:
+            SamplerbenchError: what the model or a plugin did wrong.
+        """
+        self.progress.conditions = self.session.conditions
+        with self._together("in preparing the cell"):
+            check_guidance(self.model, self.cell.guidance, self.session.measurement.labels)
+            # Before the meter: what is estimated once per model is no evaluation of this run.
+            prepare(self.model, self.cell)
+            self.whole = self._accumulators()
+            if self.team.main and not self.session.execution.rerun:
+                file = self.store.path(self.key, PARTIAL)
+                try:
+                    self._load(file)
+                except DamagedError as error:
+                    self.store.set_aside(file, str(error))
+        self.progress = self.team.tell(self.progress)
+
+    def _load(self, file: Path) -> None:
+        """Take over a checkpoint, or leave everything as it is. Raises DamagedError."""
+        extent = Extent(len(self.whole), self.n, self.blocks, self.model.image_shape, self.keep)
+        found = load_partial(file, self.key, extent)
+        if found is None:
+            return
+        try:
+            _merge(self.whole, found.states)
+        except Exception as error:
+            self.whole = self._accumulators()
+            raise DamagedError(f"its metrics cannot be taken over ({type(error).__name__}: {error})") from None
+        progress, conditions = found.progress, self.session.conditions
+        progress.resumed += 1
+        progress.mixed = progress.mixed or progress.conditions != conditions
+        progress.conditions = conditions
+        self.progress, self.shown = progress, found.shown
+
+    def finish(self) -> dict[str, Any]:
+        """Sample and measure what is missing; the record, without its protocol.
+
+        Raises:
+            SamplerbenchError: what a plugin, the device or the disk did wrong; the last checkpoint remains.
+            Stopped: the session's `stop` asked for it; the last checkpoint remains.
+        """
+        for block in range(self.progress.block, self.blocks):
+            while self.progress.done < self.n:
+                self._advance(block)
+            clock = time.perf_counter()
+            with self._together("in measuring"):
+                if self.team.main:
+                    self.progress.results.append(self._results())
+                self.whole = self._accumulators()
+            self.progress.seconds += Seconds(measuring=time.perf_counter() - clock)
+            self.progress.block, self.progress.done = block + 1, 0
+        record: dict[str, Any] = {}
+        with self._together("in finishing the cell"):
+            record = self._record()
+            if self.team.main:
+                self._write_grid()
+        return self.team.tell(record)
+
+    def _advance(self, block: int) -> None:
+        """Sample the next chunk of a block, with the other processes, and save it."""
+        progress = self.progress
+        last = min(self.n, progress.done + self.session.chunk)
+        part = Part()
+        with self._together("in sampling"):
+            part = self.sample(block, progress.done, last)
+        parts = self.team.gather(part)
+        with self._together("in merging"):
+            for other in parts:
+                _merge(self.whole, other.states)
+        for other in parts:
+            progress.cost += other.cost
+            if block == 0 and len(self.shown) < self.keep:
+                self.shown = torch.cat([self.shown, other.pixels])[: self.keep]
+        progress.seconds += part.seconds
+        progress.done = last
+        with self._together("in writing a checkpoint"):
+            if self.team.main and (last < self.n or block + 1 < self.blocks):
+                self.checkpoint(block)
+        if self.team.tell(self.session.execution.stop()):
+            raise Stopped
+
+    @contextmanager
+    def _together(self, doing: str) -> Iterator[None]:
+        """What one process raises in here is raised on all of them, so that none waits for another.
+
+        Raises:
+            SamplerbenchError: whatever it was; an error that nobody foresaw is a RunError of one line.
+            Stopped: a process was asked to stop.
+        """
+        failure: SamplerbenchError | Stopped | None = None
+        try:
+            with plugin_call(f"cell {self.cell.title}", doing, memory=False):
+                yield
+        except (SamplerbenchError, Stopped) as error:
+            failure = error
+        self.team.agree(failure)
+
+    def checkpoint(self, block: int) -> None:
+        """Write what is known so far. A finished block is kept as its results, not as its accumulators."""
+        if self.lease is not None:
+            self.lease.check()
+        file, progress = self.store.path(self.key, PARTIAL), self.progress
+        if progress.done < self.n:
+            save_partial(file, self.key, progress, [a.state() for a in self.whole], self.shown)
+            return
+        at_end = replace(progress, block=block + 1, done=0, results=[*progress.results, self._results()])
+        save_partial(file, self.key, at_end, [{} for _ in self.whole], self.shown)
+
+    def sample(self, block: int, first: int, last: int) -> Part:
+        """Sample and measure this process's share of the images first … last-1 of a block."""
+        model, measurement = self.model, self.session.measurement
+        part = Part(pixels=torch.empty(0, *model.image_shape, dtype=torch.uint8))
+        accumulators = self._accumulators()
+        share = self.team.share(first, last)
+        within = torch.arange(share.start, share.stop)
+        labels = None if measurement.labels is None else measurement.labels[within]
+        decoder = None if model.autoencoder is None else model.autoencoder.decoder
+        sampling: list[Span] = []
+        decoding: list[Span] = []
+        measuring: list[Span] = []
+        with Meter(model.network, model.classifiers, decoder) as meter:
+            index, batch_size = within + block * self.n, self.session.execution.batch_size
+            for batch in generate(model, self.cell, index, labels, measurement.seed, batch_size, self.on_step):
+                quantising = Span(model.device)
+                pixels = quantise(batch.images)
+                sampling += [batch.sampling, quantising.stop()]
+                decoding += [batch.decoding] if batch.decoding is not None else []
+                part.cost += batch.uncounted
+                taking = Span(model.device)
+                meter.pause()
+                self._take_in(accumulators, batch, pixels)
+                meter.resume()
+                if block == 0 and len(part.pixels) < self.keep:
+                    part.pixels = torch.cat([part.pixels, pixels[: self.keep - len(part.pixels)].cpu()])
+                measuring.append(taking.stop())
+        part.seconds = Seconds(*(sum(span.seconds for span in spans) for spans in (sampling, decoding, measuring)))
+        part.states = [accumulator.state() for accumulator in accumulators]
+        part.cost += meter.cost
+        return part
+
+    def _accumulators(self) -> list[Accumulator]:
+        return [Guarded(metric, self.context) for metric in self.session.measurement.metrics]
+
+    def _take_in(self, accumulators: list[Accumulator], batch: Batched, pixels: Tensor) -> None:
+        measurement = self.session.measurement
+        features: dict[str, Tensor] = {}
+        if measurement.extractor is not None:
+            with explain_memory(len(pixels)):
+                features = measurement.extractor.all(pixels)
+        none = torch.empty(len(pixels), 0)
+        labels = None if measurement.labels is None else measurement.labels[batch.index % self.n]
+        for metric, accumulator in zip(measurement.metrics, accumulators, strict=True):
+            given = features.get(metric.layer, none) if metric.needs_features else none
+            accumulator.update(Batch(pixels, given, labels, batch.index, batch.states, batch.stochastic))
+
+    def _results(self) -> list[dict[str, Any]]:
+        return [accumulator.result() for accumulator in self.whole]
+
+    def _record(self) -> dict[str, Any]:
+        n, seconds = self.n * self.blocks, self.progress.seconds
+        timing = {
+            **self.session.conditions,
+            "seconds": round(seconds.sampling, 4),
+            "decoder_seconds": round(seconds.decoding, 4),
+            "metric_seconds": round(seconds.measuring, 4),
+            "images_per_second": round(n / max(seconds.sampling, 1e-9), 3),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        return describe(self.session, self.cell) | {
+            **self.progress.cost.per_image(n),
+            "metrics": self._summary() if self.team.main else {},
+            **timing,
+            "timings": [] if self.progress.mixed else [timing],
+            "resumed": self.progress.resumed,
+        }
+
+    def _summary(self) -> dict[str, Any]:
+        """For each metric: the mean over blocks, their values and standard deviation, and what else a result says."""
+        measurement = self.session.measurement
+        values = {}
+        for i, metric in enumerate(measurement.metrics):
+            blocks = [block[i] for block in self.progress.results]
+            if not all(blocks):
+                continue
+            found = [b["value"] for b in blocks]
+            entry: dict[str, Any] = {**blocks[0], "value": mean(found)}
+            if len(found) > 1:
+                for name in blocks[0]:
+                    entry[name] = mean([b.get(name, math.nan) for b in blocks])
+                entry |= {"sd": deviation(found), "blocks": found}
+            extractor = measurement.extractor if metric.needs_features else None
+            reference = measurement.reference if metric.needs_features else None
+            values[metric.label()] = entry | {
+                "features": "" if extractor is None else extractor.name,
+                "reference": "" if reference is None else reference.label,
+                "better": metric.better,
+            }
+        return values
+
+    def _write_grid(self) -> None:
+        from samplerbench.data.grid import save_grid
+
+        buffer = io.BytesIO()
+        save_grid(self.shown, buffer)
+        write_atomically(self.store.path(self.key, ".png"), buffer.getvalue())
+
+
+def describe(session: Session, cell: Cell) -> dict[str, Any]:
+    """The part of a record that is known before anything has run."""
+    measurement = session.measurement
+    return {
+        "sampler": cell.sampler.spec,
+        "parameters": cell.sampler.parameters,
+        "guidance": None if cell.guidance is None else cell.guidance.spec,
+        "spacing": None if cell.spacing is None else cell.spacing.spec,
+        "steps": cell.steps,
+        "budget": cell.budget,
+        "n": measurement.n,
+        "blocks": measurement.blocks,
+        "seed": measurement.seed,
+        "model": measurement.model.identity["source"],
+        "labels": measurement.mode,
+        "versions": versions(),
+    }
+
+
+def solver(session: Session, cell: Cell) -> Callable[[Tensor, Tensor | None, Sampler], Tensor]:
+    """For metrics of the discretisation error: the converged solution from the same x_T, under the same guidance.
+
+    It is the same for all cells of a session, and kept for them as long as there is room. A request to stop is obeyed
+    after the solver's next step: what is lost is this solution alone, which no checkpoint holds.
+    """
+    guidance = None if cell.guidance is None else cell.guidance.spec
+    model = session.measurement.model
+
+    def solve(index: Tensor, labels: Tensor | None, sampler: Sampler) -> Tensor:
+        key = (sampler.spec, guidance, tuple(index.tolist()))
+        if key in session.solutions:
+            return session.solutions[key].to(model.device)
+        solving = solution_cell(model, sampler, cell.guidance)
+        with session.execution.solving(len(index)) as on_step:
+
+            def stop_or_go_on(i: int, step: Step) -> None:
+                if session.execution.stop():
+                    raise Stopped
+                if on_step is not None:
+                    on_step(i, step)
+
+            seed, size = session.measurement.seed, len(index)
+            found = generate(model, solving, index, labels, seed, size, stop_or_go_on, decode=False)
+            states = torch.cat([batch.states for batch in found])
+        if sum(s.nbytes for s in session.solutions.values()) + states.nbytes <= SOLUTIONS:
+            session.solutions[key] = states.cpu()
+        return states
+
+    return solve
+
+
+def solution_cell(model: Model, sampler: Sampler, guidance: Guidance | None) -> Cell:
+    """The cell that computes a converged solution.
+
+    It starts at the model's largest level, whatever the grid of the cell that is compared with it.
+
+    Raises:
+        UserError: the sampler does not choose its own steps.
+    """
+    cells, _ = plan(model, [sampler], [1], [guidance], _no_spacing)
+    return cells[0]
+
+
+def _no_spacing(sampler: Sampler) -> Spacing:
+    raise UserError(f"sampler {sampler.label()} does not choose its own steps, so it is no converged solution.")
+
+
+def _merge(whole: list[Accumulator], states: Iterable[dict[str, Tensor]]) -> None:
+    for accumulator, state in zip(whole, states, strict=False):
+        if state:  # nothing is known yet, as at the beginning of a block
+            accumulator.merge(state)
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean; of several values of which one is not finite, NaN."""
+    if len(values) == 1:
+        return float(values[0])
+    return statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation of two or more values; NaN where a value is not finite."""
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan

@@ -1,0 +1,141 @@
+"""How long a run will take: its evaluations, planned or measured on two images, times the measured time of one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from samplerbench.bench import setup
+from samplerbench.bench.cell import Cell
+from samplerbench.bench.cell_run import SOLUTIONS, solution_cell
+from samplerbench.bench.generate import generate
+from samplerbench.bench.request import Prepared
+from samplerbench.sampling.guidance import evaluations_of
+from samplerbench.sampling.meter import Meter
+from samplerbench.sampling.sampler import planned_nfe
+
+TRIAL = 2
+"""Images on which the evaluations of a solver that chooses its own steps are measured."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A part of a run.
+
+    Attributes:
+        cell: the cell; for a converged solution, the cell that solves it.
+        metrics: the metrics that the solution is for; empty for a cell of the run.
+        nfe: network evaluations per image.
+        measured: whether `nfe` was measured on a few images, and not planned.
+        images: how many images, over all blocks; None where the number of images is not known.
+        seconds: the time they take; None where the number of images is not known.
+    """
+
+    cell: Cell
+    metrics: tuple[str, ...]
+    nfe: float
+    measured: bool
+    images: int | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate of one seed's run.
+
+    Attributes:
+        rows: the cells, then the converged solutions that metrics compute.
+        n: images per block; None where it is not known.
+        evaluation: seconds for one evaluation of one image.
+    """
+
+    rows: list[Row]
+    n: int | None
+    evaluation: float
+
+    @property
+    def seconds(self) -> float:
+        """Of all rows whose time is known."""
+        return sum(row.seconds or 0.0 for row in self.rows)
+
+
+def estimate(prepared: Prepared) -> Estimate:
+    """The estimate for a run, by a short calibration. Raises UserError, RunError."""
+    n, blocks = images_per_block(prepared), prepared.request.blocks
+    evaluation = seconds_per_evaluation(prepared, min(prepared.batch_size, n or prepared.batch_size))
+
+    def row(cell: Cell, metrics: Sequence[str], nfe: float, measured: bool, images: int | None) -> Row:
+        return Row(cell, tuple(metrics), nfe, measured, images, None if images is None else nfe * images * evaluation)
+
+    rows = []
+    total = None if n is None else n * blocks
+    for cell in prepared.cells:
+        planned = planned_nfe(cell.sampler, cell.steps or 1)
+        measured = planned is None
+        nfe = measured_nfe(prepared, cell) if planned is None else planned * evaluations_of(cell.guidance)
+        rows.append(row(cell, (), nfe, measured, total))
+    for cell, names, images in _solutions(prepared, n):
+        rows.append(row(cell, names, measured_nfe(prepared, cell), True, images))
+    return Estimate(rows, n, evaluation)
+
+
+def _solutions(prepared: Prepared, n: int | None) -> list[tuple[Cell, list[str], int]]:
+    """(the cell that solves it, the metrics it is for, images over all blocks) of each converged solution."""
+    model, found = prepared.model, {}
+    for metric in prepared.metrics:
+        wanted = metric.solution(n) if n is not None else None
+        for guidance in dict.fromkeys(c.guidance for c in prepared.cells) if wanted is not None else ():
+            cell = solution_cell(model, wanted[0], guidance)
+            key = (cell.sampler.spec, None if guidance is None else guidance.spec)
+            _, names, images = found.get(key, (cell, [], 0))
+            found[key] = (cell, [*names, metric.label()], max(images, wanted[1] * prepared.request.blocks))
+    # What does not fit into the memory for solutions is solved again for every cell.
+    size = torch.empty(0, dtype=torch.float64 if model.dtype == torch.float64 else torch.float32).element_size()
+    each = size * model.shape[0] * model.shape[1] * model.shape[2]
+    kept = SOLUTIONS // max(1, each * len(found))
+    solved = []
+    for cell, names, images in found.values():
+        cells = sum(c.guidance == cell.guidance for c in prepared.cells)
+        solved.append((cell, names, min(images, kept) + max(0, images - kept) * cells))
+    return solved
+
+
+def images_per_block(prepared: Prepared) -> int | None:
+    """Images per block: as asked for, else as many as there are real ones; None where neither is known."""
+    request, model = prepared.request, prepared.model
+    if request.n is not None:
+        return request.n
+    if not (request.data or model.data or model.draws):
+        return None
+    return setup.default_n(setup.count_images(model, request.data))
+
+
+def seconds_per_evaluation(prepared: Prepared, batch: int) -> float:
+    """Seconds for one evaluation of one image, in batches of `batch` images."""
+    model, trials = prepared.model, 3
+    x = torch.zeros(batch, *model.shape, device=model.device, dtype=torch.float32)
+    labels = prepared.labels(batch)
+    denoise = model.denoiser(None if labels is None else labels.to(model.device), batch)
+    with torch.no_grad():
+        denoise(x, 1.0)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        start = time.perf_counter()
+        for _ in range(trials):
+            denoise(x, 1.0)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+    return (time.perf_counter() - start) / trials / batch
+
+
+def measured_nfe(prepared: Prepared, cell: Cell) -> float:
+    """Network evaluations per image of a sampler that chooses its own steps, on the first images of the run."""
+    model = prepared.model
+    with Meter(model.network, model.classifiers) as meter:
+        labels = prepared.labels(TRIAL)
+        for _ in generate(model, cell, torch.arange(TRIAL), labels, prepared.request.seeds[0], TRIAL, decode=False):
+            pass
+    return meter.network / TRIAL

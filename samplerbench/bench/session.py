@@ -1,0 +1,147 @@
+"""A session: what the cells of a run are measured with, and how they are executed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samplerbench.bench.cell import Cell, metric_sources, protocol_of
+from samplerbench.bench.team import Team
+from samplerbench.errors import UserError
+from samplerbench.metrics.extractors import Extractor
+from samplerbench.metrics.guarded import fewest_images
+from samplerbench.metrics.metric import Layer, Metric
+from samplerbench.metrics.reference import Reference
+from samplerbench.models.model import Model
+from samplerbench.results.store import Store
+from samplerbench.sampling.driver import OnStep
+
+
+@dataclass
+class Measurement:
+    """What is measured: everything here is part of the protocol.
+
+    Attributes:
+        model: the checkpoint.
+        reference: statistics of the real images; None where no metric needs them.
+        extractor: the feature space; None where no metric needs features.
+        metrics: what is computed.
+        labels: (n,) int64, the label of each sample of a block; None without labels.
+        mode: how the labels were requested ("balanced", "none", a number).
+        n: images per block.
+        seed: of all noise.
+        blocks: disjoint sets of samples; block b holds the samples b·n … (b+1)·n - 1.
+        real: the features of the real images in a layer, (N, d), for the metrics that need them.
+    """
+
+    model: Model
+    reference: Reference | None
+    extractor: Extractor | None
+    metrics: Sequence[Metric]
+    labels: Tensor | None
+    mode: str
+    n: int
+    seed: int
+    blocks: int = 1
+    real: Callable[[Layer], Tensor] | None = None
+    shared: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        for metric in self.metrics:
+            fewest = fewest_images(metric)
+            if self.n < fewest:
+                raise UserError(f"--n {self.n}: the metric {metric.label()} needs at least {fewest} images.")
+        counts = None if self.labels is None else torch.bincount(self.labels).tolist()
+        self.shared = {
+            "model": self.model.identity,
+            "labels": {"mode": self.mode, "counts": counts},
+            "n": self.n,
+            "blocks": self.blocks,
+            "seed": self.seed,
+            "dtype": "tf32" if self.model.precision == "tf32" else str(self.model.dtype).removeprefix("torch."),
+            **({"compile": True} if self.model.compiled else {}),
+            "metrics": [m.spec for m in self.metrics],
+            **metric_sources(self.metrics),
+            "features": None if self.extractor is None else self.extractor.identity,
+            "reference": None if self.reference is None else self.reference.data,
+        }
+
+    def protocol(self, cell: Cell) -> dict[str, Any]:
+        """The protocol of a cell, with the weights of the classifier that guides it, if any."""
+        fields = protocol_of(cell, self.shared)
+        classifier = None if cell.guidance is None else self.model.guide_classifier(cell.guidance)
+        if classifier is not None:
+            fields["classifier"] = classifier.sha256
+        return fields
+
+
+def to_stderr(line: str) -> None:
+    """Print a line of a run's on stderr."""
+    print(f"samplerbench: {line}", file=sys.stderr, flush=True)
+
+
+@dataclass
+class Execution:
+    """How the cells are executed: none of it changes a number.
+
+    Attributes:
+        store: the folder of results.
+        batch_size: images at a time.
+        rerun: run cells again whose results are in the store.
+        keep: how many images the sample grid shows.
+        team: the processes that share the work.
+        checkpoint: images between two checkpoints of a cell; None is a tenth of a block.
+        stop: asked after each checkpoint, after each step of a converged solution, and while waiting for another run;
+            true ends the run there.
+        solving: entered with a number of images while their converged solution is computed; gives what is called after
+            each of the solver's steps, or None.
+        say: takes a line about what the run waits for.
+    """
+
+    store: Store
+    batch_size: int = 256
+    rerun: bool = False
+    keep: int = 100
+    team: Team = field(default_factory=Team)
+    checkpoint: int | None = None
+    stop: Callable[[], bool] = lambda: False
+    solving: Callable[[int], AbstractContextManager[OnStep | None]] = lambda _: nullcontext()
+    say: Callable[[str], None] = to_stderr
+
+
+@dataclass
+class Session:
+    """What is measured and how it is executed.
+
+    solutions: converged solutions that metrics of the discretisation error have asked for, shared by all cells.
+    """
+
+    measurement: Measurement
+    execution: Execution
+    solutions: dict[Any, Tensor] = field(init=False, default_factory=dict)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What the times of this session's cells are measured under (`samplerbench.results.timings.CONDITIONS`)."""
+        model = self.measurement.model
+        return {
+            "batch_size": self.execution.batch_size,
+            "processes": self.execution.team.size,
+            "device": str(model.device),
+            "device_name": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "",
+            "threads": torch.get_num_threads(),
+            "graphs": bool(model.graphs),
+        }
+
+    @property
+    def chunk(self) -> int:
+        """Images between two checkpoints: whole batches, so that a resumed run cuts the stream as the first did."""
+        wanted = self.execution.checkpoint or -(-self.measurement.n // 10)
+        whole = self.execution.batch_size * self.execution.team.size
+        return max(whole, -(-wanted // whole) * whole)

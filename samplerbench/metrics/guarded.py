@@ -1,0 +1,129 @@
+"""A metric plugin's accumulator behind the boundary: what it raises, gives or changes is checked at every call."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samplerbench.boundary import plugin_call, shown
+from samplerbench.errors import RunError
+from samplerbench.metrics.metric import Accumulator, Batch, Context, Metric
+
+RESERVED = ("sd", "blocks", "features", "reference", "better")
+"""Names in a metric's entry of a record that a result may not use."""
+
+
+class Guarded(Accumulator):
+    """An accumulator of a metric plugin, with every call checked.
+
+    Args:
+        metric: the plugin.
+        context: what it measures against.
+
+    Raises:
+        RunError: from every method: the plugin raised, or gave what its base class does not allow.
+    """
+
+    def __init__(self, metric: Metric, context: Context) -> None:
+        self.metric = metric
+        with self._call("start"):
+            found = metric.start(context)
+        if not isinstance(found, Accumulator):
+            raise RunError(f"metric {metric.label()}: start returned {shown(found)}; it must be an Accumulator.")
+        self.inner = found
+
+    def update(self, batch: Batch) -> None:
+        tensors = [t for t in (batch.images, batch.features, batch.labels, batch.index, batch.states) if t is not None]
+        before = [_version(t) for t in tensors]
+        with self._call("update"):
+            self.inner.update(batch)
+        if [_version(t) for t in tensors] != before:
+            raise RunError(
+                f"metric {self.metric.label()} wrote into the batch it was given, which other metrics read too; it "
+                "must work on a copy."
+            )
+
+    def state(self) -> dict[str, Tensor]:
+        with self._call("state"):
+            found = self.inner.state()
+        who = f"metric {self.metric.label()}: state returned"
+        if not isinstance(found, Mapping):
+            raise RunError(f"{who} {shown(found)}; it must be a dictionary of tensors.")
+        seen: set[int] = set()
+        state: dict[str, Tensor] = {}
+        for name, value in found.items():
+            if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+                raise RunError(f"{who} {shown(name)}: {shown(value)}; it must be a dictionary of dense tensors.")
+            # A file of tensors holds none that share memory.
+            place = value.untyped_storage().data_ptr()
+            state[name] = value.detach().clone() if place in seen else value.detach()
+            seen.add(place)
+        return state
+
+    def merge(self, state: dict[str, Tensor]) -> None:
+        with self._call("merge"):
+            self.inner.merge(state)
+
+    def result(self) -> dict[str, Any]:
+        """The metric's result as plain numbers: `{"value": …}` and what else it says; `{}` where it has none.
+
+        Whole and floating numbers stay as they are; NumPy's, and tensors of one number without dimensions, are
+        converted. NaN and infinity are numbers: they are recorded, and a table shows them as they are.
+        """
+        with self._call("result"):
+            found = self.inner.result()
+        who = f"metric {self.metric.label()}: result returned"
+        if not isinstance(found, Mapping):
+            raise RunError(f'{who} {shown(found)}; it must be a dictionary with "value", or {{}}.')
+        if not found:
+            return {}
+        result: dict[str, Any] = {}
+        for name, value in found.items():
+            if not isinstance(name, str) or name in RESERVED:
+                raise RunError(f"{who} the name {shown(name)}, which it may not use.")
+            number = _number(value)
+            if number is None:
+                raise RunError(f"{who} {name} = {shown(value)}, which is not a real number.")
+            result[name] = number
+        if "value" not in result:
+            raise RunError(f'{who} no "value", only {", ".join(result)}.')
+        return result
+
+    def _call(self, method: str) -> plugin_call:
+        return plugin_call(self.metric, f"in {method}", memory=False)
+
+
+def fewest_images(metric: Metric) -> int:
+    """The fewest images the metric has a value for, checked.
+
+    Raises:
+        RunError: the plugin raised, or gave something else than a whole number of at least 1.
+    """
+    with plugin_call(metric, "in fewest"):
+        found = metric.fewest
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise RunError(f"metric {metric.label()}: fewest is {shown(found)}; it must be a whole number, at least 1.")
+    return found
+
+
+def _number(value: Any) -> int | float | None:
+    if isinstance(value, Tensor | np.ndarray):
+        if value.ndim or (isinstance(value, Tensor) and value.is_meta):
+            return None
+        value = value.item()
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        return None
+    try:
+        return int(value) if isinstance(value, numbers.Integral) and abs(value) < 2**63 else float(value)
+    except OverflowError:
+        return None
+
+
+def _version(x: Tensor) -> int:
+    """How often a tensor was written into; -1 where torch does not count."""
+    return -1 if x.is_inference() else x._version

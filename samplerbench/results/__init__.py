@@ -1,0 +1,1 @@
+"""Results: the store, the typed record, groups of one protocol, comparisons and pairs."""

@@ -1,0 +1,93 @@
+"""What the rows of a table are called, and in which order they stand."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from samplerbench.options import show_value
+from samplerbench.registry import split
+from samplerbench.results.record import Record
+
+Parameters = dict[str, Any]
+
+
+class RowNames:
+    """The names of plugins in one table.
+
+    A plugin is called by its spec. A parameter that two rows of one plugin give different values is written in each of
+    them, the default too: `ddim` beside `ddim:eta=0.5` is `ddim:eta=0`.
+
+    Args:
+        records: the rows of the table. A record says the parameters of its plugins in `protocol_fields`; of one that
+            does not, the spec is taken as it is.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        found: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+        for record in records:
+            for kind in ("sampler", "guidance", "spacing"):
+                if record[kind]:
+                    for name, value in _parameters(record, kind).items():
+                        found[kind, _head(record[kind])][name].add(show_value(value))
+        self._varied = {key: {k for k, v in values.items() if len(v) > 1} for key, values in found.items()}
+
+    def plugin(self, record: Record, kind: str, hide: Collection[str] = ()) -> str:
+        """What a record's sampler, guidance or spacing is called; "" for none. hide: parameters to leave out."""
+        spec = str(record[kind] or "")
+        if not spec:
+            return ""
+        head, tail = _head(spec), split(spec)[2]
+        given = [part.strip() for part in tail.split(",") if part.strip()]
+        said = {name: value if equals else None for name, equals, value in (part.partition("=") for part in given)}
+        known = _parameters(record, kind)
+        added = {k for k in self._varied.get((kind, head), ()) if k in known and k not in said}
+        if not added and not said.keys() & set(hide):
+            return spec
+        shown = [k for k in known if (k in said or k in added) and k not in hide]
+        words = [f"{k}={said.get(k, show_value(known[k]))}" for k in shown]
+        words += [k if v is None else f"{k}={v}" for k, v in said.items() if k not in known and k not in hide]
+        return head + (":" + ",".join(words) if words else "")
+
+    def row(self, record: Record, hide: Collection[str] = ()) -> str:
+        """`ddim:eta=0.5 + cfg:scale=2`: the sampler, and its guidance if it has one."""
+        guidance = self.plugin(record, "guidance", hide)
+        return self.plugin(record, "sampler") + (f" + {guidance}" if guidance else "")
+
+
+def row_order(record: Record) -> tuple[Any, ...]:
+    """The key by which rows are sorted: names, then parameters by value; no guidance before any."""
+    plugins = [_plugin_order(record, kind) for kind in ("sampler", "guidance", "spacing")]
+    return (*plugins, record.get("seed") or 0, record["steps"] or 0, record.get("nfe") or 0)
+
+
+def natural(value: Any) -> tuple[int, float, list[str | float]]:
+    """A sort key under which numbers come by value, also those within a text: 2 before 10, `x2` before `x10`."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+        return 0, value, []
+    parts = re.split(r"(\d+(?:\.\d+)?)", show_value(value))
+    return 1, 0.0, [float(part) if i % 2 else part for i, part in enumerate(parts)]
+
+
+def _plugin_order(record: Record, kind: str) -> tuple[Any, ...]:
+    spec = record[kind] or ""
+    values = [natural(value) for value in _parameters(record, kind).values()]
+    return (natural(_head(spec) if spec else ""), values, natural(spec))
+
+
+def _parameters(record: Record, kind: str) -> Parameters:
+    """A plugin's single-valued parameters with their values, as far as the record knows them."""
+    fields = record.get("protocol_fields") or {}
+    described = fields.get(kind)
+    found = described.get("parameters") if isinstance(described, dict) else None
+    if not isinstance(found, dict):
+        return {}
+    return {k: v for k, v in found.items() if not isinstance(v, dict | list | tuple)}
+
+
+def _head(spec: str) -> str:
+    """A spec without what stands after its colon."""
+    name, first, _ = split(spec)
+    return name if first is None else f"{name}/{first}"

@@ -1,0 +1,179 @@
+"""The metric gap: what it needs and does not, and how its solution is announced, estimated and stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_cell
+from rich.console import Console
+
+import samplerbench
+from samplerbench import registry
+from samplerbench.bench import cell_run, engine, request, setup
+from samplerbench.bench.estimate import estimate
+from samplerbench.cli.app import main
+from samplerbench.errors import Stopped, UserError
+from samplerbench.models import Model
+from samplerbench.report.table import steps_table
+from samplerbench.results.store import Store
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither features nor real images are touched."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("loaded")
+
+    for name in ("load_extractor", "load_data", "pick_reference"):
+        monkeypatch.setattr(setup, name, refuse)
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_gap_alone_needs_neither_data_nor_features(digits: Model) -> None:
+    model = dataclasses.replace(digits, data=None, features=None, draws=False)
+    (record,) = samplerbench.evaluate("ddim", steps=2, model=model, metrics="gap:tol=0.01", n=2, quiet=True)
+    entry = record["metrics"]["gap"]
+    assert entry["value"] > 0
+    assert (entry["features"], entry["reference"]) == ("", "")
+    assert record["protocol_fields"]["features"] is None
+    assert record["protocol_fields"]["reference"] is None
+
+
+def test_gap_beside_fid_changes_nothing_of_the_protocol_but_its_metrics(tmp_path: Path) -> None:
+    fields = {}
+    for metrics in (("fid",), ("fid", "gap"), ("isc:splits=2",)):
+        asked = request.Request([request.Grid(["ddim"], [2])], model="exact:mixture", n=40, metrics=metrics)
+        prepared = request.prepare(asked, "cpu")
+        session = request.make_session(prepared, request.measure_reference(prepared), 0, Store(tmp_path))
+        fields[metrics] = session.measurement.protocol(prepared.cells[0]) | {"metrics": None}
+    assert len({json.dumps(f, sort_keys=True) for f in fields.values()}) == 1
+
+
+def test_gap_prints_no_note_and_no_reference_of_fid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["run", "-m", "exact:mixture", "-s", "ddim", "-s", "ddim:eta=1", "--steps", "3", "--n", "3"]
+    assert run(*base, "--metric", "gap", "--out", str(tmp_path)) == 0
+    out, err = capsys.readouterr()
+    assert "singular" not in err
+    assert "against" not in out
+    assert re.search(r"^GAP ↓\s*$", out, re.MULTILINE)
+    assert "failed" not in out + err
+    assert err.count("computing the converged solution for 3 images") == 1
+    # The stochastic sampler's cell is empty.
+    assert re.search(r"ddim:eta=1 +│ +│", out)
+
+
+def test_a_table_says_failed_of_what_failed_alone(digits: Model) -> None:
+    record = make_cell(digits, "ddim", None, 2).pending
+    del record["pending"]
+    shown = {}
+    for name, more in (("not applicable", {}), ("failed", {"error": "a fault"})):
+        console = Console(width=120, file=io.StringIO())
+        console.print(steps_table([record | more | {"seed": 0}], "gap"))
+        shown[name] = "failed" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown == {"not applicable": False, "failed": True}
+
+
+def session_of(tmp_path: Path, **more: Any) -> tuple[engine.Session, engine.Cell]:
+    asked = request.Request([request.Grid(["ddim"], [2])], model="exact:mixture", n=6, metrics=["gap"], **more)
+    prepared = request.prepare(asked, "cpu")
+    store = Store(tmp_path)
+    store.prepare()
+    return request.make_session(prepared, request.measure_reference(prepared), 0, store), prepared.cells[0]
+
+
+def test_a_stop_ends_the_converged_solution_at_its_next_step(tmp_path: Path) -> None:
+    session, cell = session_of(tmp_path)
+    steps: list[float] = []
+
+    @contextmanager
+    def solving(images: int) -> Any:
+        assert images == 6
+        yield lambda i, step: steps.append(step.sigma)
+
+    session.execution.solving = solving
+    session.execution.stop = lambda: len(steps) == 3
+    with pytest.raises(Stopped):
+        engine.run_cell(session, cell)
+    assert len(steps) == 3
+    assert not session.solutions
+    session.execution.stop = lambda: False
+    steps.clear()
+    record = engine.run_cell(session, cell).record
+    assert len(steps) > 10
+    assert steps[-1] == 0
+    other, _ = session_of(tmp_path / "undisturbed")
+    assert engine.run_cell(other, cell).record["metrics"] == record["metrics"]
+
+
+def test_the_estimate_counts_the_solution_and_solvers_that_choose_their_own_steps() -> None:
+    """Against the rows that the network's own hook sees when the same two images are solved."""
+    spec = "pf-ode:solver=rk45,rtol=0.01,atol=0.01"
+    grids = [request.Grid(["ddim", "heun", spec], [4])]
+    asked = request.Request(grids, model="digits", n=8, blocks=3, metrics=["gap:images=5,tol=0.01"])
+    prepared = request.prepare(asked, "cpu")
+    found = estimate(prepared)
+
+    rows: list[int] = []
+    hook = prepared.model.network.register_forward_hook(lambda _module, _args, output: rows.append(len(output.sample)))
+    try:
+        cell = cell_run.solution_cell(prepared.model, registry.parse("sampler", spec), None)
+        list(engine.generate(prepared.model, cell, torch.arange(2), prepared.labels(2), 0, 2))
+    finally:
+        hook.remove()
+    counted = sum(rows) / 2
+    assert [(row.nfe, row.measured, row.images) for row in found.rows] == [
+        (4, False, 24),
+        (7, False, 24),
+        (counted, True, 24),
+        (counted, True, 15),  # the solution: 5 images of each of 3 blocks, for all cells at once
+    ]
+    assert [row.metrics for row in found.rows] == [(), (), (), ("gap",)]
+    assert found.seconds == pytest.approx(found.evaluation * (24 * (4 + 7 + counted) + 15 * counted))
+
+
+def test_solutions_that_do_not_fit_are_estimated_for_every_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = request.Request([request.Grid(["ddim"], [2, 3, 4])], model="exact:mixture", n=10, metrics=["gap:tol=0.01"])
+    prepared = request.prepare(asked, "cpu")
+    each = 4 * int(torch.tensor(prepared.model.shape).prod())
+    for kept, images in ((10, 10), (4, 4 + 3 * 6), (0, 30)):
+        monkeypatch.setattr("samplerbench.bench.estimate.SOLUTIONS", kept * each)
+        assert estimate(prepared).rows[-1].images == images
+
+
+def test_a_dry_run_shows_the_solution(capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["run", "-m", "exact:mixture", "-s", "ddim", "--steps", "3", "--n", "4", "--metric", "gap:tol=0.01"]
+    assert run(*base, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"converged solution of gap +│ own +│ +own │ ≈ \d+ │", out)
+
+
+def test_without_n_and_data_gap_asks_for_the_number_of_images(digits: Model) -> None:
+    model = dataclasses.replace(digits, data=None, features=None, draws=False)
+    with pytest.raises(UserError, match="give it with --n"):
+        samplerbench.evaluate("ddim", steps=2, model=model, metrics="gap", quiet=True)
+
+
+def test_a_metric_of_features_alone_needs_no_data(digits: Model) -> None:
+    model = dataclasses.replace(digits, data=None)
+    results = samplerbench.evaluate(
+        "ddim", steps=1, model=model, metrics=["isc:splits=1", "gap:tol=0.01"], n=4, quiet=True
+    )
+    (record,) = results
+    assert record["metrics"]["isc:splits=1" if "isc:splits=1" in record["metrics"] else "isc"]["value"] >= 1
+    assert record["protocol_fields"]["reference"] is None
+    assert isinstance(record["protocol_fields"]["features"], dict)

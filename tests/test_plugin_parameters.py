@@ -1,0 +1,134 @@
+"""The parameters of a plugin are its fields; a class whose parameters cannot be known is refused, by every way in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import InitVar, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from torch import Tensor
+
+import samplerbench
+from samplerbench import registry
+from samplerbench.errors import UserError
+from samplerbench.options import build, parameters_of
+from samplerbench.sampling import Denoiser, Noise, Sampler, Step, option
+
+
+class Walk(Sampler):
+    def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+        yield Step(0.0, denoise(x, float(sigmas[0])))
+
+
+class OwnInit(Walk):
+    def __init__(self, eta: float = 0.5) -> None:
+        object.__setattr__(self, "eta", eta)
+
+
+class OwnInitWithoutParameters(Walk):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+
+@dataclass(frozen=True)
+class DecoratedOwnInit(Walk):
+    eta: float = option(0.5, "a parameter", ge=0.0)
+
+    def __init__(self, scale: float = 1.0) -> None:
+        object.__setattr__(self, "eta", scale)
+
+
+@dataclass(frozen=True, init=False)
+class NoInit(Walk):
+    eta: float = option(0.5, "a parameter", ge=0.0)
+
+
+@dataclass(frozen=True)
+class Hidden(Walk):
+    extra: InitVar[float] = 1.0
+
+
+class NotDecorated(Walk):
+    eta: float = 0.5
+
+
+class NotDecoratedWithOption(Walk):
+    eta: float = option(0.5, "a parameter", ge=0.0)
+
+
+class Plain(Walk):
+    """No parameters, and no decorator: nothing is lost."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    own_grid: bool = True  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class Sound(Walk):
+    eta: float = option(0.5, "a parameter", ge=0.0)
+
+
+class Inherits(Sound):
+    """The parameters of its base."""
+
+
+@pytest.mark.parametrize(
+    ("cls", "line"),
+    [
+        (OwnInit, "OwnInit has an __init__ of its own"),
+        (OwnInitWithoutParameters, "OwnInitWithoutParameters has an __init__ of its own"),
+        (DecoratedOwnInit, "DecoratedOwnInit has an __init__ of its own"),
+        (NoInit, "NoInit has an __init__ of its own"),
+        (Hidden, "Hidden has an __init__ of its own"),
+        (NotDecorated, "NotDecorated has the field eta but is no dataclass"),
+        (NotDecoratedWithOption, "NotDecoratedWithOption has the option eta but is no dataclass"),
+    ],
+)
+def test_a_class_whose_parameters_are_not_known_is_refused(cls: type[Sampler], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        parameters_of(cls)
+    with pytest.raises(UserError, match=line):
+        build(cls, {"eta": "1"})
+
+
+@pytest.mark.parametrize(("cls", "names"), [(Plain, []), (Sound, ["eta"]), (Inherits, ["eta"])])
+def test_a_class_whose_fields_are_its_parameters_is_taken(cls: type[Sampler], names: list[str]) -> None:
+    assert list(parameters_of(cls)) == names
+
+
+def test_an_instance_is_refused_too() -> None:
+    """Two of them, made with different values, would have one spec and so one result."""
+    assert OwnInit(0.1).label() == OwnInit(0.9).label()
+    with pytest.raises(UserError, match="OwnInit has an __init__ of its own"):
+        samplerbench.evaluate(OwnInit(0.1), steps=1, n=2, quiet=True)
+
+
+FILE = """
+from samplerbench.sampling import Sampler, Step
+
+class Mine(Sampler):
+    def __init__(self, eta=0.5):
+        self.eta = eta
+
+    def steps(self, denoise, x, sigmas, noise):
+        yield Step(0.0, x)
+"""
+
+
+@pytest.mark.parametrize("parameters", ["", ":eta=1"])
+def test_a_file_is_refused_where_it_is_named(parameters: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(FILE)
+    with pytest.raises(UserError, match="Mine has an __init__ of its own, so its parameters are not known"):
+        registry.parse("sampler", f"{tmp_path}/mine.py:Mine{parameters}")
+
+
+def test_a_plugin_that_exits_while_it_is_made_is_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import sys\nfrom dataclasses import dataclass\nfrom samplerbench.sampling import Sampler\n\n"
+        "@dataclass(frozen=True)\nclass Mine(Sampler):\n    def __post_init__(self):\n        sys.exit(0)\n\n"
+        "    def steps(self, denoise, x, sigmas, noise):\n        yield\n"
+    )
+    with pytest.raises(UserError, match="cannot be made: SystemExit: 0"):
+        registry.parse("sampler", f"{tmp_path}/mine.py:Mine")
