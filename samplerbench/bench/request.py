@@ -154,8 +154,10 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
 
 def check_numbers(request: Request) -> None:
     """Raise UserError where a number of a request is beyond what is possible, whoever made the request."""
-    if (request.n or 1) * request.blocks > MAX_IMAGES:
-        raise UserError(f"{request.n or 1:,} x {request.blocks:,} images: at most {MAX_IMAGES:,} are possible.")
+    n, blocks = request.n or 1, request.blocks
+    if n * blocks > MAX_IMAGES:
+        shown = " x ".join(shorten(show_value(number)) for number in (n, blocks))
+        raise UserError(f"{shown} images: at most {MAX_IMAGES:,} are possible.")
     for grid in request.grids:
         for flag, numbers in (("--steps", grid.steps), ("--nfe", grid.nfe)):
             for number in numbers:

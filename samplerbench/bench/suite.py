@@ -94,8 +94,7 @@ def load_suite(file: Path) -> Request:
     try:
         suite = Suite.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = [part for part in first["loc"] if not (isinstance(part, str) and "[" in part)]
+        first, place = _first(error.errors())
         raise UserError(f"{file}:{find_line(text, place)}: {_explain(first, place)}") from None
     _check_specs(file, text, suite)
     return Request(
@@ -120,6 +119,20 @@ def load_suite(file: Path) -> Request:
             graphs=suite.graphs,
         ),
     )
+
+
+_TYPES = ("str", "int", "float", "bool", "constrained-int", "constrained-float")
+"""What pydantic calls the types of which a value could have been one."""
+
+
+def _first(errors: list[Any]) -> tuple[Any, list[Any]]:
+    """The first error, and its place in the file; of a value that could be of several types, that of its own type."""
+    first = errors[0]
+    same = [e for e in errors if e["loc"][:-1] == first["loc"][:-1] and e["loc"][-1:] in [(t,) for t in _TYPES]]
+    if first in same:
+        first = next((e for e in same if not e["type"].endswith("_type")), first)
+    place = [part for part in first["loc"] if not (isinstance(part, str) and "[" in part)]
+    return first, place[:-1] if first in same else place
 
 
 def _explain(error: Any, place: list[Any]) -> str:

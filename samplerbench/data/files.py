@@ -23,7 +23,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".ti
 IMAGES, LABELS = ("images", "arr_0"), ("labels", "arr_1")
 """Names of the arrays in an npz: ours, and numpy's for arrays without a name (guided-diffusion's sample files)."""
 
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "WEBP", "GIF", "TIFF")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 """What Pillow may take a file for, whatever its name. It knows more, and has an EPS file run by Ghostscript."""
 MAX_FILE_BYTES = 2**30
 """The largest image file, and the largest member of an archive once unpacked."""
@@ -136,7 +136,8 @@ def read_npz(path: Path, names: Iterable[str]) -> tuple[dict[str, np.ndarray], l
     """
     wanted, found = set(names), {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:
+            warnings.simplefilter("ignore")  # numpy's, of headers that Python 2 wrote
             held = [m.filename.removesuffix(".npy") for m in archive.infolist()]
             for member in archive.infolist():
                 name = member.filename.removesuffix(".npy")

@@ -344,7 +344,8 @@ def _result(written: Any) -> TrainResult:
     if not isinstance(written, dict) or written.keys() != kinds.keys():
         raise ValueError("its result is not one of a training")
     for key, kind in kinds.items():
-        value: Any = written[key]
-        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)) or value < 0:
-            raise ValueError(f"{key} in its result is {value!r}")
+        if not isinstance(written[key], kind) or (kind is not bool and isinstance(written[key], bool)):
+            raise ValueError(f"{key} in its result is {written[key]!r}")
+    if min(written["steps"], written["images_seen"], written["seconds"]) < 0:
+        raise ValueError("a number in its result is below 0")
     return TrainResult(**written)
