@@ -72,8 +72,8 @@ class PredictorCorrector(Sampler):
     """Predictor-corrector sampling (Song et al. 2021, algorithms 2-5).
 
     A predictor goes from s to t; then M times, at t:  x ← x + ε score + √(2ε) z with ε = 2 α (r ‖z‖/‖score‖)².
-    On a variance-preserving model α = 1 - β_i = (1+u²)/(1+t²) (algorithm 5), where u is the grid's next level below
-    t; on a variance-exploding one α = 1 (algorithm 4). With a thousand steps α is near 1, with 20 it is far below it.
+    α = (α_t/α_u)², where u is the grid's next level below t: 1 - β_i = (1+u²)/(1+t²) on a variance-preserving model
+    (algorithm 5), 1 on a variance-exploding one (algorithm 4). With a thousand steps α is close to 1, with 20 it is not.
     The norms are each sample's own: the authors' code averages them over the batch, which makes an image depend on
     its neighbours. No corrector at σ = 0.
     """
@@ -100,7 +100,7 @@ class PredictorCorrector(Sampler):
             else:
                 mean, deviation = _reverse_diffusion(denoise, x, x0, s, t)
                 x = mean + deviation * noise()
-            alpha = (1 + u**2) / (1 + t**2) if denoise.variance_preserving else 1.0
+            alpha = (denoise.alpha(t) / denoise.alpha(u)) ** 2
             for _ in range(self.M if t > 0 else 0):
                 x0 = denoise(x, t)
                 score, z = (x0 - x) / t**2, noise()
