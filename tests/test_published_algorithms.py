@@ -23,6 +23,7 @@ from samplerbench.models.exact import ExactModel, exact
 from samplerbench.sampling import Denoiser, Guidance, Noise, Prediction, Sigma
 from samplerbench.sampling.driver import drive
 from samplerbench.sampling.noise import Purpose, normal
+from samplerbench.sampling.process import VARIANCE_EXPLODING
 
 BATCH, SEED, SCALE = 8, 5, 2.0
 INDEX, LABELS = torch.arange(BATCH), torch.arange(BATCH) % 2
@@ -104,7 +105,7 @@ def test_pc_is_algorithms_3_and_5_of_the_full_chain(model: ExactModel) -> None:
 
 
 def test_pc_on_a_variance_exploding_model_is_algorithm_4_without_alpha(model: ExactModel) -> None:
-    exploding = replace(model, variance_preserving=False)
+    exploding = replace(model, process=VARIANCE_EXPLODING)
     levels = [50.0, 20.0, 6.0, 1.5, 0.3, 0.0]
     noise, x = step_noise(model), 50.0 * start(model)
     denoise = model.denoiser(None, BATCH)
