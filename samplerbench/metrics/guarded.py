@@ -119,7 +119,7 @@ def _number(value: Any) -> int | float | None:
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         return None
     try:
-        return int(value) if isinstance(value, numbers.Integral) and abs(value) < 2**63 else float(value)
+        return int(value) if isinstance(value, numbers.Integral) and -(2**63) < int(value) < 2**63 else float(value)
     except OverflowError:
         return None
 
