@@ -2,6 +2,10 @@
 
 python benchmarks/kill_resume.py benchmarks/suites/digits.toml --undisturbed results/digits --kills 20
 python benchmarks/kill_resume.py benchmarks/suites/digits.toml --undisturbed results/small -- --n 100 --blocks 2
+python benchmarks/kill_resume.py benchmarks/suites/digits.toml --undisturbed results/digits --tamper
+
+With --tamper, the checkpoint of an unfinished cell is changed after each kill: a bit is flipped, its end is cut off,
+the checkpoint of another cell or a link to it is put in its place, or its digest is taken out. Each must be set aside.
 
 What stands after -- is given to every `samplerbench run`, beside the suite. The undisturbed run is made (or resumed)
 first if its folder is not complete. The moments are uniform over the time that the undisturbed run took.
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +50,73 @@ def differences(a: Any, b: Any, place: str = "") -> list[str]:
     return [] if a == b else [f"{place}: {a!r} and {b!r}"]
 
 
+PARTIAL = ".partial.safetensors"
+
+
+class Tamperer:
+    """Changes the checkpoints in a folder, each time in another way, and counts those that must be set aside.
+
+    left: inode and time of each file as it was left. counts: how often each way was used.
+    """
+
+    def __init__(self, out: Path, rng: random.Random) -> None:
+        self.out, self.rng = out, rng
+        self.kept = out.with_name(out.name + "-kept")
+        self.left: dict[str, tuple[int, int]] = {}
+        self.counts: dict[str, int] = {}
+        self.ways = [self.flip, self.cut, self.exchange, self.unseal, self.link]
+
+    def __call__(self) -> None:
+        """Tamper with every intact checkpoint that is there, and keep a copy of it for other cells."""
+        for file in sorted(self.out.glob(f"*{PARTIAL}")):
+            stat = file.lstat()
+            if self.left.get(file.name) == (stat.st_ino, stat.st_mtime_ns):
+                continue  # it was tampered with before, and no run has come to it
+            way = self.ways[sum(self.counts.values()) % len(self.ways)]
+            copy = file.read_bytes()
+            others = sorted(f for f in self.kept.glob("*") if f.name != file.name) if self.kept.exists() else []
+            if way in (self.exchange, self.link) and not others:
+                way = self.flip
+            self.kept.mkdir(exist_ok=True)
+            way(file, self.rng.choice(others) if others else file)
+            if not (self.kept / file.name).exists():
+                (self.kept / file.name).write_bytes(copy)
+            self.counts[way.__name__] = self.counts.get(way.__name__, 0) + 1
+            stat = file.lstat()
+            self.left[file.name] = (stat.st_ino, stat.st_mtime_ns)
+
+    def flip(self, file: Path, _: Path) -> None:
+        """One bit anywhere."""
+        data = bytearray(file.read_bytes())
+        data[self.rng.randrange(len(data))] ^= 1 << self.rng.randrange(8)
+        file.write_bytes(data)
+
+    def cut(self, file: Path, _: Path) -> None:
+        """The end is missing."""
+        data = file.read_bytes()
+        file.write_bytes(data[: self.rng.randrange(len(data))])
+
+    def exchange(self, file: Path, other: Path) -> None:
+        """The intact checkpoint of another cell under this one's name."""
+        shutil.copyfile(other, file)
+
+    def unseal(self, file: Path, _: Path) -> None:
+        """The same content without its digest, and another number of images done."""
+        from safetensors.torch import save_file
+
+        from samplerbench.results.tensors import load_tensors
+
+        found = load_tensors(file)
+        progress = json.loads(found.metadata["progress"])
+        progress["done"] += 1
+        save_file(found.tensors, file, found.metadata | {"progress": json.dumps(progress)})
+
+    def link(self, file: Path, other: Path) -> None:
+        """A link to the intact checkpoint of another cell."""
+        file.unlink()
+        file.symlink_to(other.resolve())
+
+
 def main() -> int:
     """Print what happened; exit code 1 where the results differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -53,6 +125,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("results/killed"), help="folder of the killed run")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tamper", action="store_true", help="change the checkpoints after each kill")
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
     chosen, more = parser.parse_args(words[:cut]), words[cut + 1 :]
@@ -66,6 +139,7 @@ def main() -> int:
     seconds = sum(r["seconds"] + r["metric_seconds"] for r in whole.values())
     print(f"undisturbed: {len(whole)} results, {seconds:.0f} s of work", flush=True)
     rng, kills = random.Random(chosen.seed), 0
+    tamper = Tamperer(chosen.out, rng) if chosen.tamper else None
     while kills < chosen.kills:
         # On the average one run does its share of the work before it is killed, so the kills are spread over all of it.
         wait = rng.uniform(0, 2 * seconds / (chosen.kills + 1))
@@ -86,6 +160,8 @@ def main() -> int:
             f"{len(list(chosen.out.glob('*.partial.safetensors')))} unfinished",
             flush=True,
         )
+        if tamper is not None:
+            tamper()
     process = start(chosen.suite, chosen.out, more)
     _, err = process.communicate()
     if process.returncode != 0:
@@ -96,6 +172,13 @@ def main() -> int:
     for name in whole.keys() & again.keys():
         a, b = whole[name], again[name]
         wrong += [f"{name}{d}" for d in differences({k: a[k] for k in SAME}, {k: b[k] for k in SAME})]
+    aside = len(list(chosen.out.glob("*.damaged")))
+    if tamper is not None:
+        changed = sum(tamper.counts.values())
+        ways = ", ".join(f"{name} {count}" for name, count in tamper.counts.items())
+        print(f"{changed} checkpoints tampered with ({ways}); {aside} set aside", flush=True)
+        if aside != changed:
+            wrong.append(f"{changed} checkpoints were tampered with, {aside} were set aside")
     resumed = sum(r["resumed"] for r in again.values())
     print(
         f"{kills} kills, {resumed} resumptions inside a cell; {len(again)} results, each written "

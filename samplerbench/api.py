@@ -14,15 +14,16 @@ from torch import Tensor
 
 from samplerbench.bench import engine, setup
 from samplerbench.bench.cell import describe_plugin
-from samplerbench.bench.request import Grid, Prepared, Request, make_session, measure_reference, prepare
+from samplerbench.bench.request import Grid, Prepared, Request, check_seed, make_session, measure_reference, prepare
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import UserError
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Model
-from samplerbench.options import Configurable
+from samplerbench.options import Configurable, show_value
 from samplerbench.results.store import Store
 from samplerbench.sampling import Guidance, Sampler, Spacing
 from samplerbench.text import printable
+from samplerbench.untrusted import shorten, user_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,6 +92,7 @@ def sample(
     from samplerbench.notebook import progress_bars
 
     _at_least_1(n=n)
+    check_seed(seed)
     prepared = _prepare(
         [sampler],
         [steps],
@@ -156,6 +158,7 @@ def evaluate(
     from samplerbench.notebook import progress_bars
 
     _at_least_1(n=1 if n is None else n, blocks=blocks)
+    check_seed(seed)
     if steps != () and nfe != ():
         raise UserError("steps and nfe both say how long a run is; give one of them.")
     numbers = [] if nfe != () else _list(50 if steps == () else steps)
@@ -180,7 +183,7 @@ def evaluate(
     if out is not None:
         _check_sources(prepared)
     with tempfile.TemporaryDirectory(prefix="samplerbench-") as scratch:
-        store = Store(Path(scratch if out is None else out).expanduser())
+        store = Store(user_path(scratch if out is None else out))
         store.prepare()
         measured = measure_reference(prepared)
         session = make_session(prepared, measured, seed, store, rerun)
@@ -335,4 +338,4 @@ def _counts(name: str, values: Sequence[int]) -> list[int]:
 def _at_least_1(**values: int) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{name} = {value!r}: give a whole number of at least 1.")
+            raise UserError(f"{name} = {shorten(show_value(value))}: give a whole number of at least 1.")

@@ -27,6 +27,10 @@ class OutOfMemoryError(RunError):
     exit_code = 2
 
 
+class LostProcess(RunError):  # noqa: N818 - the process is lost, not the error
+    """Another process of a run on several has ended. No cell can go on, and what is finished is kept."""
+
+
 class Stopped(Exception):  # noqa: N818 - it is no error
     """An orderly stop that the user asked for: no error, and no cell has failed. The last checkpoint remains."""
 

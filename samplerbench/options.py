@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from samplerbench.errors import UserError
+from samplerbench.limits import MAX_INTEGER
+from samplerbench.untrusted import shorten
 
 _BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
@@ -66,9 +68,17 @@ class Parameter:
         return _type_name(self.type)
 
     @property
+    def is_integer(self) -> bool:
+        """Whether its values are whole numbers (or none)."""
+        members = [m for m in typing.get_args(self.type) or (self.type,) if m is not type(None)]
+        return members == [int]
+
+    @property
     def range(self) -> str:
         """The bounds as a reader says them: `≥ 0, ≤ 1`; empty where there are none."""
-        return ", ".join(f"{_BOUNDS[k]} {v:g}" for k, v in self.bounds.items())
+        return ", ".join(
+            f"{_BOUNDS[k]} {v:,}" if isinstance(v, int) else f"{_BOUNDS[k]} {v:g}" for k, v in self.bounds.items()
+        )
 
     def describe(self) -> str:
         """`eta: float, ≥ 0, ≤ 1, default 0.0`."""
@@ -84,8 +94,12 @@ class Parameter:
         if isinstance(value, str) and typing.get_origin(self.type) is typing.Literal:
             value = next((c for c in typing.get_args(self.type) if show_value(c) == value), value)
         annotated: Any = self.type
-        if self.bounds:
-            bounds: dict[str, Any] = dict(self.bounds)
+        bounds: dict[str, Any] = dict(self.bounds)
+        if self.is_integer:  # beyond that torch cannot take it
+            bounds = {"le": MAX_INTEGER} | bounds if "lt" not in bounds else bounds
+            bounds = {"ge": -MAX_INTEGER} | bounds if "gt" not in bounds else bounds
+            annotated = typing.Annotated[annotated, pydantic.Field(**bounds)]
+        elif bounds:
             annotated = typing.Annotated[annotated, pydantic.Field(**bounds, allow_inf_nan=False)]
         try:
             return pydantic.TypeAdapter(annotated).validate_python(value)
@@ -110,7 +124,10 @@ def show_value(value: Any) -> str:
     if isinstance(value, float):
         short = f"{value:.12g}"
         return short if float(short) == value else repr(value)
-    return str(value)
+    try:
+        return str(value)
+    except ValueError:  # Python writes no integer of thousands of digits
+        return f"an integer of {value.bit_length()} bits"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -146,7 +163,7 @@ class Configurable:
                 converted = parameter.convert(value)
             except ValueError as reason:
                 raise UserError(
-                    f"{self.kind} {self.label()}: {parameter.name}={show_value(value)}: {reason}. "
+                    f"{self.kind} {self.label()}: {parameter.name}={shorten(show_value(value))}: {reason}. "
                     f"{list_parameters(type(self))}"
                 ) from None
             object.__setattr__(self, parameter.name, converted)
@@ -255,7 +272,8 @@ def build(cls: type[Configurable], arguments: Mapping[str, str], positional: Ite
     for value in positional:
         if not slots:
             raise UserError(
-                f'{cls.kind} {cls.label()}: "{value}" has no name; write parameter=value. {list_parameters(cls)}'
+                f'{cls.kind} {cls.label()}: "{shorten(value)}" has no name; write parameter=value. '
+                f"{list_parameters(cls)}"
             )
         values[slots.pop(0)] = value
     for name, value in arguments.items():
@@ -264,7 +282,8 @@ def build(cls: type[Configurable], arguments: Mapping[str, str], positional: Ite
             continue
         if name not in known:
             raise UserError(
-                f'{cls.kind} {cls.label()} has no parameter "{name}".{did_you_mean(name, known)} {list_parameters(cls)}'
+                f'{cls.kind} {cls.label()} has no parameter "{shorten(name)}".{did_you_mean(name, known)} '
+                f"{list_parameters(cls)}"
             )
         if name in values:
             raise UserError(f"{cls.kind} {cls.label()}: {name} is given twice.")

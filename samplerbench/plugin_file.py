@@ -11,12 +11,12 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from samplerbench.errors import UserError
 from samplerbench.options import did_you_mean
+from samplerbench.untrusted import is_dir, is_file, user_path
 
 _SPEC = re.compile(r"(?P<path>(?:[A-Za-z]:[\\/])?[^:]*\.py)\s*(?::(?P<rest>.*))?", re.DOTALL)
 _PREFIX = "samplerbench_file_"
@@ -30,9 +30,11 @@ def split(spec: str) -> tuple[str, str] | None:
 
 def content(path: str) -> bytes:
     """The bytes of a plugin's file. Raises UserError where it cannot be read."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        what = "it is a folder" if file.is_dir() else "there is no such file"
+    file = user_path(path)
+    if not is_file(file):
+        what = (
+            "it is a folder" if is_dir(file) else "it is no regular file" if file.exists() else "there is no such file"
+        )
         raise UserError(f"{path}: {what}; write PATH.py:CLASS with the path of a Python file.")
     try:
         return file.read_bytes()
@@ -57,7 +59,8 @@ def module(path: str) -> ModuleType:
     Raises:
         UserError: the file cannot be read or imported, with the line at fault.
     """
-    file, source = Path(path).expanduser().resolve(), content(path)
+    source = content(path)
+    file = user_path(path).resolve()
     key = hashlib.sha256(str(file).encode("utf-8", "surrogateescape") + b"\0" + source).hexdigest()[:16]
     name = _PREFIX + key
     if name in sys.modules:

@@ -14,21 +14,36 @@ import importlib.util
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from samplerbench import plugin_file
 from samplerbench.errors import SamplerbenchError, UserError
 from samplerbench.options import Configurable, build, did_you_mean, list_parameters, parameters_of
+from samplerbench.untrusted import parse_json, reason, shorten, user_path
 
 OWN = "samplerbench"
-"""The distribution whose plugins are built in. They have no other privilege than that `list` trusts them to import."""
+"""The distribution whose plugins are built in. They have no other privilege than that `list` trusts them to import.
+
+Only the distribution that this very package belongs to is meant. Another one of this name has its entry points left
+out, and is shown by `samplerbench plugins`.
+"""
+
+OTHER = f"{OWN} (another installation)"
+"""What a distribution of that name is called where the one that this package belongs to is not installed."""
+
+IMPORT_SECONDS = 60
+"""How long the import of a plugin may take in `samplerbench list` and `samplerbench plugins`."""
 
 NO_PLUGINS = "SAMPLERBENCH_NO_PLUGINS"
 """The environment variable under which there are none but the built-in plugins."""
@@ -94,9 +109,51 @@ def no_plugins() -> bool:
 
 def _points(group: str) -> list[EntryPoint]:
     try:
-        return list(entry_points(group=group))
+        found = list(entry_points(group=group))
     except Exception:  # one distribution whose entry_points.txt cannot be read hides those of all others
-        return [point for dist in distributions() for point in _points_of(dist) if point.group == group]
+        found = [point for dist in distributions() for point in _points_of(dist) if point.group == group]
+    if (own := own_distribution()) is None:
+        return found
+    named = {key: _name_and_version(dist)[0] for key, dist in {id(p.dist): p.dist for p in found}.items()}
+    others = [p for p in found if _normalised(named[id(p.dist)]) != OWN]
+    return others + [p for p in _points_of(own) if p.group == group]
+
+
+def _normalised(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+@functools.cache
+def own_distribution() -> Any:
+    """The distribution that this package belongs to, told by where its files are; None where it is not installed."""
+    return next((dist for dist in distributions(name=OWN) if _is_own(dist)), None)
+
+
+def other_installations() -> list[str]:
+    """The folders of other distributions that are called as this one."""
+    own = own_distribution()
+    mine = None if own is None else getattr(own, "_path", None)
+    paths = [getattr(dist, "_path", "unknown") for dist in distributions(name=OWN)]
+    return list(dict.fromkeys(str(path) for path in paths if path != mine))
+
+
+def _is_own(dist: Any) -> bool:
+    package = Path(__file__).resolve().parent
+    try:
+        files = dist.files
+        if files is not None and f"{package.name}/__init__.py" not in {str(f) for f in files}:
+            return _edited_in(dist, package)
+        return Path(str(dist.locate_file(f"{package.name}/__init__.py"))).resolve() == package / "__init__.py"
+    except Exception:  # metadata that cannot be read
+        return False
+
+
+def _edited_in(dist: Any, package: Path) -> bool:
+    """Whether it is an editable installation of the folder that the package is in (PEP 610)."""
+    written = parse_json(dist.read_text("direct_url.json") or "{}")
+    if not written.get("dir_info", {}).get("editable"):
+        return False
+    return Path(url2pathname(urlparse(written["url"]).path)).resolve() in list(package.parents)[:3]
 
 
 def _points_of(dist: Any) -> list[EntryPoint]:
@@ -122,7 +179,10 @@ def _name_and_version(dist: Any) -> tuple[str, str]:
         origin = (dist.name, dist.version) if dist else (None, None)
     except Exception:  # newer Pythons raise where METADATA is missing, older ones give None
         origin = (None, None)
-    return origin[0] or "unknown", origin[1] or ""
+    name, version = (part if isinstance(part, str) else "" for part in origin)
+    if _normalised(name) == OWN and own_distribution() is None:
+        name = OTHER
+    return name or "unknown", version
 
 
 def find(kind: str, name: str) -> Entry:
@@ -133,12 +193,12 @@ def find(kind: str, name: str) -> Entry:
     """
     if file := plugin_file.split(name):
         version = plugin_file.source_hash(plugin_file.content(file[0]))
-        path = Path(file[0]).expanduser().resolve()
+        path = user_path(file[0]).resolve()
         return Entry(kind, name, f"{path}:{file[1]}", f"file {path.name}", version)
     named = [e for e in entries(kind) if e.name == name]
     if not named:
         known = sorted({e.name for e in entries(kind)})
-        raise UserError(f'no {kind} "{name}".{did_you_mean(name, known)} Known: {", ".join(known) or "none"}.')
+        raise UserError(f'no {kind} "{shorten(name)}".{did_you_mean(name, known)} Known: {", ".join(known) or "none"}.')
     if len(named) > 1:
         raise UserError(f'the {kind} name "{name}" is {collision(named)}.')
     return named[0]
@@ -218,7 +278,7 @@ def parse(kind: str, spec: str | Configurable) -> Any:
         return spec
     name, first, tail = split(spec)
     if not name:
-        raise UserError(f'the {kind} spec "{spec}" has no name; write name or name:parameter=value.')
+        raise UserError(f'the {kind} spec "{shorten(spec)}" has no name; write name or name:parameter=value.')
     cls = get(kind, name)
     positional, arguments = [] if first is None else [first], {}
     for part in filter(None, (p.strip() for p in tail.split(","))):
@@ -234,7 +294,7 @@ def parse(kind: str, spec: str | Configurable) -> Any:
     except SamplerbenchError:
         raise
     except (Exception, SystemExit) as error:  # what a plugin raises while an instance is made is the plugin's error
-        raise UserError(f"the {kind} {name} cannot be made: {type(error).__name__}: {error}") from error
+        raise UserError(f"the {kind} {name} cannot be made: {type(error).__name__}: {reason(error)}") from error
 
 
 def split(spec: str) -> tuple[str, str | None, str]:
@@ -277,7 +337,7 @@ def kinds_of(spec: str, kinds: Iterable[str]) -> list[str]:
         return found
     words = sorted(set().union(*known.values()))
     called = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
-    raise UserError(f'no {called} is called "{name}".{did_you_mean(name, words)}')
+    raise UserError(f'no {called} is called "{shorten(name)}".{did_you_mean(name, words)}')
 
 
 def default(kind: str) -> str:
@@ -298,7 +358,7 @@ def source_file(entry: Entry) -> Path | None:
     # Only the top level is looked up by the import system; below it, plain files are.
     try:
         spec = importlib.util.find_spec(parts[0])
-    except (ImportError, ValueError):
+    except Exception:  # of what else is on the import path
         return None
     if spec is None:
         return None
@@ -319,7 +379,7 @@ def summary(entry: Entry) -> str:
         return ""
     try:
         tree = ast.parse(file.read_text("utf-8"))
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # the last two of nesting
         return ""
     name = entry.value.partition(":")[2]
     for node in tree.body:
@@ -392,19 +452,58 @@ def _probe(foreign: list[Entry]) -> dict[Entry, Finding]:
     # The child sees the modules that this process would: the same search path, in the same order.
     path = [p or str(Path.cwd()) for p in sys.path]
     code = f"import sys; sys.path[:] = {path!r}\n" + code
-    child = subprocess.run(
-        [sys.executable, "-c", code, question], capture_output=True, text=True, encoding="utf-8", check=False
-    )
+    out, err, end = _run_child(code, question)
     answers = {}
-    for line in child.stdout.splitlines():
+    for line in out.splitlines():
         _, mark, answer = line.rpartition("\0")  # before the mark: what a plugin printed without ending its line
         if mark:
             i, why = json.loads(answer)
             answers[i] = why
     told = {e: Finding(*(" ".join(t.split()) for t in answers[i])) for i, e in enumerate(foreign) if i in answers}
     told = {e: finding for e, finding in told.items() if finding != Finding()}
-    if unasked := [e for i, e in enumerate(foreign) if i not in answers]:
-        last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
-        told[unasked[0]] = Finding(f"its import ended the process: {last}")
+    unasked = [e for i, e in enumerate(foreign) if i not in answers]
+    if end is None and answers and unasked:
+        return told | _probe(unasked)  # the time was that of all so far; the next begins anew
+    if unasked:
+        last = (err.strip().splitlines() or [f"exit code {end}"])[-1]
+        slow = f"its import takes longer than the {IMPORT_SECONDS} seconds it is given here"
+        told[unasked[0]] = Finding(slow if end is None else f"its import ended the process: {last}")
         told |= _probe(unasked[1:])  # what the first of them broke is not the fault of the rest
     return told
+
+
+def _run_child(code: str, argument: str) -> tuple[str, str, int | None]:
+    """What a Python process prints and its exit code, None where it was ended after IMPORT_SECONDS.
+
+    It can ask nothing, and what it started ends with it.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, argument],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+        end: int | None = None
+        try:
+            end = child.wait(IMPORT_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            if end is None:
+                _end(child)
+        printed = []
+        for stream in (out, err):
+            stream.seek(0)
+            printed.append(stream.read().decode("utf-8", "replace"))
+    return printed[0], printed[1], end
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a process that was started in a session of its own, and what it started there."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except (AttributeError, OSError):  # no such thing on this system
+        child.kill()
+    child.wait()

@@ -26,7 +26,7 @@ def record(sampler: str = "ddim", steps: int | None = 10, **change: Any) -> dict
     blocks = max(map(len, values.values()))
     base: dict[str, Any] = {
         "sampler": sampler,
-        "parameters": dict(part.split("=") for part in options.split(",")) if options else {},
+        "parameters": dict(part.split("=", 1) for part in options.split(",") if "=" in part),
         "guidance": guidance,
         "spacing": "trailing",
         "steps": steps,

@@ -51,6 +51,7 @@ from samplerbench.models.files import LoadOptions
 from samplerbench.sampling import Denoiser, Noise, Prediction, Sampler, Sigma, Step, intervals
 from samplerbench.sampling.driver import drive
 from samplerbench.sampling.noise import Purpose, normal
+from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:diffusers")
 
@@ -257,7 +258,7 @@ def network(x: Tensor, t: float) -> Tensor:
 class Formula(Denoiser):
     """The same as a denoiser."""
 
-    variance_preserving = True
+    process = VARIANCE_PRESERVING
 
     def __init__(self, levels: Tensor) -> None:
         self.levels = levels

@@ -25,6 +25,7 @@ from samplerbench.models.exact import Exact, ExactModel
 from samplerbench.options import Configurable
 from samplerbench.sampling import Prediction, UserError, option
 from samplerbench.sampling.denoiser import per_sample
+from samplerbench.sampling.process import VARIANCE_EXPLODING
 from samplerbench.testing.checks import KINDS, CheckFailedError, checks_for, run_check, run_checks
 
 
@@ -549,8 +550,13 @@ BROKEN_MODELS: list[tuple[ModelSource, str, str, set[str]]] = [
     (predicting("TracksGradients", tracks_gradients), "gradients", "D tracks gradients where they are off", set()),
     (predicting("AsksTwice", two_evaluations), "nfe", "2 evaluations an image are counted for one D", set()),
     (changed("NeverCalled", never_called), "nfe", "0 evaluations an image are counted for one D", set()),
-    (setting("NotPreserving", prior=lambda z, sigma: sigma * z), "prior", "it should be σ² + 1 (var", set()),
-    (setting("SaysExploding", variance_preserving=False, prior=lambda z, s: (1 + s**2) ** 0.5 * z), "prior", "", set()),
+    (setting("NotPreserving", prior=lambda z, sigma: sigma * z), "prior", "σ² + 1 (the process is", set()),
+    (
+        setting("SaysExploding", process=VARIANCE_EXPLODING, prior=lambda z, s: (1 + s**2) ** 0.5 * z),
+        "prior",
+        "",
+        set(),
+    ),
     (setting("Bent", prior=lambda z, s: s * z.tanh()), "prior", "not linear in z", set()),
     (predicting("IgnoresX", lambda D, x, s, c: D(0 * x, 100.0, c) + 0 * x), "clean", "σ from the real image", OF_D),
     (

@@ -16,9 +16,10 @@ import torch_fidelity.feature_extractor_inceptionv3 as inception
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
-from samplerbench.bench import engine, generate
+from samplerbench.bench import engine
 from samplerbench.cli.app import main
 from samplerbench.errors import UserError
+from samplerbench.models import sample
 from samplerbench.results.store import sound
 from samplerbench.sampling import driver
 
@@ -252,7 +253,7 @@ def test_a_damaged_model_folder_is_refused(
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "predicts flow; supported are epsilon, "),
         ("scheduler/scheduler_config.json", {"beta_schedule": "other"}, 'the beta schedule "other" is not known'),
         ("scheduler/scheduler_config.json", {"variance_type": "learned_range"}, "has 1 output channels, but variance"),
-        ("unet/config.json", {"sample_size": None}, "unet/config.json has no sample_size."),
+        ("unet/config.json", {"sample_size": None}, "unet/config.json has no sample_size; it must be a whole number"),
         ("unet/config.json", {"block_out_channels": [16, 16]}, "cannot be loaded as a UNet2DModel: "),
     ],
 )
@@ -337,14 +338,14 @@ def test_statistics_of_other_features_are_refused(refuse: Refuse, tmp_path: Path
 def test_no_memory_says_which_batch_size_to_try_and_the_other_cells_go_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    walk = generate.walk
+    walk = sample.walk
 
     def hungry(sampler: Any, *rest: Any, **more: Any) -> driver.Walk:
         if sampler.label() == "ddpm":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return walk(sampler, *rest, **more)
 
-    monkeypatch.setattr(generate, "walk", hungry)
+    monkeypatch.setattr(sample, "walk", hungry)
     assert exit_code("run", "-s", "ddpm", "-s", "ddim", "--steps", "1", "--n", "6", "-b", "4", "--json") == 2
     out, err = capsys.readouterr()
     first, second = json.loads(out)

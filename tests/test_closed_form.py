@@ -14,6 +14,7 @@ from samplerbench import registry
 from samplerbench.sampling import Denoiser, Noise, Prediction, Sigma
 from samplerbench.sampling.denoiser import coefficient
 from samplerbench.sampling.driver import drive
+from samplerbench.sampling.process import VARIANCE_EXPLODING, VARIANCE_PRESERVING, Process
 
 MEAN, DEVIATION = 0.3, 0.5
 START, END = 20.0, 0.05
@@ -22,9 +23,9 @@ START, END = 20.0, 0.05
 class Gaussian(Denoiser):
     """x₀ ~ N(μ, s²):  D = μ + s²/(s²+σ²) (x - μ)."""
 
-    def __init__(self, variance_preserving: bool = True) -> None:
+    def __init__(self, process: Process = VARIANCE_PRESERVING) -> None:
         self.levels = torch.logspace(math.log10(END), math.log10(START), 100, dtype=torch.float64)
-        self.variance_preserving = variance_preserving
+        self.process = process
 
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
         share = DEVIATION**2 / (DEVIATION**2 + sigma**2)
@@ -153,7 +154,7 @@ def test_the_large_variance_of_a_variance_exploding_model() -> None:
     # Its forward step adds s² - t² and scales nothing (Song et al. 2021, appendix F), so the reverse adds that much.
     s, t = 3.0, 1.0
     sampler = registry.parse("sampler", "ddpm:variance=large")
-    x, exploding = prior(20_000), Gaussian(variance_preserving=False)
+    x, exploding = prior(20_000), Gaussian(VARIANCE_EXPLODING)
     first = next(sampler.steps(exploding, x, levels(s, t, 0.0), step_noise(len(x))))
     share = DEVIATION**2 / (DEVIATION**2 + s**2)
     gain = share + (t / s) ** 2 * (1 - share)

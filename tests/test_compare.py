@@ -88,6 +88,20 @@ def test_ties_with_the_best_are_marked_and_others_are_not() -> None:
     assert lines["tied"].startswith("≈ 1.13")
     assert lines["worse"].startswith("2.12")
     assert lines["real against real, 100 each"] == "3.00 ± 0.500"
+    note = " ".join(capture.get().split())
+    assert "two disjoint random halves of the real images, 100 images each; rows are measured against all" in note
+    with console.capture() as capture:
+        console.print(steps_table(rows, "fid"))
+    assert "real" not in capture.get()
+
+
+def test_a_value_that_is_no_number_is_never_the_best() -> None:
+    rows = [record("first", [math.nan, math.nan]), record("best", [1.0, 1.2]), record("worse", [2.0, 2.2])]
+    console = Console(width=120, force_terminal=True)
+    with console.capture() as capture:
+        console.print(steps_table(rows, "fid"))
+    (bold,) = [line for line in capture.get().splitlines() if "\x1b[1;32m" in line]
+    assert "best" in bold
 
 
 def test_rows_of_one_sampler_are_told_apart_by_spacing_and_seed() -> None:

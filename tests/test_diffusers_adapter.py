@@ -22,6 +22,7 @@ from samplerbench.sampling import Denoiser, Noise, Prediction, Sigma
 from samplerbench.sampling.driver import drive
 from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.noise import Purpose, normal
+from samplerbench.sampling.process import VARIANCE_EXPLODING, VARIANCE_PRESERVING
 from samplerbench.sampling.spacing import make_grid
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:diffusers")
@@ -115,7 +116,7 @@ def test_the_network_is_asked_at_the_scheduler_s_own_timesteps(model: ExactModel
     asked: list[float] = []
 
     class Watching(Denoiser):
-        levels, variance_preserving = model.levels, True
+        levels, process = model.levels, VARIANCE_PRESERVING
 
         def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
             asked.append(float(sigma))
@@ -262,7 +263,7 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_variance_exploding_model_is_refused(model: ExactModel) -> None:
     class Exploding(Denoiser):
-        levels, variance_preserving = model.levels, False
+        levels, process = model.levels, VARIANCE_EXPLODING
 
         def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
             raise AssertionError

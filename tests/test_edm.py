@@ -132,7 +132,7 @@ def test_the_levels_are_the_papers_grid() -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"sigma_data": -1}, "0 < sigma_data"),
+        ({"sigma_data": -1}, "sigma_data is -1; it must be a number from 1e-12 to 1e+12"),
         ({"sigma_min": 90.0}, "sigma_min 90.0 < sigma_max 80.0"),
         ({"null_label": 2}, "null_label 2 is not the last"),
         ({"unet": {"time_embedding_type": "fourier"}}, "a fourier embedding takes its logarithm"),

@@ -41,6 +41,7 @@ from samplerbench.models.schedule import alphas_cumprod
 from samplerbench.sampling import Denoiser, Noise, Prediction, Sigma
 from samplerbench.sampling.driver import drive
 from samplerbench.sampling.noise import Purpose, normal
+from samplerbench.sampling.process import VARIANCE_EXPLODING
 
 
 def scene(
@@ -156,7 +157,7 @@ def test_an_inversion_begins_at_the_least_level_there_is() -> None:
 
 def test_an_inversion_that_leaves_the_finite_numbers_says_so() -> None:
     class Broken(Denoiser):
-        levels, variance_preserving = torch.tensor([0.1, 1.0]), False
+        levels, process = torch.tensor([0.1, 1.0]), VARIANCE_EXPLODING
 
         def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
             return Prediction(x / 0)

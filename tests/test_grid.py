@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from samplerbench.data.grid import save_grid
 from samplerbench.data.pixels import dequantise
-from samplerbench.report.grid import save_grid
 
 
 def images(n: int, channels: int = 1, height: int = 8, width: int = 8) -> Tensor:

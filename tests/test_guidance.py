@@ -14,6 +14,7 @@ from samplerbench.models import Model
 from samplerbench.sampling import Denoiser, Prediction, Sigma
 from samplerbench.sampling.denoiser import per_sample
 from samplerbench.sampling.meter import Meter
+from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 # The prior of an autoencoder is guided by nothing; what needs a folder of weights has tests of its own.
 SAMPLERS = [
@@ -79,7 +80,7 @@ class TwoGaussians(Denoiser):
 
     def __init__(self, labels: Tensor) -> None:
         self.labels = labels
-        self.levels, self.variance_preserving = torch.logspace(-2, 2, 50).double(), True
+        self.levels, self.process = torch.logspace(-2, 2, 50).double(), VARIANCE_PRESERVING
 
     def _log_joint(self, x: Tensor, sigma: Sigma) -> Tensor:
         """log w_k N(x; μ_k, s²+σ²) up to a constant, (B, 2)."""

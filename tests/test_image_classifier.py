@@ -245,9 +245,9 @@ def test_what_is_no_image_classifier_is_one_line(tmp_path: Path) -> None:
     save_classifier(tmp_path / "bare", preprocessor=None)
     assert "preprocessor_config.json is not there" in refused(model, tmp_path / "bare")
     save_classifier(tmp_path / "odd", preprocessor=PREPROCESSOR | {"size": {"longest_edge": 9}})
-    assert "preprocessor_config.json is not understood" in refused(model, tmp_path / "odd")
+    assert "preprocessor_config.json: size has no shortest_edge; it must be" in refused(model, tmp_path / "odd")
     save_classifier(tmp_path / "two", preprocessor=PREPROCESSOR | {"image_std": [0.5, 0.5]})
-    assert "need 3 values each" in refused(model, tmp_path / "two")
+    assert "image_std is [0.5, 0.5]; it must be a list of 1 or 3 numbers" in refused(model, tmp_path / "two")
 
 
 def test_a_classifier_of_other_images_or_labels_is_one_line(digits: Model, folder: str, tmp_path: Path) -> None:

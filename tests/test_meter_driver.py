@@ -17,6 +17,7 @@ from samplerbench.errors import RunError, UserError
 from samplerbench.models import Model
 from samplerbench.sampling import Denoiser, Noise, Prediction, Sampler, Sigma, Step, intervals
 from samplerbench.sampling.driver import drive
+from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 SAMPLERS = [
     *sorted({entry.name for entry in registry.entries("sampler")} - {"autoencoder-prior"}),
@@ -58,7 +59,7 @@ def test_classifier_passes_are_reported_beside_nfe(digits: Model, make_session: 
 
 
 class Half(Denoiser):
-    levels, variance_preserving = torch.linspace(0.1, 10, 10).double(), True
+    levels, process = torch.linspace(0.1, 10, 10).double(), VARIANCE_PRESERVING
 
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
         return Prediction(x / 2)

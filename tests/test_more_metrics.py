@@ -19,13 +19,13 @@ from torch_fidelity.metric_prc import calculate_precision_recall_full
 from samplerbench.bench import cell_run, engine
 from samplerbench.cli.app import main
 from samplerbench.data import load_data
+from samplerbench.data.grid import save_grid
 from samplerbench.metrics.extractors import load_extractor
 from samplerbench.metrics.fid_infinity import extrapolate
 from samplerbench.metrics.inception_score import inception_scores
 from samplerbench.metrics.kernel import squared_mmd
 from samplerbench.metrics.manifold import coverage
 from samplerbench.metrics.moments import Moments
-from samplerbench.report.grid import save_grid
 
 
 def draws(n: int, d: int, seed: int, shift: float = 0.0) -> Tensor:

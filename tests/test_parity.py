@@ -21,6 +21,7 @@ from torch import Tensor
 from samplerbench.bench import setup
 from samplerbench.models import Model
 from samplerbench.sampling.noise import Noise, Purpose, normal
+from samplerbench.sampling.process import VARIANCE_EXPLODING
 
 N, STEPS, SEED = 12, 50, 3
 TOLERANCE = 1e-3  # the issue's: diffusers keeps its tables in float32
@@ -62,7 +63,7 @@ def test_the_prior_has_the_variance_of_the_forward_process(digits: Model) -> Non
     """x₀ + σ z of data with variance 1 is √(1+σ²) z: plain z in diffusers' coordinates. A VE model starts from σ z."""
     z = torch.randn(2, *digits.shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(digits.prior(z, 0.75), 1.25 * z)
-    exploding = dataclasses.replace(digits, variance_preserving=False)
+    exploding = dataclasses.replace(digits, process=VARIANCE_EXPLODING)
     torch.testing.assert_close(exploding.prior(z, 0.75), 0.75 * z)
 
 

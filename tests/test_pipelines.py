@@ -237,7 +237,7 @@ def ve_pipeline(correct_steps: int, **more: Any) -> ScoreSdeVePipeline:
 def test_levels_of_a_variance_exploding_model_are_geometric(tmp_path: Path) -> None:
     ve_pipeline(1).save_pretrained(tmp_path)
     model = load(tmp_path)
-    assert not model.variance_preserving
+    assert model.process.alpha(3.0) == 1
     assert (float(model.levels[0]), float(model.levels[-1])) == pytest.approx((0.02, 0.5))
     scheduler = ScoreSdeVeScheduler(sigma_min=0.02, sigma_max=0.5)
     torch.testing.assert_close(model.levels, scheduler.discrete_sigmas.double(), rtol=1e-5, atol=0)

@@ -361,6 +361,7 @@ def test_the_core_names_no_plugin() -> None:
 
 def test_without_their_entry_points_the_built_in_plugins_do_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "entry_points", lambda **_: ())
+    monkeypatch.setattr(registry, "own_distribution", lambda: None)
     for kind in registry.BASES:
         assert registry.entries(kind) == []
     with pytest.raises(UserError, match=r'^no sampler "ddim"\. Known: none\.$'):

@@ -346,7 +346,7 @@ def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
 def test_tiles_are_cut_from_a_sheet_as_a_run_writes_it(tmp_path: Path) -> None:
     import torch
 
-    from samplerbench.report.grid import save_grid
+    from samplerbench.data.grid import save_grid
 
     for side, n in ((8, 9), (12, 7), (16, 100), (32, 5)):
         pixels = torch.randint(0, 250, (n, 1, side, side), dtype=torch.uint8)

@@ -19,7 +19,6 @@ import torch
 from samplerbench.bench import engine, launch, request
 from samplerbench.cli.app import main
 from samplerbench.errors import Stopped
-from samplerbench.results.partial import load_partial
 from samplerbench.results.store import Store
 
 CELLS = [
@@ -140,7 +139,6 @@ def test_a_damaged_checkpoint_costs_only_time(tmp_path: Path) -> None:
         engine.run_cell(session, cell)
     (file,) = tmp_path.glob("*.partial.safetensors")
     file.write_bytes(file.read_bytes()[:-7])
-    assert load_partial(file, 2) is None
     session.execution.stop = lambda: False
     record = engine.run_cell(session, cell).record
     assert record["resumed"] == 0
@@ -251,7 +249,7 @@ def test_a_full_disk_is_one_line_for_the_cell_and_the_others_go_on(
 
     monkeypatch.setattr(os, "replace", replace)
     cells = ["-m", "exact:mixture", "-s", "ddim", "--steps", "2,3", "--n", "20", "--json"]
-    assert run([*cells, "--out", str(tmp_path)]) == 2
+    assert run([*cells, "--out", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert "No space left on device" in json.loads(out)[0]["error"]
     assert [record["steps"] for record in json.loads(out) if "error" not in record] == [3]
@@ -319,7 +317,7 @@ def test_results_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     file.write_text(file.read_text("utf-8").replace('"seed": 0', '"seed": 1'), "utf-8")
     code, told = results("validate", str(both))
     assert code == 1
-    assert told == f"{file.name}: damaged, edited or misnamed\n1 valid, 1 not\n"
+    assert told == f"{file.name}: damaged or edited\n1 valid, 1 not\n"
     assert results("rm", file.stem, str(both))[0] == 0
     assert len(list(both.iterdir())) == 2
 

@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import synthetic_results
 
-from samplerbench.errors import UserError
+from samplerbench.errors import RunError, UserError
 from samplerbench.results.files import write_atomically
 from samplerbench.results.seal import canonical, digest
 from samplerbench.results.store import Store, sound
 
-FIELDS = {"sampler": {"name": "ddim", "parameters": {"eta": 0.1}}, "n": 10, "sigmas": [157.407, 0.1, 0.0]}
-KEY = digest(FIELDS)
+WHOLE = synthetic_results.record("ddim:eta=0.1", metrics={"fid": 1 / 3}, labels="7")
+KEY, FIELDS = WHOLE["protocol"], WHOLE["protocol_fields"]
 
 
 def record(**more: Any) -> dict[str, Any]:
-    metrics = {"fid": {"value": 1 / 3, "features": "digits-cnn"}}
-    return {"sampler": "ddim:eta=0.1", "metrics": metrics, "protocol": KEY, "protocol_fields": FIELDS, **more}
+    return {**WHOLE, **more}
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     write_atomically(file, b"old")
     monkeypatch.setattr(os, broken, full)
     with pytest.raises(
-        UserError, match=r"cannot write .*x.json: No space left on device; choose another --out"
+        RunError, match=r"cannot write .*x.json: No space left on device; free some space .* or choose another --out"
     ) as caught:
         write_atomically(file, b"new")
     assert "\n" not in str(caught.value)
@@ -107,8 +107,8 @@ def test_what_was_never_put_is_not_there(store: Store) -> None:
     ("old", "new"),
     [
         ("0.3333333333333333", "0.2"),
-        ('"n": 10', '"n": 11'),
-        ('"digits-cnn"', '"inception-v3-compat"'),
+        ('"batch_size": 256', '"batch_size": 255'),
+        ('"features": "digits-cnn"', '"features": "inception-v3-compat"'),
         ('"seal": "', '"seal": "0'),
         ('"seal"', '"sealed"'),
         ('"sampler": "ddim:eta=0.1"', '"sampler": "ddim"'),

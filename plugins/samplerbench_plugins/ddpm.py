@@ -18,7 +18,7 @@ class DDPM(Sampler):
 
     From level s to t:  x ← D + (t²/s²)(x - D) + √v z, the mean of q(x_t | x_s, x₀ = D) with the variance
     small    v = t²(1 - t²/s²), the posterior's own (β̃, eq. 7);
-    large    v = (1+t²)(s²-t²)/(1+s²) on a variance-preserving model (β, section 3.2), s²-t² on a variance-exploding;
+    large    v = (α_s/α_t)² (s²-t²), the forward step's own (β, section 3.2), in the model's coordinates y = α x;
     learned  log v interpolated between the two by the network's output (Nichol & Dhariwal 2021, eq. 15).
     No noise is added in the last step (t = 0). The default spacing is that of the paper's code and of DDIM's tables.
     """
@@ -33,9 +33,8 @@ class DDPM(Sampler):
             x0 = prediction.x0
             x = x0 + (t / s) ** 2 * (x - x0)
             if t > 0:
-                small, large = t**2 * (1 - (t / s) ** 2), s**2 - t**2
-                if denoise.variance_preserving:
-                    large *= (1 + t**2) / (1 + s**2)
+                small = t**2 * (1 - (t / s) ** 2)
+                large = (denoise.alpha(s) / denoise.alpha(t)) ** 2 * (s**2 - t**2)
                 if self.variance == "learned":
                     if prediction.variance is None:
                         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option
+from samplerbench_plugins.dpm_solver import singlestep
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 
@@ -22,6 +24,10 @@ class DEIS(Sampler):
     order+1 evaluations, with C_j = ∫ ℓ_j dσ over the step and ℓ_j Lagrange's polynomials in the variable: the model's
     time t (tAB), σ (ρAB), or log σ, as in diffusers. Order r of the polynomial is order r+1 of convergence.
     The last interval, to σ = 0, is x ← D.
+
+    The first steps are of lower order. From large σ, where D hardly changes in them, that leaves the order as it is;
+    started at a level of the size of the data it is 2 at most, unless start=singlestep makes the first r-1 steps with
+    DPM-Solver-r, each with r-1 evaluations more.
     """
 
     spacing = "logsnr"
@@ -29,43 +35,97 @@ class DEIS(Sampler):
     order: int = option(3, "degree r of the polynomial: tAB-r", ge=0, le=3)
     variable: Literal["t", "sigma", "log-sigma"] = option("t", "what ε is a polynomial in")
 
+    start: Literal["lower-order", "singlestep"] = option(
+        "lower-order", "first steps of order=2 and 3: of lower order, or singlestep ones with more evaluations"
+    )
+
+    @property
+    def _starts(self) -> int:
+        """How many steps are singlestep ones, and the evaluations that each adds."""
+        return max(0, self.order - 1) if self.start == "singlestep" else 0
+
+    def nfe(self, steps: int) -> int:
+        return steps + self._starts * min(self._starts, steps - 1)
+
     def convergence(self) -> int:
         return self.order + 1
 
+    def convergence_from_any_start(self) -> int:
+        return self.order + 1 if self._starts else min(2, self.order + 1)
+
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-        place = self._place(denoise)
+        quadrature = self._quadrature(denoise)
         past: list[tuple[float, Tensor]] = []  # (σ, ε), the latest first
         for s, t in intervals(sigmas):
             x0 = denoise(x, s)
             past = [(s, (x - x0) / s), *past[: self.order]]
             if t == 0:
                 x = x0
+            elif len(past) <= self._starts:
+                x = singlestep(denoise, x, x0, s, t, self.order)
             else:
-                weights = _integrals([level for level, _ in past], s, t, place)
+                weights = _integrals([level for level, _ in past], t, quadrature)
                 x = x + sum(w * epsilon for w, (_, epsilon) in zip(weights, past, strict=True))
             yield Step(t, x, x0)
 
-    def _place(self, denoise: Denoiser) -> Callable[[np.ndarray], np.ndarray]:
-        """σ → the variable of the polynomial."""
+    def _quadrature(self, denoise: Denoiser) -> Quadrature:
+        """The rule that gives ∫ f(variable) dσ, exact to rounding for the polynomials f of this method."""
         if self.variable == "sigma":
-            return lambda sigma: sigma
+            return _in_sigma
         if self.variable == "log-sigma":
-            return np.log
+            return _in_log_sigma
         from scipy.interpolate import CubicSpline
 
         levels = denoise.levels.numpy()
-        spline = CubicSpline(np.log(levels), np.arange(len(levels)) / len(levels))
-        return lambda sigma: spline(np.log(sigma))
+        logs = np.log(levels)
+        return _InTime(logs, CubicSpline(logs, np.arange(len(levels)) / len(levels)))
 
 
-def _integrals(levels: list[float], s: float, t: float, place: Callable[[np.ndarray], np.ndarray]) -> list[float]:
-    """∫_s^t ℓ_j dσ for Lagrange's polynomials through the levels, by Gauss-Legendre quadrature in σ."""
-    points = (s + t) / 2 + (t - s) / 2 * _NODES
-    at, knots = place(points), place(np.array(levels))
+Array = np.ndarray
+Quadrature = Callable[[list[float], float], tuple[Array, Array, Array]]
+"""(levels, t) -> the variable at the levels; at the points between levels[0] and t; the points' weights in dσ."""
+
+
+def _panels(edges: Array) -> tuple[Array, Array]:
+    """Gauss-Legendre points and weights in each interval between neighbouring edges, joined."""
+    middle, half = (edges[1:] + edges[:-1]) / 2, np.diff(edges) / 2
+    return (middle[:, None] + half[:, None] * _NODES).ravel(), (half[:, None] * _WEIGHTS).ravel()
+
+
+def _in_sigma(levels: list[float], t: float) -> tuple[Array, Array, Array]:
+    points, weights = _panels(np.array([levels[0], t]))
+    return np.array(levels), points, weights
+
+
+def _in_log_sigma(levels: list[float], t: float) -> tuple[Array, Array, Array]:
+    """In u = log(σ/s), where dσ = s eᵘ du: in σ the logarithm is no polynomial, and a coarse step loses digits."""
+    s = levels[0]
+    length = math.log(t / s)
+    points, weights = _panels(np.linspace(0.0, length, 2 + int(-length / 5)))
+    return np.log(np.array(levels) / s), points, weights * (s * np.exp(points))
+
+
+@dataclass(frozen=True)
+class _InTime:
+    """In log σ between the model's levels: there the model's time is a cubic of log σ."""
+
+    logs: Array
+    time: Callable[[Array], Array]
+
+    def __call__(self, levels: list[float], t: float) -> tuple[Array, Array, Array]:
+        high, low = math.log(levels[0]), math.log(t)
+        inner = self.logs[(self.logs > low) & (self.logs < high)]
+        points, weights = _panels(np.array([high, *inner[::-1], low]))
+        return self.time(np.log(levels)), self.time(points), weights * np.exp(points)
+
+
+def _integrals(levels: list[float], t: float, quadrature: Quadrature) -> list[float]:
+    """∫ ℓ_j dσ from levels[0] to t for Lagrange's polynomials ℓ_j through the levels."""
+    knots, at, weights = quadrature(levels, t)
     found = []
     for j, knot in enumerate(knots):
         values = np.ones_like(at)
         for other in np.delete(knots, j):
             values = values * (at - other) / (knot - other)
-        found.append(float((t - s) / 2 * (_WEIGHTS * values).sum()))
+        found.append(float((weights * values).sum()))
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ class DiffusersScheduler(Sampler):
         return steps
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-        if not denoise.variance_preserving:
+        if not math.isclose(denoise.alpha(1.0), 0.5**0.5):
             raise UserError(f"sampler diffusers/{self.scheduler} needs a variance-preserving model.")
         cls = self._class()
         levels = denoise.levels

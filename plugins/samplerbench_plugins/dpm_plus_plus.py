@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from samplerbench.sampling import Denoiser, Noise, Sampler, Step, UserError, intervals, option
+from samplerbench_plugins.exponential import phi
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,20 @@ class DPMPlusPlus(Sampler):
         φ₂ = 1 - (1-e^{-h})/h and φ₃ = φ₂/h - 1/2. The authors' code, and libraries after it, put h²D''/2 for h²D'',
         which leaves the method at order 2.
     SDE  x ← (t/s) e^{-h} x + (1 - e^{-2h}) D̄ + t √(1 - e^{-2h}) z, with 2M's D̄ or, at order 1, D.
-    The last interval, to σ = 0, is x ← D. The first steps of a multistep method are of lower order.
+    The last interval, to σ = 0, is x ← D.
+
+    The first steps of a multistep method are of lower order. From large σ, where D hardly changes in them, 3M is of
+    order 3 all the same; started at a level of the size of the data it is of order 2, unless start=singlestep makes
+    the first step with 2S, which costs one evaluation more.
     """
 
     spacing = "logsnr"
 
     order: Literal[1, 2, 3] = option(2, "order of the method")
     method: Literal["multistep", "singlestep"] = option("multistep", "reuse earlier evaluations, or make new ones")
+    start: Literal["lower-order", "singlestep"] = option(
+        "lower-order", "first step of order=3: of lower order, or a singlestep one with one more evaluation"
+    )
     sde: bool = option(False, "solve the reverse SDE instead of the ODE (multistep, orders 1 and 2)")
 
     def __post_init__(self) -> None:
@@ -39,11 +47,21 @@ class DPMPlusPlus(Sampler):
         if self.sde and (self.method == "singlestep" or self.order == 3):
             raise UserError("sampler dpm++: the SDE form is a multistep method of order 1 or 2.")
 
+    @property
+    def _started(self) -> bool:
+        """Whether the first step is a singlestep one."""
+        return self.start == "singlestep" and self.order == 3
+
     def nfe(self, steps: int) -> int:
-        return 2 * steps - 1 if self.method == "singlestep" and self.order == 2 else steps
+        if self.method == "singlestep" and self.order == 2:
+            return 2 * steps - 1
+        return steps + (self._started and steps > 1)
 
     def convergence(self) -> int | None:
         return None if self.sde else self.order
+
+    def convergence_from_any_start(self) -> int | None:
+        return None if self.sde else 3 if self._started else min(2, self.order)
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         past: list[tuple[float, Tensor]] = []  # (λ, D), the latest first
@@ -52,7 +70,7 @@ class DPMPlusPlus(Sampler):
             past = [(-math.log(s), x0), *past[: self.order - 1]]
             if t == 0:
                 x = x0
-            elif self.method == "singlestep" and self.order == 2:
+            elif (self.method == "singlestep" and self.order == 2) or (self._started and len(past) == 1):
                 middle = math.sqrt(s * t)
                 guess = (middle / s) * x + (1 - middle / s) * x0
                 x = (t / s) * x + (1 - t / s) * denoise(guess, middle)
@@ -82,7 +100,4 @@ def _taylor(past: list[tuple[float, Tensor]], h: float) -> Tensor:
     late, early = (d0 - d1) / a, (d1 - d2) / b
     bend = (late - early) / (a + b)  # D''/2
     slope = late + a * bend
-    phi1 = -math.expm1(-h)
-    phi2 = 1 - phi1 / h
-    phi3 = phi2 / h - 0.5
-    return phi1 * d0 + (phi2 * h) * slope - (2 * phi3 * h**2) * bend
+    return h * phi(1, -h) * d0 + h**2 * phi(2, -h) * slope + 2 * h**3 * phi(3, -h) * bend

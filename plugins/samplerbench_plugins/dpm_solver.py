@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option
+from samplerbench_plugins.exponential import phi
 
 
 @dataclass(frozen=True)
@@ -34,22 +35,30 @@ class DPMSolver(Sampler):
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         for s, t in intervals(sigmas):
             x0 = denoise(x, s)
-            first = (x - x0) / s
-            if t == 0:
-                x = x0
-            elif self.order == 1:
-                x = x - (s - t) * first
-            elif self.order == 2:
-                middle = math.sqrt(s * t)
-                guess = x - (s - middle) * first
-                x = x - (s - t) * (guess - denoise(guess, middle)) / middle
-            else:
-                h = math.log(s / t)
-                near, far = s * (t / s) ** (1 / 3), s * (t / s) ** (2 / 3)
-                guess = x - (s - near) * first
-                change = (guess - denoise(guess, near)) / near - first
-                weight = far * 2 * (math.expm1(2 * h / 3) / (2 * h / 3) - 1)
-                guess = x - (s - far) * first - weight * change
-                change = (guess - denoise(guess, far)) / far - first
-                x = x - (s - t) * first - (1.5 * t * (math.expm1(h) / h - 1)) * change
+            x = x0 if t == 0 else singlestep(denoise, x, x0, s, t, self.order)
             yield Step(t, x, x0)
+
+
+def singlestep(denoise: Denoiser, x: Tensor, x0: Tensor, s: float, t: float, order: int) -> Tensor:
+    """One step of DPM-Solver-k: the state at level t, (B, C, H, W). It evaluates D `order` - 1 times.
+
+    Args:
+        x: the state at level s, (B, C, H, W).
+        x0: D(x, s), (B, C, H, W).
+        s, t: the levels, s > t > 0.
+        order: k, from 1 to 3.
+    """
+    first = (x - x0) / s
+    if order == 1:
+        return x - (s - t) * first
+    if order == 2:
+        middle = math.sqrt(s * t)
+        guess = x - (s - middle) * first
+        return x - (s - t) * (guess - denoise(guess, middle)) / middle
+    h = math.log(s / t)
+    near, far = s * (t / s) ** (1 / 3), s * (t / s) ** (2 / 3)
+    guess = x - (s - near) * first
+    change = (guess - denoise(guess, near)) / near - first
+    guess = x - (s - far) * first - (2 * far * (2 * h / 3) * phi(2, 2 * h / 3)) * change
+    change = (guess - denoise(guess, far)) / far - first
+    return x - (s - t) * first - (1.5 * t * h * phi(2, h)) * change

@@ -27,7 +27,7 @@ class Gap(Metric):
     needs_features: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
 
-    images: int = option(0, "how many images of each block are solved and compared; 0 is all", ge=0)
+    images: int = option(0, "how many images of each block are solved and compared; 0 is all", ge=0, le=100_000_000)
     tol: float = option(1e-5, "relative and absolute tolerance of the converged solution", gt=0.0, le=1e-2)
 
     @property

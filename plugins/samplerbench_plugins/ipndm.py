@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option
+from samplerbench_plugins.dpm_solver import singlestep
 
 _ADAMS_BASHFORTH = (
     (1.0,),
@@ -23,22 +25,45 @@ class IPNDM(Sampler):
 
     x ← x + (t-s) Σ_j b_j ε_j over the last `order` evaluations of ε = (x - D)/σ, with the classical weights b for even
     steps, whatever the grid: (3, -1)/2, (23, -16, 5)/12, (55, -59, 37, -9)/24. So the full order holds on grids even
-    in σ; on others it is 2 at most. The last interval, to σ = 0, is x ← D.
+    in σ only. On a grid whose steps change smoothly, as EDM's, it is 2 at most; where long and short steps alternate
+    it is 1. The last interval, to σ = 0, is x ← D.
+    The first steps are of lower order, so the order is 2 at most where D changes much in them, unless
+    start=singlestep makes the first order-2 of them with DPM-Solver, each with order-2 evaluations more.
     """
 
     spacing = "karras"
     even_in = "sigma"
+    uniform_steps_only = True
 
     order: int = option(4, "evaluations used: the order of the Adams-Bashforth method", ge=1, le=4)
+    start: Literal["lower-order", "singlestep"] = option(
+        "lower-order", "first steps of order 3 and 4: of lower order, or singlestep ones with more evaluations"
+    )
+
+    @property
+    def _starts(self) -> int:
+        """How many steps are singlestep ones, and their order less 1."""
+        return max(0, self.order - 2) if self.start == "singlestep" else 0
+
+    def nfe(self, steps: int) -> int:
+        return steps + self._starts * min(self._starts, steps - 1)
 
     def convergence(self) -> int:
         return self.order
+
+    def convergence_from_any_start(self) -> int:
+        return self.order if self._starts else min(2, self.order)
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         past: list[Tensor] = []  # ε, the latest first
         for s, t in intervals(sigmas):
             x0 = denoise(x, s)
             past = [(x - x0) / s, *past[: self.order - 1]]
-            weights = _ADAMS_BASHFORTH[len(past) - 1]
-            x = x0 if t == 0 else x + (t - s) * sum(b * e for b, e in zip(weights, past, strict=True))
+            if t == 0:
+                x = x0
+            elif len(past) <= self._starts:
+                x = singlestep(denoise, x, x0, s, t, self.order - 1)
+            else:
+                weights = _ADAMS_BASHFORTH[len(past) - 1]
+                x = x + (t - s) * sum(b * e for b, e in zip(weights, past, strict=True))
             yield Step(t, x, x0)

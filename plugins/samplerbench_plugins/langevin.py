@@ -25,7 +25,7 @@ class Langevin(Sampler):
 
     spacing = "geometric"
 
-    T: int = option(5, "Langevin steps at each noise level", ge=1)
+    T: int = option(5, "Langevin steps at each noise level", ge=1, le=1_000_000)
     r: float = option(0.3, "step size in units of σ²: ε/(2σ_L²)", gt=0.0, lt=1.0)
     denoise: bool = option(True, "end with a denoising step, which costs one evaluation")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +32,14 @@ class Listed(Spacing):
 
     def values(self) -> list[float]:
         """The levels, the last 0. Raises UserError where they are not decreasing numbers above 0."""
-        text, path = self.levels, Path(self.levels).expanduser()
-        if path.is_file():
-            text = path.read_text("utf-8").replace("\n", ";")
+        text = self.levels
+        try:
+            if Path(text).expanduser().is_file():
+                text = Path(text).expanduser().read_text("utf-8").replace("\n", ";")
+        except (OSError, RuntimeError, UnicodeDecodeError) as error:
+            # A long list is no file name, and the system says so.
+            if ";" not in text:
+                raise UserError(f"spacing list: {text} cannot be read ({error}).") from None
         try:
             values = [float(part) for part in text.split(";") if part.strip()]
         except ValueError as error:
@@ -42,6 +48,10 @@ class Listed(Spacing):
             ) from None
         if values and values[-1] == 0:
             values.pop()
-        if not values or values[-1] <= 0 or any(b >= a for a, b in itertools.pairwise(values)):
+        if (
+            not values
+            or not all(0 < v < math.inf for v in values)
+            or any(b >= a for a, b in itertools.pairwise(values))
+        ):
             raise UserError("spacing list: the levels must be decreasing numbers above 0, like levels=80;20;5;1.")
         return [*values, 0.0]

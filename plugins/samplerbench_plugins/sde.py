@@ -12,23 +12,26 @@ from torch import Tensor
 from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option
 
 
-def _reverse_diffusion(x: Tensor, x0: Tensor, s: float, t: float, preserving: bool) -> tuple[Tensor, float]:
-    """(mean, deviation) of one step of the reverse diffusion sampler (Song et al. 2021, appendix E)."""
-    if not preserving:
-        return x + (1 - (t / s) ** 2) * (x0 - x), math.sqrt(s**2 - t**2)
-    # On x/√(1+s²):  (2 - √(1-β)) x + β score, noise √β, with β = 1 - ᾱ_s/ᾱ_t.
-    kept = (1 + t**2) / (1 + s**2)
-    beta, grow = 1 - kept, math.sqrt((1 + t**2) / (1 + s**2))
-    mean = grow * ((2 - math.sqrt(kept)) * x + (beta * (1 + s**2) / s**2) * (x0 - x))
-    return mean, math.sqrt((1 + t**2) * beta)
+def _reverse_diffusion(denoise: Denoiser, x: Tensor, x0: Tensor, s: float, t: float) -> tuple[Tensor, float]:
+    """(mean, deviation) of one step of the reverse diffusion sampler (Song et al. 2021, appendix E).
+
+    On y = α x the forward step from t to s is y ← a y + b z with a = α_s/α_t and b² = α_s² (s²-t²), so the reverse
+    one is y ← (2 - a) y + b² score + b z.
+    """
+    a = denoise.alpha(s) / denoise.alpha(t)
+    mean = a * ((2 - a) * x + (1 - (t / s) ** 2) * (x0 - x))
+    return mean, a * math.sqrt(s**2 - t**2)
 
 
 @dataclass(frozen=True)
 class EulerMaruyama(Sampler):
     """Euler-Maruyama on the reverse-time SDE (Song et al. 2021, eq. 6).
 
-    Variance-exploding, with h = log(s/t):  x ← x + 2h (D - x) + √(2h) s z. Variance-preserving, on x/√(1+s²) with
-    b = ∫β dt = log((1+s²)/(1+t²)):  x ← (1 + b/2) x + b score + √b z. The last step is x ← D.
+    On y = α x, dy = d(log α) y + α √(dσ²) z, in the time variable log(σ²+k) with k = (1/α_s² - 1)/s², in which the
+    step has the diffusion coefficient v = (s²+k) log((s²+k)/(t²+k)):
+    y ← (1 + log(α_t/α_s)) y + α_s² v score + α_s √v z. The last step is x ← D.
+    Variance-exploding, k = 0: x ← x + 2h (D - x) + √(2h) s z with h = log(s/t). Variance-preserving, k = 1:
+    y ← (1 + b/2) y + b score + √b z with b = ∫β dt = log((1+s²)/(1+t²)).
     """
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
@@ -36,14 +39,11 @@ class EulerMaruyama(Sampler):
             x0 = denoise(x, s)
             if t == 0:
                 x = x0
-            elif denoise.variance_preserving:
-                b = math.log((1 + s**2) / (1 + t**2))
-                grow = math.sqrt((1 + t**2) / (1 + s**2))
-                x = grow * ((1 + b / 2) * x + (b * (1 + s**2) / s**2) * (x0 - x))
-                x = x + math.sqrt(b * (1 + t**2)) * noise()
             else:
-                h = math.log(s / t)
-                x = x + 2 * h * (x0 - x) + math.sqrt(2 * h) * s * noise()
+                a = denoise.alpha(s) / denoise.alpha(t)
+                k = (denoise.alpha(s) ** -2 - 1) / s**2
+                v = (s**2 + k) * math.log((s**2 + k) / (t**2 + k))
+                x = a * ((1 - math.log(a)) * x + (v / s**2) * (x0 - x) + math.sqrt(v) * noise())
             yield Step(t, x, x0)
 
 
@@ -62,7 +62,7 @@ class ReverseDiffusion(Sampler):
             if t == 0:
                 x = x0
             else:
-                mean, deviation = _reverse_diffusion(x, x0, s, t, denoise.variance_preserving)
+                mean, deviation = _reverse_diffusion(denoise, x, x0, s, t)
                 x = mean + deviation * noise()
             yield Step(t, x, x0)
 
@@ -71,22 +71,25 @@ class ReverseDiffusion(Sampler):
 class PredictorCorrector(Sampler):
     """Predictor-corrector sampling (Song et al. 2021, algorithms 2-5).
 
-    A predictor goes from s to t; then M times, at t:  x ← x + ε score + √(2ε) z with ε = 2 (r ‖z‖/‖score‖)².
+    A predictor goes from s to t; then M times, at t:  x ← x + ε score + √(2ε) z with ε = 2 α (r ‖z‖/‖score‖)².
+    α = (α_t/α_u)², where u is the grid's next level below t: 1 - β_i = (1+u²)/(1+t²) on a variance-preserving model
+    (algorithm 5), 1 on a variance-exploding one (algorithm 4). With a thousand steps α is close to 1, with 20 it is not.
     The norms are each sample's own: the authors' code averages them over the batch, which makes an image depend on
-    its neighbours. Their factor α_i, within 2% of 1, is left out. No corrector at σ = 0.
+    its neighbours. No corrector at σ = 0.
     """
 
     predictor: Literal["ancestral", "reverse-diffusion", "probability-flow"] = option(
         "reverse-diffusion", "how to go from one level to the next"
     )
-    M: int = option(1, "Langevin corrector steps at each level", ge=0)
+    M: int = option(1, "Langevin corrector steps at each level", ge=0, le=1_000_000)
     snr: float = option(0.16, "r, the signal-to-noise ratio of a corrector step", gt=0.0)
 
     def nfe(self, steps: int) -> int:
         return steps + self.M * (steps - 1)
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-        for s, t in intervals(sigmas):
+        below = [*sigmas[2:].tolist(), 0.0]  # the level that follows t
+        for (s, t), u in zip(intervals(sigmas), below, strict=True):
             x0 = denoise(x, s)
             if t == 0:
                 x = x0
@@ -95,12 +98,13 @@ class PredictorCorrector(Sampler):
             elif self.predictor == "ancestral":
                 x = x0 + (t / s) ** 2 * (x - x0) + t * math.sqrt(1 - (t / s) ** 2) * noise()
             else:
-                mean, deviation = _reverse_diffusion(x, x0, s, t, denoise.variance_preserving)
+                mean, deviation = _reverse_diffusion(denoise, x, x0, s, t)
                 x = mean + deviation * noise()
+            alpha = (denoise.alpha(t) / denoise.alpha(u)) ** 2
             for _ in range(self.M if t > 0 else 0):
                 x0 = denoise(x, t)
                 score, z = (x0 - x) / t**2, noise()
                 ratio = z.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1)
-                step = (2 * (self.snr * ratio) ** 2).reshape(-1, *[1] * (x.ndim - 1))
+                step = (2 * alpha * (self.snr * ratio) ** 2).reshape(-1, *[1] * (x.ndim - 1))
                 x = x + step * score + (2 * step).sqrt() * z
             yield Step(t, x, x0)

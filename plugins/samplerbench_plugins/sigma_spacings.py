@@ -29,7 +29,7 @@ class _Range(Spacing):
 class Karras(_Range):
     """σ_i = (σ_max^(1/ρ) + i/(N-1) (σ_min^(1/ρ) - σ_max^(1/ρ)))^ρ, then 0 (Karras et al. 2022, eq. 5)."""
 
-    rho: float = option(7.0, "ρ: larger puts more steps at small noise", gt=0.0)
+    rho: float = option(7.0, "ρ: larger puts more steps at small noise", ge=0.05, le=1000.0)
 
     def grid(self, levels: Tensor, steps: int) -> Tensor:
         low, high = (s ** (1 / self.rho) for s in self.ends(levels))
@@ -62,7 +62,7 @@ class Exponential(_Range):
     ρ = 1 is even in log σ, as `geometric` and `logsnr` are.
     """
 
-    rho: float = option(1.0, "ρ: larger puts more steps at small noise", gt=0.0)
+    rho: float = option(1.0, "ρ: larger puts more steps at small noise", gt=0.0, le=1000.0)
 
     def grid(self, levels: Tensor, steps: int) -> Tensor:
         low, high = self.ends(levels)

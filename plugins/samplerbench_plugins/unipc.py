@@ -11,6 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option
+from samplerbench_plugins.dpm_solver import singlestep
+from samplerbench_plugins.exponential import phi
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,10 @@ class UniPC(Sampler):
     x ← (t/s) x - (e^{hh} - 1) D_s - B Σ ρ_i Δ_i, the ρ of order p solving the paper's eq. 11. UniP uses p - 1 earlier
     evaluations; UniC then takes D at the new point as one more, which costs nothing, since the next step needs it.
     B(h) is hh (variant B1) or e^{hh} - 1 (B2). UniP-p is of order p, UniPC-p of order p + 1.
-    The first steps, and the last ones before σ = 0, are of lower order; the last interval is x ← D.
+    The first steps, and the last ones before σ = 0, are of lower order; the last interval is x ← D. So these orders
+    hold from large σ, where D hardly changes in the first steps. Started at a level of the size of the data, UniPC-3
+    is of order 3 and UniP-3 of order 2, unless start=singlestep makes the first step with DPM-Solver-3 or -2, which
+    costs two evaluations more, or one.
     """
 
     spacing = "logsnr"
@@ -29,9 +34,23 @@ class UniPC(Sampler):
     order: int = option(3, "p, the order of UniP", ge=1, le=3)
     variant: Literal["B1", "B2"] = option("B2", "the function B(h)")
     corrector: bool = option(True, "apply UniC after each step")
+    start: Literal["lower-order", "singlestep"] = option(
+        "lower-order", "first step of order=3: of lower order, or a singlestep one with more evaluations"
+    )
+
+    @property
+    def _start_order(self) -> int:
+        """The order of the singlestep method for the first step; 0 where UniP-1 makes it."""
+        return 2 + self.corrector if self.start == "singlestep" and self.order == 3 else 0
+
+    def nfe(self, steps: int) -> int:
+        return steps + (self._start_order - 1 if self._start_order and steps > 1 else 0)
 
     def convergence(self) -> int:
         return self.order + self.corrector
+
+    def convergence_from_any_start(self) -> int:
+        return self.convergence() if self._start_order else min(self.order, 2) + self.corrector
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         past: list[tuple[float, Tensor]] = []  # (λ, D), the latest first
@@ -39,12 +58,17 @@ class UniPC(Sampler):
         start, order, level = x, 0, 0.0  # the corrected state the last step left from, its order, its level
         for i, (s, t) in enumerate(intervals(sigmas)):
             x0 = denoise(x, s)
-            if self.corrector and past:
+            if self.corrector and order:
                 x = self._move(start, level, s, past, order, x0)
             past = [(-math.log(s), x0), *past[: self.order - 1]]
             order = min(self.order, len(past), n - i if ends_at_zero else self.order)
             start, level = x, s
-            x = x0 if t == 0 else self._move(start, s, t, past, order, None)
+            if t == 0:
+                x = x0
+            elif i == 0 and self._start_order:
+                x, order = singlestep(denoise, x, x0, s, t, self._start_order), 0  # which UniC leaves as it is
+            else:
+                x = self._move(start, s, t, past, order, None)
             yield Step(t, x, x0)
 
     def _move(
@@ -72,10 +96,6 @@ def _weights(ratios: list[float], hh: float, scale: float) -> list[float]:
     """
     if len(ratios) <= 1:
         return [0.5] * len(ratios)
-    right, phi, factorial = [], math.expm1(hh) / hh - 1, 1.0
-    for k in range(1, len(ratios) + 1):
-        factorial *= k
-        right.append(phi * factorial / scale)
-        phi = phi / hh - 1 / (factorial * (k + 1))
+    right = [math.factorial(k) * phi(k + 1, hh) * hh / scale for k in range(1, len(ratios) + 1)]
     powers = [[r**k for r in ratios] for k in range(len(ratios))]
     return np.linalg.solve(np.array(powers), np.array(right)).tolist()

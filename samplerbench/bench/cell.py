@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+import samplerbench
 from samplerbench import plugin_file, registry
 from samplerbench.options import Configurable
 from samplerbench.sampling import Guidance, Sampler, Spacing
@@ -128,8 +129,8 @@ def _file_hash(file: str | None) -> str:
 @functools.cache
 def versions() -> dict[str, str]:
     """Of what the numbers depend on."""
-    found = {}
-    for name in ("samplerbench", "torch", "diffusers", "torch-fidelity"):
+    found = {"samplerbench": samplerbench.__version__}  # another distribution may have this name, too
+    for name in ("torch", "diffusers", "torch-fidelity"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

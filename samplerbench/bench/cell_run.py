@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -27,8 +28,10 @@ from samplerbench.metrics.guarded import Guarded
 from samplerbench.metrics.metric import Accumulator, Batch, Context
 from samplerbench.metrics.reference import Reference
 from samplerbench.models.model import Model, check_guidance
+from samplerbench.results.claims import Lease
 from samplerbench.results.files import write_atomically
-from samplerbench.results.partial import PARTIAL, Progress, load_partial, save_partial
+from samplerbench.results.partial import PARTIAL, Extent, Progress, load_partial, save_partial
+from samplerbench.results.tensors import DamagedError
 from samplerbench.sampling import Guidance, Sampler, Spacing, Step
 from samplerbench.sampling.cost import Cost, Seconds
 from samplerbench.sampling.driver import OnStep
@@ -65,7 +68,10 @@ class CellRun:
         progress: how far it is.
         whole: the accumulators of the block at work, one for each metric.
         shown: (k, C, H, W) uint8, the images of the sample grid so far.
+        lease: this run's claim of the cell; looked at before anything is written.
     """
+
+    lease: Lease | None = None
 
     def __init__(self, session: Session, cell: Cell, key: str, on_step: OnStep | None = None) -> None:
         self.session, self.cell, self.key, self.on_step = session, cell, key, on_step
@@ -82,22 +88,41 @@ class CellRun:
     def resume(self) -> None:
         """Prepare the model and the metrics, and continue from the cell's checkpoint, if there is one.
 
+        A checkpoint that does not verify is set aside, and the cell starts from scratch.
+
         Raises:
-            SamplerbenchError: what the model, a plugin or the checkpoint did wrong.
+            SamplerbenchError: what the model or a plugin did wrong.
         """
-        loaded = None
+        self.progress.conditions = self.session.conditions
         with self._together("in preparing the cell"):
             check_guidance(self.model, self.cell.guidance, self.session.measurement.labels)
             # Before the meter: what is estimated once per model is no evaluation of this run.
             prepare(self.model, self.cell)
             self.whole = self._accumulators()
             if self.team.main and not self.session.execution.rerun:
-                loaded = load_partial(self.store.path(self.key, PARTIAL), len(self.session.measurement.metrics))
-            if loaded is not None:
-                self.progress, states, self.shown = loaded
-                self.progress.resumed += 1
-                _merge(self.whole, states)
+                file = self.store.path(self.key, PARTIAL)
+                try:
+                    self._load(file)
+                except DamagedError as error:
+                    self.store.set_aside(file, str(error))
         self.progress = self.team.tell(self.progress)
+
+    def _load(self, file: Path) -> None:
+        """Take over a checkpoint, or leave everything as it is. Raises DamagedError."""
+        extent = Extent(len(self.whole), self.n, self.blocks, self.model.image_shape, self.keep)
+        found = load_partial(file, self.key, extent)
+        if found is None:
+            return
+        try:
+            _merge(self.whole, found.states)
+        except Exception as error:
+            self.whole = self._accumulators()
+            raise DamagedError(f"its metrics cannot be taken over ({type(error).__name__}: {error})") from None
+        progress, conditions = found.progress, self.session.conditions
+        progress.resumed += 1
+        progress.mixed = progress.mixed or progress.conditions != conditions
+        progress.conditions = conditions
+        self.progress, self.shown = progress, found.shown
 
     def finish(self) -> dict[str, Any]:
         """Sample and measure what is missing; the record, without its protocol.
@@ -164,12 +189,14 @@ class CellRun:
 
     def checkpoint(self, block: int) -> None:
         """Write what is known so far. A finished block is kept as its results, not as its accumulators."""
+        if self.lease is not None:
+            self.lease.check()
         file, progress = self.store.path(self.key, PARTIAL), self.progress
         if progress.done < self.n:
-            save_partial(file, progress, [a.state() for a in self.whole], self.shown)
+            save_partial(file, self.key, progress, [a.state() for a in self.whole], self.shown)
             return
         at_end = replace(progress, block=block + 1, done=0, results=[*progress.results, self._results()])
-        save_partial(file, at_end, [{} for _ in self.whole], self.shown)
+        save_partial(file, self.key, at_end, [{} for _ in self.whole], self.shown)
 
     def sample(self, block: int, first: int, last: int) -> Part:
         """Sample and measure this process's share of the images first … last-1 of a block."""
@@ -223,19 +250,20 @@ class CellRun:
 
     def _record(self) -> dict[str, Any]:
         n, seconds = self.n * self.blocks, self.progress.seconds
-        return describe(self.session, self.cell) | {
-            **self.progress.cost.per_image(n),
-            "metrics": self._summary() if self.team.main else {},
+        timing = {
+            **self.session.conditions,
             "seconds": round(seconds.sampling, 4),
             "decoder_seconds": round(seconds.decoding, 4),
             "metric_seconds": round(seconds.measuring, 4),
             "images_per_second": round(n / max(seconds.sampling, 1e-9), 3),
-            "batch_size": self.session.execution.batch_size,
-            "processes": self.team.size,
-            "resumed": self.progress.resumed,
-            "device": str(self.model.device),
-            "threads": torch.get_num_threads(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        return describe(self.session, self.cell) | {
+            **self.progress.cost.per_image(n),
+            "metrics": self._summary() if self.team.main else {},
+            **timing,
+            "timings": [] if self.progress.mixed else [timing],
+            "resumed": self.progress.resumed,
         }
 
     def _summary(self) -> dict[str, Any]:
@@ -262,7 +290,7 @@ class CellRun:
         return values
 
     def _write_grid(self) -> None:
-        from samplerbench.report.grid import save_grid
+        from samplerbench.data.grid import save_grid
 
         buffer = io.BytesIO()
         save_grid(self.shown, buffer)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,11 @@ from samplerbench.bench.generate import Batched, generate, prepare
 from samplerbench.bench.plan import Unmet, most_steps, plan
 from samplerbench.bench.session import Execution, Measurement, Session
 from samplerbench.boundary import isolated
-from samplerbench.errors import SamplerbenchError
+from samplerbench.errors import LostProcess, SamplerbenchError, Stopped
+from samplerbench.results.claims import Claimed, ClaimLost, Lease, Waiting
 from samplerbench.results.partial import PARTIAL
 from samplerbench.results.seal import digest
+from samplerbench.results.timings import combine, under
 from samplerbench.sampling.driver import OnStep
 
 
@@ -40,48 +43,115 @@ class Outcome:
     trace: str = ""
 
 
-def run_cell(session: Session, cell: Cell, on_step: OnStep | None = None) -> Outcome:
+def run_cell(session: Session, cell: Cell, on_step: OnStep | None = None, wait: bool = True) -> Outcome:
     """Run one cell, or take its result from the store. A cell that fails is an outcome too.
 
     The cell is claimed while it runs, so another run on the same folder waits for it instead of doing it again.
 
+    Args:
+        session: what is measured, and how it is executed.
+        cell: the cell.
+        on_step: called after each step of the sampler.
+        wait: wait while another run works on the cell.
+
     Raises:
+        Claimed: another run works on the cell, and `wait` is false.
         Stopped: the session's `stop` asked for it; the last checkpoint remains. Ctrl-C is not caught either.
+        LostProcess: another process of the team has ended; the last checkpoint remains.
     """
     fields = session.measurement.protocol(cell)
     key = digest(fields)
-    store, team = session.execution.store, session.execution.team
-    with store.claim(key) if team.main else nullcontext(), isolated():
-        return _run_claimed(session, cell, key, fields, on_step)
+    say = session.execution.say if session.execution.team.main else _silent
+    while True:
+        lease = None
+        try:
+            if (done := _finished(session, cell, key)) is not None:
+                return done
+            lease = _claim(session, cell, key, wait)
+            # Another run may have finished it since.
+            if (done := _finished(session, cell, key)) is not None:
+                return done
+            with isolated():
+                return _run_claimed(session, cell, key, fields, on_step, lease)
+        except ClaimLost as error:
+            say(f"{cell.title}: {error}. This run leaves it to the other one.")
+        except LostProcess:
+            raise
+        except SamplerbenchError as error:
+            return _failed(session, cell, key, error, fields)
+        finally:
+            if lease is not None:
+                lease.release()
 
 
-def _run_claimed(session: Session, cell: Cell, key: str, fields: dict[str, Any], on_step: OnStep | None) -> Outcome:
-    store, team = session.execution.store, session.execution.team
-    found = team.tell(None if session.execution.rerun or not team.main else store.get(key))
-    if found is not None:
-        return Outcome(cell, found | {"budget": cell.budget}, reused=True)
-    try:
-        run = CellRun(session, cell, key, on_step)
-        run.resume()
-        record = run.finish() | {"protocol": key, "protocol_fields": fields}
-        failure: SamplerbenchError | None = None
+def _finished(session: Session, cell: Cell, key: str) -> Outcome | None:
+    """The cell's result from the store, if it is there and may be used."""
+    store, team, rerun = session.execution.store, session.execution.team, session.execution.rerun
+    record = team.tell(None if rerun or not team.main else store.get(key))
+    if record is None:
+        return None
+    # A time of other conditions (another batch size or device) is not this run's.
+    return Outcome(cell, under(record, session.conditions) | {"budget": cell.budget}, reused=True)
+
+
+def _claim(session: Session, cell: Cell, key: str, wait: bool) -> Lease | None:
+    """Claim a cell, with all processes of the team; the lease on the main one, None on the others.
+
+    All of them take part in the waiting, so that none waits in a collective operation until that times out.
+    """
+    execution = session.execution
+    team, claims = execution.team, execution.store.claims
+    waiting = Waiting(execution.say, cell.title, claims.timing)
+    while True:
+        lease, failure, pause = None, None, 0.0
+        try:
+            if team.main:
+                try:
+                    lease = claims.take(key)
+                except SamplerbenchError as error:
+                    failure = error
+            team.agree(failure)
+            held, stopped = team.tell((lease is not None, execution.stop()))
+            if held:
+                if lease is not None and lease.before is not None:
+                    execution.say(f"{cell.title}: taken over from {lease.before}, which {lease.reason}.")
+                return lease
+        except BaseException:
+            if lease is not None:
+                lease.release()
+            raise
+        if not wait:
+            raise Claimed
+        if stopped:
+            raise Stopped
         if team.main:
-            try:
-                store.put(record)
-            except SamplerbenchError as error:
-                failure = error
-        team.agree(failure)
-    except SamplerbenchError as error:
-        failed = {**describe(session, cell), "metrics": {}, "error": str(error), "protocol": key}
-        failed["protocol_fields"] = fields
-        trace = "".join(traceback.format_exception(error)) if os.environ.get("SAMPLERBENCH_DEBUG") else ""
-        # The outcome keeps the error, whose frames would keep the failed batch while the other cells run.
-        for kept in _chain(error):
-            traceback.clear_frames(kept.__traceback__)
-        return Outcome(cell, failed, error=error, trace=trace)
+            pause = waiting.pause(claims.holder(key))
+        time.sleep(team.tell(pause))
+
+
+def _run_claimed(
+    session: Session, cell: Cell, key: str, fields: dict[str, Any], on_step: OnStep | None, lease: Lease | None
+) -> Outcome:
+    store, team = session.execution.store, session.execution.team
+    run = CellRun(session, cell, key, on_step)
+    run.lease = lease
+    run.resume()
+    record = run.finish() | {"protocol": key, "protocol_fields": fields}
+    failure: SamplerbenchError | None = None
     if team.main:
-        store.path(key, PARTIAL).unlink(missing_ok=True)
-    return Outcome(cell, record)
+        try:
+            if lease is not None:
+                lease.check()
+            # The values of an earlier run stay, so that each of its times is still of what it stands beside.
+            record = combine(store.get(key) if session.execution.rerun else None, record)
+            store.put(record)
+        except SamplerbenchError as error:
+            failure = error
+    team.agree(failure)
+    if team.main:
+        with suppress(OSError):  # what lies there and is no file is not ours
+            store.path(key, PARTIAL).unlink(missing_ok=True)
+    return Outcome(cell, under(record, session.conditions))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -96,22 +166,29 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             left += [one.__cause__, one.__context__]
 
 
-def is_claimed(session: Session, cell: Cell) -> bool:
-    """Whether another run is at work on the cell right now."""
-    key = digest(session.measurement.protocol(cell))
-    return session.execution.team.tell(session.execution.store.is_claimed(key))
+def _failed(session: Session, cell: Cell, key: str, error: SamplerbenchError, fields: dict[str, Any]) -> Outcome:
+    failed = {**describe(session, cell), "metrics": {}, "error": str(error), "protocol": key, "protocol_fields": fields}
+    trace = "".join(traceback.format_exception(error)) if os.environ.get("SAMPLERBENCH_DEBUG") else ""
+    # The outcome keeps the error, whose frames would keep the failed batch while the other cells run.
+    for kept in _chain(error):
+        traceback.clear_frames(kept.__traceback__)
+    return Outcome(cell, failed, error=error, trace=trace)
+
+
+def _silent(_: str) -> None:
+    pass
 
 
 __all__ = [
     "Batched",
     "Cell",
+    "Claimed",
     "Execution",
     "Measurement",
     "Outcome",
     "Session",
     "Unmet",
     "generate",
-    "is_claimed",
     "most_steps",
     "plan",
     "prepare",

@@ -16,10 +16,10 @@ from samplerbench.bench.span import Span
 from samplerbench.boundary import plugin_call, shown
 from samplerbench.errors import OutOfMemoryError, RunError, SamplerbenchError, is_out_of_memory
 from samplerbench.models.model import Model
-from samplerbench.sampling import Noise, Step
+from samplerbench.models.sample import prepare_model, start_batch
+from samplerbench.sampling import Step
 from samplerbench.sampling.cost import Cost
-from samplerbench.sampling.driver import OnStep, Walk, walk
-from samplerbench.sampling.noise import Purpose, normal
+from samplerbench.sampling.driver import OnStep, Walk
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,7 @@ class Batched:
 
 def prepare(model: Model, cell: Cell) -> None:
     """Estimate what the sampler needs of the model besides D, where it is not known yet."""
-    if "posterior variance" in cell.sampler.needs:
-        with plugin_call(_name(model), "in estimate_posterior_variances"):
-            model.estimate_posterior_variances(cell.sigmas)
+    prepare_model(model, cell.sampler, cell.sigmas)
 
 
 def generate(
@@ -142,15 +140,8 @@ def _walk(
     model: Model, cell: Cell, rows: Tensor, labels: Tensor | None, seed: int, on_step: OnStep | None = None
 ) -> tuple[Walk, int]:
     """Sample the rows (B,) on the device; the walk, and how often noise was drawn."""
-    state_dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
-    z = normal(seed, Purpose.PRIOR, rows, 0, model.shape).to(state_dtype)
-    noise = Noise(seed, rows, model.shape, state_dtype)
-    with plugin_call(_name(model), "in denoiser"):
-        denoise = model.denoiser(labels, len(rows), cell.guidance)
-    with plugin_call(_name(model), "in prior"):
-        x = model.prior(z, float(cell.sigmas[0]))
-    walked = walk(cell.sampler, denoise, x, cell.sigmas, noise, on_step)
-    return walked, noise.draws
+    batch = start_batch(model, cell.sampler, cell.sigmas, rows, labels, guidance=cell.guidance, seed=seed)
+    return batch.walk(on_step), batch.noise.draws
 
 
 def _name(model: Model) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from samplerbench.errors import UserError
+from samplerbench.untrusted import shorten
 
 
 def balanced_labels(n: int, counts: Sequence[int] | Sequence[float]) -> Tensor:
@@ -44,11 +45,11 @@ def make_labels(mode: str, n: int, classes: int | None, counts: Sequence[int] | 
     try:
         label = None if mode == "balanced" else int(mode)
     except ValueError:
-        raise UserError(f'--labels {mode}: give "balanced", "none" or one label.') from None
+        raise UserError(f'--labels {shorten(mode)}: give "balanced", "none" or one label.') from None
     if classes is None:
         raise UserError(f"--labels {mode}: the model has no classes; use --labels none, or guide it by a classifier.")
     if label is None:
         return balanced_labels(n, counts or [1] * classes)
     if not 0 <= label < classes:
-        raise UserError(f"--labels {label}: the model has the labels 0 to {classes - 1}.")
+        raise UserError(f"--labels {shorten(mode)}: the model has the labels 0 to {classes - 1}.")
     return torch.full((n,), label)

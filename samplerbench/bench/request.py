@@ -16,15 +16,18 @@ from samplerbench.bench.plan import Unmet, plan
 from samplerbench.bench.session import Execution, Measurement, Session
 from samplerbench.bench.team import Team
 from samplerbench.errors import UserError
+from samplerbench.limits import MAX_IMAGES, MAX_SEED
 from samplerbench.metrics.extractors import Extractor
 from samplerbench.metrics.metric import Layer, Metric
 from samplerbench.metrics.reference import Reference
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Model, check_guidance, check_sampler
+from samplerbench.options import show_value
 from samplerbench.results.seal import canonical
 from samplerbench.results.store import Store
 from samplerbench.sampling import Guidance, Sampler, Spacing
 from samplerbench.sampling.guidance import evaluations_of
+from samplerbench.untrusted import shorten
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class Prepared:
 
 def prepare(request: Request, device: str, model: Model | None = None, team: Team | None = None) -> Prepared:
     """Parse, load and check; `model` is one that is loaded already. Raises UserError."""
+    check_numbers(request)
     metrics = [registry.parse("metric", spec) for spec in request.metrics]
     parsed = [
         (
@@ -148,6 +152,26 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
     return prepared
 
 
+def check_numbers(request: Request) -> None:
+    """Raise UserError where a number of a request is beyond what is possible, whoever made the request."""
+    n, blocks = request.n or 1, request.blocks
+    if n * blocks > MAX_IMAGES:
+        shown = " x ".join(shorten(show_value(number)) for number in (n, blocks))
+        raise UserError(f"{shown} images: at most {MAX_IMAGES:,} are possible.")
+    for grid in request.grids:
+        for flag, numbers in (("--steps", grid.steps), ("--nfe", grid.nfe)):
+            for number in numbers:
+                setup.check_steps(number, flag, shorten(show_value(number)))
+    for seed in request.seeds:
+        check_seed(seed)
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError for a seed that is no whole number from 0 to 2**64 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise UserError(f"seed = {shorten(show_value(seed))}: give a whole number from 0 to {MAX_SEED}.")
+
+
 def _batch_size(request: Request, model: Model, guidances: Sequence[Guidance | None]) -> int:
     if request.batch_size != "auto":
         return request.batch_size
@@ -194,6 +218,7 @@ def measure_reference(prepared: Prepared) -> Measured:
     if not any(m.needs_reference or m.needs_real_images for m in using) and not _has_reference(model, request.data):
         extractor = setup.pick_extractor(model, request.features, request.features_weights, model.device, using)
         return Measured(extractor, None, _n(prepared, None), None)
+    setup.check_reference(model, request.data)
     images = setup.has_images(model, request.data)
     for metric in using:
         if metric.needs_real_images and not images:

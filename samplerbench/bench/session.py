@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -80,6 +81,11 @@ class Measurement:
         return fields
 
 
+def to_stderr(line: str) -> None:
+    """Print a line of a run's on stderr."""
+    print(f"samplerbench: {line}", file=sys.stderr, flush=True)
+
+
 @dataclass
 class Execution:
     """How the cells are executed: none of it changes a number.
@@ -91,9 +97,11 @@ class Execution:
         keep: how many images the sample grid shows.
         team: the processes that share the work.
         checkpoint: images between two checkpoints of a cell; None is a tenth of a block.
-        stop: asked after each checkpoint, and after each step of a converged solution; true ends the run there.
+        stop: asked after each checkpoint, after each step of a converged solution, and while waiting for another run;
+            true ends the run there.
         solving: entered with a number of images while their converged solution is computed; gives what is called after
             each of the solver's steps, or None.
+        say: takes a line about what the run waits for.
     """
 
     store: Store
@@ -104,6 +112,7 @@ class Execution:
     checkpoint: int | None = None
     stop: Callable[[], bool] = lambda: False
     solving: Callable[[int], AbstractContextManager[OnStep | None]] = lambda _: nullcontext()
+    say: Callable[[str], None] = to_stderr
 
 
 @dataclass
@@ -116,6 +125,19 @@ class Session:
     measurement: Measurement
     execution: Execution
     solutions: dict[Any, Tensor] = field(init=False, default_factory=dict)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What the times of this session's cells are measured under (`samplerbench.results.timings.CONDITIONS`)."""
+        model = self.measurement.model
+        return {
+            "batch_size": self.execution.batch_size,
+            "processes": self.execution.team.size,
+            "device": str(model.device),
+            "device_name": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "",
+            "threads": torch.get_num_threads(),
+            "graphs": bool(model.graphs),
+        }
 
     @property
     def chunk(self) -> int:

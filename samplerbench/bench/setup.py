@@ -6,7 +6,6 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,8 +15,10 @@ from torch import Tensor
 from samplerbench import plugin_file, registry
 from samplerbench.boundary import plugin_call
 from samplerbench.data import ImageSet, load_data
+from samplerbench.data.load import find_data
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import RunError, UserError
+from samplerbench.limits import MAX_BATCH, MAX_STEPS
 from samplerbench.metrics.extractors import DIGITS, Extractor, load_extractor
 from samplerbench.metrics.metric import Layer, Metric
 from samplerbench.metrics.reference import Reference, load_published, load_reference, measure, measure_once
@@ -26,6 +27,7 @@ from samplerbench.models.model import Model
 from samplerbench.models.runner import Runner, check_compiler, set_precision
 from samplerbench.sampling import Guidance
 from samplerbench.sampling.spacing import pick_spacing as pick_spacing
+from samplerbench.untrusted import is_dir, is_file, shorten, user_path
 
 
 def quiet_libraries() -> None:
@@ -72,7 +74,7 @@ def load_model(source: str, device: torch.device, dtype: str, options: LoadOptio
 def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOptions) -> Model:
     quiet_libraries()
     name = registry.split(source)[0]
-    is_folder = Path(source).expanduser().is_dir()
+    is_folder = is_dir(source)
     registered = plugin_file.split(name) is not None or any(e.name == name for e in registry.entries("model"))
     if not is_folder and registered:
         for given, flag in ((options.revision, "--revision"), (options.variant, "--variant")):
@@ -150,10 +152,10 @@ def has_images(model: Model, data: str | None) -> bool:
     source = reference_source(model, data)
     if source.endswith(".safetensors"):
         return False
-    if not source.endswith(".npz") or not Path(source).expanduser().is_file():
+    if not source.endswith(".npz") or not is_file(source):
         return True
     try:
-        with np.load(Path(source).expanduser(), allow_pickle=False) as arrays:
+        with np.load(user_path(source), allow_pickle=False) as arrays:
             return not {"mu", "sigma"} <= set(arrays)
     except Exception:  # whatever is wrong with the file, what loads it says so
         return True
@@ -165,9 +167,22 @@ def count_images(model: Model, data: str | None) -> int | None:
         return 10_000 if model.draws else None
     source = reference_source(model, data)
     if source.endswith(".safetensors"):
-        known = load_reference(Path(source).expanduser()).data["n"]
+        known = load_reference(user_path(source)).data["n"]
         return None if known is None else int(known)
     return len(load_data(source)) if has_images(model, data) else None
+
+
+def check_reference(model: Model, data: str | None) -> None:
+    """See that the real images can be found, before the weights of a feature space are fetched to look at them.
+
+    Raises:
+        UserError: nothing says which they are, or there is no such name or file.
+    """
+    source = reference_source(model, data)
+    if source and not source.endswith(".safetensors"):
+        find_data(source)
+    elif source and not is_file(source):
+        raise UserError(f"{shorten(source)} is no reference written by `samplerbench stats`: there is no such file.")
 
 
 def pick_reference(model: Model, data: str | None, extractor: Extractor) -> Reference:
@@ -179,7 +194,7 @@ def pick_reference(model: Model, data: str | None, extractor: Extractor) -> Refe
     if not source:
         return measure(_drawn(model), extractor)
     if source.endswith(".safetensors"):
-        reference = load_reference(Path(source).expanduser())
+        reference = load_reference(user_path(source))
         if reference.features != extractor.identity:
             raise UserError(
                 f"{source} holds features of {reference.features['name']} (weights "
@@ -193,7 +208,7 @@ def pick_reference(model: Model, data: str | None, extractor: Extractor) -> Refe
         embedded = load_reference(asset("digits-reference.safetensors"))
         if embedded.features == extractor.identity:
             return embedded
-    if source.endswith(".npz") and (published := load_published(Path(source).expanduser(), extractor)):
+    if source.endswith(".npz") and (published := load_published(user_path(source), extractor)):
         return published
     return measure_once(load_data(source), extractor)
 
@@ -210,14 +225,23 @@ def parse_steps(text: str, flag: str = "--steps") -> list[int]:
         try:
             number = int(part)
         except ValueError:
-            raise UserError(f'{flag} {text}: "{part}" is no whole number; write {flag} 10,20,50.') from None
-        if number < 1:
-            raise UserError(f"{flag} {part}: at least 1 {flag.removeprefix('--').removesuffix('s')} is needed.")
+            what = f'{flag} {shorten(text)}: "{shorten(part)}"'
+            raise UserError(f"{what} is no whole number; write {flag} 10,20,50.") from None
+        check_steps(number, flag, shorten(part))
         if number not in found:
             found.append(number)
     if not found:
         raise UserError(f"{flag} is empty; write {flag} 10,20,50.")
     return found
+
+
+def check_steps(number: int, flag: str, shown: str | None = None) -> None:
+    """Raise UserError where a number of steps, or a budget of evaluations, is below 1 or above the limit."""
+    shown = str(number) if shown is None else shown
+    if number < 1:
+        raise UserError(f"{flag} {shown}: at least 1 {flag.removeprefix('--').removesuffix('s')} is needed.")
+    if number > MAX_STEPS:
+        raise UserError(f"{flag} {shown}: at most {MAX_STEPS:,} are possible.")
 
 
 def parse_batch_size(text: str | int) -> int | Literal["auto"]:
@@ -227,9 +251,11 @@ def parse_batch_size(text: str | int) -> int | Literal["auto"]:
     try:
         number = int(text)
     except ValueError:
-        raise UserError(f'--batch-size {text}: it is a whole number, or "auto".') from None
+        raise UserError(f'--batch-size {shorten(str(text))}: it is a whole number, or "auto".') from None
     if number < 1:
         raise UserError(f"--batch-size {number}: at least 1 image is needed.")
+    if number > MAX_BATCH:
+        raise UserError(f"--batch-size {shorten(str(text))}: at most {MAX_BATCH:,} images are possible.")
     return number
 
 

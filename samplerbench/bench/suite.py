@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,10 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from samplerbench import registry
 from samplerbench.bench.request import Grid, Published, Request
 from samplerbench.errors import UserError
+from samplerbench.limits import MAX_BATCH, MAX_CELLS, MAX_CLASSES, MAX_IMAGES, MAX_INTEGER, MAX_SEED, MAX_STEPS
 from samplerbench.models.files import LoadOptions
 from samplerbench.options import did_you_mean, show_value
+from samplerbench.untrusted import parse_toml, read_text, shorten, user_path
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=MAX_IMAGES)]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Number = Annotated[float, Field(allow_inf_nan=True)] | Annotated[int, Field(ge=-(2**53), le=2**53)]
+Value = Annotated[float, Field(allow_inf_nan=False)] | Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]
 
 
 class SuitePublished(BaseModel):
@@ -26,7 +31,7 @@ class SuitePublished(BaseModel):
     """
 
     model_config = ConfigDict(extra="allow", strict=True)
-    __pydantic_extra__: dict[str, list[list[float | int]]]
+    __pydantic_extra__: dict[str, list[list[Number]]]
 
     source: Annotated[str, Field(min_length=1)]
 
@@ -37,9 +42,9 @@ class SuiteGrid(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     samplers: Annotated[list[str], Field(min_length=1)]
-    parameters: dict[str, list[float | int | bool | str]] = {}
-    steps: list[Count] = []
-    nfe: list[Count] = []
+    parameters: dict[str, list[Value | bool | str]] = {}
+    steps: list[Steps] = []
+    nfe: list[Steps] = []
     guidances: list[str] = ["none"]
     spacings: list[str] = ["default"]
     published: SuitePublished | None = None
@@ -52,11 +57,11 @@ class Suite(BaseModel):
 
     name: str = ""
     model: str = "digits"
-    labels: str | Annotated[int, Field(ge=0)] | None = None
+    labels: str | Annotated[int, Field(ge=0, le=MAX_CLASSES)] | None = None
     n: Count | None = None
     blocks: Count = 1
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
-    batch_size: Count | Literal["auto"] = 256
+    seeds: Annotated[list[Annotated[int, Field(ge=0, le=MAX_SEED)]], Field(min_length=1)] = [0]
+    batch_size: Annotated[int, Field(ge=1, le=MAX_BATCH)] | Literal["auto"] = 256
     dtype: str = "fp32"
     metrics: Annotated[list[str], Field(min_length=1)] = ["fid"]
     features: str | None = None
@@ -78,19 +83,18 @@ def load_suite(file: Path) -> Request:
         UserError: `FILE:LINE: what is wrong`, for anything from a typing error to a sampler that does not exist.
     """
     try:
-        text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(user_path(file))
+    except (OSError, ValueError) as error:
         raise UserError(f"the suite {file} cannot be read: {error}") from None
     try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        data = parse_toml(text)
+    except ValueError as error:
         line = re.search(r"line (\d+)", str(error))
         raise UserError(f"{file}:{line.group(1) if line else 1}: {error}") from None
     try:
         suite = Suite.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = [part for part in first["loc"] if not (isinstance(part, str) and "[" in part)]
+        first, place = _first(error.errors())
         raise UserError(f"{file}:{find_line(text, place)}: {_explain(first, place)}") from None
     _check_specs(file, text, suite)
     return Request(
@@ -117,11 +121,26 @@ def load_suite(file: Path) -> Request:
     )
 
 
+_TYPES = ("str", "int", "float", "bool", "constrained-int", "constrained-float")
+"""What pydantic calls the types of which a value could have been one."""
+
+
+def _first(errors: list[Any]) -> tuple[Any, list[Any]]:
+    """The first error, and its place in the file; of a value that could be of several types, that of its own type."""
+    first = errors[0]
+    same = [e for e in errors if e["loc"][:-1] == first["loc"][:-1] and e["loc"][-1:] in [(t,) for t in _TYPES]]
+    if first in same:
+        first = next((e for e in same if not e["type"].endswith("_type")), first)
+    place = [part for part in first["loc"] if not (isinstance(part, str) and "[" in part)]
+    return first, place[:-1] if first in same else place
+
+
 def _explain(error: Any, place: list[Any]) -> str:
     name = ".".join(str(part) for part in place if not isinstance(part, int))
     if error["type"] == "extra_forbidden":
         known = SuiteGrid.model_fields if place[0] == "grid" else Suite.model_fields
-        return f'there is no key "{place[-1]}" here.{did_you_mean(str(place[-1]), known)} Known: {", ".join(known)}.'
+        key = shorten(str(place[-1]))
+        return f'there is no key "{key}" here.{did_you_mean(key, known)} Known: {", ".join(known)}.'
     return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}."
 
 
@@ -143,6 +162,10 @@ def _check_specs(file: Path, text: str, suite: Suite) -> None:
 
 
 def _grid(file: Path, text: str, number: int, grid: SuiteGrid) -> Grid:
+    sizes = [len(grid.samplers), *map(len, grid.parameters.values()), len(grid.guidances), len(grid.spacings)]
+    if math.prod([*sizes, len(grid.steps) + len(grid.nfe)]) > MAX_CELLS:
+        line = find_line(text, ["grid", number])
+        raise UserError(f"{file}:{line}: this grid has more than {MAX_CELLS:,} cells; leave some out.")
     samplers = []
     for spec in grid.samplers:
         for values in itertools.product(*grid.parameters.values()):

@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 
 from samplerbench.bench.launch import start_the_others
-from samplerbench.errors import SamplerbenchError, Stopped, UserError
+from samplerbench.bench.presence import Presence
+from samplerbench.errors import LostProcess, SamplerbenchError, Stopped, UserError
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=30)
+"""How long a process waits in an exchange. A slow process is no lost one: what ends a wait is a closed connection."""
 
 
 @dataclass(frozen=True)
 class Team:
-    """Which process this is, and how it speaks with the others."""
+    """Which process this is, and how it speaks with the others.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: number of processes.
+        group: their process group for exchanges (gloo: objects stay on the CPU).
+        presence: which of them are alive and how far they are; None where that is not known.
+    """
 
     rank: int = 0
     size: int = 1
+    group: Any = field(default=None, compare=False, repr=False)
+    presence: Presence | None = field(default=None, compare=False, repr=False)
 
     @property
     def main(self) -> bool:
@@ -25,20 +43,20 @@ class Team:
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, in the order of their ranks, on every process."""
+        """Every process's value, in the order of their ranks, on every process. Raises LostProcess."""
         if self.size == 1:
             return [value]
-        from accelerate.utils import gather_object
-
-        return gather_object([value])
+        values: list[Any] = [None] * self.size
+        self._exchange(lambda: torch.distributed.all_gather_object(values, value, group=self.group))
+        return values
 
     def tell(self, value: Any) -> Any:
-        """The main process's value, on every process."""
+        """The main process's value, on every process. Raises LostProcess."""
         if self.size == 1:
             return value
-        from accelerate.utils import broadcast_object_list
-
-        return broadcast_object_list([value])[0]
+        values = [value]
+        self._exchange(lambda: torch.distributed.broadcast_object_list(values, src=0, group=self.group))
+        return values[0]
 
     def agree(self, error: SamplerbenchError | Stopped | None) -> None:
         """Raise on every process what one of them met: so that one failing ends the cell for all, and none waits."""
@@ -53,10 +71,25 @@ class Team:
                 raise kind(text) from error
 
     def close(self) -> None:
-        """Part in good order: nobody leaves while another still speaks."""
+        """Part in good order: nobody leaves while another still speaks. Raises LostProcess."""
         if self.size > 1:
-            torch.distributed.barrier()
+            if self.presence is not None:
+                self.presence.close()
+            self._exchange(lambda: torch.distributed.barrier(group=self.group))
             torch.distributed.destroy_process_group()
+
+    def _exchange(self, operation: Callable[[], T]) -> T:
+        """A collective operation, in which every process waits for the others."""
+        try:
+            with self.presence.waiting() if self.presence is not None else nullcontext():
+                return operation()
+        except RuntimeError as error:  # what torch.distributed raises when a connection is closed
+            lost = [] if self.presence is None else self.presence.ended()
+            who = f"process {' and '.join(map(str, lost))}" if lost else "another process"
+            raise LostProcess(
+                f"{who} of this run has ended unexpectedly. Nothing finished is lost: run the same command again to "
+                "continue."
+            ) from error
 
     def share(self, first: int, last: int) -> range:
         """This process's part of the samples first … last-1."""
@@ -80,4 +113,9 @@ def join_team(device: str) -> tuple[Team, str]:
     state = PartialState(cpu=use_cpu)
     if not use_cpu and device not in ("auto", "cuda"):
         raise UserError(f"--device {device}: with several processes each takes its own GPU; use --device auto.")
-    return Team(state.process_index, state.num_processes), "cpu" if use_cpu else str(state.device)
+    rank, size = state.process_index, state.num_processes
+    group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    team = Team(rank, size, group)
+    return Team(rank, size, group, Presence.join(rank, size, team.tell, team.gather)), (
+        "cpu" if use_cpu else str(state.device)
+    )

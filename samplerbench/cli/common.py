@@ -184,8 +184,10 @@ class Progress:
                 rate = f"{taken / steps * min(batch_size, n) / max(time.monotonic() - started, 1e-9):.0f} images/s"
             self.bars.update(task, advance=1, rate=rate)
 
-        yield on_step
-        self.bars.remove_task(task)
+        try:
+            yield on_step
+        finally:
+            self.bars.remove_task(task)
 
     @contextmanager
     def solution(self, images: int) -> Iterator[Any]:
@@ -215,9 +217,11 @@ class Progress:
         if self.log is not None:
             from datetime import UTC, datetime
 
-            # The log is a convenience: a disk that takes no more of it must not stop the run.
-            with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as stream:
-                stream.write(f"{datetime.now(UTC).isoformat(timespec='seconds')}  {line}\n")
+            from samplerbench.results.files import append_line
+
+            # The log is a convenience: a disk that takes no more of it must not stop the run. A link is not followed.
+            with contextlib.suppress(OSError):
+                append_line(self.log, f"{datetime.now(UTC).isoformat(timespec='seconds')}  {line}")
         self.bars.advance(self.all)
         if not self.quiet and self.table is None:
             count = f"[{self.finished}/{self.cells}] " if self.cells > 1 else ""

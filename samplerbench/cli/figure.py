@@ -12,6 +12,7 @@ import typer
 
 from samplerbench.cli import common
 from samplerbench.errors import UserError
+from samplerbench.limits import MAX_BATCH, MAX_STEPS
 from samplerbench.text import console, json_text, say
 
 if TYPE_CHECKING:
@@ -62,10 +63,10 @@ def _shared(
     negative_prompt: common.NegativePrompt = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="How many samples, a row each.")] = 4,
+    n: Annotated[int, typer.Option("--n", min=1, max=10_000, help="How many samples, a row each.")] = 4,
     seed: common.Seed = 0,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", "-b", min=1, help="Images at a time; changes no image.")
+        int, typer.Option("--batch-size", "-b", min=1, max=MAX_BATCH, help="Images at a time; changes no image.")
     ] = 256,
     dtype: common.Dtype = "fp32",
     device: common.Device = "auto",
@@ -186,10 +187,12 @@ def steps(
 def trajectory(
     canvas: Canvas,
     sampler: OneSampler,
-    steps: Annotated[int, typer.Option("--steps", help="Number of steps.")] = 50,
+    steps: Annotated[int, typer.Option("--steps", max=MAX_STEPS, help="Number of steps.")] = 50,
     columns: Annotated[
         int | None,
-        typer.Option("--columns", min=2, help="How many levels to show, evenly in steps. Default: 9; moving, all."),
+        typer.Option(
+            "--columns", min=2, max=10_000, help="How many levels to show, evenly in steps. Default: 9; moving, all."
+        ),
     ] = None,
     sigmas: Sigmas = None,
     guidance: OneGuidance = "none",
@@ -218,9 +221,10 @@ def trajectory(
 def interpolate(
     canvas: Canvas,
     sampler: OneSampler,
-    steps: Annotated[int, typer.Option("--steps", help="Steps of the interpolation.")] = 50,
+    steps: Annotated[int, typer.Option("--steps", max=MAX_STEPS, help="Steps of the interpolation.")] = 50,
     points: Annotated[
-        int | None, typer.Option("--points", min=2, help="How many columns: images between two x_T. Default: 9.")
+        int | None,
+        typer.Option("--points", min=2, max=10_000, help="How many columns: images between two x_T. Default: 9."),
     ] = None,
     round_trip: Annotated[
         str,
@@ -315,7 +319,7 @@ def guidance(
         typer.Option("--guidance", "-g", help="A guidance with a scale.", autocompletion=common.complete("guidance")),
     ],
     scales: Annotated[str, typer.Option("--scales", help="Guidance scales, with commas.")] = "0,1,2,4,8",
-    steps: Annotated[int, typer.Option("--steps", help="Number of steps.")] = 50,
+    steps: Annotated[int, typer.Option("--steps", max=MAX_STEPS, help="Number of steps.")] = 50,
     spacing: Spacing = None,
 ) -> None:
     """One x_T and label a row, stronger and stronger guidance.
@@ -338,7 +342,9 @@ def forward(
     canvas: Canvas,
     columns: Annotated[
         int | None,
-        typer.Option("--columns", min=2, help="How many, evenly in the model's time. Default: 9; moving, 50."),
+        typer.Option(
+            "--columns", min=2, max=10_000, help="How many, evenly in the model's time. Default: 9; moving, 50."
+        ),
     ] = None,
     timesteps: Annotated[
         str | None, typer.Option("--timesteps", help="Timesteps to show, with commas: of a discrete model.")
@@ -388,8 +394,8 @@ def _numbers(text: str, flag: str, whole: bool = False) -> list[float]:
         except ValueError:
             kind = "whole number" if whole else "number"
             raise UserError(f'{flag} {text}: "{part}" is no {kind}; write {flag} 0,1,20.') from None
-        if not 0 <= number < float("inf"):
-            raise UserError(f"{flag} {part}: give numbers from 0 up.")
+        if not 0 <= number <= 1e12:
+            raise UserError(f"{flag} {part}: give numbers from 0 to 1e12.")
         if number not in found:
             found.append(number)
     if not found:

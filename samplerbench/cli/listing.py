@@ -87,7 +87,7 @@ def _show_plugin(out: Any, entry: Any) -> None:
     from samplerbench import registry
     from samplerbench.options import parameters_of, show_value
 
-    cls = registry.load(entry)
+    cls: Any = registry.load(entry)
     out.print(literal(entry.name, "bold cyan").append(f"  {entry.kind}, from {printable(entry.origin)}", "not bold"))
     out.print()
     out.print(printable(inspect.getdoc(cls) or "(no description)", lines=True))
@@ -104,7 +104,9 @@ def _show_plugin(out: Any, entry: Any) -> None:
             table.add_row(*map(literal, cells))
         out.print(table)
     if entry.kind == "sampler":
-        spacing = getattr(cls, "spacing", None) or registry.default("spacing")
+        from samplerbench.sampling.spacing import pick_spacing
+
+        spacing = "none, it has a grid of its own" if cls.own_grid else pick_spacing(cls).spec
         out.print(f"Default spacing: {printable(spacing)}")
 
 

@@ -50,6 +50,8 @@ def plugins(
         out.print(f"{broken} cannot be used; everything else can.", style="red")
     for folder in [] if registry.no_plugins() else registry.unreadable():
         out.print(f"unreadable distribution: {printable(folder)}", style="red")
+    for folder in registry.other_installations():
+        out.print(f"left out, another distribution called {registry.OWN}: {printable(folder)}", style="yellow")
 
 
 def _table(entries: list[Entry], wrong: dict[Entry, Finding]) -> Any:

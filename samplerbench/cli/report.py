@@ -42,6 +42,7 @@ def report(
     `samplerbench report results --format md,latex --by steps --out paper/tables`
     """
     from samplerbench.report.load import load
+    from samplerbench.results.files import refuse_links
     from samplerbench.results.groups import group
 
     wanted = [part.strip() for part in formats.split(",") if part.strip()]
@@ -50,6 +51,9 @@ def report(
     target = folder / "report" if out is None else out
     if target.resolve() == folder.resolve():
         raise UserError(f"--out {target} is the folder of the results; choose another, to keep the two apart.")
+    if out is None:
+        refuse_links(target, folder)
+    refuse_links(target / "plots", target)
     loaded = load(folder)
     groups = group(loaded.records)
     known = list(dict.fromkeys(m for g in groups for m in g.metrics()))

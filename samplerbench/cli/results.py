@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,8 +26,20 @@ def _store(folder: Path) -> Any:
     return Store(folder)
 
 
-def _one(folder: Path, key: str) -> tuple[Path, dict[str, Any] | None]:
-    found = [(file, record) for file, record in _store(folder).records() if file.stem.startswith(key)]
+FEWEST = 4
+"""Digits that a key must have at least."""
+
+
+def _one(folder: Path, key: str) -> Any:
+    """The one entry whose name begins with a key. Raises UserError."""
+    if len(key) < FEWEST or set(key) - set("0123456789abcdef"):
+        raise UserError(
+            f'"{key}" is no key: give the first {FEWEST} or more digits (0-9, a-f) of a result\'s protocol hash; '
+            f"`samplerbench results ls {folder}` lists them."
+        )
+    found = [entry for entry in _store(folder).entries() if entry.file.stem.startswith(key[:20])]
+    if len(key) > 20:  # the name has 20 digits, the record has all
+        found = [entry for entry in found if entry.record is None or entry.record["protocol"].startswith(key)]
     if len(found) != 1:
         reason = "no result" if not found else f"{len(found)} results"
         raise UserError(
@@ -37,25 +51,32 @@ def _one(folder: Path, key: str) -> tuple[Path, dict[str, Any] | None]:
 @app.command("ls")
 def ls(folder: Folder = Path("results")) -> None:
     """List the results of a folder; damaged and unfinished ones too."""
+    from rich.text import Text
+
     from samplerbench.report.table import long_table, steps_table
     from samplerbench.results.names import row_order
+    from samplerbench.results.timings import common_conditions, describe_conditions, under
 
     store = _store(folder)
-    whole = sorted((record for _, record in store.records() if record is not None), key=row_order)
-    damaged = [file for file, record in store.records() if record is None]
+    entries = list(store.entries())
+    whole = sorted((e.record | {"key": e.file.stem[:8]} for e in entries if e.record is not None), key=row_order)
+    damaged = [e for e in entries if e.record is None]
     out = console(160)
     if whole:
-        out.print(long_table(whole))
+        conditions = common_conditions(whole)
+        out.print(long_table([under(r, conditions) for r in whole]))
+        if timed := describe_conditions(conditions):
+            out.print(Text(printable(f"times: {timed}"), style="dim"))
     for metric in dict.fromkeys(m for r in whole for m in r["metrics"]):
         references = {(r["protocol_fields"].get("reference") or {}).get("sha256") for r in whole}
         if len(references) == 1 and len({r["n"] for r in whole}) == 1:
             out.print(steps_table(whole, metric))
-    for file in damaged:
-        out.print(f"damaged or edited: {printable(file.name)}", style="red")
+    for entry in damaged:
+        out.print(Text(printable(f"{entry.problem}: {entry.file.name}"), style="red"))
     for file in sorted(folder.glob("*.damaged")):
-        out.print(f"set aside: {printable(file.name)}", style="yellow")
+        out.print(Text(printable(f"set aside: {file.name}"), style="yellow"))
     for file in sorted(folder.glob("*.partial.safetensors")):
-        out.print(f"unfinished: {printable(file.name.partition('.')[0])}", style="yellow")
+        out.print(Text(printable(f"unfinished: {file.name.partition('.')[0]}"), style="yellow"))
     if not whole and not damaged:
         out.print("no results")
 
@@ -63,18 +84,21 @@ def ls(folder: Folder = Path("results")) -> None:
 @app.command("show")
 def show(key: Key, folder: Folder = Path("results")) -> None:
     """Print one result, protocol and all, as JSON."""
-    file, record = _one(folder, key)
-    if record is None:
-        raise UserError(f"{file} is damaged or was edited.")
-    print_json(record)
+    entry = _one(folder, key)
+    if entry.record is None:
+        raise UserError(f"{entry.file} is no valid result: {entry.problem}.")
+    print_json(entry.record)
 
 
 @app.command("rm")
 def rm(key: Key, folder: Folder = Path("results")) -> None:
     """Remove one result and its grid."""
-    file, _ = _one(folder, key)
+    file = _one(folder, key).file
     for path in (file, file.with_suffix(".png")):
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{path} cannot be removed: {error.strerror or error}.") from None
     say(f"removed {file.stem}")
 
 
@@ -84,18 +108,25 @@ def merge(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder they go to.")],
 ) -> None:
     """Copy the results of several folders into one. What is there already stays; damaged files are left behind."""
-    from samplerbench.results.files import write_atomically
+    from samplerbench.results.files import read_regular, write_atomically
 
     copied = 0
     for source in sources:
-        for file, record in _store(source).records():
-            if record is None:
-                note(f"left behind, damaged or edited: {file}")
-            elif not (out / file.name).exists():
-                write_atomically(out / file.name, file.read_bytes())
+        for entry in _store(source).entries():
+            file = entry.file
+            if entry.record is None:
+                note(f"left behind, {entry.problem}: {file}")
+            elif not os.path.lexists(out / file.name):
+                # The record that was checked, not the file, which may be another by now.
+                text = json.dumps(entry.record, indent=2, ensure_ascii=False) + "\n"
+                write_atomically(out / file.name, text.encode())
                 picture = file.with_suffix(".png")
-                if picture.exists():
-                    write_atomically(out / picture.name, picture.read_bytes())
+                if os.path.lexists(picture):
+                    try:
+                        write_atomically(out / picture.name, read_regular(picture))
+                    except OSError as error:
+                        reason = f"{picture} ({error.strerror or error})"
+                        note(f"left behind: {reason}")
                 copied += 1
     say(f"{copied} results copied to {out}")
 
@@ -103,15 +134,13 @@ def merge(
 @app.command("validate")
 def validate(folder: Folder = Path("results")) -> None:
     """Check every result against the schema, its seal and its name; exit code 1 if one fails."""
-    from samplerbench.results.record import schema_errors
-
     bad = good = 0
-    for file, record in _store(folder).records():
-        problems = ["damaged, edited or misnamed"] if record is None else schema_errors(record)
-        for problem in problems:
-            say(one_line(f"{file.name}: {problem}"))
-        bad += bool(problems)
-        good += not problems
+    for entry in _store(folder).entries():
+        if entry.record is None:
+            say(one_line(f"{entry.file.name}: {entry.problem}"))
+            bad += 1
+        else:
+            good += 1
     say(f"{good} valid, {bad} not")
     if bad:
         raise typer.Exit(1)

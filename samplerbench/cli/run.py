@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,7 @@ import typer
 
 from samplerbench.cli import common
 from samplerbench.errors import Stopped, UserError
+from samplerbench.limits import MAX_IMAGES, MAX_STEPS
 from samplerbench.text import console, literal, note, print_json, say
 
 if TYPE_CHECKING:
@@ -42,10 +43,21 @@ def run(
     labels: common.Labels = None,
     n: Annotated[
         int | None,
-        typer.Option("--n", min=1, help="Images per cell. Default: as many as there are real ones, at most 50,000."),
+        typer.Option(
+            "--n",
+            min=1,
+            max=MAX_IMAGES,
+            help="Images per cell. Default: as many as there are real ones, at most 50,000.",
+        ),
     ] = None,
     blocks: Annotated[
-        int, typer.Option("--blocks", min=1, help="Disjoint blocks of --n images each; the table then shows mean ± sd.")
+        int,
+        typer.Option(
+            "--blocks",
+            min=1,
+            max=MAX_IMAGES,
+            help="Disjoint blocks of --n images each; the table then shows mean ± sd.",
+        ),
     ] = 1,
     seed: common.Seed = 0,
     batch_size: common.BatchSize = "256",
@@ -170,18 +182,20 @@ def run(
             for session in sessions:
                 session.execution.stop = watch.asked
                 session.execution.solving = progress.solution
-            # Cells that another run is at work on come last, when they may be done already.
-            for patient in (False, True):
+            # Cells that another run works on come last, when they may be finished already.
+            for wait in (False, True):
                 for i, (session, cell) in enumerate(jobs):
-                    if outcomes[i] is not None or (not patient and engine.is_claimed(session, cell)):
+                    if outcomes[i] is not None:
                         continue
                     total = measured.n * asked.blocks
-                    with progress.cell(cell.title, cell.steps, total, prepared.batch_size * team.size) as on_step:
-                        outcome = engine.run_cell(session, cell, on_step)
-                    outcomes[i] = outcome
-                    if outcome.trace:
-                        say(outcome.trace, error=True)
-                    progress.done(_line(outcome))
+                    with (
+                        suppress(engine.Claimed),
+                        progress.cell(cell.title, cell.steps, total, prepared.batch_size * team.size) as on_step,
+                    ):
+                        outcomes[i] = outcome = engine.run_cell(session, cell, on_step, wait)
+                        if outcome.trace:
+                            say(outcome.trace, error=True)
+                        progress.done(_line(outcome))
     except (KeyboardInterrupt, Stopped):
         interrupted = True
     else:
@@ -237,7 +251,7 @@ def _so_far(jobs: Sequence[Any], outcomes: Sequence[Any], prepared: Prepared) ->
     from samplerbench.report.table import steps_table
 
     pairs = zip(jobs, outcomes, strict=True)
-    records = [o.record if o is not None else job[1].pending | {"seed": job[0].seed} for job, o in pairs]
+    records = [o.record if o is not None else job[1].pending | {"seed": job[0].measurement.seed} for job, o in pairs]
     return steps_table([*records, *(gap.record for gap in prepared.unmet)], prepared.metrics[0].label())
 
 
@@ -335,7 +349,8 @@ def _line(outcome: Any) -> str:
     if outcome.error is not None:
         return f"{title}: failed: {outcome.error}"
     values = "".join(f"{name} {format_value(m['value'])}  " for name, m in record["metrics"].items())
-    how = "from an earlier run" if outcome.reused else f"{record['seconds']:.1f} s"
+    timed = "" if record["seconds"] is None else f"{record['seconds']:.1f} s"
+    how = "from an earlier run" if outcome.reused else timed
     return f"{title}: {values}NFE {format_nfe(record['nfe'])}  {how}"
 
 
@@ -355,7 +370,7 @@ def sample(
         str,
         typer.Option("--sampler", "-s", help="A sampler, with parameters.", autocompletion=common.complete("sampler")),
     ],
-    steps: Annotated[int, typer.Option("--steps", help="Number of steps.")] = 50,
+    steps: Annotated[int, typer.Option("--steps", max=MAX_STEPS, help="Number of steps.")] = 50,
     guidance: Annotated[
         str,
         typer.Option(
@@ -373,7 +388,7 @@ def sample(
     negative_prompt: common.NegativePrompt = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="How many images.")] = 100,
+    n: Annotated[int, typer.Option("--n", min=1, max=MAX_IMAGES, help="How many images.")] = 100,
     seed: common.Seed = 0,
     batch_size: common.BatchSize = "256",
     dtype: common.Dtype = "fp32",
@@ -402,9 +417,9 @@ def sample(
     import torch
 
     from samplerbench.bench import engine, request, setup
+    from samplerbench.data.grid import save_grid
     from samplerbench.data.pixels import quantise
     from samplerbench.models.files import LoadOptions
-    from samplerbench.report.grid import save_grid
     from samplerbench.results.files import write_atomically
 
     if out.suffix.lower() != ".png":

@@ -10,6 +10,7 @@ import typer
 from samplerbench.cli import common
 from samplerbench.errors import UserError
 from samplerbench.text import say
+from samplerbench.untrusted import user_path
 
 
 def stats(
@@ -36,7 +37,7 @@ def stats(
     `samplerbench stats cifar10-32x32.npz --out cifar10.safetensors`
     """
     from samplerbench.bench import setup
-    from samplerbench.data import load_data
+    from samplerbench.data.load import find_data
     from samplerbench.metrics.extractors import load_extractor
     from samplerbench.metrics.reference import load_published, measure_once
     from samplerbench.results.store import Store
@@ -44,9 +45,10 @@ def stats(
     if out.suffix != ".safetensors":
         raise UserError(f"{out}: statistics are a .safetensors file; name one, like {out.stem or 'real'}.safetensors.")
     Store(out.parent).prepare()
+    images = find_data(data)
     setup.quiet_libraries()
     extractor = load_extractor(features, setup.pick_device(device), features_weights)
-    published = load_published(Path(data).expanduser(), extractor) if data.endswith(".npz") else None
-    reference = published or measure_once(load_data(data), extractor)
+    published = load_published(user_path(data), extractor) if data.endswith(".npz") else None
+    reference = published or measure_once(images(), extractor)
     reference.save(out)
     say(out)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from samplerbench.limits import MAX_BATCH, MAX_CHANNELS, MAX_SEED, MAX_TIMESTEPS, MAX_TRAINING_STEPS
 from samplerbench.text import note, say
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ app = typer.Typer(
 )
 
 Widths = Annotated[str, typer.Option("--channels", help="Widths of the resolutions, with commas.")]
-Layers = Annotated[int, typer.Option("--layers", min=1, help="Residual blocks per resolution.")]
-Groups = Annotated[int, typer.Option("--groups", min=1, help="Groups of the group normalisation.")]
+Layers = Annotated[int, typer.Option("--layers", min=1, max=100, help="Residual blocks per resolution.")]
+Groups = Annotated[int, typer.Option("--groups", min=1, max=MAX_CHANNELS, help="Groups of the group normalisation.")]
 
 
 def _shared(
@@ -32,10 +33,14 @@ def _shared(
     data: Annotated[
         str, typer.Option("--data", help="The name of a data set, or a folder of images (sub-folders are classes).")
     ] = "digits",
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")] = 10_000,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per step, over all processes.")] = 128,
+    steps: Annotated[int, typer.Option("--steps", min=1, max=MAX_TRAINING_STEPS, help="Optimiser steps.")] = 10_000,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, max=MAX_BATCH, help="Images per step, over all processes.")
+    ] = 128,
     lr: Annotated[float, typer.Option("--lr", min=0.0, help="Learning rate of AdamW after the warm-up.")] = 1e-3,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps of linear warm-up.")] = 200,
+    warmup: Annotated[
+        int, typer.Option("--warmup", min=0, max=MAX_TRAINING_STEPS, help="Steps of linear warm-up.")
+    ] = 200,
     schedule: Annotated[
         Literal["constant", "cosine"], typer.Option("--schedule", help="After the warm-up.")
     ] = "cosine",
@@ -45,12 +50,15 @@ def _shared(
     mixed_precision: Annotated[
         Literal["no", "fp16", "bf16"], typer.Option("--mixed-precision", help="Precision of the network.")
     ] = "no",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random in the training.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Of everything random in the training.")] = 0,
     checkpoint_every: Annotated[
-        int, typer.Option("--checkpoint-every", min=1, help="Steps between checkpoints.")
+        int, typer.Option("--checkpoint-every", min=1, max=MAX_TRAINING_STEPS, help="Steps between checkpoints.")
     ] = 1000,
     sample_every: Annotated[
-        int, typer.Option("--sample-every", min=0, help="Steps between sample grids in OUT/samples; 0: none.")
+        int,
+        typer.Option(
+            "--sample-every", min=0, max=MAX_TRAINING_STEPS, help="Steps between sample grids in OUT/samples; 0: none."
+        ),
     ] = 0,
     cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU even where there is a GPU.")] = False,
     compile: Annotated[
@@ -131,9 +139,12 @@ def _trains(without: tuple[str, ...] = (), **defaults: Any) -> Callable[[Callabl
 
 def _widths(text: str, flag: str = "--channels") -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
+        found = tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise typer.BadParameter(f"{flag} {text}: give whole numbers with commas, like 64,128") from None
+    if not all(0 <= number <= MAX_CHANNELS for number in found):
+        raise typer.BadParameter(f"{flag} {text}: give numbers from 0 to {MAX_CHANNELS:,}")
+    return found
 
 
 @_trains(steps=20_000, warmup=500)
@@ -153,7 +164,7 @@ def unet(
     ] = None,
     layers: Annotated[
         int | None,
-        typer.Option("--layers", min=1, help="Residual blocks per resolution. Default: 1; with --latents 2."),
+        typer.Option("--layers", min=1, max=100, help="Residual blocks per resolution. Default: 1; with --latents 2."),
     ] = None,
     attention: Annotated[
         str | None,
@@ -161,10 +172,10 @@ def unet(
             help="Resolutions with attention, counted from 0. Default: 1; with --latents none but the middle."
         ),
     ] = None,
-    head_dim: Annotated[int, typer.Option(min=1, help="Channels per attention head.")] = 16,
+    head_dim: Annotated[int, typer.Option(min=1, max=MAX_CHANNELS, help="Channels per attention head.")] = 16,
     groups: Groups = 8,
     dropout: Annotated[float, typer.Option(min=0.0, max=1.0, help="In the residual blocks.")] = 0.0,
-    timesteps: Annotated[int, typer.Option(min=2, help="T, the number of noise levels.")] = 1000,
+    timesteps: Annotated[int, typer.Option(min=2, max=MAX_TIMESTEPS, help="T, the number of noise levels.")] = 1000,
     beta_schedule: Annotated[
         Literal["linear", "scaled_linear", "squaredcos_cap_v2"],
         typer.Option(help="β_t of the forward process."),
@@ -226,7 +237,7 @@ def autoencoder(
     run: Run,
     channels: Widths = "8,16,32",
     layers: Layers = 1,
-    latent_channels: Annotated[int, typer.Option(min=1, help="Channels of the latents.")] = 4,
+    latent_channels: Annotated[int, typer.Option(min=1, max=MAX_CHANNELS, help="Channels of the latents.")] = 4,
     groups: Groups = 8,
     attention: Annotated[
         bool, typer.Option("--attention", help="Attention in the middle, as large ones have.")
@@ -275,7 +286,7 @@ def classifier(
 def features(
     run: Run,
     channels: Widths = "32,64",
-    dimension: Annotated[int, typer.Option(min=2, help="d of the feature layer.")] = 64,
+    dimension: Annotated[int, typer.Option(min=2, max=MAX_CHANNELS, help="d of the feature layer.")] = 64,
 ) -> None:
     """Train the network whose features an FID for these images is taken in.
 

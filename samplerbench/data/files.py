@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
@@ -14,10 +16,17 @@ from torch import Tensor
 
 from samplerbench.data.image_set import ImageSet
 from samplerbench.errors import UserError
+from samplerbench.limits import MAX_CLASSES, MAX_PIXELS
+from samplerbench.untrusted import reason, shorten
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 IMAGES, LABELS = ("images", "arr_0"), ("labels", "arr_1")
 """Names of the arrays in an npz: ours, and numpy's for arrays without a name (guided-diffusion's sample files)."""
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
+"""What Pillow may take a file for, whatever its name. It knows more, and has an EPS file run by Ghostscript."""
+MAX_FILE_BYTES = 2**30
+"""The largest image file, and the largest member of an archive once unpacked."""
 
 Open = Callable[[PurePosixPath], IO[bytes]]
 
@@ -40,17 +49,40 @@ def load_zip(path: Path) -> ImageSet:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [PurePosixPath(i.filename) for i in archive.infolist() if not i.is_dir()]
-            names = [n for n in names if not n.parts[0].startswith("__MACOSX")]
-            tops = {n.parts[0] for n in names if is_image(n)}
-            wrapped = len(tops) == 1 and all(len(n.parts) > 2 for n in names if is_image(n))
+            members = _image_members(path, archive)
+            tops = {n.parts[0] for n in members}
+            wrapped = len(tops) == 1 and all(len(n.parts) > 2 for n in members)
             base = PurePosixPath(next(iter(tops))) if wrapped else PurePosixPath()
-            files = [n.relative_to(base) for n in names if is_image(n)]
+            files = [n.relative_to(base) for n in members]
             return _classes_and_images(
-                path, path.stem, f"the archive {path}", files, lambda file: archive.open(str(base / file))
+                path, path.stem, f"the archive {path}", files, lambda file: archive.open(members[base / file])
             )
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"the archive {path} cannot be read ({error}).") from None
+    except UserError:
+        raise
+    except Exception as error:  # zipfile raises a dozen types for what may be wrong with an archive
+        raise UserError(f"the archive {path} cannot be read ({reason(error)}).") from None
+
+
+def _image_members(path: Path, archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
+    """The images of an archive by name, without macOS's own. Raises UserError for a name that is none inside it."""
+    found: dict[PurePosixPath, zipfile.ZipInfo] = {}
+    for member in archive.infolist():
+        name = PurePosixPath(member.filename.replace("\\", "/"))  # some archivers of Windows write their own separator
+        if member.is_dir() or not is_image(name) or name.parts[0].startswith("__MACOSX"):
+            continue
+        problem = ""
+        if name.is_absolute() or ".." in name.parts or (len(name.parts[0]) == 2 and name.parts[0][1] == ":"):
+            problem = "a name that leads out of it"
+        elif name in found:
+            problem = "two members of this name"
+        elif member.flag_bits & 1:
+            problem = "it is encrypted"
+        elif member.file_size > MAX_FILE_BYTES:
+            problem = f"it has {member.file_size:,} bytes unpacked; at most {MAX_FILE_BYTES:,} are read"
+        if problem:
+            raise UserError(f"the archive {path}: {shorten(member.filename)}: {problem}; pack the images anew.")
+        found[name] = member
+    return found
 
 
 def load_npz(path: Path) -> ImageSet:
@@ -59,23 +91,29 @@ def load_npz(path: Path) -> ImageSet:
     Raises:
         UserError: no such arrays, or of another type or shape.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images = next((arrays[name] for name in IMAGES if name in arrays), None)
-            labels = next((arrays[name] for name in LABELS if name in arrays), None)
-            held = ", ".join(arrays.files)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as an npz file ({error}).") from None
+    arrays, held = read_npz(path, (*IMAGES, *LABELS))
+    images = next((arrays[name] for name in IMAGES if name in arrays), None)
+    labels = next((arrays[name] for name in LABELS if name in arrays), None)
     if images is None:
-        raise UserError(f"{path} holds no images (an array called {' or '.join(IMAGES)}), only {held or 'nothing'}.")
+        raise UserError(
+            f"{path} holds no images (an array called {' or '.join(IMAGES)}), only "
+            f"{shorten(', '.join(held)) or 'nothing'}."
+        )
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
         raise UserError(
             f"{path}: the images are {images.dtype} of shape {images.shape}; give uint8 (n, H, W) or (n, H, W, 1 or 3)."
         )
-    stack = torch.from_numpy(images)
+    if not images.size:
+        raise UserError(f"{path} holds no images: their shape is {images.shape}.")
+    stack = torch.from_numpy(np.ascontiguousarray(images))
     stack = stack[:, None] if stack.ndim == 3 else stack.permute(0, 3, 1, 2)
     if labels is not None and (labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer)):
         raise UserError(f"{path}: the labels are {labels.dtype} of shape {labels.shape}, not one integer per image.")
+    if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < MAX_CLASSES:
+        raise UserError(
+            f"{path}: the labels are {int(labels.min())} to {int(labels.max())}; they must be 0 to at most "
+            f"{MAX_CLASSES - 1:,}."
+        )
     numbers = None if labels is None else torch.from_numpy(labels.astype(np.int64))
     return ImageSet(
         name=path.stem,
@@ -85,6 +123,54 @@ def load_npz(path: Path) -> ImageSet:
         classes=None if numbers is None else int(numbers.max()) + 1,
         source=str(path),
     )
+
+
+def read_npz(path: Path, names: Iterable[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Those arrays of an npz file that have one of the names, and the names of all that it holds.
+
+    The header of an array may declare any shape, so it is compared with the bytes that are there before any memory is
+    taken. No pickle is loaded.
+
+    Raises:
+        UserError: it is no npz file, or one of these arrays cannot be read.
+    """
+    wanted, found = set(names), {}
+    try:
+        with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:
+            warnings.simplefilter("ignore")  # numpy's, of headers that Python 2 wrote
+            held = [m.filename.removesuffix(".npy") for m in archive.infolist()]
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                if name in wanted and name in found:
+                    raise ValueError(f"two arrays are called {name}")
+                if name in wanted:
+                    with archive.open(member) as stream:
+                        found[name] = _read_array(name, stream, member.file_size)
+    except Exception as error:  # zipfile and numpy raise a dozen types for what may be wrong with such a file
+        raise UserError(f"{path} cannot be read as an npz file ({reason(error)}).") from None
+    return found, held
+
+
+def _read_array(name: str, stream: IO[bytes], size: int) -> np.ndarray:
+    """The array in a stream of so many bytes. Raises ValueError where its header and its bytes disagree."""
+    version = np.lib.format.read_magic(stream)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in header:
+        raise ValueError(f"the array {name} has the npy version {version[0]}.{version[1]}")
+    shape, fortran, dtype = header[version](stream)
+    if dtype.hasobject or not dtype.itemsize or any(n < 0 for n in shape):
+        raise ValueError(f"the array {name} is of type {dtype} and shape {shape}")
+    count = math.prod(shape)
+    if count * dtype.itemsize > size:
+        raise ValueError(
+            f"the array {name} declares the shape {shape} of {dtype}, {count * dtype.itemsize:,} bytes, but has at "
+            f"most {size:,}"
+        )
+    data = stream.read(count * dtype.itemsize)
+    if len(data) != count * dtype.itemsize:
+        raise ValueError(f"the array {name} ends after {len(data):,} of {count * dtype.itemsize:,} bytes")
+    array = np.frombuffer(bytearray(data), dtype)
+    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
 
 
 def is_image(file: PurePosixPath | Path) -> bool:
@@ -103,8 +189,14 @@ def _classes_and_images(path: Path, name: str, shown: str, files: Iterable[PureP
 
     def decoded() -> Iterable[tuple[str, Any]]:
         for file in found:
-            with opener(file) as stream:
-                yield str(path / file), io.BytesIO(stream.read())
+            try:
+                with opener(file) as stream:
+                    data = stream.read(MAX_FILE_BYTES + 1)
+            except Exception as error:  # of a file or of a member of an archive
+                raise _unreadable(path / file, reason(error)) from None
+            if len(data) > MAX_FILE_BYTES:
+                raise _unreadable(path / file, f"it has more than {MAX_FILE_BYTES:,} bytes")
+            yield str(path / file), io.BytesIO(data)
 
     labels = torch.tensor([numbers[f.parts[0]] for f in found]) if classes else None
     return ImageSet(name, "all", stack_images(decoded()), labels, len(classes) or None, source=str(path))
@@ -116,18 +208,11 @@ def stack_images(named: Iterable[tuple[str, Any]]) -> Tensor:
     Raises:
         UserError: one that cannot be decoded, or is of another size or kind than the first; it is named.
     """
-    from PIL import Image
 
     arrays: list[np.ndarray] = []
     first = ""
     for name, item in named:
-        try:
-            with item if isinstance(item, Image.Image) else Image.open(item) as image:
-                image.load()
-                arrays.append(np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB")))
-        except (OSError, SyntaxError, ValueError) as error:
-            reason = "no image file that is known here" if isinstance(error, Image.UnidentifiedImageError) else error
-            raise UserError(f"the image {name} cannot be read ({reason}); mend or remove it.") from None
+        arrays.append(_decode(name, item))
         first = first or name
         if arrays[-1].shape != arrays[0].shape:
             raise UserError(
@@ -136,6 +221,32 @@ def stack_images(named: Iterable[tuple[str, Any]]) -> Tensor:
             )
     stack = torch.from_numpy(np.stack(arrays))
     return stack[:, None] if stack.ndim == 3 else stack.permute(0, 3, 1, 2).contiguous()
+
+
+def _decode(name: str, item: Any) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8 of a PIL image or a stream of one."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own limits are warnings first; ours are errors
+            with item if isinstance(item, Image.Image) else Image.open(item, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise ValueError(f"it has {width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are read")
+                image.load()
+                return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    except Image.UnidentifiedImageError:
+        why = "no image file that is known here"
+    except Image.DecompressionBombError:
+        why = f"it has more than the {MAX_PIXELS:,} pixels that are read at most"
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+        why = reason(error)
+    raise _unreadable(name, why)
+
+
+def _unreadable(name: str | Path, why: str) -> UserError:
+    return UserError(f"the image {name} cannot be read ({why}); mend or remove it.")
 
 
 def _size(array: np.ndarray) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from samplerbench.errors import UserError
+from samplerbench.limits import MAX_CLASSES
 from samplerbench.options import Configurable
 
 
@@ -21,6 +22,9 @@ class ImageSet:
 
     images: (n, C, H, W) uint8, C = 1 or 3. labels: (n,) int64 in 0 … classes-1, or None. classes: their number or
     None. name, split: what the protocol calls it. source: what `load_data` finds it by again.
+
+    Raises:
+        UserError: no images, or images or labels of another type, shape or range.
     """
 
     name: str
@@ -30,6 +34,27 @@ class ImageSet:
     classes: int | None
     licence: str = ""
     source: str = ""
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.images.shape)
+        if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] not in (1, 3) or not self.images.numel():
+            raise UserError(
+                f"the data set {self.name}: the images are {self.images.dtype} of shape {shape}; they must be uint8 "
+                "(n, C, H, W) with C = 1 or 3, and not empty."
+            )
+        if self.labels is None:
+            return
+        if self.labels.dtype != torch.int64 or self.labels.shape != shape[:1]:
+            raise UserError(
+                f"the data set {self.name}: the labels are {self.labels.dtype} of shape {tuple(self.labels.shape)}; "
+                f"they must be int64 ({shape[0]},), one per image."
+            )
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if self.classes is None or not 0 <= low <= high < self.classes <= MAX_CLASSES:
+            raise UserError(
+                f"the data set {self.name}: the labels are {low} to {high} of {self.classes} classes; they must be 0 "
+                f"to classes-1, and there can be at most {MAX_CLASSES:,} classes."
+            )
 
     def __len__(self) -> int:
         return len(self.images)

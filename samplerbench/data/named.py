@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from samplerbench.data.image_set import DataSource, ImageSet
 from samplerbench.errors import UserError
 from samplerbench.options import did_you_mean, option
+from samplerbench.untrusted import reason, user_path
 
 ROOT_VARIABLE = "SAMPLERBENCH_DATA"
 
@@ -58,9 +61,9 @@ class TorchvisionSet(DataSource):
         cls = getattr(sets, self.torchvision_name)
         try:
             found = cls(str(folder), **self._part(), download=self.download)
-        except (RuntimeError, OSError, ValueError) as error:
+        except Exception as error:  # of files that are missing, damaged, or another's
             if self.download:
-                raise UserError(f"{self.label()} cannot be downloaded to {folder}: {error}") from None
+                raise UserError(f"{self.label()} cannot be downloaded to {folder}: {reason(error)}") from None
             raise UserError(
                 f"{self.label()} ({self.split}) is not in {folder}; name the folder that holds torchvision's files "
                 f"with {self.label()}:root=FOLDER or ${ROOT_VARIABLE}, or fetch them with {self.label()}:download=true."
@@ -147,19 +150,28 @@ class HubDataset(DataSource):
             raise UserError("name the data set: hf:owner/name.")
         try:
             found = datasets.load_dataset(
-                self.id, self.config or None, split=self.split, revision=self.revision or None
+                self.id,
+                self.config or None,
+                split=self.split,
+                revision=self.revision or None,
+                trust_remote_code=False,  # since datasets 4 there is none; before, a script was asked about
             )
         except Exception as error:  # datasets lets through whatever its loaders and the network raise
-            reason = str(error).strip().split("\n")[0]
-            raise UserError(f"the data set {self.id} cannot be loaded ({type(error).__name__}: {reason}).") from None
+            why = str(error).strip().split("\n")[0]
+            raise UserError(f"the data set {self.id} cannot be loaded ({type(error).__name__}: {why}).") from None
         image = self._column(found.features, datasets.Image, self.images, "images")
         label = self._column(found.features, datasets.ClassLabel, self.labels, "labels")
         if image is None:
             raise UserError(f"the data set {self.id} has no column of images; it has {', '.join(found.features)}.")
         from samplerbench.data.files import stack_images
 
-        images = stack_images((f"{self.id}[{i}]", row) for i, row in enumerate(found[image]))
-        labels = None if label is None else torch.tensor(found[label], dtype=torch.int64)
+        # As files, not as images: which formats are decoded is decided here, and what is damaged has a name.
+        try:
+            plain = found.cast_column(image, datasets.Image(decode=False))
+        except Exception as error:  # a column of something else
+            raise UserError(f"the data set {self.id}: {image} is no column of images ({reason(error)}).") from None
+        images = stack_images((f"{self.id}[{i}]", _stream(row)) for i, row in enumerate(plain[image]))
+        labels = None if label is None else self._labels(found[label])
         classes = None if labels is None else int(getattr(found.features[label], "num_classes", labels.max() + 1))
         return ImageSet(
             name=self.id,
@@ -170,6 +182,12 @@ class HubDataset(DataSource):
             licence=str(found.info.license or ""),
             source=self.spec,
         )
+
+    def _labels(self, values: Any) -> Tensor:
+        try:
+            return torch.tensor(list(values), dtype=torch.int64)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise UserError(f"the data set {self.id}: its labels are no integers ({reason(error)}).") from None
 
     def _column(self, features: Any, of: type, named: str, what: str) -> str | None:
         if named:
@@ -187,9 +205,17 @@ class HubDataset(DataSource):
         return fitting[0] if fitting else None
 
 
+def _stream(row: Any) -> Any:
+    """The file of one row of an undecoded image column: its bytes, else the local file it names."""
+    data, path = (row or {}).get("bytes"), (row or {}).get("path")
+    if data is not None:
+        return io.BytesIO(data)
+    return Path(path) if path else io.BytesIO()
+
+
 def data_root(asked: str = "") -> Path:
     """The folder of torchvision's files: the one asked for, else $SAMPLERBENCH_DATA, else one in the user's cache."""
     from samplerbench.cache import cache_dir
 
     named = asked or os.environ.get(ROOT_VARIABLE, "")
-    return Path(named).expanduser() if named else cache_dir() / "data"
+    return user_path(named) if named else cache_dir() / "data"

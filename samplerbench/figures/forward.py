@@ -10,6 +10,7 @@ from torch import Tensor
 from samplerbench.errors import UserError
 from samplerbench.figures.panel import Drawing, Panel
 from samplerbench.figures.scene import Scene, name_sigma, spread
+from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def pick_levels(
         UserError: timesteps that the model does not have.
     """
     levels = scene.model.levels.tolist()
-    discrete = scene.model.variance_preserving
+    discrete = scene.model.process is VARIANCE_PRESERVING
     if sigmas is not None:
         return [Level(s, None) for s in sorted(sigmas)]
     if timesteps is not None:

@@ -16,9 +16,11 @@ from samplerbench.bench.request import Prepared
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import UserError
 from samplerbench.models.model import Model
+from samplerbench.models.sample import start_batch, start_noise
 from samplerbench.sampling import Noise, Sampler
-from samplerbench.sampling.driver import OnStep, drive
-from samplerbench.sampling.noise import Purpose, normal, uniform
+from samplerbench.sampling.driver import OnStep
+from samplerbench.sampling.noise import Purpose, uniform
+from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 
 class NoNoise(Noise):
@@ -71,9 +73,8 @@ class Scene:
 
     def z(self, first: int = 0) -> Tensor:
         """z ~ N(0, I) of the samples first … first+n-1, (n, *shape), in the state's precision."""
-        dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
         index = torch.arange(first, first + self.n, device=self.model.device)
-        return normal(self.seed, Purpose.PRIOR, index, 0, self.model.shape).to(dtype)
+        return start_noise(self.model, index, self.seed)
 
     def start(self, cell: Cell, first: int = 0) -> Tensor:
         """x_T of the samples first … first+n-1 for a run, (n, *shape)."""
@@ -97,10 +98,21 @@ class Scene:
         prepare(self.model, cell)
         rows, parts = torch.arange(len(x), device=self.model.device), []
         for part in rows.split(self.batch_size):
-            noise = NoNoise(cell.sampler) if deterministic else Noise(self.seed, part, self.model.shape, x.dtype)
+            given = self.given(labels, part)
+            noise = NoNoise(cell.sampler) if deterministic else None
             with explain_memory(len(part)):
-                denoise = self.model.denoiser(self.given(labels, part), len(part), cell.guidance)
-                parts.append(drive(cell.sampler, denoise, x[part], cell.sigmas, noise, on_step))
+                batch = start_batch(
+                    self.model,
+                    cell.sampler,
+                    cell.sigmas,
+                    part,
+                    given,
+                    guidance=cell.guidance,
+                    seed=self.seed,
+                    x=x[part],
+                    noise=noise,
+                )
+                parts.append(batch.states(on_step))
         return torch.cat(parts)
 
     def given(self, labels: Tensor | None, rows: Tensor) -> Tensor | None:
@@ -183,7 +195,9 @@ class Scene:
             words += [f"spacing {cell.spacing.spec}"] if cell.spacing is not None else []
             words += [name_steps(cell.steps)] if steps else []
         words.append(f"seed {self.seed}")
-        return " · ".join(words + (["shown as x/√(1+σ²)"] if noisy and not self.model.variance_preserving else []))
+        return " · ".join(
+            words + (["shown as x/√(1+σ²)"] if noisy and self.model.process is not VARIANCE_PRESERVING else [])
+        )
 
 
 def name_steps(steps: int | None) -> str:

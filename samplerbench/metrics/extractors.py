@@ -6,8 +6,10 @@ import contextlib
 import functools
 import hashlib
 import io
-import json
-from collections.abc import Iterable
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from samplerbench.errors import UserError
 from samplerbench.options import did_you_mean
+from samplerbench.untrusted import is_dir, read_json, reason, user_path
 
 DIGITS = "digits-cnn"
 
@@ -67,14 +70,15 @@ def load_extractor(
     Args:
         metrics: whose layers are wanted, by torch-fidelity's names (fid, kid, isc, prc); fid always is.
         weights: for a machine without network, the extractor's weights file (for digits-cnn, a folder written by
-            `samplerbench train features`). A weights file of torch-fidelity is a pickle: name only one you trust.
+            `samplerbench train features`): safetensors, or a state dict that `torch.load(weights_only=True)` reads.
+            Nothing in it is run.
 
     Raises:
         UserError: an unknown name, or weights that are absent or do not fit.
     """
     registry = _registry()
-    folder = Path(name).expanduser()
-    if name not in registry and folder.is_dir():
+    if name not in registry and is_dir(name):
+        folder = user_path(name)
         name, weights = trained_name(folder), str(folder)
         cls = registry[DIGITS]
     elif name not in registry:
@@ -84,7 +88,7 @@ def load_extractor(
         )
     else:
         cls = registry[name]
-    if weights is not None and not Path(weights).expanduser().exists():
+    if weights is not None and not user_path(weights).exists():
         raise UserError(f"the weights {weights} of the features {name} are not there.")
     layer = cls.get_default_feature_layer_for_metric("fid")
     try:
@@ -92,9 +96,10 @@ def load_extractor(
     except KeyError as error:
         raise UserError(f"the features {name} have no layer for the metric {error}.") from None
     order = list(dict.fromkeys(wanted.values()))
-    path = str(Path(weights).expanduser()) if weights is not None else None
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        # CLIP's own download is a TorchScript archive, whose hash torch-fidelity checks.
+        guard = contextlib.nullcontext() if name.startswith("clip-") else _tensors_only()
+        with contextlib.redirect_stdout(io.StringIO()), guard, _plain_weights(cls, name, weights) as path:
             module = cls(name, order, feature_extractor_weights_path=path, verbose=False)
     except UserError:
         raise
@@ -109,10 +114,74 @@ def load_extractor(
                 f"{_weights_file(cls)} into {Path(torch.hub.get_dir()) / 'checkpoints'}, or name the file with "
                 "--features-weights."
             ) from error
-        raise UserError(f"the weights {weights} do not fit the features {name}: {error}") from error
+        raise UserError(f"the weights {weights} do not fit the features {name}: {reason(error)}") from error
     module.requires_grad_(False).eval().to(device)
     positions = {m: order.index(found) for m, found in wanted.items()}
     return Extractor(module, name, str(layer), _hash_module(module), device, layers=positions)
+
+
+@contextlib.contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Inside, `torch.load` reads tensors and unpickles nothing else, whatever its caller asks for.
+
+    torch-fidelity asks for pickles, of a named file and of torch hub's cache alike.
+    """
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ[names[0]] = "1"
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _plain_weights(cls: type, name: str, weights: str | None) -> Iterator[str | None]:
+    """A path of the weights that the extractor class can load: a copy that holds nothing but their tensors.
+
+    Raises:
+        UserError: the file is neither safetensors nor a state dict.
+    """
+    path = None if weights is None else user_path(weights)
+    if path is None or path.is_dir() or cls is _registry()[DIGITS]:
+        yield None if path is None else str(path)
+        return
+    if name.startswith("clip-"):
+        raise UserError(
+            f"{name} takes a TorchScript archive as its weights, which is a program, and no code of a weights file is "
+            f"run; leave --features-weights out, with the weights in torch hub's cache, {torch.hub.get_dir()}."
+        )
+    state = _read_state(path, weights or "")
+    with tempfile.TemporaryDirectory(prefix="samplerbench-") as folder:
+        copy = Path(folder) / "weights.pth"
+        torch.save(state, copy)
+        yield str(copy)
+
+
+def _read_state(path: Path, shown: str) -> dict[str, Tensor]:
+    """The tensors of a weights file, by name. Raises UserError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix.lower() == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"the weights {shown} cannot be read ({reason(error)}).") from None
+    except Exception:  # torch's own message advises to unpickle the file after all
+        raise UserError(
+            f"the weights {shown} are not tensors alone: give safetensors, or a state dict saved with torch.save. "
+            "Pickles of anything else are not loaded."
+        ) from None
+    if isinstance(state, dict) and state and all(isinstance(v, Tensor) for v in state.values()):
+        return {str(key): value for key, value in state.items()}
+    raise UserError(f"the weights {shown} are no state dict, tensors by name.")
 
 
 def trained_name(folder: Path) -> str:
@@ -121,11 +190,13 @@ def trained_name(folder: Path) -> str:
     Raises:
         UserError: the folder is none of `samplerbench train features`.
     """
-    try:
-        card = json.loads((folder / "samplerbench.json").read_text("utf-8"))
-        what, data = card["what"], card["data"]["name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"no feature network in {folder}; `samplerbench train features` makes one.") from None
+    card = read_json(
+        folder / "samplerbench.json", f"no feature network in {folder} (`samplerbench train features` makes one)"
+    )
+    what, data = card.get("what"), card.get("data")
+    data = data.get("name") if isinstance(data, dict) else None
+    if not isinstance(what, str) or not isinstance(data, str):
+        raise UserError(f"no feature network in {folder}; `samplerbench train features` makes one.")
     if what != "features":
         raise UserError(f"{folder} holds a {what}, not features; name a folder of `train features`.")
     return f"{data}-cnn"
@@ -164,11 +235,16 @@ def _registry() -> dict[str, Any]:
             super().__init__(name, features_list)
             from samplerbench.assets import asset
             from samplerbench.metrics.feature_network import FeatureNetwork
+            from samplerbench.models.files import check_no_code, check_weights
 
             folder = Path(feature_extractor_weights_path or asset("digits-features"))
             if not (folder / "config.json").exists():
                 raise UserError(f"no feature network in {folder}; `samplerbench train features` makes one.")
-            self.network = FeatureNetwork.from_pretrained(folder, use_safetensors=True)
+            check_no_code(read_json(folder / "config.json", f"no feature network in {folder}"), str(folder))
+            check_weights(folder, folder.glob("*.safetensors"), None, f"no feature network in {folder}")
+            self.network = FeatureNetwork.from_pretrained(
+                folder, use_safetensors=True, trust_remote_code=False, local_files_only=True
+            )
 
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
             features, logits = self.network(images.float() / 127.5 - 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from samplerbench.metrics.moments import Moments
 
@@ -45,3 +47,45 @@ def root_trace(one: Moments, two: Moments) -> float:
         projected = factor.T @ covariance @ factor
     values = eigvalsh(projected, lower=True, overwrite_a=True, check_finite=False, driver="ev")
     return float(np.sqrt(values.clip(min=0)).sum())
+
+
+def frechet_influence(features: Tensor, moments: Moments, reference: Moments) -> Tensor:
+    """The derivative of the Fréchet distance of features (n, d) by the weight of each of them, (n,) float64.
+
+    With weights p_i that sum to 1, ψ_i = d/dε FID((1-ε) p + ε δ_i) at p_i = 1/n, ε = 0. With y = x_i - μ₁, Σ₂ = A Aᵀ
+    and c = n/(n-1), it is 2 (μ₁-μ₂)ᵀy + c ‖y‖² - tr Σ₁ - c yᵀA (AᵀΣ₁A)^-½ Aᵀy + tr (Σ₁Σ₂)^½. The inverse is that on
+    the range of AᵀΣ₁A, which holds Aᵀy. The ψ_i sum to 0.
+
+    Args:
+        features: (n, d). moments: theirs. reference: moments of the real images' features.
+
+    Raises:
+        UserError: fewer than two vectors on either side. RunError: features that are not finite.
+    """
+    covariance = torch.from_numpy(moments.lapack_covariance())
+    n, mean, factor = moments.n, moments.mean.cpu(), reference.factor
+    y = features.cpu().double() - mean
+    rank = min(moments.rank, factor.shape[1])
+    # Σ_k (v_kᵀAᵀy)²/√λ_k over the eigenpairs of AᵀΣ₁A; with B = YA, BBᵀ/(n-1) has the same λ_k and may be smaller.
+    if n < factor.shape[1]:
+        projected = y @ factor
+        values, vectors = torch.linalg.eigh(projected @ projected.T / (n - 1))
+        roots = _roots(values, rank)
+        transported = (n - 1) * vectors.square() @ roots
+    else:
+        values, vectors = torch.linalg.eigh(factor.T @ covariance @ factor)
+        roots = _roots(values, rank)
+        weights = torch.where(roots > 0, 1 / roots, 0).sqrt()
+        transported = (y @ (factor @ (vectors * weights))).square().sum(dim=1)
+    quadratic = n / (n - 1) * (y.square().sum(dim=1) - transported)
+    return 2 * y @ (mean - reference.mean.cpu()) + quadratic - moments.total_variance + float(roots.sum())
+
+
+def _roots(values: Tensor, rank: int) -> Tensor:
+    """√ of eigenvalues (r,) in ascending order; 0 for those beyond the rank and those that are rounding noise."""
+    if not len(values):
+        return values
+    noise = float(values[-1].clamp(min=0)) * len(values) * torch.finfo(torch.float64).eps
+    roots = torch.where(values > noise, values.clamp(min=0).sqrt(), 0)
+    roots[: len(roots) - rank] = 0
+    return roots

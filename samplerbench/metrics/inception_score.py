@@ -23,7 +23,7 @@ class InceptionScore(Metric):
     needs_reference: ClassVar[bool] = False
     ordered: ClassVar[bool] = True
 
-    splits: int = option(10, "parts over which the score is averaged", ge=1)
+    splits: int = option(10, "parts over which the score is averaged", ge=1, le=1_000_000)
 
     @property
     def fewest(self) -> int:  # type: ignore[override]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from samplerbench.metrics.metric import Accumulator, Context, FeatureStore, Layer, Metric
+from samplerbench.metrics.metric import Accumulator, Context, LabelledStore, Layer, Metric
+from samplerbench.metrics.strata import strata_of, variance_of_mean
 from samplerbench.options import option
 
 
@@ -20,44 +21,91 @@ class KID(Metric):
 
     Over all images at once (a U-statistic), with the standard error of its linear part: √(var ψ_x/n + var ψ_y/m),
     ψ the influence of one image. torch-fidelity instead averages over random subsets and reports their spread, which
-    is no standard error.
+    is not a standard error.
+
+    Under balanced labels the images are not independent draws: the number of images of each class is fixed. Pairs of
+    one class and pairs of two classes are then averaged separately and weighted by the classes' shares, on the side of
+    the real images too where they have the same shares; the estimate is unbiased again.
     """
 
     fewest: ClassVar[int] = 2
     layer: ClassVar[Layer] = "kid"
     needs_real_images: ClassVar[bool] = True
+    needs_class_pairs: ClassVar[bool] = True
+    fewest_real: ClassVar[int] = 2
 
-    degree: int = option(3, "degree of the polynomial kernel", ge=1)
+    degree: int = option(3, "degree of the polynomial kernel", ge=1, le=100)
 
     def start(self, context: Context) -> Accumulator:
         return _KID(self, context)
 
+    def estimator(self, stratified: bool) -> str | None:
+        return "stratified" if stratified else None
 
-class _KID(FeatureStore):
+
+class _KID(LabelledStore):
     def __init__(self, metric: KID, context: Context) -> None:
-        super().__init__()
-        self.metric, self.context = metric, context
+        super().__init__(context)
+        self.metric = metric
 
     def result(self) -> dict[str, Any]:
-        value, error = squared_mmd(self.features(), self.context.real_features("kid"), self.metric.degree)
+        value, error = squared_mmd(
+            self.features(),
+            self.context.real_features("kid"),
+            self.metric.degree,
+            labels=self.labels(),
+            real_labels=self.context.real_labels,
+        )
         return {"value": value, "standard_error": error}
 
 
 _WITHIN: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def mean_kernels(x: Tensor, degree: int, chunk: int) -> Tensor:
-    """Of each row of x (n, d), the mean kernel with the others, (n,)."""
+def mean_kernels(x: Tensor, degree: int, chunk: int, strata: Tensor | None = None) -> Tensor:
+    """Of each row of x (n, d), the mean kernel with another draw from the same distribution, (n,).
+
+    For independent rows, that is the mean over the other rows. Where the number of rows in each stratum is fixed, it
+    is (Σ_{j≠i} k(x_i, x_j) + k̄_i)/n, where k̄_i is the mean over the other rows of x_i's own stratum.
+
+    Args:
+        strata: (n,) int64, each with at least two rows, or None for independent rows.
+    """
     n, d = x.shape
     sums = torch.cat([(part @ x.T / d + 1).pow(degree).sum(1) for part in x.split(chunk)])
-    return (sums - (x.square().sum(1) / d + 1).pow(degree)) / (n - 1)
+    others = sums - (x.square().sum(1) / d + 1).pow(degree)
+    if strata is None:
+        return others / (n - 1)
+    own = torch.empty_like(others)
+    for stratum in strata.unique():
+        rows = (strata == stratum).nonzero()[:, 0]
+        own[rows] = mean_kernels(x[rows], degree, chunk)
+    return (others + own) / n
 
 
-def squared_mmd(x: Tensor, y: Tensor, degree: int = 3, chunk: int = 2048) -> tuple[float, float]:
-    """(unbiased squared MMD, standard error) of x (n, d) and y (m, d) under the kernel (x·y/d + 1)^degree."""
+def squared_mmd(
+    x: Tensor,
+    y: Tensor,
+    degree: int = 3,
+    chunk: int = 2048,
+    labels: Tensor | None = None,
+    real_labels: Tensor | None = None,
+) -> tuple[float, float]:
+    """(unbiased squared MMD, standard error) of x (n, d) and y (m, d) under the kernel (x·y/d + 1)^degree.
+
+    With labels, the rows of a class are independent draws from it, their number n_a is fixed, and the distribution is
+    the mixture P = Σ w_a P_a with w_a = n_a/n. Then E k(x, x') = Σ_ab w_a w_b E k(x_a, x_b), where a pair of one class
+    is of two different rows. The standard error has the variances within classes.
+
+    Args:
+        labels: (n,) int64 of the rows of x, or None for independent draws. Classes with one row: see `strata_of`.
+        real_labels: (m,) int64 of the rows of y, or None for independent draws.
+    """
     real = y
     x, y = x.double(), y.double()
     n, m, d = len(x), len(y), x.shape[1]
+    strata_x = None if labels is None else strata_of(labels)
+    strata_y = None if real_labels is None else strata_of(real_labels)
 
     across_x = torch.zeros(n, dtype=torch.float64)
     across_y = torch.zeros(m, dtype=torch.float64)
@@ -65,12 +113,13 @@ def squared_mmd(x: Tensor, y: Tensor, degree: int = 3, chunk: int = 2048) -> tup
         kernel = (x[first : first + chunk] @ y.T / d + 1).pow(degree)
         across_x[first : first + chunk] = kernel.sum(1) / m
         across_y += kernel.sum(0) / n
-    within_x = mean_kernels(x, degree, chunk)
+    within_x = mean_kernels(x, degree, chunk, strata_x)
     # The real images are the same for every block and cell of a run; their own kernels are summed once.
     known = _WITHIN.setdefault(real, {})
-    if degree not in known:
-        known[degree] = mean_kernels(y, degree, chunk)
-    within_y = known[degree]
+    key = (degree, None if strata_y is None else strata_y.numpy().tobytes())
+    if key not in known:
+        known[key] = mean_kernels(y, degree, chunk, strata_y)
+    within_y = known[key]
     value = within_x.mean() + within_y.mean() - 2 * across_x.mean()
-    variance = 4 * ((within_x - across_x).var() / n + (within_y - across_y).var() / m)
-    return float(value), math.sqrt(float(variance))
+    variance = variance_of_mean(within_x - across_x, strata_x) + variance_of_mean(within_y - across_y, strata_y)
+    return float(value), 2 * math.sqrt(variance)

@@ -18,7 +18,7 @@ class _Manifold(Metric):
     layer: ClassVar[Layer] = "prc"
     needs_real_images: ClassVar[bool] = True
 
-    k: int = option(3, "which nearest neighbour bounds a ball", ge=1)
+    k: int = option(3, "which nearest neighbour bounds a ball", ge=1, le=1_000_000)
 
     @property
     def fewest(self) -> int:  # type: ignore[override]

@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from samplerbench.errors import UserError
+from samplerbench.errors import RunError, UserError
 from samplerbench.metrics.reference import Reference
+from samplerbench.metrics.strata import SINGLE_SHARE, single_images
 from samplerbench.options import Configurable
 from samplerbench.sampling import Sampler
 
@@ -44,12 +45,17 @@ class Context:
     solve: (index (B,), labels, sampler) → the states (B, ...) that another sampler, one that chooses its own steps,
     reaches from the same x_T under the same guidance; for metrics of the discretisation error. None outside a run.
     n: images in a block; sample i of the run is number i mod n of its block. 0 outside a run.
+    stratified: whether the number of generated images of each label is fixed (balanced labels), so that the images are
+    independent draws within each label and not as a whole. real_labels: (N,) int64 of the real images, where the
+    labels are given in the proportions of the real images themselves; else None.
     """
 
     reference: Reference
     real: Callable[[Layer], Tensor] | None = None
     solve: Callable[[Tensor, Tensor | None, Sampler], Tensor] | None = None
     n: int = 0
+    stratified: bool = False
+    real_labels: Tensor | None = None
 
     def real_features(self, layer: Layer) -> Tensor:
         """Features of the real images, (N, d). Raises UserError where only their statistics are at hand."""
@@ -91,25 +97,61 @@ class FeatureStore(Accumulator):
         self.parts.append(batch.features.cpu())
 
     def features(self) -> Tensor:
-        """All features seen, (n, d)."""
-        return torch.cat(self.parts)
+        """All features seen, (n, d). Raises RunError where they are not finite."""
+        features = torch.cat(self.parts)
+        if not bool(features.isfinite().all()):
+            raise RunError("the features of the generated images are not finite; try --dtype fp32.")
+        return features
 
     def state(self) -> dict[str, Tensor]:
-        return {"features": self.features()} if self.parts else {}
+        return {"features": torch.cat(self.parts)} if self.parts else {}
 
     def merge(self, state: dict[str, Tensor]) -> None:
         if "features" in state:
             self.parts.append(state["features"])
 
 
+class LabelledStore(FeatureStore):
+    """A FeatureStore that keeps the labels too, where the number of images of each label is fixed."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context = context
+        self.label_parts: list[Tensor] = []
+
+    def update(self, batch: Batch) -> None:
+        super().update(batch)
+        if self.context.stratified:
+            if batch.labels is None:
+                raise RunError("the images are said to be stratified by their labels, and have none.")
+            self.label_parts.append(batch.labels.cpu())
+
+    def labels(self) -> Tensor | None:
+        """The labels of all images seen, (n,) int64; None where the images are independent draws."""
+        return torch.cat(self.label_parts) if self.context.stratified else None
+
+    def state(self) -> dict[str, Tensor]:
+        return super().state() | ({"labels": torch.cat(self.label_parts)} if self.label_parts else {})
+
+    def merge(self, state: dict[str, Tensor]) -> None:
+        super().merge(state)
+        if "labels" in state:
+            self.label_parts.append(state["labels"])
+
+
 @dataclass(frozen=True)
 class Metric(Configurable, ABC):
-    """Base of metric plugins."""
+    """Base of metric plugins.
+
+    What a metric needs is declared here, so that it is checked before anything is sampled (`check_requirements`).
+    """
 
     kind: ClassVar[str] = "metric"
     better: ClassVar[Literal["lower", "higher"]] = "lower"
     fewest: ClassVar[int] = 1
     """The fewest images the metric has a value for."""
+    fewest_per_feature: ClassVar[int] = 0
+    """The fewest images for each of the d features, for a metric whose value is wrong with fewer."""
     layer: ClassVar[Layer] = "fid"
     needs_features: ClassVar[bool] = True
     """Whether the metric takes features. One that does not is given `Batch.features` of shape (B, 0)."""
@@ -121,6 +163,12 @@ class Metric(Configurable, ABC):
     ordered: ClassVar[bool] = False
     """Whether the value is of the images in their order (of consecutive parts, or of subsets by a fixed seed), so that
     another order gives a slightly other one. A run always has the order of the samples' numbers."""
+    fewest_real: ClassVar[int] = 1
+    """The fewest real images the metric has a value for, where it needs real images."""
+    needs_labels: ClassVar[bool] = False
+    """Whether each generated image must have a label."""
+    needs_class_pairs: ClassVar[bool] = False
+    """Whether the metric averages over pairs of images of one class, where the labels are balanced."""
 
     @abstractmethod
     def start(self, context: Context) -> Accumulator:
@@ -136,3 +184,61 @@ class Metric(Configurable, ABC):
             None where it computes no such solution.
         """
         return None
+
+    def estimator(self, stratified: bool) -> str | None:
+        """The name of the estimator for the protocol, where it is not the metric's first one; else None.
+
+        A metric whose formula changes returns another name, so that old and new values never share a table.
+
+        Args:
+            stratified: as `Context.stratified`.
+        """
+        return None
+
+
+def check_requirements(
+    metric: Metric,
+    *,
+    n: int,
+    dimension: int | None = None,
+    labels: Tensor | None = None,
+    stratified: bool = False,
+    real_images: int | None = None,
+) -> None:
+    """Check that a run has what a metric needs, before anything is sampled.
+
+    Args:
+        n: generated images in a block.
+        dimension: d, the number of features, or None where it is not known.
+        labels: (n,) int64, or None for images without labels.
+        stratified: as `Context.stratified`.
+        real_images: how many real images there are, or None where there are only their statistics.
+
+    Raises:
+        UserError: with the metric's name, and what it needs.
+    """
+    name = metric.label()
+    if n < metric.fewest:
+        raise UserError(f"--n {n}: the metric {name} needs at least {metric.fewest} images.")
+    if dimension is not None and n < metric.fewest_per_feature * dimension:
+        raise UserError(
+            f"--n {n}: the metric {name} needs at least {metric.fewest_per_feature} images per feature, "
+            f"{metric.fewest_per_feature * dimension} for these {dimension} features."
+        )
+    if metric.needs_labels and labels is None:
+        raise UserError(f"the metric {name} needs labels: use --labels balanced or a label.")
+    if metric.needs_real_images and real_images is None:
+        raise UserError(
+            f"the metric {name} needs the real images, and there are only their statistics: name the images with "
+            "--data."
+        )
+    if metric.needs_real_images and real_images is not None and real_images < metric.fewest_real:
+        raise UserError(f"the metric {name} needs at least {metric.fewest_real} real images; there are {real_images}.")
+    if metric.needs_class_pairs and stratified and labels is not None:
+        single = single_images(labels)
+        if single > SINGLE_SHARE * n:
+            classes = len(labels.unique())
+            raise UserError(
+                f"--n {n}: under --labels balanced, the metric {name} needs at least 2 images of each class, and "
+                f"{single} of {n} images are the only one of their class; use --n {2 * classes} or more."
+            )

@@ -70,8 +70,8 @@ def measure_once(data: ImageSet, extractor: Extractor) -> Reference:
     identity = [data.name, data.split, data.sha256, extractor.identity, str(extractor.device.type)]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
     file = cache_dir() / f"reference-{key}.safetensors"
-    if file.exists():
-        with contextlib.suppress(UserError):  # a damaged file in a cache is made anew
+    with contextlib.suppress(UserError, OSError):  # a damaged or unreadable file in a cache is made anew
+        if file.exists():
             return load_reference(file)
     reference = measure(data, extractor)
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs time

@@ -10,14 +10,18 @@ from typing import Any
 import torch
 
 from samplerbench.errors import UserError
+from samplerbench.limits import MAX_CLASSES, MAX_IMAGES
+from samplerbench.models.fields import Fields
 from samplerbench.models.files import (
     LoadOptions,
+    check_no_code,
+    check_weights,
     hash_files,
     known_variants,
-    read_json,
     resolve_checkpoint,
     weight_files,
 )
+from samplerbench.untrusted import read_json, reason
 
 CARD = "samplerbench.json"
 
@@ -74,6 +78,14 @@ class Checkpoint:
         parameters = [] if cls is None else inspect.signature(cls.__init__).parameters.values()
         return {p.name: p.default for p in parameters if p.default is not p.empty} | found
 
+    def fields(self, part: str, cls: Any = None, file: str = "config.json") -> Fields:
+        """The configuration of a part as `config` gives it, to be read by type.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        return Fields(self.config(part, cls, file), f"{self.source}: {part}/{file}")
+
     def load(self, part: str, cls: Any, dtype: torch.dtype, device: torch.device) -> Part:
         """A part as a module of class `cls`, from safetensors only, in the asked variant where it has that.
 
@@ -92,6 +104,9 @@ class Checkpoint:
             )
             stem = "diffusion_pytorch_model" if "_diffusers_version" in config else "model"
             raise UserError(f"{self.source} is incomplete: {name}/{stem}.safetensors is not there ({advice}).")
+        complaint = f"{self.source} cannot be loaded as a {cls.__name__}"
+        check_no_code(config, complaint)
+        check_weights(folder, files, variant, complaint)
         module = self._from_pretrained(cls, folder, dtype, variant)
         # Convolutions of channels-last weights are 1.2 to 1.4 times as fast, on CPUs as well (benchmarks/README.md).
         module.requires_grad_(False).eval().to(device=device, memory_format=torch.channels_last)
@@ -116,16 +131,20 @@ class Checkpoint:
         )
 
     def _from_pretrained(self, cls: Any, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
-        from safetensors import SafetensorError
-
         # diffusers and transformers name the same option differently.
         how = {"torch_dtype": dtype, "low_cpu_mem_usage": False} if hasattr(cls, "load_config") else {"dtype": dtype}
         try:
             module, info = cls.from_pretrained(
-                folder, use_safetensors=True, variant=variant, output_loading_info=True, **how
+                folder,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                variant=variant,
+                output_loading_info=True,
+                **how,
             )
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"{self.source} cannot be loaded as a {cls.__name__}: {error}") from None
+        except Exception as error:  # what the libraries raise for a configuration of their classes has no end
+            raise UserError(f"{self.source} cannot be loaded as a {cls.__name__}: {reason(error)}") from None
         if missing := sorted(info["missing_keys"]):
             raise UserError(
                 f"{self.source} is incomplete: its weights lack {len(missing)} tensors, {missing[0]} first."
@@ -141,16 +160,34 @@ def open_checkpoint(source: str, options: LoadOptions, found: tuple[Path, str] |
     """
     folder, revision = found or resolve_checkpoint(source, options)
     index = read_json(folder / "model_index.json", f"{source} is no diffusers pipeline")
-    card = read_json(folder / CARD, f"{source} has a damaged card") if (folder / CARD).exists() else {}
-    if not isinstance(card.get("data", {}), dict):
+    return Checkpoint(source, folder, revision, options, index, read_card(folder, source))
+
+
+def read_card(folder: Path, source: str) -> dict[str, Any]:
+    """The card of a folder that this project trained; {} for any other. What a model takes from it has its type.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not (folder / CARD).exists():
+        return {}
+    card = read_json(folder / CARD, f"{source} has a damaged card")
+    data = card.get("data", {})
+    if not isinstance(data, dict):
         raise UserError(f'{source} has a damaged card: "data" in {CARD} is no object.')
-    return Checkpoint(source, folder, revision, options, index, card)
-
-
-def square(config: dict[str, Any], source: str, part: str) -> tuple[int, int]:
-    """(H, W) of a network's sample_size. Raises UserError where it has none."""
-    side = config.get("sample_size")
-    height, width = (side, side) if isinstance(side, int) else tuple(side or (0, 0))
-    if not height:
-        raise UserError(f"{source} is incomplete: {part}/config.json has no sample_size.")
-    return height, width
+    outer, inner = (Fields(part, f"{source} has a damaged card: {CARD}") for part in (card, data))
+    outer.integer_or_none("classes", 1, MAX_CLASSES)
+    outer.integer_or_none("null_label", 0, MAX_CLASSES)
+    for key in ("feature_space", "command"):
+        outer.text(key)
+    for key in ("name", "split", "source"):
+        inner.text(key)
+    inner.integer_or_none("images", 0, MAX_IMAGES)
+    counts = inner.values.get("class_counts")
+    if counts is not None:
+        sound = isinstance(counts, list) and 1 <= len(counts) <= MAX_CLASSES
+        if not sound or not all(type(c) is int and 0 <= c <= MAX_IMAGES for c in counts) or not sum(counts):
+            raise inner.refusal("class_counts", counts, "a list of numbers of images, not all 0")
+    if data and data.get("name") is None:
+        raise inner.refusal("name", None, "the name of the data set")
+    return card

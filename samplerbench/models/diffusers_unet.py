@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from samplerbench.errors import UserError
-from samplerbench.models.checkpoint import Checkpoint, open_checkpoint, square
+from samplerbench.limits import MAX_CHANNELS, MAX_CLASSES
+from samplerbench.models.checkpoint import Checkpoint, open_checkpoint
 from samplerbench.models.discrete import DiscreteVP
+from samplerbench.models.fields import Fields
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.latent import Autoencoder
 from samplerbench.models.model import Condition
+from samplerbench.models.preconditioning import DISCRETE
 from samplerbench.models.schedule import Schedule, read_schedule
+from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 
 @dataclass
@@ -36,8 +40,8 @@ class DiffusersUNet(DiscreteVP):
             return {}
         return {"labels": torch.full((batch,), self.null_label, device=self.device)}
 
-    def ask(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return self.network(x, t, class_labels=condition.get("labels")).sample
+    def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        return self.network(x.to(self.dtype), time, class_labels=condition.get("labels")).sample
 
 
 def load_diffusers_unet(
@@ -70,24 +74,29 @@ def unet_model(
 
     source, card = checkpoint.source, checkpoint.card
     checkpoint.require("unet", "UNet2DModel")
-    config = checkpoint.config("unet", UNet2DModel)
+    config = checkpoint.fields("unet", UNet2DModel)
     schedule = load_schedule(checkpoint)
-    check_channels(source, config, schedule)
-    height, width = square(config, source, "unet")
+    channels = check_channels(source, config, schedule)
+    height, width = config.sides("sample_size")
+    embeds = config.integer_or_none("num_class_embeds", 0, MAX_CLASSES)
+    null_label, classes = (card.get("null_label"), card.get("classes") or embeds) if embeds else (None, None)
+    if embeds and max(classes or 0, 0 if null_label is None else null_label + 1) > embeds:
+        raise UserError(
+            f"{source}: its card has {classes} classes and the null label {null_label}, but the network only "
+            f"{embeds} class embeddings; the two do not belong together."
+        )
     part = checkpoint.load("unet", UNet2DModel, dtype, device)
-    shape = (config["in_channels"], height, width)
-    embeds = config.get("num_class_embeds")
-    null_label = card.get("null_label") if embeds else None
+    shape = (channels, height, width)
     classifier = checkpoint.folder / "classifier"
     return DiffusersUNet(
         network=part.module,
         shape=shape,
         levels=schedule.levels,
-        variance_preserving=True,
+        process=VARIANCE_PRESERVING,
         device=device,
         dtype=dtype,
         autoencoder=autoencoder,
-        classes=(card.get("classes") or embeds) if embeds else None,
+        classes=classes,
         null=null_label is not None,
         clip=schedule.clip,
         clip_range=schedule.clip_range,
@@ -95,7 +104,7 @@ def unet_model(
         doubled=schedule.doubled,
         default_classifier=str(classifier) if classifier.is_dir() else "",
         identity=identity_of(checkpoint, part.sha256) | schedule.identity | {"rounding": rounding},
-        prediction=schedule.prediction,
+        preconditioning=DISCRETE[schedule.prediction],
         rounding=rounding,
         null_label=null_label,
         **card_fields(checkpoint, part.module),
@@ -109,15 +118,20 @@ def load_schedule(checkpoint: Checkpoint) -> Schedule:
     return read_schedule(name, config, checkpoint.source)
 
 
-def check_channels(source: str, config: dict[str, Any], schedule: Schedule) -> None:
-    """Raise UserError where a network's output has not the channels that its variance type asks for."""
-    channels = config["in_channels"]
+def check_channels(source: str, config: Fields, schedule: Schedule) -> int:
+    """The channels of a network's input.
+
+    Raises:
+        UserError: its output has not the channels that its variance type needs.
+    """
+    channels, out = (config.integer(key, 1, MAX_CHANNELS) for key in ("in_channels", "out_channels"))
     wanted = channels * (2 if schedule.doubled else 1)
-    if config["out_channels"] != wanted:
+    if out != wanted:
         raise UserError(
-            f"{source}: the network has {config['out_channels']} output channels, but variance type "
-            f"{schedule.variance} with {channels} channels of input needs {wanted}."
+            f"{source}: the network has {out} output channels, but variance type {schedule.variance} with {channels} "
+            f"channels of input needs {wanted}."
         )
+    return channels
 
 
 def identity_of(checkpoint: Checkpoint, weights: str) -> dict[str, Any]:

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from samplerbench.errors import UserError
-from samplerbench.models.checkpoint import Checkpoint, square
+from samplerbench.limits import MAX_CHANNELS, MAX_CLASSES
+from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.models.diffusers_unet import card_fields, identity_of, load_schedule
 from samplerbench.models.discrete import DiscreteVP
 from samplerbench.models.latent import load_autoencoder
 from samplerbench.models.model import Condition
+from samplerbench.models.preconditioning import DISCRETE
+from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 
 @dataclass
@@ -28,8 +31,8 @@ class DiT(DiscreteVP):
     def null_condition(self, batch: int) -> Condition:
         return {"labels": torch.full((batch,), self.classes or 0, device=self.device)}
 
-    def ask(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return self.network(x, timestep=t, class_labels=condition["labels"]).sample
+    def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        return self.network(x.to(self.dtype), timestep=time, class_labels=condition["labels"]).sample
 
 
 def load_dit(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> DiT:
@@ -47,16 +50,17 @@ def load_dit(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -
     # Checkpoints made before diffusers 0.28 name the class it was split from.
     checkpoint.require("transformer", "DiTTransformer2DModel", "Transformer2DModel")
     checkpoint.check_variant(["transformer", "vae"])
-    config = checkpoint.config("transformer", DiTTransformer2DModel)
+    config = checkpoint.fields("transformer", DiTTransformer2DModel)
     schedule = load_schedule(checkpoint)
-    channels = config["in_channels"]
-    out = config.get("out_channels") or channels
+    channels = config.integer("in_channels", 1, MAX_CHANNELS)
+    out = config.integer("out_channels", 1, MAX_CHANNELS, channels)
+    classes = config.integer("num_embeds_ada_norm", 1, MAX_CLASSES)
     if out not in (channels, 2 * channels):
         raise UserError(
             f"{source}: the network has {out} output channels for {channels} of input; it needs {channels}, or "
             f"{2 * channels} with a learned variance."
         )
-    size = square(config, source, "transformer")
+    size = config.sides("sample_size")
     autoencoder, latent = load_autoencoder(checkpoint, "vae", channels, size, device, dtype)
     part = checkpoint.load("transformer", DiTTransformer2DModel, dtype, device)
     learned = out == 2 * channels
@@ -64,11 +68,11 @@ def load_dit(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -
         network=part.module,
         shape=(channels, *size),
         levels=schedule.levels,
-        variance_preserving=True,
+        process=VARIANCE_PRESERVING,
         device=device,
         dtype=dtype,
         autoencoder=autoencoder,
-        classes=config["num_embeds_ada_norm"],
+        classes=classes,
         null=True,
         clip=schedule.clip,
         clip_range=schedule.clip_range,
@@ -78,6 +82,6 @@ def load_dit(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -
         | schedule.identity
         | {"variance": "learned_range" if learned else schedule.variance}
         | latent,
-        prediction=schedule.prediction,
+        preconditioning=DISCRETE[schedule.prediction],
         **card_fields(checkpoint, part.module),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,15 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from samplerbench.errors import UserError
-from samplerbench.models.checkpoint import CARD, Checkpoint, square
+from samplerbench.limits import MAX_CHANNELS, MAX_CLASSES
+from samplerbench.models.checkpoint import Checkpoint, read_card
 from samplerbench.models.diffusers_unet import card_fields, identity_of
-from samplerbench.models.files import LoadOptions, read_json
+from samplerbench.models.fields import Fields
+from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Condition, Model
-from samplerbench.sampling.denoiser import Prediction, Sigma, per_sample
+from samplerbench.models.preconditioning import edm
+from samplerbench.sampling.process import VARIANCE_EXPLODING
+from samplerbench.untrusted import read_json
 
 LEVELS = 1000
 """Points of the grid that stands for a continuous model's levels."""
@@ -71,14 +74,10 @@ class EDMPreconditioned(ModelMixin, ConfigMixin):
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """D (B, C, H, W), in x's dtype, of x = x₀ + σ z (B, C, H, W) at levels sigma (B,) with labels (B,)."""
-        s, deviation = sigma.double(), self.config.sigma_data
-        norm = (s**2 + deviation**2).rsqrt()
-        skip, out, scale = (
-            c.to(x.dtype)[:, None, None, None] for c in ((deviation * norm) ** 2, s * deviation * norm, norm)
-        )
-        dtype = self.network.dtype
-        output = self.network((scale * x).to(dtype), (s.log() / 4).to(dtype), class_labels=labels).sample
-        return skip * x + out * output.to(x.dtype)
+        scalings, dtype = edm(self.config.sigma_data), self.network.dtype
+        time = torch.as_tensor(scalings.time(sigma.double()) if scalings.time else sigma)
+        output = self.network(scalings.input(x, sigma).to(dtype), time.to(dtype), class_labels=labels).sample
+        return scalings.denoised(output.to(x.dtype), x, sigma)
 
 
 @dataclass
@@ -92,8 +91,8 @@ class EDM(Model):
             return {}
         return {"labels": torch.full((batch,), self.null_label, device=self.device)}
 
-    def evaluate(self, x: Tensor, sigma: Sigma, condition: Condition) -> Prediction:
-        return Prediction(self.network(x, per_sample(sigma, x), condition.get("labels")))
+    def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        return self.network(x, time, condition.get("labels"))
 
 
 def edm_levels(sigma_min: float, sigma_max: float, n: int = LEVELS, rho: float = 7.0) -> Tensor:
@@ -107,10 +106,10 @@ def edm_levels(sigma_min: float, sigma_max: float, n: int = LEVELS, rho: float =
 def is_edm(folder: Path) -> bool:
     """Whether a folder holds an `EDMPreconditioned`."""
     try:
-        found = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        found = read_json(folder / "config.json", "")
+    except UserError:
         return False
-    return isinstance(found, dict) and found.get("_class_name") == EDMPreconditioned.__name__
+    return found.get("_class_name") == EDMPreconditioned.__name__
 
 
 def load_edm(
@@ -122,23 +121,25 @@ def load_edm(
         UserError: weights that are missing or damaged, or a configuration that contradicts itself.
     """
     folder, revision = found
-    card = read_json(folder / CARD, f"{source} has a damaged card") if (folder / CARD).exists() else {}
-    if not isinstance(card.get("data", {}), dict):
-        raise UserError(f'{source} has a damaged card: "data" in {CARD} is no object.')
+    card = read_card(folder, source)
     checkpoint = Checkpoint(source, folder, revision, options, {"_class_name": EDMPreconditioned.__name__}, card)
+    config = checkpoint.fields(".", EDMPreconditioned)
+    settings = {key: config.number(key, 1e-12, 1e12) for key in ("sigma_data", "sigma_min", "sigma_max")}
+    null = config.integer_or_none("null_label", 0, MAX_CLASSES)
+    if not isinstance(config.values.get("unet"), dict):
+        raise config.refusal("unet", config.values.get("unet"), "an object, the keywords of UNet2DModel")
     part = checkpoint.load(".", EDMPreconditioned, dtype, device)
-    config, inner = part.module.config, part.module.network.config
-    height, width = square(inner, source, ".")
-    null, embeds = config.null_label, inner.num_class_embeds
-    settings = {key: float(config[key]) for key in ("sigma_data", "sigma_min", "sigma_max")}
+    inner = Fields(part.module.network.config, f"{source}: unet in config.json")
+    height, width = inner.sides("sample_size")
+    embeds = inner.integer_or_none("num_class_embeds", 0, MAX_CLASSES)
     return EDM(
         network=part.module,
-        shape=(inner.in_channels, height, width),
+        shape=(inner.integer("in_channels", 1, MAX_CHANNELS), height, width),
         levels=edm_levels(settings["sigma_min"], settings["sigma_max"]),
-        variance_preserving=False,
+        process=VARIANCE_EXPLODING,
         device=device,
         dtype=dtype,
-        classes=embeds and embeds - (null is not None),
+        classes=embeds - (null is not None) if embeds else None,
         null=null is not None,
         identity=identity_of(checkpoint, part.sha256) | {"prediction": "edm", "levels": LEVELS, **settings},
         null_label=null,

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from samplerbench.errors import UserError
-from samplerbench.models.model import Condition, LoadedClassifier, Model, ModelSource
+from samplerbench.models.classifier import LoadedClassifier
+from samplerbench.models.model import Condition, Model, ModelSource
 from samplerbench.models.schedule import alphas_cumprod, noise_levels
 from samplerbench.options import option
-from samplerbench.sampling.denoiser import Prediction, Sigma, per_sample
 from samplerbench.sampling.noise import Purpose, normal, uniform
+from samplerbench.sampling.process import VARIANCE_PRESERVING
+from samplerbench.untrusted import shorten
 
 NO_LABEL = -1
 """The label that means "none", as the null label of a checkpoint does."""
@@ -110,8 +112,8 @@ class ExactModel(Model):
 
     problem: MixtureDenoiser = field(kw_only=True)
 
-    def evaluate(self, x: Tensor, sigma: Sigma, condition: Condition) -> Prediction:
-        return Prediction(self.network(x, per_sample(sigma, x), condition.get("labels")).to(x.dtype))
+    def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        return self.network(x, time, condition.get("labels"))
 
     def null_condition(self, batch: int) -> Condition:
         return {} if self.classes is None else {"labels": torch.full((batch,), NO_LABEL, device=self.device)}
@@ -215,7 +217,7 @@ def _model(
         network=network.to(device),
         shape=(shape[0], shape[1], shape[2]),
         levels=levels,
-        variance_preserving=True,
+        process=VARIANCE_PRESERVING,
         device=device,
         dtype=torch.float64 if dtype == torch.float64 else torch.float32,
         classes=classes,
@@ -230,12 +232,20 @@ def _model(
     )
 
 
+MAX_VALUES = 2**20
+"""Values of one image of an exact problem: 1,024 x 1,024."""
+
+
 def parse_shape(text: str) -> tuple[int, int, int]:
     """`1x8x8` as (1, 8, 8). Raises UserError for anything else."""
     parts = text.split("x")
-    if len(parts) != 3 or not all(p.isdigit() and int(p) > 0 for p in parts):
-        raise UserError(f'the shape "{text}" is not channels x height x width; write shape=1x8x8.')
+    if len(parts) != 3 or not all(p.isascii() and p.isdigit() and len(p) < 10 and int(p) > 0 for p in parts):
+        raise UserError(f'the shape "{shorten(text)}" is not channels x height x width; write shape=1x8x8.')
     channels, height, width = map(int, parts)
+    if channels * height * width > MAX_VALUES:
+        raise UserError(
+            f"the shape {text} has {channels * height * width:,} values; at most {MAX_VALUES:,} are possible."
+        )
     return (channels, height, width)
 
 
@@ -252,10 +262,10 @@ class Exact(ModelSource):
 
     problem: Literal["gaussian", "mixture", "points"] = option("gaussian", "which distribution", positional=True)
     shape: str = option("1x8x8", "channels x height x width (gaussian, mixture)")
-    components: int = option(4, "how many Gaussians (mixture)", ge=2)
-    classes: int = option(2, "how many labels (mixture)", ge=1)
+    components: int = option(4, "how many Gaussians (mixture)", ge=2, le=10_000)
+    classes: int = option(2, "how many labels (mixture)", ge=1, le=10_000)
     width: float = option(0.3, "typical standard deviation (gaussian, mixture)", gt=0.0)
-    seed: int = option(0, "of the means and widths", ge=0)
+    seed: int = option(0, "of the means and widths", ge=0, le=2**63 - 1)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> ExactModel:
         name = self.spec

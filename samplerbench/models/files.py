@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from samplerbench.errors import UserError
+from samplerbench.untrusted import is_dir, is_file, read_json, shorten, user_path
 
 STEMS = ("diffusion_pytorch_model", "model")
 """What diffusers and transformers call a module's weights."""
@@ -48,19 +48,6 @@ def hash_files(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def read_json(file: Path, complaint: str) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError, which begins with `complaint`, where there is none."""
-    try:
-        found = json.loads(file.read_text("utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it is no JSON object")
-        return found
-    except FileNotFoundError:
-        raise UserError(f"{complaint}: {file.parent.name}/{file.name} is not there.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{complaint}: {file.parent.name}/{file.name} cannot be read ({error}).") from None
-
-
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     """The safetensors of a module's folder, one or several shards, of a variant or of none; [] where there are none."""
     shard = r"(-\d+-of-\d+)?"
@@ -68,6 +55,49 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     middle = shard if variant is None else rf"(\.{re.escape(variant)}{shard}|-\d+-of-\d+\.{re.escape(variant)})"
     pattern = re.compile(rf"({'|'.join(STEMS)}){middle}\.safetensors")
     return sorted(f for f in folder.glob("*.safetensors") if pattern.fullmatch(f.name))
+
+
+def check_weights(folder: Path, files: Iterable[Path], variant: str | None, complaint: str) -> None:
+    """See that what is loaded from a module's folder is what is hashed: the weights in `files`.
+
+    A sharded module has an index that says which file holds which tensor, and it could name any file.
+
+    Args:
+        complaint: how an error begins.
+
+    Raises:
+        UserError: the index cannot be read or names another file, or an adapter would change the weights.
+    """
+    names = {file.name for file in files}
+    for stem in STEMS:
+        index = folder / f"{stem}.safetensors.index{'' if variant is None else f'.{variant}'}.json"
+        if not index.exists():
+            continue
+        shards = read_json(index, complaint).get("weight_map")
+        for name in shards.values() if isinstance(shards, dict) else [None]:
+            if not isinstance(name, str) or name not in names:
+                what = f'"{shorten(str(name))}"' if isinstance(shards, dict) else "no files"
+                raise UserError(f"{complaint}: {folder.name}/{index.name} names {what}; it must name shards beside it.")
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{complaint}: it has an adapter (adapter_config.json); merge it into the weights first.")
+
+
+def check_no_code(config: Mapping[str, Any], complaint: str) -> None:
+    """See that a module's configuration does not name code on the hub, as an attention kernel `owner/name` is.
+
+    Classes of a folder's own (`auto_map`) need no check here: every loader is called with `trust_remote_code=False`.
+
+    Raises:
+        UserError: it does; it begins with `complaint`.
+    """
+    for key, value in config.items():
+        if key.endswith(("attn_implementation", "experts_implementation")) and "/" in str(value):
+            raise UserError(
+                f"{complaint}: its config.json names code on the hub ({key}: {shorten(str(value))}), and no code of a "
+                "checkpoint is run."
+            )
+        if isinstance(value, dict):
+            check_no_code(value, complaint)
 
 
 def known_variants(folder: Path) -> list[str]:
@@ -85,14 +115,14 @@ def resolve_checkpoint(source: str, options: LoadOptions | None = None) -> tuple
         UserError: no such folder, a revision of a folder, or a hub id that is neither cached nor reachable.
     """
     options = options or LoadOptions()
-    path = Path(source).expanduser()
-    if source and path.is_dir():
+    path = user_path(source)
+    if source and is_dir(path):
         if options.revision is not None:
             raise UserError(f"--revision {options.revision} is of a hub repository, but {source} is a folder.")
         return path, ""
     a_file = path.suffix.lower() in (".safetensors", ".json", ".bin", ".ckpt", ".pt", ".pth")
     looks_like_id = source.count("/") == 1 and not source.startswith((".", "/", "~")) and not a_file
-    if path.exists() or not looks_like_id:
+    if is_file(path) or not looks_like_id:
         raise UserError(
             f'no model "{source}": it is neither a folder nor a hub id (owner/name) nor a name that '
             "`samplerbench list models` shows."

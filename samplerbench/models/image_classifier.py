@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from samplerbench.errors import UserError
-from samplerbench.models.files import hash_files, read_json, weight_files
-from samplerbench.models.model import LoadedClassifier, Model
+from samplerbench.limits import MAX_CHANNELS, MAX_SIDE
+from samplerbench.models.classifier import Classified, LoadedClassifier
+from samplerbench.models.fields import Fields
+from samplerbench.models.files import check_no_code, check_weights, hash_files, weight_files
+from samplerbench.untrusted import read_json, user_path
 
 PREPROCESSOR = "preprocessor_config.json"
 
@@ -62,20 +65,19 @@ class ImageClassifier(nn.Module):
         return self.network(pixel_values=self.preprocessing(images.to(dtype))).logits
 
 
-def load_image_classifier(folder: str, model: Model) -> LoadedClassifier:
+def load_image_classifier(folder: str, model: Classified) -> LoadedClassifier:
     """The `AutoModelForImageClassification` in a folder, on the model's device, in the precision of its states.
 
     Raises:
         UserError: no such folder, no image classifier in safetensors, no preprocessor, or one of other images or of
             another number of labels than the model's.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForImageClassification
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    path = Path(folder).expanduser()
+    path = user_path(folder)
     if not path.is_dir():
         raise UserError(f"no image classifier in {folder}: there is no such folder.")
     weights = weight_files(path)
@@ -85,14 +87,24 @@ def load_image_classifier(folder: str, model: Model) -> LoadedClassifier:
                 f"no image classifier in {folder}: {file} is not there; save_pretrained of a transformers image "
                 "classifier writes it (weights in pickle files, .bin, are not loaded)."
             )
+    complaint = f"{folder} cannot be loaded as an image classifier of transformers"
+    given = read_json(path / "config.json", complaint)
+    check_no_code(given, complaint)
+    check_weights(path, weights, None, complaint)
     try:
         network, info = AutoModelForImageClassification.from_pretrained(
-            path, use_safetensors=True, output_loading_info=True
+            path,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # what the library raises for a configuration of its classes has no end
         # transformers lists every class it knows after the first line.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder} cannot be loaded as an image classifier of transformers: {reason}") from None
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        if "auto_map" in given:
+            why = "its config.json names code of its own (auto_map), and no code of a checkpoint is run"
+        raise UserError(f"{complaint}: {why.rstrip('.')}.") from None
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"{folder} is no whole image classifier: its weights lack {len(missing)} tensors, {missing[0]} first."
@@ -110,36 +122,38 @@ def load_image_classifier(folder: str, model: Model) -> LoadedClassifier:
 
 
 def _preprocessing(path: Path, folder: str, config: Any, shape: tuple[int, int, int]) -> Preprocessing:
-    given = read_json(path / PREPROCESSOR, f"the image classifier in {folder} is incomplete")
-    channels = int(getattr(config, "num_channels", 3))
+    complaint = f"the image classifier in {folder}"
+    given = read_json(path / PREPROCESSOR, f"{complaint} is incomplete")
+    fields = Fields(given, f"{complaint}: {PREPROCESSOR}")
+    found = {"num_channels": getattr(config, "num_channels", 3)}
+    channels = Fields(found, f"{complaint}: config.json").integer("num_channels", 1, MAX_CHANNELS)
     if shape[0] not in (1, channels):
-        raise UserError(
-            f"the image classifier in {folder} is of images with {channels} channels; the model's have {shape[0]}."
-        )
-    try:
-        size = shortest = crop = None
-        if given.get("do_resize", True) and given.get("size") is not None:
-            wanted = given["size"]
-            if isinstance(wanted, int):
-                wanted = {"shortest_edge": wanted}
-            if "height" in wanted:
-                size = (int(wanted["height"]), int(wanted["width"]))
-            else:
-                shortest = int(wanted["shortest_edge"])
-        if given.get("do_center_crop", False) and given.get("crop_size") is not None:
-            wanted = given["crop_size"]
-            crop = (wanted, wanted) if isinstance(wanted, int) else (int(wanted["height"]), int(wanted["width"]))
-        rescale = float(given.get("rescale_factor", 1 / 255)) if given.get("do_rescale", True) else 1.0
-        normalise = given.get("do_normalize", True)
-        mean = tuple(float(v) for v in given["image_mean"]) if normalise else (0.0,)
-        std = tuple(float(v) for v in given["image_std"]) if normalise else (1.0,)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"the image classifier in {folder}: {PREPROCESSOR} is not understood ({type(error).__name__}: {error})."
-        ) from None
-    if {len(mean), len(std)} - {1, channels} or min(std) <= 0:
-        raise UserError(
-            f"the image classifier in {folder}: image_mean and image_std in {PREPROCESSOR} need {channels} values "
-            "each, the latter above 0."
-        )
+        raise UserError(f"{complaint} is of images with {channels} channels; the model's have {shape[0]}.")
+    size = shortest = crop = None
+    if fields.flag("do_resize", True) and given.get("size") is not None:
+        wanted = given["size"]
+        if isinstance(wanted, dict) and "height" not in wanted:
+            shortest = Fields(wanted, f"{fields.where}: size").integer("shortest_edge", 1, MAX_SIDE)
+        elif isinstance(wanted, dict):
+            size = _height_and_width(wanted, f"{fields.where}: size")
+        else:
+            shortest = fields.integer("size", 1, MAX_SIDE)
+    if fields.flag("do_center_crop", False) and given.get("crop_size") is not None:
+        wanted = given["crop_size"]
+        crop = _height_and_width(wanted, f"{fields.where}: crop_size") if isinstance(wanted, dict) else None
+        crop = crop or (fields.integer("crop_size", 1, MAX_SIDE),) * 2
+    rescale = fields.number("rescale_factor", 1e-12, 1e12, 1 / 255) if fields.flag("do_rescale", True) else 1.0
+    normalise = fields.flag("do_normalize", True)
+    mean, std = (
+        tuple(fields.numbers(key, low, 1e12, channels) or ()) if normalise else (default,)
+        for key, low, default in (("image_mean", -1e12, 0.0), ("image_std", 1e-12, 1.0))
+    )
+    for key, value in (("image_mean", mean), ("image_std", std)):
+        if len(value) not in (1, channels):
+            raise fields.refusal(key, given.get(key), f"a list of 1 or {channels} numbers")
     return Preprocessing(channels, size, shortest, crop, rescale, mean, std)
+
+
+def _height_and_width(values: dict[str, Any], where: str) -> tuple[int, int]:
+    fields = Fields(values, where)
+    return fields.integer("height", 1, MAX_SIDE), fields.integer("width", 1, MAX_SIDE)

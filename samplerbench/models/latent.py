@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from samplerbench.errors import UserError
+from samplerbench.limits import MAX_CHANNELS
 from samplerbench.models.checkpoint import Checkpoint
 
 PIXELS_AT_ONCE = 2**19
@@ -86,8 +87,11 @@ def load_autoencoder(
     import diffusers
 
     kind = checkpoint.require(part, "AutoencoderKL", "VQModel")
-    config = checkpoint.config(part, getattr(diffusers, kind))
-    latents = config.get("vq_embed_dim") or config["latent_channels"]
+    config = checkpoint.fields(part, getattr(diffusers, kind))
+    latents = config.integer_or_none("vq_embed_dim", 1, MAX_CHANNELS)
+    latents = latents or config.integer("latent_channels", 1, MAX_CHANNELS)
+    colours = config.integer("out_channels", 1, MAX_CHANNELS)
+    scale, shift = config.number("scaling_factor", 1e-12, 1e12), config.number("shift_factor", -1e12, 1e12, 0.0)
     if latents != channels:
         raise UserError(
             f"{checkpoint.source}: the network takes {channels} channels, but the latents of the autoencoder in "
@@ -99,10 +103,10 @@ def load_autoencoder(
     factor = 2 ** (len(settings.block_out_channels) - 1)
     found = Autoencoder(
         module=loaded.module,
-        image_shape=(settings.out_channels, size[0] * factor, size[1] * factor),
+        image_shape=(colours, size[0] * factor, size[1] * factor),
         latent_shape=(channels, *size),
-        scale=float(settings.scaling_factor),
-        shift=float(settings.get("shift_factor") or 0.0),
+        scale=scale,
+        shift=shift,
     )
     return found, {
         "autoencoder": kind,

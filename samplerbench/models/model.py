@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from samplerbench.errors import UserError
+from samplerbench.models.classifier import LoadedClassifier
+from samplerbench.models.preconditioning import DENOISED, Preconditioning
 from samplerbench.options import Configurable
 from samplerbench.sampling.denoiser import Clipped, Denoiser, Prediction, Sigma, coefficient, per_sample
 from samplerbench.sampling.guidance import Guidance, guide
 from samplerbench.sampling.noise import Purpose, normal
+from samplerbench.sampling.process import Process
 from samplerbench.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ class Model(ABC):
 
     network: the innermost module, where evaluations are counted. shape: (C, H, W) of the state. classes: number of
     labels, or None. null: whether it can be asked without a label. clip: whether D is clamped to ±clip_range.
+    process: the forward process. preconditioning: what the
+    network's input and output are. doubled: whether half of its output channels are about the variance.
     autoencoder: what makes images of its states, where those are latents. text: whether its labels are prompts.
     default_classifier: folder of the classifier that comes with it. data, features: names of the data set it was
     trained on and of the feature space to measure it in, where known. class_counts: images of each class in that
@@ -41,7 +46,7 @@ class Model(ABC):
     network: nn.Module
     shape: tuple[int, int, int]
     levels: Tensor
-    variance_preserving: bool
+    process: Process
     device: torch.device
     dtype: torch.dtype
     classes: int | None = None
@@ -51,6 +56,8 @@ class Model(ABC):
     autoencoder: Autoencoder | None = None
     text: bool = False
     learned_variance: bool = False
+    doubled: bool = False
+    preconditioning: Preconditioning = DENOISED
     default_classifier: str = ""
     data: str | None = None
     features: str | None = None
@@ -68,8 +75,26 @@ class Model(ABC):
     _variances: dict[float, float] = field(default_factory=dict, repr=False)
 
     @abstractmethod
+    def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """The network's output (B, C, H, W) for its own input c_in x (B, C, H, W) at its own times (B,).
+
+        The input has the state's dtype; a network of another one is given a converted copy.
+        """
+
+    def times(self, sigma: Sigma, x: Tensor) -> Tensor:
+        """What the network gets as its time, (B,), for the level sigma of the states x."""
+        if self.preconditioning.time is None:
+            raise TypeError(f"{type(self).__name__} has no time of its own; define `times`")
+        return torch.as_tensor(self.preconditioning.time(per_sample(sigma, x)), dtype=torch.float64, device=x.device)
+
     def evaluate(self, x: Tensor, sigma: Sigma, condition: Condition) -> Prediction:
         """The network's prediction, not clipped, for the state x = x₀ + σ z, (B, C, H, W)."""
+        output = self.ask(self.preconditioning.input(x, sigma), self.times(sigma, x), condition).to(x.dtype)
+        variance = None
+        if self.doubled:
+            output, fraction = output.chunk(2, dim=1)
+            variance = (fraction + 1) / 2 if self.learned_variance else None
+        return Prediction(self.preconditioning.denoised(output, x, sigma), variance)
 
     def condition(self, labels: Tensor | None) -> Condition:
         """What the network is told for these labels (B,) int64; None: no label."""
@@ -82,8 +107,8 @@ class Model(ABC):
         return {}
 
     def prior(self, z: Tensor, sigma: float) -> Tensor:
-        """The start of a run at level sigma from z ~ N(0, I): √(1+σ²) z for a variance-preserving model, else σ z."""
-        return z * ((1 + sigma**2) ** 0.5 if self.variance_preserving else sigma)
+        """The start of a run at level sigma from z ~ N(0, I): √(1+σ²) z for VP, σ z for VE, (1+σ) z for a flow."""
+        return z * self.process.prior_scale(sigma)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -217,21 +242,14 @@ class Model(ABC):
             raise UserError(f"--labels {int(labels.max())}: the model has the labels 0 to {known - 1}.")
 
     def denoiser(self, labels: Tensor | None, batch: int, guidance: Guidance | None = None) -> Denoiser:
-        """The denoiser of one batch: bound to its labels, guided, then clipped."""
+        """The denoiser of one batch: bound to its labels, guided, and clipped where the guidance's `clip` says."""
         denoise: Denoiser = Bound(self, labels, batch)
-        if guidance is not None:
-            denoise = guide(guidance, denoise)
-        return Clipped(denoise, self.clip_range) if self.clip else denoise
-
-
-@dataclass
-class LoadedClassifier:
-    """A classifier: logits(x, σ (B,)) -> (B, K), and the hash of its weights. One of clean images ignores σ."""
-
-    module: nn.Module
-    sha256: str
-    logits: Callable[[Tensor, Tensor], Tensor]
-    classes: int
+        if guidance is None:
+            return Clipped(denoise, self.clip_range) if self.clip else denoise
+        if self.clip and guidance.clip == "before":
+            return guide(guidance, Clipped(denoise, self.clip_range))
+        guided = guide(guidance, denoise)
+        return Clipped(guided, self.clip_range) if self.clip else guided
 
 
 class Bound(Denoiser):
@@ -239,7 +257,7 @@ class Bound(Denoiser):
 
     def __init__(self, model: Model, labels: Tensor | None, batch: int) -> None:
         self.model, self.labels, self.batch = model, labels, batch
-        self.levels, self.variance_preserving = model.levels, model.variance_preserving
+        self.levels, self.process = model.levels, model.process
         # A label that only a classifier knows is no condition of the network.
         self.given = model.condition(labels if model.classes is not None else None)
         if labels is None:

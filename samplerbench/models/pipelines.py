@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from samplerbench.errors import UserError
-from samplerbench.models.checkpoint import Checkpoint, open_checkpoint, square
+from samplerbench.limits import MAX_CHANNELS
+from samplerbench.models.checkpoint import Checkpoint, open_checkpoint
 from samplerbench.models.files import LoadOptions, check_no_prompts, resolve_checkpoint
 from samplerbench.models.model import Model
 
@@ -75,9 +76,9 @@ def _latent(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) ->
 
     checkpoint.require("unet", "UNet2DModel")
     checkpoint.check_variant(["unet", "vqvae"])
-    config = checkpoint.config("unet", UNet2DModel)
-    size = square(config, checkpoint.source, "unet")
-    autoencoder, identity = load_autoencoder(checkpoint, "vqvae", config["in_channels"], size, device, dtype)
+    config = checkpoint.fields("unet", UNet2DModel)
+    channels, size = config.integer("in_channels", 1, MAX_CHANNELS), config.sides("sample_size")
+    autoencoder, identity = load_autoencoder(checkpoint, "vqvae", channels, size, device, dtype)
     model = unet_model(checkpoint, device, dtype, autoencoder=autoencoder)
     model.identity |= identity
     return model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from samplerbench.errors import UserError
 from samplerbench.models.checkpoint import Checkpoint
+from samplerbench.untrusted import read_text, reason, user_path
 
 AT_ONCE = 32
 """Prompts that are encoded together."""
@@ -35,8 +35,8 @@ def read_prompts(file: str) -> Prompts:
         UserError: a file that cannot be read, or has no prompts.
     """
     try:
-        text = Path(file).expanduser().read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(user_path(file))
+    except (OSError, ValueError) as error:
         raise UserError(f"--prompts {file}: the file cannot be read ({error}).") from None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
@@ -94,12 +94,19 @@ def load_text_encoder(checkpoint: Checkpoint, device: torch.device) -> TextEncod
     if not files:
         raise UserError(f"{checkpoint.source} is incomplete: tokenizer/vocab.json or tokenizer/merges.txt is missing.")
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare exceptions
-        raise UserError(f"{checkpoint.source}: the tokenizer cannot be loaded: {error}") from None
+        raise UserError(f"{checkpoint.source}: the tokenizer cannot be loaded: {reason(error)}") from None
     part = checkpoint.load("text_encoder", CLIPTextModel, torch.float32, device)
     words = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     both = hashlib.sha256((part.sha256 + words).encode()).hexdigest()
-    if tokenizer.model_max_length > part.module.config.max_position_embeddings:
-        tokenizer.model_max_length = part.module.config.max_position_embeddings
+    length, words_known = tokenizer.model_max_length, part.module.config.vocab_size
+    if isinstance(length, bool) or not isinstance(length, int | float) or not length >= 1:
+        raise UserError(f"{checkpoint.source}: model_max_length in tokenizer/tokenizer_config.json is no length.")
+    if len(tokenizer) > words_known:
+        raise UserError(
+            f"{checkpoint.source}: the tokenizer has {len(tokenizer)} tokens, the text encoder {words_known}; the two "
+            "do not belong together."
+        )
+    tokenizer.model_max_length = min(int(min(length, 1e9)), part.module.config.max_position_embeddings)
     return TextEncoder(tokenizer, part.module, part.module.config.hidden_size, both)

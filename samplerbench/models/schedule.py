@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from samplerbench.errors import UserError
+from samplerbench.limits import MAX_TIMESTEPS
+from samplerbench.models.fields import Fields
+from samplerbench.untrusted import shorten
 
 VP_SCHEDULERS = (
     *("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler"),
@@ -84,40 +88,55 @@ def read_schedule(name: str, config: Mapping[str, Any], source: str) -> Schedule
         )
     parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
     known = {p.name: config.get(p.name, p.default) for p in parameters.values() if p.name != "self"}
+    fields = Fields(known, f"{source}: the configuration of its scheduler")
     if known["prediction_type"] not in PREDICTIONS:
-        raise UserError(f"{source} predicts {known['prediction_type']}; supported are {', '.join(PREDICTIONS)}.")
-    if known.get("thresholding"):
+        raise UserError(
+            f"{source} predicts {shorten(str(known['prediction_type']))}; supported are {', '.join(PREDICTIONS)}."
+        )
+    if fields.flag("thresholding", False):
         raise UserError(
             f"{source} has dynamic thresholding, which is not supported; set thresholding to false in "
             "scheduler/scheduler_config.json."
         )
+    clip = fields.flag("clip_sample", False)
     settings = {key: known[key] for key in _SCHEDULE if key in known}
+    levels = noise_levels(alphas_cumprod(settings, fields.where))
+    if not (bool(levels.isfinite().all()) and float(levels[0]) > 0 and bool((levels[1:] >= levels[:-1]).all())):
+        raise UserError(f"{fields.where}: its noise levels are not finite numbers above 0 that increase with t.")
     return Schedule(
-        levels=noise_levels(alphas_cumprod(settings)),
+        levels=levels,
         prediction=cast(PredictionType, known["prediction_type"]),
-        clip=bool(known.get("clip_sample", False)),
-        clip_range=float(known.get("clip_sample_range", 1.0)),
-        variance=str(known.get("variance_type") or "fixed_small"),
+        clip=clip,
+        clip_range=fields.number("clip_sample_range", 1e-12, 1e12, 1.0),
+        variance=str(fields.text("variance_type") or "fixed_small"),
         settings=settings,
     )
 
 
-def alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
+def alphas_cumprod(config: Mapping[str, Any], where: str = "the configuration") -> Tensor:
     """ᾱ_t for t = 0 … T-1 from a diffusers scheduler's configuration, (T,) float64, decreasing.
 
     diffusers computes the same tables in float32, which alone moves a sample by 2e-4 to 5e-4 over 50 to 1000 steps.
     Source: Ho et al. 2020 (linear), Rombach et al. 2022 (scaled_linear), Nichol & Dhariwal 2021 eq. 17
     (squaredcos_cap_v2), Xu et al. 2022 (sigmoid), Lin et al. 2024 algorithm 1 (rescale_betas_zero_snr).
 
+    Args:
+        config: of a diffusers scheduler; what it leaves out is DDPMScheduler's default.
+        where: how an error begins.
+
     Raises:
-        UserError: a schedule that is not one of these.
+        UserError: a schedule that is not one of these, or a setting of the wrong type or out of range.
     """
-    steps = int(config.get("num_train_timesteps", 1000))
-    name = config.get("beta_schedule", "linear")
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-    trained = config.get("trained_betas")
+    given = config.get("trained_betas")
+    # In Python a scheduler may hold them as an array; in a file they are a list.
+    plain = given.tolist() if isinstance(given, np.ndarray | Tensor) else given
+    fields = Fields({**config, "trained_betas": plain}, where)
+    trained = fields.numbers("trained_betas", 0.0, 1.0, MAX_TIMESTEPS)
+    name = fields.text("beta_schedule", "linear")
+    steps = fields.integer("num_train_timesteps", 1, MAX_TIMESTEPS, 1000)
+    start, end = fields.number("beta_start", 0.0, 1.0, 1e-4), fields.number("beta_end", 0.0, 1.0, 0.02)
     if trained is not None:
-        betas = torch.as_tensor(trained, dtype=torch.float64)
+        betas = torch.tensor(trained, dtype=torch.float64)
     elif name == "linear":
         betas = torch.linspace(start, end, steps, dtype=torch.float64)
     elif name == "scaled_linear":
@@ -130,11 +149,11 @@ def alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
         betas = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64)) * (end - start) + start
     else:
         raise UserError(
-            f'the beta schedule "{name}" is not known; known are linear, scaled_linear, squaredcos_cap_v2, sigmoid '
-            "and trained_betas."
+            f'{where}: the beta schedule "{shorten(str(name))}" is not known; known are linear, scaled_linear, '
+            "squaredcos_cap_v2, sigmoid and trained_betas."
         )
     bars = torch.cumprod(1 - betas, dim=0)
-    if config.get("rescale_betas_zero_snr", False):
+    if fields.flag("rescale_betas_zero_snr", False):
         roots = bars.sqrt()
         roots = (roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))
         # An ᾱ of exactly 0 is an infinite σ. diffusers' own floor keeps the terminal level finite.

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from samplerbench.errors import UserError
-from samplerbench.models.checkpoint import Checkpoint, square
+from samplerbench.limits import MAX_STEPS, MAX_TIMESTEPS
+from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.models.diffusers_unet import card_fields, check_channels, identity_of
 from samplerbench.models.model import Condition, Model
+from samplerbench.models.preconditioning import SCORE
 from samplerbench.models.schedule import Schedule
-from samplerbench.sampling.denoiser import Prediction, Sigma, coefficient, per_sample
+from samplerbench.sampling.process import VARIANCE_EXPLODING
 
-DEFAULTS = {"num_train_timesteps": 2000, "snr": 0.15, "sigma_min": 0.01, "sigma_max": 1348.0, "correct_steps": 1}
+DEFAULTS: dict[str, Any] = {
+    "num_train_timesteps": 2000,
+    "snr": 0.15,
+    "sigma_min": 0.01,
+    "sigma_max": 1348.0,
+    "correct_steps": 1,
+}
 """diffusers' own, for what a configuration leaves out."""
 
 
@@ -26,10 +35,8 @@ class ScoreSDE(Model):
     Source: Song et al. 2021, section 3.4 and appendix C (VE SDE).
     """
 
-    def evaluate(self, x: Tensor, sigma: Sigma, condition: Condition) -> Prediction:
-        s = per_sample(sigma, x)
-        score = self.network(x.to(self.dtype), s.to(self.dtype)).sample.to(x.dtype)
-        return Prediction(x + coefficient(s**2, x) * score)
+    def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        return self.network(x.to(self.dtype), time.to(self.dtype)).sample
 
     def decode(self, x: Tensor) -> Tensor:
         return 2 * x - 1
@@ -52,32 +59,37 @@ def load_score_sde(checkpoint: Checkpoint, device: torch.device, dtype: torch.dt
     """
     from diffusers import UNet2DModel
 
-    source, config = checkpoint.source, checkpoint.config("unet", UNet2DModel)
-    given = checkpoint.config("scheduler", file="scheduler_config.json")
-    settings = {key: given.get(key, default) for key, default in DEFAULTS.items()}
-    levels = geometric_levels(
-        float(settings["sigma_min"]), float(settings["sigma_max"]), int(settings["num_train_timesteps"])
+    source, config = checkpoint.source, checkpoint.fields("unet", UNet2DModel)
+    given = checkpoint.fields("scheduler", file="scheduler_config.json")
+    timesteps = given.integer("num_train_timesteps", 1, MAX_TIMESTEPS, DEFAULTS["num_train_timesteps"])
+    correct_steps = given.integer("correct_steps", 0, MAX_STEPS, DEFAULTS["correct_steps"])
+    sigma_min, sigma_max, snr = (
+        given.number(key, 1e-12, 1e12, DEFAULTS[key]) for key in ("sigma_min", "sigma_max", "snr")
     )
-    check_channels(source, config, Schedule(levels, "epsilon", False, 1.0, "fixed", {}))
-    if config.get("num_class_embeds") or config.get("class_embed_type"):
+    if sigma_min >= sigma_max:
+        raise UserError(f"{given.where}: sigma_min {sigma_min:g} is not below sigma_max {sigma_max:g}.")
+    levels = geometric_levels(sigma_min, sigma_max, timesteps)
+    channels = check_channels(source, config, Schedule(levels, "epsilon", False, 1.0, "fixed", {}))
+    if config.values.get("num_class_embeds") or config.values.get("class_embed_type"):
         raise UserError(f"{source}: a variance-exploding network with class labels is not supported.")
-    height, width = square(config, source, "unet")
+    height, width = config.sides("sample_size")
     part = checkpoint.load("unet", UNet2DModel, dtype, device)
     made = card_fields(checkpoint, part.module)
-    made["notes"] |= {"its own sampler": f"pc:M={settings['correct_steps']},snr={settings['snr']:g}"}
+    made["notes"] |= {"its own sampler": f"pc:M={correct_steps},snr={snr:g}"}
     return ScoreSDE(
         network=part.module,
-        shape=(config["in_channels"], height, width),
+        shape=(channels, height, width),
         levels=levels,
-        variance_preserving=False,
+        process=VARIANCE_EXPLODING,
+        preconditioning=SCORE,
         device=device,
         dtype=dtype,
         identity=identity_of(checkpoint, part.sha256)
         | {
             "prediction": "score",
             "schedule": "geometric in σ",
-            "sigma_min": float(settings["sigma_min"]),
-            "sigma_max": float(settings["sigma_max"]),
+            "sigma_min": sigma_min,
+            "sigma_max": sigma_max,
             "timesteps": len(levels),
         },
         **made,

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from samplerbench.errors import UserError
-from samplerbench.models.checkpoint import Checkpoint, square
+from samplerbench.limits import MAX_CHANNELS
+from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.models.diffusers_unet import card_fields, check_channels, identity_of, load_schedule
 from samplerbench.models.discrete import DiscreteVP
 from samplerbench.models.latent import load_autoencoder
 from samplerbench.models.model import Condition
+from samplerbench.models.preconditioning import DISCRETE
 from samplerbench.models.prompts import load_text_encoder, read_prompts
+from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 _EXTRA = ("class_embed_type", "addition_embed_type", "time_cond_proj_dim", "encoder_hid_dim_type", "num_class_embeds")
 """Conditions of a UNet2DConditionModel that no StableDiffusionPipeline of text alone has."""
@@ -37,8 +40,8 @@ class StableDiffusion(DiscreteVP):
     def null_condition(self, batch: int) -> Condition:
         return {"text": self.null_embedding.expand(batch, -1, -1)}
 
-    def ask(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return self.network(x, t, encoder_hidden_states=condition["text"]).sample
+    def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        return self.network(x.to(self.dtype), time, encoder_hidden_states=condition["text"]).sample
 
 
 def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
@@ -56,15 +59,15 @@ def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: t
     prompts = None if options.prompts is None else read_prompts(options.prompts)
     checkpoint.require("unet", "UNet2DConditionModel")
     checkpoint.check_variant(["unet", "vae", "text_encoder"])
-    config = checkpoint.config("unet", UNet2DConditionModel)
-    if extra := [name for name in _EXTRA if config.get(name) is not None]:
+    config = checkpoint.fields("unet", UNet2DConditionModel)
+    if extra := [name for name in _EXTRA if config.values.get(name) is not None]:
         raise UserError(f"{source}: the network has conditions besides text ({', '.join(extra)}), not supported.")
     schedule = load_schedule(checkpoint)
-    size = square(config, source, "unet")
-    autoencoder, latent = load_autoencoder(checkpoint, "vae", config["in_channels"], size, device, dtype)
+    channels, size = config.integer("in_channels", 1, MAX_CHANNELS), config.sides("sample_size")
+    width = config.integer("cross_attention_dim", 1, MAX_CHANNELS)
+    autoencoder, latent = load_autoencoder(checkpoint, "vae", channels, size, device, dtype)
     check_channels(source, config, schedule)
     text = load_text_encoder(checkpoint, device)
-    width = config.get("cross_attention_dim")
     if width != text.width:
         raise UserError(
             f"{source}: the network attends to {width} channels of text, but the text encoder gives {text.width}; "
@@ -79,9 +82,9 @@ def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: t
         made["notes"]["truncated prompts"] = str(text.truncated)
     return StableDiffusion(
         network=part.module,
-        shape=(config["in_channels"], *size),
+        shape=(channels, *size),
         levels=schedule.levels,
-        variance_preserving=True,
+        process=VARIANCE_PRESERVING,
         device=device,
         dtype=dtype,
         autoencoder=autoencoder,
@@ -101,7 +104,7 @@ def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: t
             "number of prompts": 0 if prompts is None else len(prompts.lines),
             "negative prompt": negative,
         },
-        prediction=schedule.prediction,
+        preconditioning=DISCRETE[schedule.prediction],
         embeddings=embeddings.to(dtype),
         null_embedding=null_embedding.to(device, dtype),
         **made,

@@ -16,6 +16,7 @@ from samplerbench.report.table import measured_in
 from samplerbench.results.groups import Group, metric_specs
 from samplerbench.results.names import RowNames
 from samplerbench.results.record import Record
+from samplerbench.results.timings import seconds_per_image, timings_of, under
 from samplerbench.text import csv_cell, printable
 
 AXIS_NAMES = {"steps": "steps", "nfe": "NFE"}
@@ -120,7 +121,7 @@ def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """One flat row per result, with everything a protocol has."""
     found = []
     for number, group in enumerate(groups, 1):
-        for r in group.records:
+        for r in map(_own_times, group.records):
             row = {
                 "protocol": r["protocol"],
                 "group": number,
@@ -130,7 +131,7 @@ def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
             more = (name for name, value in r.items() if not isinstance(value, dict | list) and name not in SEALED)
             for name in dict.fromkeys((*PLAIN, *more)):
                 row[name] = r.get(name)
-            row["seconds_per_image"] = seconds_per_image(r)
+            row["seconds_per_image"] = seconds_per_image(r)  # under the row's own conditions, which stand beside it
             for name, value in group.protocol.items():
                 if isinstance(value, dict):
                     row |= {f"{name}.{k}": _flat(v) for k, v in value.items()}
@@ -154,10 +155,9 @@ PLAIN = (
 SEALED = ("protocol", "seal")
 
 
-def seconds_per_image(record: Record) -> float | None:
-    """Sampling time per image, decoding included; None where it was not measured."""
-    rate = record["images_per_second"]
-    return 1 / rate if rate > 0 else None
+def _own_times(record: Record) -> Record:
+    """The record, without its times where they are of no one set of conditions."""
+    return record if timings_of(record) else under(record, {})
 
 
 def _flat(value: Any) -> Any:
@@ -183,6 +183,7 @@ def payload(groups: Sequence[Group], problems: Sequence[str], by: Axis | None = 
                 "title": group.title,
                 "protocol": finite(group.protocol),
                 "description": group.describe(),
+                "times": group.describe_times(),
                 "axis": by or default_axis(group),
                 "metrics": {
                     m: {key: r["metrics"][m][key] for key in ("better", "features", "reference")}
@@ -192,10 +193,10 @@ def payload(groups: Sequence[Group], problems: Sequence[str], by: Axis | None = 
                 "tables": [_table(t) for t in matrices(group, by)],
                 "records": [
                     {
-                        **{k: v for k, v in finite(r).items() if k != "seal"},
+                        **{k: v for k, v in finite(_own_times(r)).items() if k != "seal"},
                         "label": group.label(r),
                         "spacing_label": names.plugin(r, "spacing"),
-                        "seconds_per_image": seconds_per_image(r),
+                        "seconds_per_image": group.seconds_per_image(r),
                         "command": command(r),
                     }
                     for r in group.records

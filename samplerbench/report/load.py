@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samplerbench.errors import UserError
+from samplerbench.results.files import LARGEST_TEXT, is_regular, read_regular
 from samplerbench.results.record import Record
 
 LOG_LINE = re.compile(r"^\S+  (?P<title>.*? steps): (?P<rest>.*)$")
@@ -28,24 +29,21 @@ def load(folder: Path) -> Loaded:
     Raises:
         UserError: there is no such folder, or it holds no whole result.
     """
-    from samplerbench.results.record import schema_errors
     from samplerbench.results.store import Store
 
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; `samplerbench run … --out {folder}` makes one.")
     records, pictures, problems = [], {}, []
-    for file, record in Store(folder).records():
+    for entry in Store(folder).entries():
+        file, record = entry.file, entry.record
         if record is None:
-            problems.append(f"damaged or edited, left out: {file.name}")
-            continue
-        if errors := schema_errors(record):
-            problems.append(f"not a result of this version, left out: {file.name}: {errors[0]}")
+            problems.append(f"{entry.problem}, left out: {file.name}")
             continue
         if not record["metrics"]:
             problems.append(f"without a metric, left out: {file.name}")
             continue
         records.append(record)
-        if file.with_suffix(".png").is_file():
+        if is_regular(file.with_suffix(".png")):
             pictures[record["protocol"]] = file.with_suffix(".png")
     problems += [f"set aside as damaged: {file.name}" for file in sorted(folder.glob("*.damaged"))]
     for file in sorted(folder.glob("*.partial.safetensors")):
@@ -60,7 +58,7 @@ def load(folder: Path) -> Loaded:
 def _failed(log: Path) -> list[str]:
     """The cells whose last line in the log says that they failed."""
     try:
-        lines = log.read_text("utf-8", errors="replace").splitlines()
+        lines = read_regular(log, LARGEST_TEXT).decode("utf-8", errors="replace").splitlines()
     except OSError:
         return []
     last: dict[str, str] = {}

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from samplerbench.report.formats import seconds_per_image
 from samplerbench.results.groups import Group
 from samplerbench.results.names import RowNames
 from samplerbench.results.record import Record
@@ -31,7 +30,7 @@ def series(group: Group, metric: str, horizontal: Horizontal) -> list[Series]:
     """A metric over evaluations, steps or seconds per image, one series per row."""
     found: dict[str, list[tuple[float, float, float | None]]] = defaultdict(list)
     for r in group.records:
-        x = seconds_per_image(r) if horizontal == "seconds_per_image" else r[horizontal]
+        x = group.seconds_per_image(r) if horizontal == "seconds_per_image" else r[horizontal]
         if metric in r["metrics"] and x is not None and math.isfinite(r["metrics"][metric]["value"]):
             entry = r["metrics"][metric]
             found[group.label(r)].append((float(x), float(entry["value"]), entry.get("sd")))

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from samplerbench.results.files import open_regular
 from samplerbench.results.record import Record
 
 if TYPE_CHECKING:
@@ -21,15 +22,15 @@ def tiles(file: Path, record: Record, count: int) -> list[Image]:
 
     Sample i of every cell with one seed began at the same x_T. Empty where the file is no readable sheet.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     kept = min(KEPT, record["n"])
     columns = math.ceil(math.sqrt(kept))
     lines = math.ceil(kept / columns)
     try:
-        with Image.open(file) as picture:
+        with open_regular(file) as stream, Image.open(stream) as picture:
             sheet = picture.convert("RGB" if picture.mode not in ("L", "RGB") else picture.mode)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # a broken PNG is a SyntaxError
         return []
     # The gap around images is all that keeps the sheet's sides from being whole multiples.
     gaps = [g for g in range(1, 17) if (sheet.width - g) % columns == 0 and (sheet.height - g) % lines == 0]

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
+from samplerbench.report.wide import WideTable
 from samplerbench.results.names import RowNames
 from samplerbench.results.record import Record
+from samplerbench.results.timings import describe_conditions, timings_of
 from samplerbench.text import literal
 
 FLOOR_NOTE = (
@@ -73,12 +74,10 @@ def steps_table(records: Sequence[Record], metric: str, floor: tuple[float, floa
     found = next((r["metrics"][metric] for r in records if metric in r["metrics"]), None)
     arrow = "↓" if found is None or found["better"] == "lower" else "↑"
     space = measured_in(found["features"], found["reference"]) if found else ""
-    table = Table(header_style="bold")
     budgets = any(r.get("budget") is not None for r in records)
-    table.add_column(literal("sampler \\ NFE" if budgets else "sampler \\ steps"), no_wrap=True)
     columns, names = _columns(records, budgets), row_names(records)
-    for column in columns:
-        table.add_column("own" if column is None else str(column), justify="right")
+    heads = ["own" if column is None else str(column) for column in columns]
+    table = WideTable(["sampler \\ NFE" if budgets else "sampler \\ steps", *heads])
     by_column = [(column_of(r, budgets), r) for r in records]
     best = {column: _best([r for c, r in by_column if c == column], metric, arrow == "↓") for column in columns}
     places = {(name, column_of(r, budgets)): r for name, r in reversed(list(zip(names, records, strict=True)))}
@@ -134,53 +133,63 @@ def _cell(record: Record | None, metric: str, best: dict[str, Any] | None) -> Te
     text = format_value(entry["value"])
     if "sd" in entry:
         text += f" ± {format_value(entry['sd'])}"
-    if best is not None and entry["value"] == best["value"]:
-        return Text(text, "bold green")
-    if not math.isfinite(entry["value"]):
+    if best is None or not math.isfinite(entry["value"]):
         return Text(text)
-    if best is not None and "blocks" in entry and len(entry["blocks"]) == len(best.get("blocks", [])):
+    if entry["value"] == best["value"]:
+        return Text(text, "bold green")
+    if "blocks" in entry and len(entry["blocks"]) == len(best.get("blocks", [])):
         from samplerbench.results.compare import paired_difference
 
-        if paired_difference(entry["blocks"], best["blocks"]).tied:
+        finite = all(map(math.isfinite, [*entry["blocks"], *best["blocks"]]))
+        if len(entry["blocks"]) > 1 and finite and paired_difference(entry["blocks"], best["blocks"]).tied:
             return Text(f"≈ {text}", "green")
     return Text(text)
 
 
-def long_table(records: Sequence[Record]) -> Table:
+def long_table(records: Sequence[Record]) -> WideTable:
     """One row per cell: what it cost, and what it gave."""
     metrics = list(dict.fromkeys(m for r in records for m in r["metrics"]))
     spacings = RowNames(records)
-    table = Table(header_style="bold")
-    for column in ("sampler", "spacing"):
-        table.add_column(column, no_wrap=True)
-    for column in ("steps", "NFE", *metrics, "seconds", "images/s"):
-        table.add_column(literal(column), justify="right")
     extra = any(r.get("classifier_forward") for r in records)
-    if extra:
-        table.add_column("classifier passes", justify="right")
     decoded = any(r.get("decoder_passes") for r in records)
-    if decoded:
-        table.add_column("decoder passes", justify="right")
-        table.add_column("decoder seconds", justify="right")
+    heads = ["sampler", "spacing", "steps", "NFE", *metrics, "seconds", "images/s"]
+    heads += ["classifier passes"] if extra else []
+    heads += ["decoder passes", "decoder seconds"] if decoded else []
+    table = WideTable(heads, fixed=4, left=2)
     for name, r in zip(row_names(records), records, strict=True):
         steps = "own" if r["steps"] is None else str(r["steps"])
         start = literal(name), literal(spacings.plugin(r, "spacing") or "own"), steps
         if "unmet" in r:
-            table.add_row(start[0], "", "", Text(f"> {r['budget']}", "dim"), *["" for _ in metrics], "", "")
+            table.add_row(start[0], "", "", Text(f"> {r['budget']}", "dim"))
             continue
         if "error" in r:
-            table.add_row(*start, Text("failed", "red"), *["" for _ in metrics], "", "")
+            table.add_row(*start, Text("failed", "red"))
             continue
         values = [format_value(r["metrics"][m]["value"]) if m in r["metrics"] else "" for m in metrics]
         backward = f" + {format_nfe(r['network_backward'])} backward" if r.get("network_backward") else ""
-        cells = [format_nfe(r["nfe"]) + backward, *values, f"{r['seconds']:.1f}", f"{r['images_per_second']:.1f}"]
+        cells = [format_nfe(r["nfe"]) + backward, *values, _time(r["seconds"]), _time(r["images_per_second"])]
         if extra:
             passes = f"{format_nfe(r['classifier_forward'])} + {format_nfe(r['classifier_backward'])} backward"
             cells.append(passes if r["classifier_forward"] else "")
         if decoded:
-            cells += [format_nfe(r.get("decoder_passes", 0)), f"{r.get('decoder_seconds', 0.0):.1f}"]
+            cells += [format_nfe(r.get("decoder_passes", 0)), _time(r.get("decoder_seconds", 0.0))]
         table.add_row(*start, *cells)
+    if untimed := [r for r in records if "metrics" in r and r.get("seconds", 0.0) is None]:
+        table.caption = untimed_note(untimed)
     return table
+
+
+def _time(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def untimed_note(records: Sequence[Record]) -> str:
+    """What is said of rows whose time was measured under other conditions than the table's."""
+    told = dict.fromkeys(describe_conditions(t) for r in records for t in timings_of(r))
+    where = "; ".join(name or "unknown conditions" for name in told)
+    count = f"{len(records)} row{'s' if len(records) != 1 else ''}"
+    how = f"timed under other conditions ({where})" if where else "timed under changing conditions"
+    return f"no time: {count} {how}; `samplerbench run … --rerun` measures the time again"
 
 
 def format_nfe(nfe: float) -> str:

@@ -7,13 +7,13 @@ import math
 from collections.abc import Sequence
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from samplerbench.report.formats import AXIS_NAMES
 from samplerbench.report.matrix import Entry, Matrix
 from samplerbench.report.series import Series
 from samplerbench.report.table import format_value, measured_in
+from samplerbench.report.wide import WideTable
 from samplerbench.text import literal, printable
 
 COLOURS = ("blue", "red", "green", "magenta", "yellow", "cyan", "white")
@@ -23,10 +23,7 @@ DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille 
 def matrix_table(matrix: Matrix) -> Group:
     """Rows samplers, columns steps or budgets; the best of a column in bold, ties with it marked ≈."""
     title = f"{matrix.metric.upper()} {matrix.arrow}{measured_in(matrix.features, matrix.reference)}"
-    table = Table(header_style="bold")
-    table.add_column(literal(f"sampler \\ {AXIS_NAMES[matrix.axis]}"), overflow="fold")
-    for head in matrix.heads:
-        table.add_column(head, justify="right", no_wrap=True)
+    table = WideTable([f"sampler \\ {AXIS_NAMES[matrix.axis]}", *matrix.heads])
     for name, row in matrix.rows:
         table.add_row(literal(name), *map(_cell, row))
     return Group(literal(title, "bold"), table, *[Text(note, style="dim") for note in matrix.notes])

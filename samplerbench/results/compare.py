@@ -62,12 +62,12 @@ def unpaired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
 
 
 def difference(a: dict[str, Any], b: dict[str, Any], metric: str) -> Difference | None:
-    """How much the metric of record a exceeds that of record b; None where there are not two blocks of each.
+    """How much the metric of record a exceeds that of record b; None where there are not two finite blocks of each.
 
     Blocks of one seed are paired (they share x_T and labels), those of different seeds are not.
     """
     one, two = a["metrics"][metric].get("blocks") or [], b["metrics"][metric].get("blocks") or []
-    if min(len(one), len(two)) < 2:
+    if min(len(one), len(two)) < 2 or not all(map(math.isfinite, [*one, *two])):
         return None
     if a["seed"] == b["seed"] and len(one) == len(two):
         return paired_difference(one, two)

@@ -6,11 +6,13 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from samplerbench.registry import split
 from samplerbench.results.names import RowNames, row_order
 from samplerbench.results.record import Record
+from samplerbench.results.timings import common_conditions, describe_conditions, seconds_per_image, timing_under
 from samplerbench.text import printable
 
 # What rows of one table may differ in. All the rest of the protocol must be equal.
@@ -41,6 +43,25 @@ class Group:
     def metrics(self) -> list[str]:
         """The metrics that at least one result has."""
         return list(dict.fromkeys(m for r in self.records for m in r["metrics"]))
+
+    @cached_property
+    def conditions(self) -> dict[str, Any]:
+        """The conditions under which most of the results were timed: the only ones whose times are compared."""
+        return common_conditions(self.records)
+
+    def seconds_per_image(self, record: Record) -> float | None:
+        """Sampling time per image under the group's conditions; None where it was not measured under them."""
+        timing = timing_under(record, self.conditions)
+        return None if timing is None else seconds_per_image(timing)
+
+    def describe_times(self) -> str:
+        """What the times were measured under, and how many results have none under that; "" where nothing is known."""
+        told = describe_conditions(self.conditions)
+        without = sum(timing_under(r, self.conditions) is None for r in self.records)
+        if not without:
+            return told
+        more = f"{without} of {len(self.records)} results were timed under other conditions and have no time here"
+        return f"{told}; {more}" if told else more
 
     def describe(self) -> str:
         """The protocol in one line, for a caption."""

@@ -11,6 +11,7 @@ from typing import Any
 from samplerbench.errors import UserError
 from samplerbench.results.compare import difference
 from samplerbench.results.groups import metric_identities
+from samplerbench.results.names import RowNames, row_order
 
 Record = dict[str, Any]
 
@@ -102,7 +103,9 @@ def pair(ones: Sequence[Record], twos: Sequence[Record], a: str, b: str, metrics
     named = {*parse_selection(a, "--a"), *parse_selection(b, "--b")}
     free = named.union(*(BRINGS.get(name, set()) for name in named))
     keys = [name for name in IDENTITY if name not in free]
-    left, right = _keyed(ones, keys, "--a"), _keyed(twos, keys, "--b")
+    ones, twos = sorted(ones, key=row_order), sorted(twos, key=row_order)
+    names = RowNames([*ones, *twos])
+    left, right = _keyed(ones, keys, "--a", names), _keyed(twos, keys, "--b", names)
     if len(left) == len(right) == 1 and named:
         right = dict(zip(left, right.values(), strict=True))
     common = [key for key in left if key in right]
@@ -110,18 +113,18 @@ def pair(ones: Sequence[Record], twos: Sequence[Record], a: str, b: str, metrics
         raise UserError(
             f"no cell of A has a partner in B with the same {', '.join(keys)}; name what differs with --a and --b."
         )
-    rows = [row for key in common for row in _compare(left[key], right[key], metrics)]
+    rows = [row for key in common for row in _compare(left[key], right[key], metrics, names)]
     if not rows:
         raise UserError("the cells that pair have no metric in common" + (" of those asked for." if metrics else "."))
     return Paired(
         rows,
-        [title(r) for key, r in left.items() if key not in right],
-        [title(r) for key, r in right.items() if key not in left],
+        [title(r, names) for key, r in left.items() if key not in right],
+        [title(r, names) for key, r in right.items() if key not in left],
         _versions(left[common[0]], right[common[0]]),
     )
 
 
-def _keyed(records: Sequence[Record], keys: Sequence[str], flag: str) -> dict[tuple[Any, ...], Record]:
+def _keyed(records: Sequence[Record], keys: Sequence[str], flag: str, names: RowNames) -> dict[tuple[Any, ...], Record]:
     found: dict[tuple[Any, ...], Record] = {}
     for r in records:
         key = tuple(r[name] for name in keys)
@@ -132,23 +135,25 @@ def _keyed(records: Sequence[Record], keys: Sequence[str], flag: str) -> dict[tu
             if apart[0] in FIELDS:
                 todo = f"narrow the selection, like {flag} {apart[0]}={r[apart[0]]}"
             raise UserError(
-                f"{flag}: {title(r)} and {title(other)} both fit, and differ in {' and '.join(apart)}; {todo}."
+                f"{flag}: {title(r, names)} and {title(other, names)} both fit, and differ in "
+                f"{' and '.join(apart)}; {todo}."
             )
         found[key] = r
     return found
 
 
-def _compare(a: Record, b: Record, metrics: Sequence[str]) -> list[Row]:
+def _compare(a: Record, b: Record, metrics: Sequence[str], names: RowNames) -> list[Row]:
+    one, two = title(a, names), title(b, names)
     fields = _differing(a, b, COMPARED)
     common = [m for m in a["metrics"] if m in b["metrics"] and (not metrics or m in metrics)]
     specs = [metric_identities(r) for r in (a, b)]
     fields += [f"metric {m}" for m in common if specs[0].get(m) != specs[1].get(m)]
     if fields:
         raise UserError(
-            f"{title(a)} and {title(b)} were measured under different protocols: they differ in "
+            f"{one} and {two} were measured under different protocols: they differ in "
             f"{', '.join(fields)}; run one of them again as the other."
         )
-    cell = title(a) if title(a) == title(b) else f"{title(a)} → {title(b)}"
+    cell = one if one == two else f"{one} → {two}"
     return [_row(cell, m, a, b) for m in common]
 
 
@@ -188,8 +193,7 @@ def _versions(a: Record, b: Record) -> str:
     return ", ".join(f"{k} {x.get(k)} and {y.get(k)}" for k in dict.fromkeys([*x, *y]) if x.get(k) != y.get(k))
 
 
-def title(record: Record) -> str:
+def title(record: Record, names: RowNames) -> str:
     """`ddim:eta=0.5 + cfg, 50 steps, seed 0`."""
-    guided = f" + {record['guidance']}" if record["guidance"] else ""
     steps = "its own steps" if record["steps"] is None else f"{record['steps']} steps"
-    return f"{record['sampler']}{guided}, {steps}, seed {record['seed']}"
+    return f"{names.row(record)}, {steps}, seed {record['seed']}"

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from samplerbench.results.files import write_atomically
+from samplerbench.results.tensors import DamagedError, load_tensors, save_tensors
 from samplerbench.sampling.cost import Cost, Seconds
 
 PARTIAL = ".partial.safetensors"
 """What follows the key in a checkpoint's name."""
+
+FORMAT = "2"
+"""Of checkpoints. Another one is not read: its cell restarts from scratch."""
 
 
 @dataclass
@@ -27,6 +32,8 @@ class Progress:
         cost: rows counted so far, over all processes.
         seconds: time so far, of the main process.
         resumed: how often the cell was resumed.
+        conditions: what the time was measured under (`samplerbench.results.timings`); {} before any.
+        mixed: whether a part of it was measured under other conditions, so that it is the time of neither.
     """
 
     block: int = 0
@@ -35,34 +42,115 @@ class Progress:
     cost: Cost = field(default_factory=Cost)
     seconds: Seconds = field(default_factory=Seconds)
     resumed: int = 0
+    conditions: dict[str, Any] = field(default_factory=dict)
+    mixed: bool = False
 
 
-def save_partial(file: Path, progress: Progress, states: list[dict[str, Tensor]], shown: Tensor) -> None:
-    """Write progress, the accumulators' states and the images of the grid, atomically, as safetensors."""
-    from safetensors.torch import save
+@dataclass(frozen=True)
+class Extent:
+    """What a checkpoint of a cell must fit into.
 
-    tensors = {f"{i}.{name}": t.contiguous() for i, state in enumerate(states) for name, t in state.items()}
-    data = save({**tensors, "shown": shown.contiguous()}, {"progress": json.dumps(asdict(progress))})
-    write_atomically(file, data)
+    Attributes:
+        metrics: how many metrics are measured.
+        n: images per block.
+        blocks: seed blocks.
+        image_shape: (C, H, W) of the images.
+        keep: how many images the sample grid shows at most.
+    """
+
+    metrics: int
+    n: int
+    blocks: int
+    image_shape: tuple[int, ...]
+    keep: int
 
 
-def load_partial(file: Path, metrics: int) -> tuple[Progress, list[dict[str, Tensor]], Tensor] | None:
-    """What `save_partial` wrote; None where there is nothing, or it is damaged (then the cell starts anew)."""
-    from safetensors import SafetensorError, safe_open
+@dataclass(frozen=True)
+class Partial:
+    """A checkpoint: progress, one state for each metric's accumulator, and (k, C, H, W) uint8, the grid's images."""
 
-    if not file.exists():
-        return None
+    progress: Progress
+    states: list[dict[str, Tensor]]
+    shown: Tensor
+
+
+def save_partial(file: Path, key: str, progress: Progress, states: list[dict[str, Tensor]], shown: Tensor) -> None:
+    """Write a checkpoint of the cell with protocol hash `key`, atomically, as sealed safetensors.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    tensors = {f"{i}.{name}": t for i, state in enumerate(states) for name, t in state.items()}
+    metadata = {"format": FORMAT, "key": key, "progress": json.dumps(asdict(progress))}
+    save_tensors(file, {**tensors, "shown": shown}, metadata)
+
+
+def load_partial(file: Path, key: str, extent: Extent) -> Partial | None:
+    """What `save_partial` wrote; None where there is no file.
+
+    Raises:
+        DamagedError: the file is not as it was written, is of another cell, or does not fit the extent.
+    """
     try:
-        with safe_open(str(file), "pt") as handle:
-            known = json.loads(handle.metadata()["progress"])
-            known |= {"cost": Cost(**known["cost"]), "seconds": Seconds(**known["seconds"])}
-            progress = Progress(**known)
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a dict
-        shown = tensors.pop("shown")
-        states: list[dict[str, Tensor]] = [{} for _ in range(metrics)]
-        for key, tensor in tensors.items():
-            i, _, name = key.partition(".")
-            states[int(i)][name] = tensor
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, IndexError):
+        found = load_tensors(file)
+    except FileNotFoundError:
         return None
-    return progress, states, shown
+    metadata, tensors = found.metadata, dict(found.tensors)
+    if not found.sealed or metadata.get("format") != FORMAT:
+        raise DamagedError("it has no digest, or is of another format")
+    if metadata.get("key") != key:
+        raise DamagedError("it is of another cell")
+    progress = _progress(metadata.get("progress", ""), extent)
+    shown = tensors.pop("shown", None)
+    if shown is None or str(shown.dtype) != "torch.uint8" or tuple(shown.shape[1:]) != extent.image_shape:
+        raise DamagedError("its images are of another shape")
+    if len(shown) > extent.keep:
+        raise DamagedError(f"it has {len(shown)} images, more than the {extent.keep} of a grid")
+    states: list[dict[str, Tensor]] = [{} for _ in range(extent.metrics)]
+    for name, tensor in tensors.items():
+        number, _, inner = name.partition(".")
+        if not (number.isascii() and number.isdigit() and len(number) < 9 and int(number) < extent.metrics and inner):
+            raise DamagedError(f"there is no metric for its tensor {name[:40]!r}")
+        states[int(number)][inner] = tensor
+    return Partial(progress, states, shown)
+
+
+def _progress(text: str, extent: Extent) -> Progress:
+    """Progress from JSON, every field of it checked. Raises DamagedError."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise DamagedError("its progress cannot be read") from None
+    if not isinstance(found, dict) or found.keys() != {f.name for f in fields(Progress)}:
+        raise DamagedError("its progress has other fields")
+    for name, most in (("block", extent.blocks - 1), ("done", extent.n - 1), ("resumed", 10**9)):
+        if type(found[name]) is not int or not 0 <= found[name] <= most:
+            raise DamagedError(f"its {name} is out of range")
+    if type(found["mixed"]) is not bool or not isinstance(found["conditions"], dict):
+        raise DamagedError("its conditions are no conditions")
+    results = found["results"]
+    if not isinstance(results, list) or len(results) != found["block"]:
+        raise DamagedError(f"it does not have the results of {found['block']} finished blocks")
+    for block in results:
+        if not isinstance(block, list) or len(block) != extent.metrics or not all(map(_is_result, block)):
+            raise DamagedError("a result in it is no result")
+    cost = _numbers(found["cost"], Cost)
+    if not all(type(value) is int for value in cost.values()):
+        raise DamagedError("its cost is not a number of rows")
+    found |= {"cost": Cost(**cost), "seconds": Seconds(**_numbers(found["seconds"], Seconds))}
+    return Progress(**found)
+
+
+def _is_result(found: Any) -> bool:
+    """Whether a value is `{}`, or has a "value" that is a number."""
+    return isinstance(found, dict) and (not found or type(found.get("value")) in (int, float))
+
+
+def _numbers(found: Any, kind: type[Cost] | type[Seconds]) -> Mapping[str, Any]:
+    """The fields of a Cost or Seconds, each a finite number of at least 0. Raises DamagedError."""
+    if not isinstance(found, dict) or found.keys() != {f.name for f in fields(kind)}:
+        raise DamagedError(f"its {kind.__name__.lower()} has other fields")
+    for value in found.values():
+        if type(value) not in (int, float) or not 0 <= value < 10**18 or not math.isfinite(value):
+            raise DamagedError(f"its {kind.__name__.lower()} is out of range")
+    return found

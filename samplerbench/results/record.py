@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
 Record = dict[str, Any]
 """A result as plain data: the content of its file."""
+
+DEEPEST = 12
+"""Levels of nesting that a record may have."""
+
+LONGEST = 20_000
+"""Characters that a text in a record may have."""
+
+LARGEST = 1e100
+"""The magnitude that a number in a record may have; a metric's value may also be NaN or infinite."""
+
+NOT_STORED = frozenset({"error", "unmet", "pending", "key"})
+"""What marks the rows of a table that have no result; a stored record has none of them."""
 
 
 def row_name(record: Record) -> str:
@@ -15,62 +28,207 @@ def row_name(record: Record) -> str:
     return record["sampler"] + (f" + {record['guidance']}" if record["guidance"] else "")
 
 
-class MetricEntry(BaseModel):
-    """One metric of a cell."""
-
-    model_config = ConfigDict(extra="allow")
-
-    value: float = Field(description="the metric; over several blocks their mean")
-    sd: float | None = Field(None, description="standard deviation over blocks")
-    blocks: list[float] | None = Field(None, description="the value of each block")
-    features: str = Field(description="feature space")
-    reference: str = Field(description="the real images: name (split, number)")
-    better: str = Field(description="lower or higher", pattern="^(lower|higher)$")
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Positive = Annotated[int, Field(ge=1, le=10**12)]
+Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
+Text = Annotated[str, Field(max_length=LONGEST)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Scalar = StrictBool | int | float | str | None
 
 
-class ResultRecord(BaseModel):
-    """One cell's result: the content of <first 20 digits of the protocol hash>.json."""
+def _optional(**options: Any) -> Any:
+    """A field that may be missing, but is never null."""
+    return Field(default=None, **options)
 
-    model_config = ConfigDict(extra="allow", title="samplerbench result")
 
-    sampler: str = Field(description="spec of the sampler: its name and what differs from the defaults")
+class _Strict(BaseModel):
+    """Types as they are written: true is no number, "3" is no number, 3.5 is no integer."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class MetricEntry(_Strict):
+    """One metric of a cell. What a metric says beside its value is a number, a text, true, false or null."""
+
+    __pydantic_extra__: dict[str, Scalar]
+
+    value: float = Field(description="the metric; over several blocks their mean; may be NaN or infinite")
+    sd: float = _optional(description="standard deviation over blocks")
+    blocks: list[float] = _optional(description="the value of each block", min_length=1)
+    features: Text = Field(description="feature space")
+    reference: Text = Field(description="the real images: name (split, number)")
+    better: Literal["lower", "higher"] = Field(description="lower or higher")
+
+
+class Timing(_Strict):
+    """The time a cell took, and what it was measured under."""
+
+    batch_size: Positive = _optional(description="images at a time")
+    processes: Positive = _optional(description="processes that shared the images")
+    device: Text = _optional(description="like cpu or cuda:0")
+    device_name: Text = _optional(description="name of the GPU; empty on a CPU")
+    threads: Positive = _optional(description="threads of torch")
+    graphs: bool = _optional(description="whether batches were replayed as CUDA graphs")
+    seconds: Amount = Field(description="sampling and quantising, on one process")
+    decoder_seconds: Amount = Field(0, description="from latents to images, on one process; not in seconds")
+    metric_seconds: Amount = Field(description="features and metrics")
+    images_per_second: Amount
+    finished: Text = _optional(description="when it was measured: date and time in UTC")
+
+
+class Plugin(_Strict):
+    """A sampler, guidance or spacing in a protocol."""
+
+    name: Text
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class Features(_Strict):
+    """A feature space in a protocol."""
+
+    name: Text
+
+
+class ReferenceData(_Strict):
+    """The real images in a protocol."""
+
+    name: Text
+    sha256: Text
+
+
+class Protocol(_Strict):
+    """Everything that must be equal for two results to be one experiment. Fields of other versions are allowed."""
+
+    sampler: Plugin = _optional()
+    guidance: Plugin | None = None
+    spacing: Plugin | None = None
+    sigmas: list[float] = _optional()
+    versions: dict[str, Text] = _optional()
+    model: dict[str, Any] = _optional()
+    labels: dict[str, Any] = _optional()
+    n: Positive = _optional()
+    blocks: Positive = _optional()
+    seed: int = _optional(ge=0, lt=2**64)
+    dtype: Text = _optional()
+    compile: bool = _optional()
+    metrics: list[Text] = _optional()
+    metric_sources: dict[str, Text] = _optional(alias="metric sources")
+    classifier: Text | None = None
+    features: Features = _optional()
+    reference: ReferenceData
+
+
+class ResultRecord(Timing):
+    """One cell's result: the content of <first 20 digits of the protocol hash>.json.
+
+    The fields of a timing at the top are those of the first of `timings`; a record of an older version has only them.
+    """
+
+    model_config = ConfigDict(title="samplerbench result")
+
+    sampler: Text = Field(description="spec of the sampler: its name and what differs from the defaults", min_length=1)
     parameters: dict[str, Any] = Field(description="every parameter of the sampler")
-    guidance: str | None = Field(description="spec of the guidance, or null")
-    spacing: str | None = Field(description="spec of the spacing, or null where the sampler has its own")
-    steps: int | None = Field(description="intervals of the σ grid, or null where the sampler chooses", ge=1)
-    budget: int | None = Field(description="network evaluations the steps were chosen to fit into, or null")
-    nfe: float = Field(description="network rows evaluated per image, counted", ge=0)
-    network_backward: float = Field(0, description="network rows differentiated per image, counted", ge=0)
-    classifier_forward: float = Field(description="classifier rows evaluated per image, counted", ge=0)
-    classifier_backward: float = Field(description="classifier rows differentiated per image, counted", ge=0)
-    decoder_passes: float = Field(0, description="autoencoder rows decoded per image, counted; not in nfe", ge=0)
-    n: int = Field(description="images per block", ge=1)
-    blocks: int = Field(description="disjoint blocks of images", ge=1)
-    seed: int = Field(ge=0)
-    model: str
-    labels: str
-    metrics: dict[str, MetricEntry]
-    seconds: float = Field(description="sampling and quantising, on one process", ge=0)
-    decoder_seconds: float = Field(0, description="from latents to images, on one process; not in seconds", ge=0)
-    metric_seconds: float = Field(description="features and metrics", ge=0)
-    images_per_second: float = Field(ge=0)
-    protocol: str = Field(description="sha256 of protocol_fields in canonical JSON", pattern="^[0-9a-f]{64}$")
-    protocol_fields: dict[str, Any] = Field(
-        description="everything that must be equal for two results to be one experiment"
+    guidance: Text | None = Field(description="spec of the guidance, or null")
+    spacing: Text | None = Field(description="spec of the spacing, or null where the sampler has its own")
+    steps: Positive | None = Field(description="intervals of the σ grid, or null where the sampler chooses")
+    budget: Positive | None = Field(description="network evaluations the steps were chosen to fit into, or null")
+    nfe: Amount = Field(description="network rows evaluated per image, counted")
+    network_backward: Amount = Field(0, description="network rows differentiated per image, counted")
+    classifier_forward: Amount = Field(description="classifier rows evaluated per image, counted")
+    classifier_backward: Amount = Field(description="classifier rows differentiated per image, counted")
+    decoder_passes: Amount = Field(0, description="autoencoder rows decoded per image, counted; not in nfe")
+    n: Positive = Field(description="images per block")
+    blocks: Positive = Field(description="disjoint blocks of images")
+    seed: int = Field(ge=0, lt=2**64)
+    model: Text
+    labels: Text
+    metrics: dict[Annotated[str, Field(min_length=1, max_length=LONGEST)], MetricEntry]
+    timings: list[Timing] = _optional(
+        description="a time for each set of conditions; empty where none is of one set alone"
     )
-    versions: dict[str, str]
-    seal: str = Field(description="sha256 of everything else: tells an edited file", pattern="^[0-9a-f]{64}$")
+    resumed: Count = _optional(description="how often the cell was resumed from a checkpoint")
+    protocol: Sha256 = Field(description="sha256 of protocol_fields in canonical JSON")
+    protocol_fields: Protocol = Field(description="everything that must be equal for two results to be one experiment")
+    versions: dict[str, Text]
+    seal: Sha256 = Field(description="sha256 of everything else: tells an edited file")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ResultRecord:
+        for name, entry in self.metrics.items():
+            if entry.blocks is not None and len(entry.blocks) != self.blocks:
+                raise ValueError(f"{name} has {len(entry.blocks)} blocks, not {self.blocks}")
+        found = self.protocol_fields
+        for name in ("n", "blocks", "seed"):
+            if getattr(found, name) not in (None, getattr(self, name)):
+                raise ValueError(f"{name} is not the protocol's")
+        if "guidance" in found.model_fields_set and (found.guidance is None) != (self.guidance is None):
+            raise ValueError("guidance is not the protocol's")
+        if marks := NOT_STORED & (self.__pydantic_extra__ or {}).keys():
+            raise ValueError(f"a result has no {min(marks)}")
+        return self
 
 
-def schema_errors(record: dict[str, Any]) -> list[str]:
-    """What in a record does not fit the schema, one line each."""
+def schema_errors(record: Any) -> list[str]:
+    """What in a record does not fit the schema, one line each; [] for a valid one."""
+    if not isinstance(record, dict):
+        return ["it is no JSON object"]
+    if problem := _unfit(record):
+        return [problem]
     try:
         ResultRecord.model_validate(record)
     except ValidationError as error:
-        return [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        return [_line(e["loc"], e["msg"]) for e in error.errors(include_url=False, include_input=False)]
     return []
+
+
+def _line(place: tuple[int | str, ...], message: str) -> str:
+    where = ".".join(str(part) for part in place)
+    return f"{where[:100]}: {message[:200]}" if where else message[:200]
+
+
+def _unfit(record: Record) -> str | None:
+    """The first thing that no field may be: nested too deeply, too long, too large, or text that is no Unicode."""
+    level: list[Any] = [record]
+    for _ in range(DEEPEST):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += [*value.keys(), *value.values()]
+            elif isinstance(value, list):
+                inner += value
+            elif isinstance(value, str):
+                if len(value) > LONGEST:
+                    return f"a text is longer than {LONGEST} characters"
+                if not _is_unicode(value):
+                    return "a text is no valid Unicode"
+            elif isinstance(value, int) and abs(value) >= 2**64:
+                return "a whole number is out of range"
+            elif isinstance(value, float) and LARGEST < abs(value) < math.inf:
+                return f"a number is larger than {LARGEST:.0e}"
+        if not inner:
+            return None
+        level = inner
+    return f"it is nested more than {DEEPEST} levels deep"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
+        return False
+    return True
 
 
 def json_schema() -> dict[str, Any]:
     """The published JSON Schema."""
-    return ResultRecord.model_json_schema()
+    return _without_null_defaults(ResultRecord.model_json_schema())
+
+
+def _without_null_defaults(schema: Any) -> Any:
+    """The schema without `"default": null` where null is not allowed."""
+    if isinstance(schema, list):
+        return [_without_null_defaults(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    missing = "default" in schema and schema["default"] is None and "anyOf" not in schema
+    return {k: _without_null_defaults(v) for k, v in schema.items() if not (missing and k == "default")}

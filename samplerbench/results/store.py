@@ -4,109 +4,121 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from samplerbench.errors import UserError
-from samplerbench.results.files import write_atomically
+from samplerbench.results.claims import Claims
+from samplerbench.results.files import LARGEST_TEXT, read_regular, refuse_links, set_aside, write_atomically
+from samplerbench.results.record import Record, schema_errors
 from samplerbench.results.seal import digest
+from samplerbench.text import printable
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A result file: its record, or what keeps it from being used, as a clause: "damaged or edited"."""
+
+    file: Path
+    record: Record | None
+    problem: str = ""
 
 
 class Store:
-    """A folder of results."""
+    """A folder of results.
+
+    Whoever reads one gets valid records only: whole, as they were sealed, under their own name, and of the schema.
+    Only a run, which writes into the folder anyway, sets aside what it cannot use; other readers name it and rename
+    nothing. Symbolic links within the folder are not followed.
+
+    Attributes:
+        folder: where the results lie.
+        claims: which run works on which cell.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.claims = Claims(folder / ".locks")
 
     def prepare(self) -> None:
-        """Make the folder, and see that it can be written to, before anything long begins."""
+        """Make the folder, and see that it can be written to, before anything long begins. Raises UserError."""
+        refuse_links(self.folder / ".locks", self.folder)
         probe = self.folder / f".probe-{os.getpid()}"
         write_atomically(probe, b"")
         probe.unlink(missing_ok=True)
-
-    @contextmanager
-    def claim(self, key: str) -> Iterator[None]:
-        """Hold a cell while it is worked on; waits while another run holds it.
-
-        The lock is the operating system's (flock), so it ends with its owner, however that ends.
-        """
-        lock = FileLock(self._lock(key))
-        try:
-            self._lock(key).parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except OSError as error:
-            raise UserError(
-                f"cannot write in {self.folder}: {error.strerror or error}; choose another --out."
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def is_claimed(self, key: str) -> bool:
-        """Whether another run holds the cell right now."""
-        file = self._lock(key)
-        if not file.exists():
-            return False
-        lock = FileLock(file)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return True
-        lock.release()
-        return False
-
-    def _lock(self, key: str) -> Path:
-        return self.folder / ".locks" / f"{key[:20]}.lock"
 
     def path(self, key: str, suffix: str = ".json") -> Path:
         """The file of a protocol hash."""
         return self.folder / f"{key[:20]}{suffix}"
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        """The result with this protocol hash, or None where there is none that is whole and unedited.
+    def get(self, key: str) -> Record | None:
+        """The result with this protocol hash, or None where there is none that is valid.
 
-        A file that is damaged or was edited is set aside as NAME.json.damaged, so that its cell is run again.
+        A file that is not valid is set aside as NAME.json.damaged with a line on stderr, so that its cell is run again.
         """
         file = self.path(key)
-        try:
-            record = json.loads(file.read_text("utf-8"))
-        except FileNotFoundError:
+        if not os.path.lexists(file):
             return None
-        except (OSError, ValueError):
-            record = None
-        if isinstance(record, dict) and sound(record) and record["protocol"] == key:
-            return record
-        with suppress(OSError):
-            os.replace(file, file.with_name(file.name + ".damaged"))
+        found = read(file)
+        if found.record is not None and found.record["protocol"] == key:
+            return found.record
+        self.set_aside(file, found.problem or "of another cell")
         return None
 
-    def records(self) -> Iterator[tuple[Path, dict[str, Any] | None]]:
-        """Every result file of the folder, by name, with its record; None for one that is damaged or was edited."""
+    def set_aside(self, file: Path, problem: str) -> None:
+        """Rename a file that cannot be used to NAME.damaged, and say so in one line on stderr."""
+        target = set_aside(file)
+        where = "it cannot be renamed" if target is None else f"it is kept as {target.name}"
+        print(
+            f"samplerbench: warning: {printable(file.name)} is not used: {printable(problem)}; {where}, and its cell "
+            "starts from the beginning.",
+            file=sys.stderr,
+        )
+
+    def entries(self) -> Iterator[Entry]:
+        """Every result file of the folder, by name: *.json, whatever it is. Nothing is changed."""
         for file in sorted(self.folder.glob("*.json")):
-            try:
-                record = json.loads(file.read_text("utf-8"))
-            except (OSError, ValueError):
-                record = None
-            whole = isinstance(record, dict) and sound(record) and file.stem == record["protocol"][:20]
-            yield file, record if whole else None
+            yield read(file)
+
+    def records(self) -> Iterator[tuple[Path, Record | None]]:
+        """The same as pairs of the file and its record; None for one that is not valid."""
+        for entry in self.entries():
+            yield entry.file, entry.record
 
     def put(self, record: dict[str, Any]) -> Path:
         """Write a result, sealed with the hash of its content."""
+        record = {k: v for k, v in record.items() if k != "seal"}
         sealed = {**record, "seal": digest(record)}
         file = self.path(record["protocol"])
         write_atomically(file, (json.dumps(sealed, indent=2, ensure_ascii=False) + "\n").encode())
         return file
 
 
-def sound(record: dict[str, Any]) -> bool:
+def read(file: Path) -> Entry:
+    """A result file, checked: a regular file of JSON, sealed, named by its protocol's hash, and of the schema."""
+    try:
+        text = read_regular(file, LARGEST_TEXT)
+    except OSError as error:
+        return Entry(file, None, f"cannot be read ({error.strerror or error})")
+    try:
+        record = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return Entry(file, None, "damaged or edited")
+    if not isinstance(record, dict) or not sound(record):
+        return Entry(file, None, "damaged or edited")
+    if errors := schema_errors(record):
+        return Entry(file, None, f"not a result of this version ({errors[0]})")
+    if file.stem != record["protocol"][:20]:
+        return Entry(file, None, "renamed: its name is not that of its protocol")
+    return Entry(file, record)
+
+
+def sound(record: Record) -> bool:
     """Whether a record is as it was written: its seal fits its content, its key fits its protocol."""
     content = {k: v for k, v in record.items() if k != "seal"}
     try:
         return record["seal"] == digest(content) and record["protocol"] == digest(record["protocol_fields"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return False

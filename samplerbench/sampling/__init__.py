@@ -10,14 +10,19 @@ from samplerbench.options import option
 from samplerbench.sampling.denoiser import Denoiser, Prediction, Sigma, coefficient
 from samplerbench.sampling.guidance import Guidance
 from samplerbench.sampling.noise import Noise
+from samplerbench.sampling.process import RECTIFIED_FLOW, VARIANCE_EXPLODING, VARIANCE_PRESERVING, Process
 from samplerbench.sampling.sampler import Sampler, Step, intervals
 from samplerbench.sampling.spacing import Spacing
 
 __all__ = [
+    "RECTIFIED_FLOW",
+    "VARIANCE_EXPLODING",
+    "VARIANCE_PRESERVING",
     "Denoiser",
     "Guidance",
     "Noise",
     "Prediction",
+    "Process",
     "Sampler",
     "Sigma",
     "Spacing",

@@ -48,6 +48,10 @@ class Sampler(Configurable, ABC):
     even_in: ClassVar[Literal["log sigma", "sigma"]] = "log sigma"
     """The variable in which the grid is even when the order of convergence is measured."""
 
+    uniform_steps_only: ClassVar[bool] = False
+    """Whether the order of convergence is claimed on grids even in `even_in` only, as of constant multistep weights.
+    A method without it must keep its order on uneven grids, where `samplerbench check` measures it too."""
+
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the method asks of a model besides D: "posterior variance", estimated once per model and level;
     "autoencoder", the one whose latents are the state. A model that lacks one is refused before anything runs."""
@@ -78,9 +82,20 @@ class Sampler(Configurable, ABC):
     def convergence(self) -> int | None:
         """The order of convergence that the method claims on the probability-flow ODE; None where it claims none.
 
-        `samplerbench check` measures it on exact problems: on grids even in log σ, or in σ where `even_in` says so.
+        The claim is for a start at large noise, σ ≫ the data, where D hardly changes in the first steps. A multistep
+        method whose first steps are of lower order needs that; what it claims from any other start is
+        `convergence_from_any_start`. `samplerbench check` measures both on exact problems, on grids even in log σ (in
+        σ where `even_in` says so) and, unless `uniform_steps_only`, on uneven grids.
         """
         return None
+
+    def convergence_from_any_start(self) -> int | None:
+        """The order claimed where the start is at a noise level of the data's size: no less than this is measured.
+
+        `convergence` unless overridden. A multistep method that starts with a step of order 1 has 2 at most: the error
+        of that step, O(h²), stays to the end.
+        """
+        return self.convergence()
 
 
 def planned_nfe(sampler: Sampler, steps: int) -> int | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from samplerbench import registry
 from samplerbench.boundary import plugin_call
 from samplerbench.errors import UserError
+from samplerbench.limits import MAX_STEPS
 from samplerbench.options import Configurable
 from samplerbench.sampling.sampler import Sampler
 
@@ -45,11 +46,11 @@ class Spacing(Configurable, ABC):
         return torch.cat([levels[index.long()], levels.new_zeros(1)])
 
 
-def pick_spacing(sampler: Sampler, requested: str | Spacing | None = None) -> Spacing:
+def pick_spacing(sampler: Sampler | type[Sampler], requested: str | Spacing | None = None) -> Spacing:
     """The spacing of every run, figure, check and scheduler.
 
     Args:
-        sampler: the sampler.
+        sampler: the sampler, or its class.
         requested: a spec or an instance; None is the sampler's own spacing, or the toolkit's default if it has none.
 
     Raises:
@@ -68,6 +69,8 @@ def make_grid(spacing: Spacing, levels: Tensor, steps: int) -> Tensor:
     """
     if steps < 1:
         raise UserError(f"--steps {steps}: at least 1 step is needed.")
+    if steps > MAX_STEPS:
+        raise UserError(f"--steps {steps}: at most {MAX_STEPS:,} are possible.")
     with plugin_call(spacing, f"in grid for {steps} steps"):
         grid = spacing.grid(levels.double().clone(), steps)
     if not isinstance(grid, Tensor) or grid.is_complex() or grid.layout != torch.strided or grid.is_meta:

@@ -22,7 +22,7 @@ from samplerbench.data.pixels import dequantise
 from samplerbench.errors import SamplerbenchError
 from samplerbench.metrics import Accumulator, Batch, Context, FeatureStore, Layer, Metric, Moments, Reference
 from samplerbench.metrics.extractors import DIGITS, Extractor, load_extractor
-from samplerbench.results.partial import Progress, load_partial, save_partial
+from samplerbench.results.partial import Extent, Progress, load_partial, save_partial
 from samplerbench.sampling import Sampler
 from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.testing.checks import NotApplicableError
@@ -287,11 +287,11 @@ def check_checkpoint(metric: Metric) -> str:
         require(not wrong, f"the state's {wrong[0] if wrong else ''} is no tensor under a name")
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "cell.safetensors"
-            save_partial(file, Progress(), [state], torch.zeros(0))
-            loaded = load_partial(file, 1)
+            save_partial(file, "", Progress(), [state], torch.zeros(0, 1, 1, 1, dtype=torch.uint8))
+            loaded = load_partial(file, "", Extent(1, 1, 1, (1, 1, 1), 0))
         require(loaded is not None, "the checkpoint cannot be read again")
         assert loaded is not None
-        after = _merged(metric, [s for s in loaded[1] if s], whole.context)
+        after = _merged(metric, [s for s in loaded.states if s], whole.context)
         after.update(second) if states else after.update(whole.batch)
         values.append(_value(after))
         names |= state.keys()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from samplerbench.errors import UserError
 from samplerbench.models import Model, ModelSource
 from samplerbench.models.model import Bound
+from samplerbench.models.sample import start_states
 from samplerbench.sampling import Sigma
 from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.noise import Purpose, normal
@@ -61,8 +62,7 @@ def _some(model: Model, parts: tuple[float, ...] = (0.0, 0.3, 0.6, 1.0)) -> list
 
 def _state(model: Model, sigma: float, n: int, first: int = 0) -> Tensor:
     """Samples first … first+n-1 as a run at level sigma would begin with them, (n, C, H, W) float32."""
-    z = normal(0, Purpose.PRIOR, torch.arange(first, first + n), 0, model.shape)
-    return model.prior(z.float(), sigma)
+    return start_states(model, sigma, torch.arange(first, first + n), dtype=torch.float32)
 
 
 def _labels(model: Model, n: int) -> Tensor | None:
@@ -296,15 +296,15 @@ def check_nfe(source: ModelSource) -> str:
 
 
 def check_prior(source: ModelSource) -> str:
-    """A run starts with the variance 1+σ² where variance_preserving says so, else σ²; or with that of x₀ + σ z."""
+    """A run starts with the variance that the model's process says (1+σ² for VP, σ² for VE), or that of x₀ + σ z."""
     model = _model(source)
     near = float(model.levels[int(model.levels.log().abs().argmin())])
     z = normal(0, Purpose.PRIOR, torch.arange(2), 0, model.shape)
-    preserving = bool(model.variance_preserving)
-    expected = {"variance_preserving is true": 1.0} if preserving else {"variance_preserving is false": 0.0}
+    expected: dict[str, float] = {}
     with suppress(NotApplicableError):  # a model need not say what it was trained on
         expected["of x₀ + σ z"] = _noised(model)[3] ** 2
     for sigma in (near, float(model.levels[-1])):
+        expected[f"the process is {model.process.name}"] = model.process.prior_scale(sigma) ** 2 - sigma**2
         for dtype in (torch.float32, torch.float64):
             start = model.prior(z.to(dtype), sigma)
             require(start.shape == z.shape, f"the start from z {tuple(z.shape)} is {tuple(start.shape)}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from samplerbench.models.exact import ExactModel, _model, exact
 from samplerbench.models.latent import Autoencoder
+from samplerbench.models.sample import prepare_model, sample_states, start_batch, start_states
 from samplerbench.sampling import Denoiser, Guidance, Noise, Prediction, Sampler, Sigma
-from samplerbench.sampling.driver import drive
 from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.sampling.spacing import make_grid, pick_spacing
@@ -51,8 +51,7 @@ def _grid(sampler: Sampler, model: ExactModel, steps: int) -> Tensor:
 
 def _prepare(sampler: Sampler, model: ExactModel, grid: Tensor) -> None:
     """Give the model what the sampler needs besides D."""
-    if "posterior variance" in sampler.needs:
-        model.estimate_posterior_variances(grid)
+    prepare_model(model, sampler, grid)
     if "autoencoder" in sampler.needs:  # the states stand for latents, scaled by a half
         model.autoencoder = Autoencoder(torch.nn.Identity(), model.shape, model.shape, 0.5)
 
@@ -77,9 +76,7 @@ def _run(
     grid = _grid(sampler, model, steps)
     _prepare(sampler, model, grid)
     index = torch.arange(first, first + batch)
-    x = model.prior(normal(seed, Purpose.PRIOR, index, 0, model.shape).to(dtype), float(grid[0]))
-    noise = Noise(seed, index, model.shape, dtype)
-    return drive(sampler, model.denoiser(labels, batch, guidance), x, grid, noise)
+    return sample_states(model, sampler, grid, index, labels, guidance=guidance, seed=seed, dtype=dtype)
 
 
 def _draws(sampler: Sampler, steps: int = 4) -> int:
@@ -87,11 +84,9 @@ def _draws(sampler: Sampler, steps: int = 4) -> int:
     model = _problem("mixture")
     grid = _grid(sampler, model, steps)
     _prepare(sampler, model, grid)
-    index = torch.arange(2)
-    x = model.prior(normal(0, Purpose.PRIOR, index, 0, model.shape), float(grid[0]))
-    noise = Noise(0, index, model.shape, torch.float64)
-    drive(sampler, model.denoiser(None, 2), x, grid, noise)
-    return noise.draws
+    batch = start_batch(model, sampler, grid, torch.arange(2))
+    batch.states()
+    return batch.noise.draws
 
 
 def check_one_step(sampler: Sampler) -> str:
@@ -134,7 +129,7 @@ def check_first_evaluation(sampler: Sampler) -> str:
     mean, seen = 0.3, []
 
     class Watching(Denoiser):
-        levels, variance_preserving = model.levels, model.variance_preserving
+        levels, process = model.levels, model.process
 
         def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
             level = float(sigma) if not isinstance(sigma, Tensor) or sigma.ndim == 0 else float(sigma.max())
@@ -187,14 +182,79 @@ def check_order(sampler: Sampler) -> str:
     return ", ".join(found) + (f" (claims {claimed})" if claimed is not None else " (claims none)")
 
 
-def measure_order(sampler: Sampler, problem: str) -> tuple[float, float]:
+SMALL_STARTS = (5.0, 2.0)
+"""Noise levels of the data's size, from which a multistep method's first steps cost it accuracy."""
+
+Shape = Literal["even", "karras", "alternating"]
+UNEVEN: tuple[Shape, ...] = ("karras", "alternating")
+
+
+def check_order_from_small_noise(sampler: Sampler) -> str:
+    """Started at a noise level of the data's size, the order is no less than `convergence_from_any_start` says."""
+    claimed = _claim_to_measure(sampler, sampler.convergence_from_any_start())
+    found = []
+    for start in SMALL_STARTS:
+        slope, _ = measure_order(sampler, "mixture", start, counts=_few(claimed))
+        found.append(f"from σ = {start:g}: {slope:.2f}")
+        require(
+            slope >= claimed - 0.2,
+            f"started at σ = {start:g}, the order on the mixture is {slope:.2f}; it claims {claimed} from any start "
+            "(`convergence_from_any_start`)",
+        )
+    return ", ".join(found) + f" (claims {claimed})"
+
+
+def check_order_on_uneven_steps(sampler: Sampler) -> str:
+    """The order holds where the steps are uneven, too: on Karras' grid, and where long and short steps alternate."""
+    claimed = _claim_to_measure(sampler, sampler.convergence())
+    if sampler.uniform_steps_only:
+        raise NotApplicableError("it claims its order on even steps only (uniform_steps_only)")
+    found = []
+    for shape in UNEVEN:
+        slope, _ = measure_order(sampler, "mixture", shape=shape, counts=_few(claimed))
+        found.append(f"{shape} {slope:.2f}")
+        require(
+            slope >= claimed - 0.2,
+            f"on {shape} steps the order on the mixture is {slope:.2f}; it claims {claimed}. Use the actual step "
+            "sizes, or set uniform_steps_only",
+        )
+    return ", ".join(found) + f" (claims {claimed})"
+
+
+def _claim_to_measure(sampler: Sampler, claimed: int | None) -> int:
+    """The claimed order. Raises NotApplicableError where there is none to measure."""
+    _require_solver(sampler)
+    if claimed is None or sampler.nfe(1) is None:
+        raise NotApplicableError("it claims no order" if claimed is None else "it chooses its own steps")
+    if sampler.own_grid:
+        raise NotApplicableError("it has a grid of its own")
+    if _draws(sampler):
+        raise NotApplicableError("stochastic: see moments")
+    return claimed
+
+
+def _few(claimed: int) -> tuple[int, ...]:
+    """Numbers of steps for a quick measurement: a method of order 1 shows its order soon."""
+    return (16, 32, 64, 128) if claimed == 1 else (32, 64, 128, 256, 512)
+
+
+def measure_order(
+    sampler: Sampler,
+    problem: str,
+    start: float | None = None,
+    shape: Shape = "even",
+    counts: Sequence[int] | None = None,
+) -> tuple[float, float]:
     """The order of convergence of a deterministic sampler on an exact problem, and its 95% margin.
 
-    The grid ends at a fixed σ > 0 and is even in log σ (157 → 0.1), or in σ (20 → 1) where the sampler's `even_in`
-    says so. The order is minus the slope of log error over log N over the last four N; errors near
-    rounding are left out.
+    The order is minus the slope of log error over log N, over the last four N. Errors near rounding are left out.
+
+    Args:
+        sampler: a sampler that draws no noise and takes the grid it is given.
+        problem: "gaussian" or "mixture".
+        start, shape, counts: as in `order_errors`.
     """
-    errors = order_errors(sampler, problem)
+    errors = order_errors(sampler, problem, start, shape, counts)
     kept = [(n, e) for n, e in errors if e > 1e-10]  # below it the reference solution is no better
     kept = kept[-4:] if len(kept) >= 3 else errors[:3]
     logs = np.log(np.array(kept))
@@ -206,31 +266,58 @@ def measure_order(sampler: Sampler, problem: str) -> tuple[float, float]:
     return -float(slope), float(margin)
 
 
-def order_errors(sampler: Sampler, problem: str) -> list[tuple[int, float]]:
-    """(N, root mean square error against the exact solution) for N = 32 … 1024, or 256 … 4096 on a grid even in σ."""
-    model = _problem(problem)
-    start, end = (20.0, 1.0) if sampler.even_in == "sigma" else (157.0, 0.1)
+def order_errors(
+    sampler: Sampler,
+    problem: str,
+    start: float | None = None,
+    shape: Shape = "even",
+    counts: Sequence[int] | None = None,
+) -> list[tuple[int, float]]:
+    """(N, root mean square error against the exact solution) at several N.
+
+    Args:
+        sampler: a sampler that draws no noise and takes the grid it is given.
+        problem: "gaussian" or "mixture".
+        start: the first noise level; None: 157, or 20 where the sampler's `even_in` is "sigma". The last is 0.1, or 1;
+            from a start below 5 on a grid even in σ, 0.2.
+        shape: "even" in the sampler's `even_in`; "alternating" there, each long step followed by one half as long; or
+            "karras", with ρ = 7.
+        counts: the N, even numbers; None: 32 ... 1024, or 256 ... 4096 on a grid even in σ.
+    """
+    model, in_sigma = _problem(problem), sampler.even_in == "sigma"
+    first = start or (20.0 if in_sigma else 157.0)
+    end = (0.2 if first < 5 else 1.0) if in_sigma else 0.1
     index = torch.arange(4)
-    x = model.prior(normal(0, Purpose.PRIOR, index, 0, model.shape), start)
-    truth = _truth(problem, start, end)
+    truth = _truth(problem, first, end)
     found = []
     # On a grid even in σ the small levels are met late, and so is the asymptotic regime.
-    counts = (256, 512, 1024, 2048, 4096) if sampler.even_in == "sigma" else (32, 64, 128, 256, 512, 1024)
-    for n in counts:
-        if sampler.even_in == "sigma":
-            grid = torch.linspace(start, end, n + 1, dtype=torch.float64)
-        else:
-            grid = torch.linspace(math.log(start), math.log(end), n + 1, dtype=torch.float64).exp()
-        grid[0], grid[-1] = start, end
-        final = drive(sampler, model.denoiser(None, 4), x, grid, Noise(0, index, model.shape, torch.float64))
+    for n in counts or ((256, 512, 1024, 2048, 4096) if in_sigma else (32, 64, 128, 256, 512, 1024)):
+        grid = _measuring_grid(first, end, n, shape, in_sigma)
+        final = sample_states(model, sampler, grid, index)
         found.append((n, float((final - truth).square().mean().sqrt())))
     return found
+
+
+def _measuring_grid(start: float, end: float, n: int, shape: Shape, in_sigma: bool) -> Tensor:
+    """(n+1,) float64 from start to end, both above 0."""
+    lengths = torch.ones(n, dtype=torch.float64)
+    if shape == "alternating":
+        lengths[::2] = 2
+    share = torch.cat([lengths.new_zeros(1), lengths.cumsum(0) / lengths.sum()])
+    if shape == "karras":
+        grid = (start ** (1 / 7) + share * (end ** (1 / 7) - start ** (1 / 7))) ** 7
+    elif in_sigma:
+        grid = start + share * (end - start)
+    else:
+        grid = (math.log(start) + share * (math.log(end) - math.log(start))).exp()
+    grid[0], grid[-1] = start, end
+    return grid
 
 
 @cache
 def _truth(problem: str, start: float, end: float) -> Tensor:
     model = _problem(problem)
-    return model.solve(model.prior(normal(0, Purpose.PRIOR, torch.arange(4), 0, model.shape), start), start, end)
+    return model.solve(start_states(model, start, torch.arange(4)), start, end)
 
 
 def _adaptive_error(sampler: Sampler) -> str:
@@ -309,10 +396,7 @@ def check_no_state(sampler: Sampler) -> str:
     _prepare(sampler, model, grid)
 
     def start(first: int) -> Iterator[Tensor]:
-        index = torch.arange(first, first + 2)
-        x = model.prior(normal(0, Purpose.PRIOR, index, 0, model.shape), float(grid[0]))
-        noise = Noise(0, index, model.shape, torch.float64)
-        return (step.x for step in sampler.steps(model.denoiser(None, 2), x, grid, noise))
+        return (step.x for step in start_batch(model, sampler, grid, torch.arange(first, first + 2)).steps())
 
     with torch.no_grad():
         alone = [list(start(0)), list(start(2))]
@@ -368,11 +452,10 @@ def check_no_writes(sampler: Sampler) -> str:
     model = _problem("mixture")
     grid = _grid(sampler, model, 6)
     _prepare(sampler, model, grid)
-    index = torch.arange(3)
-    x = model.prior(normal(0, Purpose.PRIOR, index, 0, model.shape), float(grid[0]))
-    kept, copies = [x, grid], [x.clone(), grid.clone()]
+    batch = start_batch(model, sampler, grid, torch.arange(3))
+    kept, copies = [batch.x, grid], [batch.x.clone(), grid.clone()]
     with torch.no_grad():
-        for step in sampler.steps(model.denoiser(None, 3), x, grid, Noise(0, index, model.shape, torch.float64)):
+        for step in batch.steps():
             tensors = [step.x] if step.x0 is None else [step.x, step.x0]
             kept += tensors
             copies += [t.clone() for t in tensors]
@@ -396,6 +479,8 @@ CHECKS: Checks = [
     ("nfe", check_nfe),
     ("levels", check_first_evaluation),
     ("order", check_order),
+    ("order-start", check_order_from_small_noise),
+    ("order-uneven", check_order_on_uneven_steps),
     ("moments", check_moments),
     ("terminal", check_terminal),
     ("batch-split", check_batch_split),

@@ -133,7 +133,7 @@ class AutoencoderTask(Task):
     @torch.no_grad()
     def preview(self, network: nn.Module, file: Path) -> None:
         """Rows of images, each with the row of their reconstructions (from the posterior's mean) below it."""
-        from samplerbench.report.grid import save_grid
+        from samplerbench.data.grid import save_grid
 
         autoencoder: Any = network.autoencoder
         rows = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from samplerbench.data import ImageSet
-    from samplerbench.training.loop import TrainResult, TrainSettings
+    from samplerbench.training.settings import TrainResult, TrainSettings
 
 CARD = "samplerbench.json"
 

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from samplerbench.data import ImageSet
 from samplerbench.errors import UserError
-from samplerbench.models.files import hash_files
+from samplerbench.models.fields import Fields
+from samplerbench.models.files import check_no_code, check_weights, hash_files
 from samplerbench.training.autoencoder import encoded
 from samplerbench.training.loop import StepRandom
 from samplerbench.training.unet import UNetSettings, UNetTask
+from samplerbench.untrusted import read_json, reason, user_path
 
 _CPU = torch.device("cpu")
 
@@ -45,7 +47,7 @@ class LatentUNetTask(UNetTask):
                 f"{data.name} has {data.shape[0]}."
             )
         self.factor = float(config.scaling_factor)
-        self.weights = hash_files(sorted(Path(autoencoder).expanduser().glob("*.safetensors")))
+        self.weights = hash_files(sorted(user_path(autoencoder).glob("*.safetensors")))
         parts = [
             torch.cat([mean, (logarithm / 2).exp()], 1).cpu() for _, mean, logarithm in encoded(self.autoencoder, data)
         ]
@@ -94,20 +96,29 @@ def load_autoencoder(folder: str) -> Any:
         UserError: no such folder, or no such autoencoder in it.
     """
     from diffusers import AutoencoderKL
-    from safetensors import SafetensorError
 
-    path = Path(folder).expanduser()
+    path = user_path(folder)
     if not (path / "config.json").exists() or not list(path.glob("*.safetensors")):
         raise UserError(
             f"no autoencoder in {folder}: config.json and weights in safetensors are not both there; "
             "`samplerbench train autoencoder` makes one."
         )
+    complaint = f"{folder} cannot be loaded as an AutoencoderKL"
+    fields = Fields(read_json(path / "config.json", complaint), f"{folder}: config.json")
+    check_no_code(fields.values, complaint)
+    check_weights(path, path.glob("*.safetensors"), None, complaint)
+    fields.number("scaling_factor", 1e-12, 1e12, 1.0)
     try:
         found, info = AutoencoderKL.from_pretrained(
-            path, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+            path,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be loaded as an AutoencoderKL: {error}") from None
+    except Exception as error:  # what diffusers raises for a configuration of its classes has no end
+        raise UserError(f"{complaint}: {reason(error)}") from None
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{folder} is no whole AutoencoderKL: its weights lack {len(missing)} tensors, {missing[0]}.")
     return found.requires_grad_(False).eval()

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,32 +21,11 @@ from torch import Tensor, nn
 from samplerbench.data import ImageSet
 from samplerbench.data.pixels import dequantise
 from samplerbench.errors import RunError, UserError
+from samplerbench.results.tensors import DamagedError, load_tensors, save_tensors
 from samplerbench.text import console, printable, say
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How long and how fast to learn.
-
-    batch_size: over all processes. compile: with torch.compile. minutes: stop at a checkpoint after so long, to be gone
-    on with later; 0 is never.
-    """
-
-    steps: int = 10_000
-    batch_size: int = 128
-    lr: float = 1e-3
-    warmup: int = 500
-    schedule: Literal["constant", "cosine"] = "cosine"
-    weight_decay: float = 0.0
-    ema_decay: float = 0.999
-    grad_clip: float = 1.0
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    seed: int = 0
-    checkpoint_every: int = 1000
-    sample_every: int = 0
-    cpu: bool = False
-    compile: bool = False
-    minutes: float = 0.0
+from samplerbench.training.card import write_card
+from samplerbench.training.settings import TrainResult, TrainSettings
+from samplerbench.untrusted import parse_json, reason
 
 
 class StepRandom:
@@ -108,17 +86,6 @@ class Task(ABC):
     def preview(self, network: nn.Module, file: Path) -> None:
         """Write a picture of what the network can do so far; a network that makes no pictures writes none."""
         return
-
-
-@dataclass
-class TrainResult:
-    """What a training run did: for the card."""
-
-    steps: int
-    images_seen: int
-    seconds: float
-    loss: float
-    resumed: bool
 
 
 def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
@@ -226,8 +193,6 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
         result = before
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        from samplerbench.training.card import write_card
-
         with _ema_weights(ema, network):
             network.eval()
             figures = task.save(network, out)
@@ -301,8 +266,6 @@ def _save_checkpoint(
     result: TrainResult,
     scaler: Any,
 ) -> None:
-    from safetensors.torch import save_file
-
     tensors = {f"model.{i}": p.detach() for i, p in enumerate(network.parameters())}
     tensors |= {f"buffer.{i}": b for i, b in enumerate(network.buffers())}
     tensors |= {f"ema.{i}": p for i, p in enumerate(ema.shadow_params)}
@@ -315,12 +278,7 @@ def _save_checkpoint(
         "ema_steps": str(ema.optimization_step),
         "scaler": json.dumps(scaler.state_dict() if scaler is not None else {}),
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata)
-    with open(temporary, "rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(temporary, file)
+    save_tensors(file, tensors, metadata)
 
 
 def _load_checkpoint(
@@ -332,37 +290,62 @@ def _load_checkpoint(
     what: str,
     scaler: Any,
 ) -> TrainResult:
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(str(file), "pt") as handle:
-            metadata = handle.metadata()
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise UserError(f"the checkpoint {file} is damaged ({error}); remove it to start anew.") from None
-    made_with, asked = json.loads(metadata["settings"]), json.loads(json.dumps(fixed))
+        found = load_tensors(file)
+        metadata, tensors = found.metadata, found.tensors
+        made_with, result = parse_json(metadata["settings"]), _result(parse_json(metadata["result"]))
+        ema_steps, made_for = int(metadata["ema_steps"]), metadata["what"]
+        scaled = parse_json(metadata["scaler"])
+        if not isinstance(made_with, dict) or ema_steps < 0:
+            raise ValueError("its settings are no object, or its number of steps is below 0")
+    except (DamagedError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"the checkpoint {file} is damaged ({reason(error)}); remove it to start anew.") from None
+    asked = json.loads(json.dumps(fixed))
     differing = [k for k in asked if k in made_with and made_with[k] != asked[k]]
-    if metadata["what"] != what or differing:
-        reason = ", ".join(f"{k} {made_with[k]}" for k in differing) or f"for {metadata['what']}"
+    if made_for != what or differing:
+        other = ", ".join(f"{k} {made_with[k]}" for k in differing) or f"for {made_for}"
         raise UserError(
-            f"the checkpoint {file} was made with {reason}; use the same settings, or another --out to start anew."
+            f"the checkpoint {file} was made with {other}; use the same settings, or another --out to start anew."
         )
-    with torch.no_grad():
-        for i, parameter in enumerate(network.parameters()):
-            stored = tensors.get(f"model.{i}")
-            if stored is None or stored.shape != parameter.shape:
-                raise UserError(f"the checkpoint {file} is of another network; use another --out to start anew.")
-            parameter.copy_(stored)
-            ema.shadow_params[i].copy_(tensors[f"ema.{i}"])
-        for i, buffer in enumerate(network.buffers()):
-            buffer.copy_(tensors[f"buffer.{i}"])
-    ema.optimization_step = int(metadata["ema_steps"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("adamw."):
-            _, i, field = key.split(".")
-            state.setdefault(int(i), {})[field] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    if scaler is not None and json.loads(metadata["scaler"]):
-        scaler.load_state_dict(json.loads(metadata["scaler"]))
-    return TrainResult(**json.loads(metadata["result"]))
+    for i, parameter in enumerate(network.parameters()):
+        stored = tensors.get(f"model.{i}")
+        if stored is None or stored.shape != parameter.shape:
+            raise UserError(f"the checkpoint {file} is of another network; use another --out to start anew.")
+    try:
+        with torch.no_grad():
+            for i, parameter in enumerate(network.parameters()):
+                parameter.copy_(tensors[f"model.{i}"])
+                ema.shadow_params[i].copy_(tensors[f"ema.{i}"])
+            for i, buffer in enumerate(network.buffers()):
+                buffer.copy_(tensors[f"buffer.{i}"])
+        ema.optimization_step = ema_steps
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("adamw."):
+                _, index, field = key.split(".")
+                state.setdefault(int(index), {})[field] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        if scaler is not None and scaled:
+            scaler.load_state_dict(scaled)
+    except Exception as error:  # tensors that are missing, or of another shape or type
+        raise UserError(f"the checkpoint {file} is damaged ({reason(error)}); remove it to start anew.") from None
+    return result
+
+
+def _result(written: Any) -> TrainResult:
+    """What a checkpoint says of the training so far. Raises ValueError where it is not that."""
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "steps": int,
+        "images_seen": int,
+        "seconds": (int, float),
+        "loss": (int, float),
+        "resumed": bool,
+    }
+    if not isinstance(written, dict) or written.keys() != kinds.keys():
+        raise ValueError("its result is not one of a training")
+    for key, kind in kinds.items():
+        if not isinstance(written[key], kind) or (kind is not bool and isinstance(written[key], bool)):
+            raise ValueError(f"{key} in its result is {written[key]!r}")
+    if min(written["steps"], written["images_seen"], written["seconds"]) < 0:
+        raise ValueError("a number in its result is below 0")
+    return TrainResult(**written)

@@ -146,7 +146,7 @@ class UNetTask(Task):
     def preview(self, network: nn.Module, file: Path) -> None:
         from diffusers import DDIMScheduler
 
-        from samplerbench.report.grid import save_grid
+        from samplerbench.data.grid import save_grid
 
         device = next(network.parameters()).device
         scheduler = DDIMScheduler(

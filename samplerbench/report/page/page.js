@@ -63,7 +63,7 @@
 
   function drawControls() {
     $("group-choice").hidden = data.groups.length < 2;
-    $("protocol").textContent = group().description + (group().title ? "; " + group().title : "");
+    $("protocol").textContent = group().description + (group().title ? "; " + group().title : "") + (group().times ? "; times: " + group().times : "");
     const names = Object.keys(group().metrics);
     segments("metrics", names.map((m) => [m, `${m.toUpperCase()} ${lower(m) ? "↓" : "↑"}`]), state.metric, (m) => { state.metric = m; draw(); });
     segments("axes", Object.entries(AXES), state.x, (x) => { state.x = x; draw(); });

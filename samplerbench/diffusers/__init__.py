@@ -1,0 +1,318 @@
+"""Samplers in diffusers pipelines: `as_scheduler`.
+
+    pipe.scheduler = as_scheduler("dpm++:order=3", pipe.scheduler)
+
+A sampler calls the denoiser; a scheduler is called with the network's output. `samplerbench.sampling.stepper` converts
+one into the other. This package adds the model's noise schedule and the conventions of pipelines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+# diffusers loads a pipeline's scheduler only where SchedulerMixin is a name of the scheduler's own module.
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+from torch import Tensor
+
+from samplerbench import registry
+from samplerbench.diffusers.plan import Plan, Subject
+from samplerbench.diffusers.run import Run
+from samplerbench.diffusers.source import read_source
+from samplerbench.errors import UserError
+from samplerbench.models.preconditioning import DISCRETE
+from samplerbench.models.sample import state_dtype
+from samplerbench.models.schedule import VP_SCHEDULERS, alphas_cumprod, noise_levels
+from samplerbench.sampling import Prediction, Sampler, Spacing
+from samplerbench.sampling.noise import split_seed
+from samplerbench.sampling.spacing import make_grid, pick_spacing
+
+__all__ = ["SamplerScheduler", "as_scheduler"]
+
+
+def as_scheduler(
+    sampler: str | Sampler,
+    scheduler: SchedulerMixin | Mapping[str, Any] | str | Path,
+    *,
+    spacing: str | Spacing | None = None,
+    seed: int | None = None,
+) -> SamplerScheduler:
+    """A sampler as a scheduler for diffusers pipelines of discrete variance-preserving models.
+
+    Args:
+        sampler: a spec ("dpm++:order=3", "./mine.py:Mine") or an instance.
+        scheduler: who knows the model's noise schedule, prediction type, clipping and variance: the pipeline's present
+            scheduler, its configuration with "_class_name", a folder (of the scheduler or of the pipeline), or a hub
+            id. What it says of how to sample has no say.
+        spacing: a spec or an instance; None is the sampler's own.
+        seed: None draws the noise of the steps from the pipeline's `generator`, as diffusers' schedulers do. A number
+            draws it as `samplerbench.sample` does: image i of the batch has the noise of sample i, in every call.
+
+    Raises:
+        UserError: an unknown plugin; a schedule that is not supported; a sampler that cannot be called step by step:
+            it needs more of a model than D, chooses its levels from the image, or changes the state before it asks.
+    """
+    schedule = read_source(scheduler, SamplerScheduler.__name__)
+    settings = schedule.settings
+    betas = settings.get("trained_betas")
+    return SamplerScheduler(
+        sampler,
+        spacing=spacing,
+        seed=seed,
+        num_train_timesteps=len(schedule.levels),
+        beta_start=settings["beta_start"],
+        beta_end=settings["beta_end"],
+        beta_schedule=settings["beta_schedule"],
+        trained_betas=None if betas is None else torch.as_tensor(betas, dtype=torch.float64).tolist(),
+        rescale_betas_zero_snr=bool(settings.get("rescale_betas_zero_snr", False)),
+        prediction_type=schedule.prediction,
+        clip_sample=schedule.clip,
+        clip_sample_range=schedule.clip_range,
+        variance_type=schedule.variance,
+    )
+
+
+class SamplerScheduler(SchedulerMixin, ConfigMixin):
+    """A samplerbench sampler behind the interface of diffusers' schedulers. Made by `as_scheduler`.
+
+    The state a pipeline holds is the model's own, √ᾱ x₀ + √(1-ᾱ) z, so `scale_model_input` does nothing and
+    `init_noise_sigma` is 1. The sampler keeps its own, times √(1+σ²), in float32 at least, whatever the pipeline's
+    dtype is. `timesteps` has one entry for each evaluation, so a method with k of them a step has `order` k; entries
+    between the model's timesteps are float32. Gradients do not pass through `step`.
+
+    Parameters: of `as_scheduler` and, under diffusers' names, of the model's noise schedule. `from_pretrained` and
+    `from_config` take what `save_pretrained` and `config` of this class give.
+
+    Raises:
+        UserError: as `as_scheduler`.
+    """
+
+    _compatibles: ClassVar[list[str]] = list(VP_SCHEDULERS)
+    order = 1
+    init_noise_sigma = 1.0
+
+    def __init__(
+        self,
+        sampler: str | Sampler,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: list[float] | None = None,
+        rescale_betas_zero_snr: bool = False,
+        prediction_type: str = "epsilon",
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        variance_type: str = "fixed_small",
+        spacing: str | Spacing | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.sampler: Sampler = registry.parse("sampler", sampler)
+        self.spacing: Spacing = pick_spacing(self.sampler, spacing)
+        if seed is not None:
+            split_seed(seed)
+        schedule = {
+            "num_train_timesteps": num_train_timesteps,
+            "beta_start": beta_start,
+            "beta_end": beta_end,
+            "beta_schedule": beta_schedule,
+            "trained_betas": trained_betas,
+            "rescale_betas_zero_snr": rescale_betas_zero_snr,
+        }
+        self.register_to_config(
+            sampler=self.sampler.spec,
+            **schedule,
+            prediction_type=prediction_type,
+            clip_sample=clip_sample,
+            clip_sample_range=clip_sample_range,
+            variance_type=variance_type,
+            spacing=None if spacing is None else self.spacing.spec,
+            seed=seed,
+        )
+        bars = alphas_cumprod(schedule)
+        self.levels = noise_levels(bars)
+        self.alphas_cumprod = bars.float()
+        self.timesteps = torch.arange(len(bars) - 1, -1, -1)
+        self.num_inference_steps: int | None = None
+        self._plan: Plan | None = None
+        self._begin_index: int | None = None
+        self._run: Run | None = None
+        self.order = self._subject.check().order
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """The scheduler that a configuration of this class describes; `kwargs` overwrite it.
+
+        Raises:
+            UserError: a configuration of another class, which `as_scheduler` takes.
+        """
+        if isinstance(config, Mapping) and "sampler" not in config:
+            raise UserError(
+                "this is the configuration of another scheduler; use samplerbench.diffusers.as_scheduler(sampler, "
+                "scheduler)."
+            )
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has no part in a run under way: it begins with `set_timesteps`."""
+        state = dict(self.__dict__)
+        if self._run is not None:
+            state |= dict.fromkeys(("_run", "_plan", "num_inference_steps"))
+        return state
+
+    # --- What a pipeline calls ----------------------------------------------------------------------------------
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """Prepare a run of so many steps of the spacing's grid; a run under way is given up.
+
+        The sampler is rehearsed on a few random numbers, which tells where it will ask for D.
+
+        Args:
+            num_inference_steps: N ≥ 1, as --steps of the command line. device: of `timesteps`.
+
+        Raises:
+            UserError: a grid that the spacing cannot make, and what `as_scheduler` refuses.
+        """
+        self._give_up()
+        grid = make_grid(self.spacing, self.levels, int(num_inference_steps))
+        plan = self._subject.plan(grid)
+        self.timesteps = plan.timesteps.to(device)
+        self._plan, self.order = plan, plan.order
+        self.num_inference_steps = int(num_inference_steps)
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """The entry of `timesteps` that the next run begins with: for pipelines that begin with a noised image."""
+        self._begin_index = int(begin_index)
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The sample as it is."""
+        return sample
+
+    @torch.no_grad()
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+    ) -> DDPMSchedulerOutput | tuple[Tensor, Tensor]:
+        """From the network's output at an entry of `timesteps` to the state at which it is asked next.
+
+        Args:
+            model_output: (B, C, H, W), guided or not; (B, 2C, H, W) of a network that learned a variance.
+            timestep: the entry. sample: (B, C, H, W), what the network saw.
+            eta, use_clipped_model_output: taken for pipelines that always give them, and refused where they say
+                anything: a sampler's parameters are in its spec.
+            generator: of the noise, where `seed` is None.
+
+        Returns:
+            `prev_sample`, the next state, after the last entry the image; and `pred_original_sample`, D. Both are
+            (B, C, H, W) in the dtype of `sample`, and a tuple where `return_dict` is false.
+
+        Raises:
+            UserError: no `set_timesteps` before; an entry out of order; an output or a batch of another shape; a state
+                that was changed on the way, where the method remembers earlier ones; a method whose levels depend on
+                the image. What the sampler raises comes out as it is.
+        """
+        if eta or use_clipped_model_output:
+            raise UserError(
+                "eta and use_clipped_model_output are of DDIMScheduler; here a sampler's parameters are in its spec: "
+                'as_scheduler("NAME:parameter=value", …).'
+            )
+        plan = self._plan
+        if plan is None:
+            raise UserError("call set_timesteps(num_inference_steps) before step.")
+        if isinstance(timestep, Tensor) and timestep.numel() != 1:
+            raise UserError(f"step takes one timestep for the whole batch, not {timestep.numel()}.")
+        run = self._run or Run(plan, plan.first(timestep, self._begin_index), self.config.seed)
+        self._check_order(run, timestep)
+        self._check_shapes(run, model_output, sample)
+        self._run = run
+        try:
+            run.meet(sample, generator)
+            prediction = self._prediction(model_output, run.x, run.sigma)
+            following = run.answer(prediction, sample.dtype)
+        except BaseException:
+            self._give_up()
+            raise
+        if run.done:
+            self._finish()
+        x0 = prediction.x0.to(sample.dtype)
+        return DDPMSchedulerOutput(following, x0) if return_dict else (following, x0)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """√ᾱ x₀ + √(1-ᾱ) z at the timesteps (B,) or (1,), of the grid or between, in the dtype of x₀ (B, C, H, W)."""
+        t = timesteps.to(original_samples.device).double().clamp(0, len(self.levels) - 1)
+        logs = self.levels.log().to(t.device)
+        low = t.long().clamp(max=len(logs) - 2)
+        sigma = (logs[low] + (t - low) * (logs[low + 1] - logs[low])).exp()
+        keep = (1 + sigma**2).rsqrt().reshape(-1, *[1] * (original_samples.ndim - 1))
+        spread = keep * sigma.reshape(keep.shape)
+        dtype = state_dtype(original_samples.dtype)
+        mixed = keep.to(dtype) * original_samples.to(dtype) + spread.to(dtype) * noise.to(dtype)
+        return mixed.to(original_samples.dtype)
+
+    # --- Around a run -------------------------------------------------------------------------------------------
+
+    @property
+    def _subject(self) -> Subject:
+        return Subject(self.sampler, self.levels, self.config.variance_type == "learned_range")
+
+    def _check_order(self, run: Run, timestep: float | Tensor) -> None:
+        entry, expected = self.timesteps[run.index], run.plan.times[run.index]
+        # The same memory is the same entry: to look into it would wait for the device.
+        on_device = isinstance(timestep, Tensor) and timestep.device == entry.device and entry.device.type != "cpu"
+        if on_device and timestep.data_ptr() == entry.data_ptr():  # type: ignore[union-attr]
+            return
+        if float(timestep) != expected:
+            raise UserError(
+                f"step was called with timestep {float(timestep):g}, but the next of this run is {expected:g}; call "
+                "set_timesteps to begin anew."
+            )
+
+    def _check_shapes(self, run: Run, output: Tensor, sample: Tensor) -> None:
+        if run.sent is not None and sample.shape != run.sent.shape:
+            raise UserError(
+                f"the run was begun with states of shape {tuple(run.sent.shape)}, and is given {tuple(sample.shape)}; "
+                "call set_timesteps to begin anew."
+            )
+        doubled = self.config.variance_type in ("learned", "learned_range")
+        wide = (len(sample), 2 * sample.shape[1], *sample.shape[2:])
+        if output.shape != sample.shape and not (doubled and output.shape == wide):
+            raise UserError(
+                f"the network's output has shape {tuple(output.shape)}, and the state {tuple(sample.shape)}; twice the "
+                f"channels need variance_type learned or learned_range, and here it is {self.config.variance_type}."
+            )
+
+    def _prediction(self, output: Tensor, x: Tensor, sigma: float) -> Prediction:
+        """D and, where the network learned it, the variance, from the network's output at x/√(1+σ²)."""
+        output, variance = output.to(x.dtype), None
+        if output.shape[1] == 2 * x.shape[1]:
+            output, fraction = output.chunk(2, dim=1)
+            variance = (fraction + 1) / 2 if self.config.variance_type == "learned_range" else None
+        x0 = DISCRETE[self.config.prediction_type].denoised(output, x, sigma)
+        # A pipeline may have overruled the clipping in the configuration, as Stable Diffusion's do.
+        if self.config.clip_sample:
+            x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        return Prediction(x0, variance)
+
+    def _finish(self) -> None:
+        """The run is over; the next one may begin as this one did."""
+        if self._run is not None:
+            self._run.close()
+        self._run = None
+
+    def _give_up(self) -> None:
+        """The run is over, and its plan: the next begins with `set_timesteps`."""
+        self._finish()
+        self._plan, self.num_inference_steps, self._begin_index = None, None, None

@@ -1,0 +1,136 @@
+"""A pipeline's run: a sampler under way, and the entry of the plan at which it waits for D."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from samplerbench.diffusers.plan import Bare, Plan
+from samplerbench.errors import UserError
+from samplerbench.models.sample import state_dtype
+from samplerbench.sampling import Noise, Prediction
+from samplerbench.sampling.stepper import State, Stepper
+
+
+class Run:
+    """A run from one entry of a plan to its end.
+
+    The state that a pipeline holds is x/√(1+σ²) in its own dtype; the sampler keeps x in float32 at least.
+
+    Attributes:
+        index: the entry of the plan that is asked for next.
+        x: the state at which the sampler waits for D, (B, C, H, W); the last one where it is done.
+        sigma: the level of x.
+        sent: what the pipeline was given last, (B, C, H, W); None at the beginning.
+    """
+
+    x: Tensor
+    sigma: float
+
+    def __init__(self, plan: Plan, index: int, seed: int | None) -> None:
+        self.plan, self.index, self.seed = plan, index, seed
+        self.sent: Tensor | None = None
+        self._version = 0
+        self._stepper: Stepper | None = None
+        self._noise: Noise | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the sampler has ended."""
+        return self.index == len(self.plan.asked)
+
+    def meet(self, sample: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> None:
+        """Wait for D at this state of the pipeline's: start, go on, or start anew where the state was changed.
+
+        Raises:
+            UserError: a changed state that the sampler cannot follow.
+        """
+        if self._noise is None:
+            self._noise = self._make_noise(sample)
+        if isinstance(self._noise, _Drawn):
+            self._noise.generator = generator
+        if self._stepper is None:
+            interval = self.plan.entries[self.index] or 0
+        elif self._is_sent(sample):
+            return
+        else:
+            interval = self._changed()
+        self.close()
+        sigmas = self.plan.sigmas[interval:]
+        x = sample.to(state_dtype(sample.dtype)) * (1 + float(sigmas[0]) ** 2) ** 0.5
+        self._stepper = Stepper(self.plan.subject.sampler, sigmas, self._noise, Bare(self.plan.subject))
+        self._receive(self._stepper.start(x))
+
+    def answer(self, prediction: Prediction, dtype: torch.dtype) -> Tensor:
+        """Give D; the state at which the sampler asks next, or its last one, as the pipeline sees it."""
+        assert self._stepper is not None
+        self.index += 1
+        self._receive(self._stepper.send(prediction))
+        self.sent = self._scaled().to(dtype)
+        self._version = _version(self.sent)
+        return self.sent
+
+    def close(self) -> None:
+        """End the sampler."""
+        if self._stepper is not None:
+            self._stepper.close()
+
+    def _receive(self, state: State) -> None:
+        """Take over where the sampler stands. Raises UserError where the plan says otherwise."""
+        expected = None if self.done else self.plan.asked[self.index]
+        level = Bare(self.plan.subject).level(state.sigma)
+        if (None if state.done else level) != expected:
+            self.plan.subject.refuse("the levels at which it asks for D depend on the image")
+        self.x, self.sigma = state.x, level
+
+    def _scaled(self) -> Tensor:
+        return self.x * (1 + self.sigma**2) ** -0.5
+
+    def _make_noise(self, sample: Tensor) -> Noise:
+        dtype = state_dtype(sample.dtype)
+        if self.seed is None:
+            return _Drawn(sample.shape, sample.device, dtype)
+        return Noise(self.seed, torch.arange(len(sample), device=sample.device), sample.shape[1:], dtype)
+
+    def _is_sent(self, sample: Tensor) -> bool:
+        """Whether this is the state that the last step returned."""
+        assert self.sent is not None
+        if sample is self.sent and self._version == _version(sample) != -1:
+            return True
+        # Compared with the sampler's own state, as what was returned may have been written into.
+        return torch.equal(sample, self._scaled().to(self.sent.dtype).to(sample))
+
+    def _changed(self) -> int:
+        """The interval to begin anew with, as the pipeline changed the state."""
+        interval = self.plan.entries[self.index]
+        label = self.plan.subject.sampler.label()
+        if interval is None:
+            raise UserError(
+                f"the pipeline changed the state at entry {self.index} of the timesteps, within a step of sampler "
+                f"{label}, which cannot be followed; use a sampler with one evaluation a step."
+            )
+        if self.plan.remembers:
+            raise UserError(
+                f"the pipeline changed the state at entry {self.index} of the timesteps, which sampler {label} cannot "
+                "follow: its steps depend on more than the state. Use one that remembers nothing, as ancestral ones do."
+            )
+        return interval
+
+
+class _Drawn(Noise):
+    """The noise of the pipeline's generator, drawn as diffusers' own schedulers draw it."""
+
+    def __init__(self, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> None:
+        self._shape, self._device, self._dtype = shape, device, dtype
+        self.draws = 0
+        self.generator: torch.Generator | list[torch.Generator] | None = None
+
+    def __call__(self) -> Tensor:
+        self.draws += 1
+        return randn_tensor(self._shape, generator=self.generator, device=self._device, dtype=self._dtype)
+
+
+def _version(x: Tensor) -> int:
+    """How often a tensor was written into; -1 where torch does not count."""
+    return -1 if x.is_inference() else x._version

@@ -1,0 +1,51 @@
+"""Where `as_scheduler` reads a model's noise schedule: a scheduler, its configuration, a folder, or a hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers import DDPMScheduler, SchedulerMixin
+
+from samplerbench.errors import UserError
+from samplerbench.models.schedule import Schedule, read_schedule
+from samplerbench.untrusted import is_dir, read_json, user_path
+
+
+def read_source(scheduler: SchedulerMixin | Mapping[str, Any] | str | Path, own: str) -> Schedule:
+    """The noise schedule of a model.
+
+    Args:
+        scheduler: the model's scheduler, its configuration, the folder of either, or a hub id.
+        own: the name of a class whose configuration contains all that DDPMScheduler's does.
+
+    Raises:
+        UserError: there is no scheduler, its class is not known, or its schedule is not supported.
+    """
+    config: Mapping[str, Any]
+    if isinstance(scheduler, str | Path):
+        config, source = _load(scheduler), str(scheduler)
+        name = config.get("_class_name")
+    elif isinstance(scheduler, Mapping):
+        config, source, name = scheduler, "the configuration", scheduler.get("_class_name")
+    else:
+        config, name = getattr(scheduler, "config", {}), type(scheduler).__name__
+        source = "the pipeline"
+    if name is None:
+        raise UserError(f'{source} does not name the scheduler\'s class ("_class_name"); give the scheduler itself.')
+    return read_schedule("DDPMScheduler" if name == own else name, config, source)
+
+
+def _load(source: str | Path) -> Mapping[str, Any]:
+    """The configuration in a folder, or in a folder's subfolder `scheduler`, or on the hub."""
+    folder = user_path(source)
+    if is_dir(folder):
+        inner = folder if (folder / "scheduler_config.json").is_file() else folder / "scheduler"
+        return read_json(inner / "scheduler_config.json", f"{source} has no scheduler")
+    try:
+        return DDPMScheduler.load_config(str(source), subfolder="scheduler")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f'no scheduler "{source}": it is no folder, and not found on the hub ({str(error).strip().splitlines()[0]})'
+        ) from None

@@ -1,0 +1,158 @@
+"""Preconditioning: what a network's input and output are, as four functions of the noise level.
+
+    D(x, σ) = c_skip(σ) x + c_out(σ) F(c_in(σ) x, time(σ))        (Karras et al. 2022, eq. 7 and table 1)
+
+with the state x = x₀ + σ z. Every parametrisation is one object, so an adapter says only how its network is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samplerbench.sampling.denoiser import Sigma, coefficient
+
+Coefficient = Callable[[Any], Any]
+"""A function of σ: a float for a float, a float64 tensor (B,) for a tensor (B,)."""
+
+
+def _one(_: Any) -> float:
+    return 1.0
+
+
+def _zero(_: Any) -> float:
+    return 0.0
+
+
+def _root(value: Any) -> Any:
+    return value**0.5
+
+
+def _log(sigma: Any) -> Any:
+    return torch.as_tensor(sigma, dtype=torch.float64).log()
+
+
+@dataclass(frozen=True)
+class Preconditioning:
+    """The scalings around a network F.
+
+    Attributes:
+        name: the parametrisation ("epsilon", "v_prediction", …).
+        skip: c_skip(σ), the share of the state in D.
+        out: c_out(σ), the scale of the network's output in D.
+        scale: c_in(σ), the scale of the network's input.
+        time: what the network gets as its time; None where the adapter has a table of timesteps.
+    """
+
+    name: str
+    skip: Coefficient
+    out: Coefficient
+    scale: Coefficient
+    time: Coefficient | None = None
+
+    def input(self, x: Tensor, sigma: Sigma) -> Tensor:
+        """c_in x: what the network sees of the state x (B, C, H, W) at level sigma."""
+        return x * coefficient(self.scale(_exact(sigma, x)), x)
+
+    def denoised(self, output: Tensor, x: Tensor, sigma: Sigma) -> Tensor:
+        """D (B, C, H, W) from the network's output and the state, both (B, C, H, W)."""
+        level = _exact(sigma, x)
+        skip, out = self.skip(level), self.out(level)
+        # 0 · x would be NaN for an infinite state, and neither product is needed.
+        scaled = output if _is(out, 1.0) else coefficient(out, x) * output
+        if _is(skip, 0.0):
+            return scaled
+        return x + scaled if _is(skip, 1.0) else x * coefficient(skip, x) + scaled
+
+    def output(self, x0: Tensor, x: Tensor, sigma: Sigma) -> Tensor:
+        """The network's output for which D is x0, all (B, C, H, W): the inverse of `denoised`. σ > 0."""
+        level = _exact(sigma, x)
+        skip, out = self.skip(level), self.out(level)
+        rest = x0 if _is(skip, 0.0) else x0 - x * coefficient(skip, x)
+        return rest if _is(out, 1.0) else rest / coefficient(out, x)
+
+
+def _is(value: Any, number: float) -> bool:
+    return isinstance(value, float) and value == number
+
+
+def _exact(sigma: Sigma, x: Tensor) -> Sigma:
+    if isinstance(sigma, Tensor) and sigma.ndim:
+        return sigma.to(x.device).double()
+    return float(sigma)
+
+
+def _keep(sigma: Any) -> Any:
+    return (1 + sigma**2) ** -0.5
+
+
+EPSILON = Preconditioning("epsilon", _one, lambda s: -s, _keep)
+"""ε-prediction of a variance-preserving process: D = x - σ ε (Ho et al. 2020)."""
+
+VELOCITY = Preconditioning("v_prediction", lambda s: 1 / (1 + s**2), lambda s: -s * _keep(s), _keep)
+"""v-prediction of a variance-preserving process: D = x/(1+σ²) - σ/√(1+σ²) v (Salimans & Ho 2022, appendix D)."""
+
+SAMPLE = Preconditioning("sample", _zero, _one, _keep)
+"""Sample prediction of a variance-preserving process: D is the output."""
+
+SCORE = Preconditioning("score", _one, lambda s: s**2, _one, lambda s: s)
+"""The score of a variance-exploding process: D = x + σ² s(x, σ) (Song et al. 2021)."""
+
+
+def _flow_time(sigma: Any) -> Any:
+    return sigma / (1 + sigma)
+
+
+def _flow_scale(sigma: Any) -> Any:
+    return 1 / (1 + sigma)
+
+
+FLOW = Preconditioning("flow", _flow_scale, lambda s: -_flow_time(s), _flow_scale, _flow_time)
+"""The velocity of a rectified flow at t = σ/(1+σ): D = y - t v with y = x/(1+σ) (Liu et al. 2023)."""
+
+DENOISED = Preconditioning("denoised", _zero, _one, _one, lambda s: s)
+"""A network that is a denoiser already."""
+
+
+def edm(sigma_data: float) -> Preconditioning:
+    """EDM's scalings for data of standard deviation sigma_data (Karras et al. 2022, table 1).
+
+    c_skip = σ_d²/(σ² + σ_d²), c_out = σ σ_d/√(σ² + σ_d²), c_in = 1/√(σ² + σ_d²), time ln(σ)/4.
+    """
+
+    def norm(sigma: Any) -> Any:
+        return (sigma**2 + sigma_data**2) ** -0.5
+
+    return Preconditioning(
+        "edm",
+        lambda s: (sigma_data * norm(s)) ** 2,
+        lambda s: s * sigma_data * norm(s),
+        norm,
+        lambda s: _log(s) / 4,
+    )
+
+
+def consistency(sigma_data: float, sigma_min: float) -> Preconditioning:
+    """A consistency model's scalings, whose boundary condition is D(x, σ_min) = x (Song et al. 2023, appendix C).
+
+    c_skip = σ_d²/((σ-σ_min)² + σ_d²), c_out = (σ-σ_min) σ_d/√(σ² + σ_d²), c_in = 1/√(σ² + σ_d²), time 250 ln σ.
+    """
+
+    def norm(sigma: Any) -> Any:
+        return (sigma**2 + sigma_data**2) ** -0.5
+
+    return Preconditioning(
+        "consistency",
+        lambda s: sigma_data**2 / ((s - sigma_min) ** 2 + sigma_data**2),
+        lambda s: (s - sigma_min) * sigma_data * norm(s),
+        norm,
+        lambda s: 250 * _log(s),
+    )
+
+
+DISCRETE = {p.name: p for p in (EPSILON, VELOCITY, SAMPLE)}
+"""The parametrisations of a discrete variance-preserving network, by diffusers' `prediction_type`."""

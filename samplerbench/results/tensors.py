@@ -1,0 +1,101 @@
+"""Sealed tensor files: safetensors whose metadata hold a digest of the content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from samplerbench.results.files import atomic_file, read_regular
+from samplerbench.results.seal import canonical
+
+FORMAT = "1"
+"""Of the seal. Both this number and the digest are in the metadata, so no single damaged byte makes a file unsealed."""
+
+
+class DamagedError(ValueError):
+    """A file of tensors that is not as it was written. The message is a clause: "its digest is wrong"."""
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """What a file holds. sealed: whether it has a digest, which was then checked."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    sealed: bool
+
+
+def content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """sha256 over the metadata in canonical JSON, then, by growing name, each tensor's name, dtype, shape and bytes.
+
+    Args:
+        tensors: any shapes and dtypes, on any device.
+        metadata: everything but the seal.
+    """
+    import torch
+
+    found = hashlib.sha256(canonical(dict(metadata)).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(canonical([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        if tensor.numel():
+            found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a sealed file atomically. Raises UserError where the folder cannot be written to."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    # Tensors that share memory, as views of one array do, are written each on its own.
+    own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    seal = {"seal format": FORMAT, "digest": content_digest(own, metadata)}
+    with atomic_file(file) as temporary:
+        try:
+            save_file(own, temporary, {**metadata, **seal})
+        except SafetensorError as error:  # a full disk, among others
+            raise OSError(str(error)) from None
+
+
+def load_tensors(file: Path) -> TensorFile:
+    """Read a file of tensors, and check its digest where it has one.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedError: no regular file, no safetensors, or a content that is not what was sealed.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        data = read_regular(file)
+        tensors = load(data)
+        metadata = _metadata(data)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DamagedError(f"it cannot be read: {error.strerror or error}") from None
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
+        raise DamagedError(f"it is no whole safetensors file: {str(error) or type(error).__name__}") from None
+    seal = {name: metadata.pop(name, None) for name in ("seal format", "digest")}
+    if not any(seal.values()):
+        return TensorFile(tensors, metadata, False)
+    if seal["seal format"] != FORMAT or seal["digest"] != content_digest(tensors, metadata):
+        raise DamagedError("its digest does not fit its content")
+    return TensorFile(tensors, metadata, True)
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The metadata of safetensors: of the JSON header, whose length the first eight bytes give."""
+    (length,) = struct.unpack("<Q", data[:8])
+    found = json.loads(data[8 : 8 + length].decode("utf-8")).get("__metadata__") or {}
+    if not all(isinstance(value, str) for value in found.values()):
+        raise ValueError("its metadata are no text")
+    return dict(found)
