@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from samplerbench import plugin_file, registry
+from samplerbench.metrics.metric import Metric
 from samplerbench.options import Configurable
 from samplerbench.sampling import Guidance, Sampler, Spacing
 
@@ -84,10 +85,19 @@ def describe_plugin(plugin: Configurable) -> dict[str, Any]:
     }
 
 
-def metric_sources(metrics: Iterable[Configurable]) -> dict[str, dict[str, str]]:
-    """The protocol's field for the source hashes, by spec, of metrics that are not built in; {} where all are."""
-    own = f"{registry.OWN} "
-    found = {m.spec: _source_hash(type(m)) for m in metrics if not _origin(m.kind, m.label()).startswith(own)}
+def metric_sources(metrics: Iterable[Metric], stratified: bool = False) -> dict[str, dict[str, str]]:
+    """The protocol's field for what the metrics are computed by, by spec; {} where there is nothing to say.
+
+    That is the hash of the source of a metric that is not built in, and the name of its estimator, where it has one
+    (`Metric.estimator`).
+    """
+    own, found = f"{registry.OWN} ", {}
+    for metric in metrics:
+        builtin = _origin(metric.kind, metric.label()).startswith(own)
+        source = None if builtin else _source_hash(type(metric))
+        parts = [part for part in (source, metric.estimator(stratified)) if part is not None]
+        if parts:
+            found[metric.spec] = " ".join(parts)
     return {"metric sources": found} if found else {}
 
 

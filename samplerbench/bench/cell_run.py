@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from samplerbench.bench.span import Span
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import RunError, SamplerbenchError, Stopped, UserError
 from samplerbench.metrics.metric import Accumulator, Batch, Context, Metric
+from samplerbench.metrics.summary import summarise_blocks
 from samplerbench.models.model import check_guidance
 from samplerbench.results.files import write_atomically
 from samplerbench.results.partial import PARTIAL, Progress, load_partial, save_partial
@@ -70,7 +70,14 @@ class CellRun:
         self.n, self.blocks, self.keep = measurement.n, measurement.blocks, execution.keep
         check_guidance(self.model, cell.guidance, measurement.labels)
         prepare(self.model, cell)  # before the meter: what is estimated once per model is no evaluation of this run
-        self.context = Context(measurement.reference, measurement.real, solver(session, cell), measurement.n)
+        self.context = Context(
+            measurement.reference,
+            measurement.real,
+            solver(session, cell),
+            measurement.n,
+            measurement.stratified,
+            measurement.strata,
+        )
         self.progress = Progress()
         self.shown = torch.empty(0, *self.model.image_shape, dtype=torch.uint8)
         self.whole = self._accumulators()
@@ -218,15 +225,9 @@ class CellRun:
         measurement = self.session.measurement
         values = {}
         for i, metric in enumerate(measurement.metrics):
-            blocks = [block[i] for block in self.progress.results]
-            if not all(blocks):
+            entry = summarise_blocks([block[i] for block in self.progress.results])
+            if not entry:
                 continue
-            found = [b["value"] for b in blocks]
-            entry: dict[str, Any] = {**blocks[0], "value": statistics.fmean(found)}
-            if len(found) > 1:
-                for name in blocks[0]:
-                    entry[name] = statistics.fmean(b[name] for b in blocks)
-                entry |= {"sd": statistics.stdev(found), "blocks": found}
             values[metric.label()] = entry | {
                 "features": measurement.extractor.name,
                 "reference": measurement.reference.label,

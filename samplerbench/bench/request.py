@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,7 +16,7 @@ from samplerbench.bench.plan import Unmet, plan
 from samplerbench.bench.session import Execution, Measurement, Session
 from samplerbench.bench.team import Team
 from samplerbench.metrics.extractors import Extractor
-from samplerbench.metrics.metric import Layer, Metric
+from samplerbench.metrics.metric import Metric, check_requirements
 from samplerbench.metrics.reference import Reference
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Model, check_guidance, check_sampler
@@ -168,18 +168,21 @@ class Measured:
     extractor: Extractor
     reference: Reference
     n: int
-    real: Callable[[Layer], Tensor]
+    real: setup.RealImages | None
 
 
 def measure_reference(prepared: Prepared) -> Measured:
     """The extractor, the reference, and the number of images per block. Raises UserError."""
     request, model = prepared.request, prepared.model
     # What cannot be measured is said before any weights are fetched.
-    setup.reference_source(model, request.data)
+    real_images = setup.has_real_images(model, request.data)
+    for metric in prepared.metrics:
+        check_requirements(metric, n=request.n, has_labels=prepared.mode != "none", has_real_images=real_images)
     extractor = setup.pick_extractor(model, request.features, request.features_weights, model.device, prepared.metrics)
     reference = setup.pick_reference(model, request.data, extractor)
     n = request.n if request.n is not None else setup.default_n(reference)
-    return Measured(extractor, reference, n, setup.real_features(model, request.data, extractor))
+    real = setup.RealImages(model, request.data, extractor) if real_images else None
+    return Measured(extractor, reference, n, real)
 
 
 def even_batches(n: int, batch_size: int, processes: int = 1) -> int:
@@ -210,5 +213,6 @@ def make_session(
         seed,
         request.blocks,
         measured.real,
+        *([measured.real.labels] if measured.real is not None else []),
     )
     return Session(measurement, Execution(store, size, rerun, team=team))
