@@ -122,7 +122,7 @@ def test_shapes_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_a_covariance_that_no_distribution_has(tmp_path: Path) -> None:
-    mu, sigma = statistics()
+    _, sigma = statistics()
     file = tmp_path / "a.safetensors"
     refused(write(file, covariance=-sigma), "not positive semi-definite")
     indefinite = sigma.copy()
