@@ -35,6 +35,7 @@ from samplerbench.models import Model
 from samplerbench.report.table import steps_table
 from samplerbench.sampling import Denoiser, Guidance, Noise, Prediction, Sampler, Sigma, Spacing, Step, driver
 from samplerbench.sampling.guidance import evaluations_of, guide
+from samplerbench.sampling.process import VARIANCE_PRESERVING
 from samplerbench.sampling.sampler import planned_nfe
 from samplerbench.sampling.spacing import make_grid
 from samplerbench.testing.checks import run_checks
@@ -46,7 +47,7 @@ MakeSession = Callable[..., engine.Session]
 
 
 class Half(Denoiser):
-    levels, variance_preserving = torch.linspace(0.1, 10, 10).double(), True
+    levels, process = torch.linspace(0.1, 10, 10).double(), VARIANCE_PRESERVING
 
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
         return Prediction(x / 2)
