@@ -666,7 +666,9 @@ def test_progress_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch) -> No
     """Neither rich's markup nor its emoji codes in a plugin's name are rendered."""
     stream = io.StringIO()
     monkeypatch.setattr(
-        common, "console", lambda **_: Console(file=stream, force_terminal=True, width=150, emoji=False, markup=False)
+        common,
+        "console",
+        lambda **_: Console(file=stream, force_terminal=True, width=150, emoji=False, markup=False, highlight=False),
     )
     progress = common.Progress(2)
     with progress.running(), progress.cell("bad.py:a:[red]Mine[/red]", 3, 4, 4):

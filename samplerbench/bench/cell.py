@@ -15,6 +15,9 @@ from torch import Tensor
 
 import samplerbench
 from samplerbench import plugin_file, registry
+from samplerbench.boundary import plugin_call, shown
+from samplerbench.errors import RunError
+from samplerbench.metrics.metric import Metric
 from samplerbench.options import Configurable
 from samplerbench.sampling import Guidance, Sampler, Spacing
 
@@ -94,10 +97,25 @@ def describe_plugin(plugin: Configurable) -> dict[str, Any]:
     }
 
 
-def metric_sources(metrics: Iterable[Configurable]) -> dict[str, dict[str, str]]:
-    """The protocol's field for the source hashes, by spec, of metrics that are not built in; {} where all are."""
-    own = f"{registry.OWN} "
-    found = {m.spec: _source_hash(type(m)) for m in metrics if not _origin(m.kind, m.label()).startswith(own)}
+def metric_sources(metrics: Iterable[Metric], stratified: bool = False) -> dict[str, dict[str, str]]:
+    """The protocol's field for what the metrics are computed by, by spec; {} where there is nothing to say.
+
+    That is the hash of the source of a metric that is not built in, and the name of its estimator, where it has one
+    (`Metric.estimator`).
+    """
+    own, found = f"{registry.OWN} ", {}
+    for metric in metrics:
+        builtin = _origin(metric.kind, metric.label()).startswith(own)
+        source = None if builtin else _source_hash(type(metric))
+        with plugin_call(metric, "in estimator"):
+            estimator = metric.estimator(stratified)
+        if not isinstance(estimator, str | None):
+            raise RunError(
+                f"metric {metric.label()}: estimator returned {shown(estimator)}; it must be a name."
+            )
+        parts = [part for part in (source, estimator) if part is not None]
+        if parts:
+            found[metric.spec] = " ".join(parts)
     return {"metric sources": found} if found else {}
 
 

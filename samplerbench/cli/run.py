@@ -327,7 +327,7 @@ def _floor(real: Any, n: int) -> tuple[float, float, int] | None:
     from samplerbench.results.compare import noise_floor
 
     try:
-        return noise_floor(real("fid"), n)
+        return None if real is None else noise_floor(real("fid"), n)
     except UserError:
         return None
 
