@@ -1,7 +1,7 @@
 """Do the intervals that a result gives cover the truth as often as they say?
 
 python benchmarks/coverage.py                      # 20 repeats of ddim, 10 steps, 5 blocks of 200 images
-python benchmarks/coverage.py --metric fid-inf     # 60 repeats of features whose FID∞ is known, n = 1300
+python benchmarks/coverage.py --metric fid-inf     # 60 repeats of features whose FID∞ is known, n = 1536
 python benchmarks/coverage.py --metric kid         # the same for KID, n = 300
 
 Without --metric, each repeat runs one real cell with a seed of its own, and forms Student's 95% interval from its
@@ -53,7 +53,7 @@ def main() -> None:
     if chosen.metric == "fid":
         of_blocks(chosen.sampler, chosen.steps, chosen.n or 200, chosen.blocks, chosen.repeats or 20)
     elif chosen.metric == "fid-inf":
-        of_standard_errors("fid-inf", chosen.n or 1300, chosen.repeats or 60)
+        of_standard_errors("fid-inf", chosen.n or 1536, chosen.repeats or 60)
     else:
         of_standard_errors("kid", chosen.n or 300, chosen.repeats or 60)
 

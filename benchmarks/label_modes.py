@@ -1,6 +1,6 @@
 """Are the metrics right under every --labels mode, when the images are real ones?
 
-python benchmarks/label_modes.py                   # n = 200, 500 and 1300, 60 repeats
+python benchmarks/label_modes.py                   # n = 200, 500 and 1536, 60 repeats
 
 Real digits take the place of generated ones, drawn as --labels says: `balanced` (the number of each class is fixed),
 `none` (independent draws), `3` (one class). Each metric is shown beside its truth, and KID and FID∞ also as they are
@@ -36,7 +36,7 @@ MODES = ("balanced", "none", "3")
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, nargs="+", default=[200, 500, 1300])
+    parser.add_argument("--n", type=int, nargs="+", default=[200, 500, 1536])
     parser.add_argument("--repeats", type=int, default=60)
     chosen = parser.parse_args()
     data = load_data("digits")

@@ -61,12 +61,21 @@ def test_the_inception_score_of_certain_classes_is_their_number(depth: float) ->
     assert inception_scores(one, 1).item() == pytest.approx(1, rel=1e-12)
 
 
+def test_a_probability_of_the_smallest_float_beside_zeros_contributes_nothing() -> None:
+    """The mean of 12 of them is 0 in float64, and its logarithm infinite."""
+    logits = torch.zeros(12, 2, dtype=torch.float64)
+    logits[:, 1] = -1e6
+    logits[4, 1] = -744.4
+    assert float(logits.softmax(dim=1)[4, 1]) == 5e-324
+    assert inception_scores(logits, 1).item() == 1
+
+
 # --- Identical images ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("d", "n"), [(5, 30), (64, 30), (64, 300), (2048, 30), (2048, 57)])
 def test_copies_of_one_real_image_have_precision_one_and_recall_that_image(d: int, n: int) -> None:
-    """Every ball of the copies has the radius 0; rounding must not put the copies outside of it."""
+    """Every ball of the copies has the radius 0, but for rounding, which must not put the copies outside of it."""
     real = draws(40, d, 1) + 5
     copies = real[7].repeat(n, 1)
     assert coverage(copies, real, 3) == 1

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from samplerbench import registry
-from samplerbench.bench import engine, request
+from samplerbench.bench import engine, request, setup
 from samplerbench.bench.labels import balanced_labels
 from samplerbench.cli.app import main
 from samplerbench.errors import UserError
@@ -54,8 +54,8 @@ def test_nothing_is_lacking_in_an_ordinary_run_nor_where_nothing_is_known(name: 
         ("label-accuracy", {"has_labels": False}, "the metric label-accuracy needs labels: use --labels balanced"),
         (
             "fid-inf",
-            {"n": 1279},
-            "the metric fid-inf needs at least 20 images per feature, 1280 for these 64",
+            {"n": 1535},
+            "the metric fid-inf needs at least 24 images per feature, 1536 for these 64",
         ),
         (
             "kid",
@@ -118,6 +118,7 @@ def test_a_metric_of_real_images_is_refused_beside_statistics_before_a_cell_is_s
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(engine, "run_cell", lambda *_: pytest.fail("a cell was run"))
+    monkeypatch.setattr(setup, "load_extractor", lambda *_: pytest.fail("the extractor was loaded"))
     arguments = ["run", "-s", "ddim", "--steps", "2", "--n", "80", "--metric", "fid", "--metric", metric]
     with pytest.raises(SystemExit, match="2"):
         main([*arguments, "--data", statistics[kind], "--out", str(tmp_path / "out")])
@@ -129,7 +130,7 @@ def test_a_metric_of_real_images_is_refused_beside_statistics_before_a_cell_is_s
     ("arguments", "reason"),
     [
         (["--n", "10", "--metric", "isc"], "--n 10: the metric isc needs at least 20 images"),
-        (["--n", "200", "--metric", "fid-inf"], "1280 for these 64 features"),
+        (["--n", "200", "--metric", "fid-inf"], "1536 for these 64 features"),
         (["--n", "15", "--metric", "kid"], "are the only one of their class"),
         (["--n", "40", "--metric", "label-accuracy", "--labels", "none"], "the metric label-accuracy needs labels"),
     ],

@@ -59,10 +59,6 @@ class _Coverage(FeatureStore):
         return {"value": coverage(points, centres, self.k)}
 
 
-NOISE = 1e-6
-"""Of the largest norm: what the distance of a point to itself may be by rounding."""
-
-
 def coverage(points: Tensor, centres: Tensor, k: int, chunk: int = 2048) -> float:
     """Share of the points (n, d) that lie in the ball of some centre (m, d) to its k-th nearest other centre.
 
@@ -74,7 +70,5 @@ def coverage(points: Tensor, centres: Tensor, k: int, chunk: int = 2048) -> floa
     points, centres = points.double(), centres.double()
     # The nearest of all is the centre itself, at distance 0.
     radii = torch.cat([torch.cdist(part, centres).kthvalue(k + 1, dim=1).values for part in centres.split(chunk)])
-    # A ball around k + 1 identical images has the radius 0, and holds their copies.
-    radii = radii.clamp(min=NOISE * float(centres.norm(dim=1).max()))
     inside = [(torch.cdist(part, centres) <= radii).any(dim=1) for part in points.split(chunk)]
     return float(torch.cat(inside).double().mean())
