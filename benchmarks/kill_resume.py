@@ -4,8 +4,8 @@ python benchmarks/kill_resume.py benchmarks/suites/digits.toml --undisturbed res
 python benchmarks/kill_resume.py benchmarks/suites/digits.toml --undisturbed results/small -- --n 100 --blocks 2
 python benchmarks/kill_resume.py benchmarks/suites/digits.toml --undisturbed results/digits --tamper
 
-With --tamper, the checkpoint of an unfinished cell is changed after each kill: a bit is flipped, its end is cut off, the
-checkpoint of another cell or a link to it is put in its place, or its digest is taken out. Each must be set aside.
+With --tamper, the checkpoint of an unfinished cell is changed after each kill: a bit is flipped, its end is cut off,
+the checkpoint of another cell or a link to it is put in its place, or its digest is taken out. Each must be set aside.
 
 What stands after -- is given to every `samplerbench run`, beside the suite. The undisturbed run is made (or resumed)
 first if its folder is not complete. The moments are uniform over the time that the undisturbed run took.
