@@ -147,7 +147,9 @@ class Presence:
         member = self.members[rank]
         sign = self._signs.get(rank)
         silent = None if sign is None else time.monotonic() - sign[1]
-        state = "still alive" if silent is not None and silent < self.after / 2 else "no sign of life: stopped or frozen"
+        state = (
+            "still alive" if silent is not None and silent < self.after / 2 else "no sign of life: stopped or frozen"
+        )
         return f"process {rank} (pid {member.pid} on {member.host}, {state})"
 
     def _read(self, key: str) -> str:

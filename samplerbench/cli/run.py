@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samplerbench.cli import common
-from samplerbench.errors import Stopped, UserError
+from samplerbench.errors import LostProcess, SamplerbenchError, Stopped, UserError
 
 if TYPE_CHECKING:
+    from samplerbench.bench.last_word import LastWord
     from samplerbench.bench.request import Prepared, Request
+    from samplerbench.bench.team import Team
+    from samplerbench.results.store import Store
 
 
 def run(
@@ -109,7 +112,7 @@ def run(
 
     `accelerate launch --num_processes 8 -m samplerbench run benchmarks/suites/digits.toml`
     """
-    from samplerbench.bench import engine, request, setup
+    from samplerbench.bench import engine, last_word, request, setup
     from samplerbench.bench.suite import load_suite
     from samplerbench.bench.team import join_team
     from samplerbench.results.store import Store
@@ -150,15 +153,20 @@ def run(
         if team.main:
             _dry_run(prepared)
         return
-    if team.main:
-        store.prepare()
+    word = None
+    if team.main and team.size > 1:
+        word = last_word.promise(
+            "samplerbench: a process of this run has ended unexpectedly (see above). Nothing finished is lost: "
+            f"finished cells and the last checkpoint are kept in {out}/. Run the same command again to continue."
+        )
+    _prepare(store, team)
     measured = request.measure_reference(prepared)
     sessions = [request.make_session(prepared, measured, s, store, rerun, team) for s in asked.seeds]
     if team.main:
         _warn_few(measured.n, len(measured.reference.moments.mean))
     jobs = [(session, cell) for session in sessions for cell in prepared.cells]
     outcomes: list[engine.Outcome | None] = [None] * len(jobs)
-    watch = common.Interrupts()
+    watch = common.Interrupts(quiet=not team.main)
     interrupted = False
     try:
         bars = common.Progress(len(jobs), not team.main, out / "run.log", lambda: _so_far(jobs, outcomes, prepared))
@@ -177,10 +185,15 @@ def run(
                     ):
                         outcomes[i] = outcome = engine.run_cell(session, cell, on_step, wait)
                         progress.done(_line(outcome))
+        team.close()
     except (KeyboardInterrupt, Stopped):
         interrupted = True
-    else:
-        team.close()
+    except LostProcess:
+        if word is not None:
+            word.keep()
+        if team.main or 0 in team.lost():
+            raise
+        os._exit(1)  # the main process says it
     if not team.main:
         # It has nothing left to say. Leaving at once spares it torch's threads, which may abort at a slow exit.
         sys.stderr.flush()
@@ -198,14 +211,36 @@ def run(
         print(f"results and sample grids: {out}/", file=sys.stderr)
     if interrupted:
         finished = sum(o is not None for o in outcomes)
-        print(
+        line = (
             f"samplerbench: stopped; {finished} of {len(jobs)} cells are done and kept in {out}/. "
-            "Run the same command to go on.",
-            file=sys.stderr,
+            "Run the same command to go on."
         )
+        _last_line(line, word)
         raise typer.Exit(130)
     if code := _exit_code(outcomes):
+        if word is not None:
+            failed = sum(o is not None and o.error is not None for o in outcomes)
+            _last_line(f"samplerbench: {failed} of {len(jobs)} cells failed (see above).", word)
         raise typer.Exit(code)
+
+
+def _last_line(line: str, word: LastWord | None) -> None:
+    """Print a line on stderr; after the lines of the launcher, where one started this process."""
+    if word is None:
+        print(line, file=sys.stderr)
+    else:
+        word.keep(line)
+
+
+def _prepare(store: Store, team: Team) -> None:
+    """Make the folder of results, on the main process; where it cannot, all of them end."""
+    failure: SamplerbenchError | None = None
+    if team.main:
+        try:
+            store.prepare()
+        except SamplerbenchError as error:
+            failure = error
+    team.agree(failure)
 
 
 def _show_published(jobs: Sequence[Any], outcomes: Sequence[Any], prepared: Prepared) -> None:
