@@ -188,14 +188,33 @@ def test_of_eight_threads_exactly_one_takes_over_a_stale_lease_whoever_is_slow(t
         assert list(folder.iterdir()) == []
 
 
+def test_while_one_process_takes_a_lease_over_no_other_can(
+    claims: Claims, other: Claims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forge(claims, age=LONG_AGO)
+    remove, between = claims._remove, []
+
+    def interleaved(*arguments: Any) -> bool:
+        between.append(other.take(KEY))
+        return remove(*arguments)
+
+    monkeypatch.setattr(claims, "_remove", interleaved)
+    lease = taken(claims)
+    assert between == [None]
+    monkeypatch.undo()
+    lease.release()
+
+
 def test_a_process_that_judged_a_lease_before_another_took_it_over_removes_nothing(
-    claims: Claims, other: Claims
+    claims: Claims, other: Claims, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = forge(claims, age=LONG_AGO)
     judged = claims._read(file)
     assert judged is not None
     lease = taken(other)
-    assert claims._take_over(file, judged, "is late") is None
+    with monkeypatch.context() as patch:
+        patch.setattr(claims, "_remove", lambda *_: pytest.fail("a new lease was touched"))
+        assert claims._take_over(file, judged, "is late") is None
     assert lease.is_held()
     assert not claims._remove(file, judged.identity)  # not even if it came to that
     assert lease.is_held()
@@ -272,9 +291,9 @@ def test_after_a_machine_woke_up_a_living_owner_gets_the_time_to_renew(tmp_path:
 
 
 def test_the_clocks_of_hosts_do_not_matter(claims: Claims, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = forge(claims, age=0)
+    file, now = forge(claims, age=0), time.time()
     for offset in (-1e6, 1e6):
-        monkeypatch.setattr(time, "time", lambda offset=offset: 1.7e9 + offset)
+        monkeypatch.setattr(time, "time", lambda offset=offset: now + offset)
         assert claims.take(KEY) is None
     os.utime(file, (0, 0))
     taken(claims).release()
