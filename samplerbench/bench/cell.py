@@ -110,9 +110,7 @@ def metric_sources(metrics: Iterable[Metric], stratified: bool = False) -> dict[
         with plugin_call(metric, "in estimator"):
             estimator = metric.estimator(stratified)
         if not isinstance(estimator, str | None):
-            raise RunError(
-                f"metric {metric.label()}: estimator returned {shown(estimator)}; it must be a name."
-            )
+            raise RunError(f"metric {metric.label()}: estimator returned {shown(estimator)}; it must be a name.")
         parts = [part for part in (source, estimator) if part is not None]
         if parts:
             found[metric.spec] = " ".join(parts)

@@ -70,6 +70,10 @@ class Team:
                 kind, text = found
                 raise kind(text) from error
 
+    def lost(self) -> list[int]:
+        """The ranks of the processes that are known to have ended."""
+        return [] if self.presence is None else self.presence.ended()
+
     def close(self) -> None:
         """Part in good order: nobody leaves while another still speaks. Raises LostProcess."""
         if self.size > 1:
@@ -84,7 +88,7 @@ class Team:
             with self.presence.waiting() if self.presence is not None else nullcontext():
                 return operation()
         except RuntimeError as error:  # what torch.distributed raises when a connection is closed
-            lost = [] if self.presence is None else self.presence.ended()
+            lost = self.lost()
             who = f"process {' and '.join(map(str, lost))}" if lost else "another process"
             raise LostProcess(
                 f"{who} of this run has ended unexpectedly. Nothing finished is lost: run the same command again to "

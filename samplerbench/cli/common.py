@@ -232,10 +232,13 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the results: a
 
 
 class Interrupts:
-    """Ctrl-C once: finish what is being done up to the next checkpoint, then stop. Twice: stop now."""
+    """Ctrl-C once: finish what is being done up to the next checkpoint, then stop. Twice: stop now.
 
-    def __init__(self) -> None:
-        self.count = 0
+    quiet: print nothing, as one of several processes.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.count, self.quiet = 0, quiet
 
     def asked(self) -> bool:
         """Whether Ctrl-C has been pressed."""
@@ -260,4 +263,5 @@ class Interrupts:
         self.count += 1
         if self.count > 1:
             raise KeyboardInterrupt
-        note("stopping at the next checkpoint; Ctrl-C again stops now.", gap=True)
+        if not self.quiet:
+            note("stopping at the next checkpoint; Ctrl-C again stops now.", gap=True)
