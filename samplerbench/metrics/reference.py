@@ -72,7 +72,9 @@ def measure_once(data: ImageSet, extractor: Extractor) -> Reference:
     file = cache_dir() / f"reference-{key}.safetensors"
     with contextlib.suppress(UserError, OSError):  # a damaged or unreadable file in a cache is made anew
         if file.exists():
-            return load_reference(file)
+            kept = load_reference(file)
+            if kept.features == extractor.identity and kept.data.get("sha256") == data.sha256:
+                return kept
     reference = measure(data, extractor)
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
         file.parent.mkdir(parents=True, exist_ok=True)
