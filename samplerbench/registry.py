@@ -286,7 +286,7 @@ def parse(kind: str, spec: str | Configurable) -> Any:
         if not equals:
             positional.append(part)
         elif key.strip() in arguments:
-            raise UserError(f"{kind} {name}: {key.strip()} is given twice. {list_parameters(cls)}")
+            raise UserError(f"{kind} {name}: {shorten(key.strip())} is given twice. {list_parameters(cls)}")
         else:
             arguments[key.strip()] = value.strip()
     try:
