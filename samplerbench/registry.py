@@ -286,7 +286,7 @@ def parse(kind: str, spec: str | Configurable) -> Any:
         if not equals:
             positional.append(part)
         elif key.strip() in arguments:
-            raise UserError(f"{kind} {name}: {key.strip()} is given twice. {list_parameters(cls)}")
+            raise UserError(f"{kind} {name}: {shorten(key.strip())} is given twice. {list_parameters(cls)}")
         else:
             arguments[key.strip()] = value.strip()
     try:
@@ -456,9 +456,8 @@ def _probe(foreign: list[Entry]) -> dict[Entry, Finding]:
     answers = {}
     for line in out.splitlines():
         _, mark, answer = line.rpartition("\0")  # before the mark: what a plugin printed without ending its line
-        if mark:
-            i, why = json.loads(answer)
-            answers[i] = why
+        if mark and (told_of := _answer(answer, len(foreign))):
+            answers[told_of[0]] = told_of[1]
     told = {e: Finding(*(" ".join(t.split()) for t in answers[i])) for i, e in enumerate(foreign) if i in answers}
     told = {e: finding for e, finding in told.items() if finding != Finding()}
     unasked = [e for i, e in enumerate(foreign) if i not in answers]
@@ -470,6 +469,16 @@ def _probe(foreign: list[Entry]) -> dict[Entry, Finding]:
         told[unasked[0]] = Finding(slow if end is None else f"its import ended the process: {last}")
         told |= _probe(unasked[1:])  # what the first of them broke is not the fault of the rest
     return told
+
+
+def _answer(text: str, n: int) -> tuple[int, list[str]] | None:
+    """Which of n entries an answer is of, and its error and remark; None for what a plugin printed in its place."""
+    try:
+        i, why = parse_json(text)
+    except (ValueError, TypeError):
+        return None
+    sound = type(i) is int and 0 <= i < n and isinstance(why, list) and len(why) == 2
+    return (i, why) if sound and all(isinstance(part, str) for part in why) else None
 
 
 def _run_child(code: str, argument: str) -> tuple[str, str, int | None]:

@@ -152,5 +152,6 @@ def _is(text: str | os.PathLike[str], what: Any) -> bool:
 
 
 def shorten(text: str, length: int = 100) -> str:
-    """The text, or its beginning with an ellipsis where it is longer than so many characters."""
+    """The text on one line, or its beginning with an ellipsis where it is longer than so many characters."""
+    text = " ".join(text.splitlines())
     return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from samplerbench.cli import common
 from samplerbench.errors import UserError
 from samplerbench.text import console, literal, printable
+from samplerbench.untrusted import is_dir
 
 Plural = Literal["samplers", "guidances", "spacings", "models", "metrics", "data"]
 
@@ -64,7 +64,7 @@ def show(
         return
     named = [e for kind in registry.BASES for e in registry.entries(kind) if e.name == name.partition(":")[0]]
     if not named:
-        if Path(name).expanduser().is_dir() or name.count("/") == 1:
+        if is_dir(name) or name.count("/") == 1:
             _show_checkpoint(out, name, revision, variant, offline)
             return
         from samplerbench.options import did_you_mean

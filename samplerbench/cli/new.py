@@ -11,6 +11,7 @@ import typer
 
 from samplerbench.errors import UserError
 from samplerbench.text import say
+from samplerbench.untrusted import user_path
 
 Kind = Literal["sampler", "guidance", "spacing", "metric", "model"]
 
@@ -64,7 +65,7 @@ def new(
         raise UserError(f"there is a {kind} {name} already, of {same[0].origin}; choose another name.")
     if importlib.util.find_spec(_module(name)):
         raise UserError(f"there is a module {_module(name)} already; choose another name than {name}.")
-    target = (Path(f"samplerbench-{name}") if folder is None else folder).expanduser()
+    target = user_path(f"samplerbench-{name}" if folder is None else folder)
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} is there already; remove it, or name another folder with --dir.")
     files = render(kind, name)

@@ -17,7 +17,7 @@ from torch import Tensor
 from samplerbench.data.image_set import ImageSet
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_CLASSES, MAX_PIXELS
-from samplerbench.untrusted import reason, shorten
+from samplerbench.untrusted import is_file, reason, shorten
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 IMAGES, LABELS = ("images", "arr_0"), ("labels", "arr_1")
@@ -37,7 +37,10 @@ def load_folder(path: Path) -> ImageSet:
     Raises:
         UserError: no images, a file that cannot be decoded, or images of several sizes.
     """
-    files = [PurePosixPath(f.relative_to(path).as_posix()) for f in path.rglob("*") if f.is_file()]
+    try:
+        files = [PurePosixPath(f.relative_to(path).as_posix()) for f in path.rglob("*") if is_image(f) and is_file(f)]
+    except OSError as error:
+        raise UserError(f"the folder {path} cannot be read ({reason(error)}).") from None
     return _classes_and_images(path, path.name, f"the folder {path}", files, lambda file: open(path / file, "rb"))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from samplerbench.sampling import Noise, Sampler
 from samplerbench.sampling.driver import OnStep
 from samplerbench.sampling.noise import Purpose, uniform
 from samplerbench.sampling.process import VARIANCE_PRESERVING
+from samplerbench.untrusted import is_dir, user_path
 
 
 class NoNoise(Noise):
@@ -68,8 +68,7 @@ class Scene:
     def name(self) -> str:
         """What a title calls the model: a folder by its own name."""
         source = self.prepared.request.model
-        path = Path(source).expanduser()
-        return path.resolve().name if path.is_dir() else source
+        return user_path(source).resolve().name if is_dir(source) else source
 
     def z(self, first: int = 0) -> Tensor:
         """z ~ N(0, I) of the samples first … first+n-1, (n, *shape), in the state's precision."""
