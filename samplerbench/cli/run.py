@@ -171,8 +171,8 @@ def run(
     word = None
     if team.main and team.size > 1:
         word = last_word.promise(
-            "samplerbench: a process of this run has ended unexpectedly (see above). Nothing finished is lost: finished "
-            f"cells and the last checkpoint are kept in {printable(str(out))}/. Run the same command again to continue."
+            "samplerbench: a process of this run has ended unexpectedly (see above). Nothing finished is lost: "
+            f"finished cells and the last checkpoint are in {printable(out)}/. Run the same command again to continue."
         )
     _prepare(store, team)
     with _stdout_kept(as_json):
