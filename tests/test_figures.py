@@ -431,8 +431,8 @@ def test_the_error_of_the_round_trip_is_printed_and_kept(tmp_path: Path, capsys:
     assert record["error"] == "mean squared error per dimension, images in [0, 1]"
     assert (record["inversion"], record["start"], record["images"]) == ("heun", "noised", 4)
     assert [trip["steps"] for trip in record["round_trips"]] == [2, 4]
-    # Heun's way up evaluates twice a step, the way down once. The last level of `trailing` is above the model's smallest,
-    # where the way up begins, so both have as many steps.
+    # Heun's way up evaluates twice a step, the way down once. The last level of `trailing` is above the model's
+    # smallest, where the way up begins, so both have as many steps.
     assert [trip["nfe"] for trip in record["round_trips"]] == [6, 12]
     printed = capsys.readouterr().out
     for trip in record["round_trips"]:
