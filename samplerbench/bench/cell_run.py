@@ -26,11 +26,11 @@ from samplerbench.metrics.metric import Accumulator, Batch, Context, Metric
 from samplerbench.models.model import check_guidance
 from samplerbench.results.files import write_atomically
 from samplerbench.results.partial import PARTIAL, Extent, Progress, load_partial, save_partial
-from samplerbench.results.tensors import DamagedError
 from samplerbench.sampling import Sampler, Spacing
 from samplerbench.sampling.cost import Cost, Seconds
 from samplerbench.sampling.driver import OnStep
 from samplerbench.sampling.meter import Meter
+from samplerbench.tensor_seal import DamagedError
 
 SOLUTIONS = 256 * 2**20
 """Bytes of converged solutions that a session keeps."""
