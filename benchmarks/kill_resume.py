@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import signal
@@ -28,9 +29,59 @@ from typing import Any
 SAME = ("sampler", "parameters", "guidance", "spacing", "steps", "nfe", "n", "blocks", "seed", "metrics", "protocol")
 
 
-def start(suite: Path, out: Path, more: list[str]) -> subprocess.Popen[str]:
+class Forked:
+    """A command of samplerbench in a fork of this process, as far as subprocess.Popen is needed here."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        from samplerbench.cli.app import main
+
+        reading, writing = os.pipe()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                os.dup2(writing, 2)
+                sys.stdout, sys.stderr = (os.fdopen(fd, "w", 1, closefd=False) for fd in (1, 2))
+                main(arguments)
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+            finally:
+                os._exit(code)
+        os.close(writing)
+        self.stderr = os.fdopen(reading, "r")
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self) -> int:
+        """The exit code, once it has one."""
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+    def communicate(self) -> tuple[str, str]:
+        """What it wrote to stderr, once it has ended."""
+        err = self.stderr.read()
+        self.wait()
+        return "", err
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal."""
+        os.kill(self.pid, number)
+
+
+def start(suite: Path, out: Path, more: list[str], fork: bool) -> subprocess.Popen[str] | Forked:
     """`samplerbench run SUITE --out OUT` as a process of its own."""
-    command = [sys.executable, "-m", "samplerbench", "run", str(suite), "--out", str(out), "--device", "cpu", *more]
+    arguments = ["run", str(suite), "--out", str(out), "--device", "cpu", *more]
+    if fork:
+        return Forked(arguments)
+    command = [sys.executable, "-m", "samplerbench", *arguments]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -126,24 +177,31 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tamper", action="store_true", help="change the checkpoints after each kill")
+    parser.add_argument("--fork", action="store_true", help="fork the runs from here, so that torch is imported once")
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
     chosen, more = parser.parse_args(words[:cut]), words[cut + 1 :]
     if any(chosen.out.glob("*.json")):
         raise SystemExit(f"{chosen.out} has results already; name an empty folder with --out.")
-    process = start(chosen.suite, chosen.undisturbed, more)
+    process = start(chosen.suite, chosen.undisturbed, more, False)
     _, err = process.communicate()
     if process.returncode != 0:
         raise SystemExit(err)
     whole = records(chosen.undisturbed)
     seconds = sum(r["seconds"] + r["metric_seconds"] for r in whole.values())
     print(f"undisturbed: {len(whole)} results, {seconds:.0f} s of work", flush=True)
+    if chosen.fork:
+        import torch
+
+        import samplerbench.bench.setup  # noqa: F401 - for the forks
+
+        torch.set_num_threads(1)  # threads do not survive a fork
     rng, kills = random.Random(chosen.seed), 0
     tamper = Tamperer(chosen.out, rng) if chosen.tamper else None
     while kills < chosen.kills:
         # On the average one run does its share of the work before it is killed, so the kills are spread over all of it.
         wait = rng.uniform(0, 2 * seconds / (chosen.kills + 1))
-        process = start(chosen.suite, chosen.out, more)
+        process = start(chosen.suite, chosen.out, more, chosen.fork)
         assert process.stderr is not None
         process.stderr.readline()  # the first cell is done or found: the imports are no interesting moment
         begun = time.monotonic()
@@ -162,7 +220,7 @@ def main() -> int:
         )
         if tamper is not None:
             tamper()
-    process = start(chosen.suite, chosen.out, more)
+    process = start(chosen.suite, chosen.out, more, chosen.fork)
     _, err = process.communicate()
     if process.returncode != 0:
         raise SystemExit(err)

@@ -20,8 +20,9 @@ from samplerbench.errors import Stopped, UserError
 from samplerbench.results.files import set_aside
 from samplerbench.results.partial import PARTIAL, Extent, Progress, load_partial, save_partial
 from samplerbench.results.store import Store
-from samplerbench.results.tensors import DamagedError, content_digest, load_tensors, save_tensors
+from samplerbench.results.tensors import load_tensors, save_tensors
 from samplerbench.sampling.cost import Cost
+from samplerbench.tensor_seal import DamagedError, content_digest
 from samplerbench.training.loop import TrainResult, _load_checkpoint, _save_checkpoint
 
 KEY = "5a" * 32

@@ -30,11 +30,11 @@ from samplerbench.models.model import Model, check_guidance
 from samplerbench.results.claims import Lease
 from samplerbench.results.files import write_atomically
 from samplerbench.results.partial import PARTIAL, Extent, Progress, load_partial, save_partial
-from samplerbench.results.tensors import DamagedError
 from samplerbench.sampling import Guidance, Sampler, Spacing, Step
 from samplerbench.sampling.cost import Cost, Seconds
 from samplerbench.sampling.driver import OnStep
 from samplerbench.sampling.meter import Meter
+from samplerbench.tensor_seal import DamagedError
 
 SOLUTIONS = 256 * 2**20
 """Bytes of converged solutions that a session keeps."""

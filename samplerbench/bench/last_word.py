@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from samplerbench.results.claims import is_running, start_time
+from samplerbench.text import say
 
 LAUNCHERS = {"torchrun", "accelerate", "accelerate-launch", "mpirun", "mpiexec", "srun", "deepspeed"}
 MODULES = {"torch.distributed.run", "torch.distributed.launch", "accelerate.commands.launch"}
@@ -89,7 +90,7 @@ def main(launcher: int, started: str, text: str) -> None:
         return
     while is_running(launcher, started):
         time.sleep(0.02)
-    print(received.decode("utf-8", "replace") or text, file=sys.stderr)
+    say(received.decode("utf-8", "replace") or text, error=True)
 
 
 if __name__ == "__main__":

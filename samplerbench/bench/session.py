@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from samplerbench.metrics.reference import Reference
 from samplerbench.models.model import Model
 from samplerbench.results.store import Store
 from samplerbench.sampling.driver import OnStep
+from samplerbench.text import note
 
 
 @dataclass
@@ -115,11 +115,6 @@ class Measurement:
         return fields
 
 
-def to_stderr(line: str) -> None:
-    """Print a line of a run's on stderr."""
-    print(f"samplerbench: {line}", file=sys.stderr, flush=True)
-
-
 @dataclass
 class Execution:
     """How the cells are executed: none of it changes a number.
@@ -146,7 +141,7 @@ class Execution:
     checkpoint: int | None = None
     stop: Callable[[], bool] = lambda: False
     solving: Callable[[int], AbstractContextManager[OnStep | None]] = lambda _: nullcontext()
-    say: Callable[[str], None] = to_stderr
+    say: Callable[[str], None] = note
 
 
 @dataclass

@@ -21,6 +21,7 @@ from samplerbench.cache import cache_dir
 from samplerbench.data.files import IMAGES
 from samplerbench.errors import UserError
 from samplerbench.metrics.moments import Moments
+from samplerbench.tensor_seal import open_seal, sealed
 
 if TYPE_CHECKING:
     from samplerbench.data import ImageSet
@@ -54,14 +55,14 @@ class Reference:
         return f"{self.data['name']} ({self.data['split']}{number})"
 
     def save(self, file: Path) -> None:
-        """Write mean (d,), covariance (d, d) in float64, the identities and the images' shape, as safetensors."""
+        """Write mean (d,), covariance (d, d) in float64, the identities and the images' shape, as sealed safetensors."""
         from safetensors.torch import save_file
 
         tensors = {"mean": self.moments.mean, "covariance": self.moments.covariance}
         metadata = {"data": json.dumps(self.data), "features": json.dumps(self.features)}
         if self.shape is not None:
             metadata["shape"] = json.dumps(self.shape)
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, file, metadata)
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, file, sealed(tensors, metadata))
 
 
 def measure(data: ImageSet, extractor: Extractor) -> Reference:
@@ -157,6 +158,8 @@ def load_reference(file: Path) -> Reference:
         with safe_open(str(file), "pt") as handle:
             metadata = handle.metadata() or {}
             mean, covariance = handle.get_tensor("mean"), handle.get_tensor("covariance")
+        # A file of an older version has no seal.
+        metadata, _ = open_seal({"mean": mean, "covariance": covariance}, metadata)
         data, features = json.loads(metadata["data"]), json.loads(metadata["features"])
         shape = json.loads(metadata["shape"]) if "shape" in metadata else None
         mean, covariance = mean.numpy(), covariance.numpy()  # bfloat16 and float8 have no numpy type
