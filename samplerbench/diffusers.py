@@ -31,7 +31,7 @@ from samplerbench.errors import RunError, UserError
 from samplerbench.models.discrete import denoised, timestep_at
 from samplerbench.models.files import read_json
 from samplerbench.models.schedule import VP_SCHEDULERS, Schedule, alphas_cumprod, noise_levels, read_schedule
-from samplerbench.sampling import Denoiser, Noise, Prediction, Sampler, Sigma, Spacing, Step
+from samplerbench.sampling import Denoiser, Noise, Prediction, PredictionType, Sampler, Sigma, Spacing, Step
 from samplerbench.sampling.noise import split_seed
 from samplerbench.sampling.spacing import make_grid
 
@@ -405,7 +405,13 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
             assert self._noise is not None
             sigmas = plan.sigmas[start:]
             x = sample.to(_working(sample.dtype)) * (1 + float(sigmas[0]) ** 2) ** 0.5
-            self._run = _Run(_Asking(self.sampler.label(), self.levels), self.sampler, x, sigmas, self._noise)
+            self._run = _Run(
+                _Asking(self.sampler.label(), self.levels, self.config.prediction_type),
+                self.sampler,
+                x,
+                sigmas,
+                self._noise,
+            )
             # A scheduler that nobody holds any more ends its thread.
             self._ending = weakref.finalize(self, self._run.close)
             self._check_request(plan, self._run)
@@ -500,8 +506,8 @@ class _Scheduled(Denoiser):
 
     variance_preserving = True
 
-    def __init__(self, label: str, levels: Tensor) -> None:
-        self.label, self.levels = label, levels
+    def __init__(self, label: str, levels: Tensor, prediction: PredictionType) -> None:
+        self.label, self.levels, self.prediction = label, levels, prediction
 
     def _level(self, sigma: Sigma) -> float:
         if isinstance(sigma, Tensor) and sigma.ndim:
@@ -524,7 +530,7 @@ class _Rehearsal(_Scheduled):
     """A run on two small random states in float64, with a denoiser that is one in name only."""
 
     def __init__(self, scheduler: SamplerScheduler, sigmas: Tensor, scale: float) -> None:
-        super().__init__(scheduler.sampler.label(), scheduler.levels)
+        super().__init__(scheduler.sampler.label(), scheduler.levels, scheduler.config.prediction_type)
         self.sampler, self.sigmas = scheduler.sampler, sigmas
         self.learned = scheduler.config.variance_type == "learned_range"
         z = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -609,8 +615,8 @@ class _Closed(BaseException):
 class _Asking(_Scheduled):
     """The denoiser in the sampler's thread: hands over the question and waits for the answer."""
 
-    def __init__(self, label: str, levels: Tensor) -> None:
-        super().__init__(label, levels)
+    def __init__(self, label: str, levels: Tensor, prediction: PredictionType) -> None:
+        super().__init__(label, levels, prediction)
         self.questions: SimpleQueue[_State | BaseException] = SimpleQueue()
         self.answers: SimpleQueue[tuple[Prediction, Any] | None] = SimpleQueue()
 

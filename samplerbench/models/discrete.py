@@ -27,7 +27,6 @@ class DiscreteVP(Model):
     doubled: whether half of the network's output channels are about the variance.
     """
 
-    prediction: PredictionType = "epsilon"
     rounding: Literal["fractional", "nearest"] = "fractional"
     doubled: bool = False
 

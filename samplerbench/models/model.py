@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from samplerbench.errors import UserError
 from samplerbench.options import Configurable
-from samplerbench.sampling.denoiser import Clipped, Denoiser, Prediction, Sigma, coefficient, per_sample
+from samplerbench.sampling.denoiser import (
+    Clipped,
+    Denoiser,
+    Prediction,
+    PredictionType,
+    Sigma,
+    coefficient,
+    per_sample,
+)
 from samplerbench.sampling.guidance import Guidance
 from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.sampling.sampler import Sampler
@@ -30,6 +38,7 @@ class Model(ABC):
 
     network: the innermost module, where evaluations are counted. shape: (C, H, W) of the state. classes: number of
     labels, or None. null: whether it can be asked without a label. clip: whether D is clamped to ±clip_range.
+    prediction: what the network predicts, of a variance-preserving model.
     autoencoder: what makes images of its states, where those are latents. text: whether its labels are prompts.
     default_classifier: folder of the classifier that comes with it. data, features: names of the data set it was
     trained on and of the feature space to measure it in, where known. class_counts: images of each class in that
@@ -51,6 +60,7 @@ class Model(ABC):
     autoencoder: Autoencoder | None = None
     text: bool = False
     learned_variance: bool = False
+    prediction: PredictionType = "epsilon"
     default_classifier: str = ""
     data: str | None = None
     features: str | None = None
@@ -243,6 +253,7 @@ class Bound(Denoiser):
     def __init__(self, model: Model, labels: Tensor | None, batch: int) -> None:
         self.model, self.labels, self.batch = model, labels, batch
         self.levels, self.variance_preserving = model.levels, model.variance_preserving
+        self.prediction = model.prediction
         # A label that only a classifier knows is no condition of the network.
         self.given = model.condition(labels if model.classes is not None else None)
         if labels is None:

@@ -6,12 +6,13 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from samplerbench.errors import UserError
+from samplerbench.sampling.denoiser import PredictionType
 
 VP_SCHEDULERS = (
     *("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler"),
@@ -21,7 +22,6 @@ VP_SCHEDULERS = (
 """Schedulers whose configuration says ᾱ; which solver they are has no say here."""
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 _SCHEDULE = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),

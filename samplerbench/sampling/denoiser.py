@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Sigma = float | Tensor
 """A noise level: one for the whole batch (a float or a 0-d tensor), or one per sample (B,)."""
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+"""What a network was trained to predict, in diffusers' words: the noise, the velocity α ε - √(1-α²) x₀, or x₀."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,12 @@ class Denoiser(ABC):
         levels: (T,) float64 on the CPU, increasing: the noise levels the model was trained at (for a continuous
             model, a fine grid in its own time).
         variance_preserving: whether the model's forward process keeps the variance (DDPM) or lets it grow (NCSN).
+        prediction: what the network predicts, for a sampler that combines the network's own outputs. D is the same.
     """
 
     levels: Tensor
     variance_preserving: bool
+    prediction: PredictionType = "epsilon"
 
     @abstractmethod
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
@@ -100,6 +106,7 @@ class Clipped(Denoiser):
     def __init__(self, inner: Denoiser, limit: float = 1.0) -> None:
         self.inner, self.limit = inner, limit
         self.levels, self.variance_preserving = inner.levels, inner.variance_preserving
+        self.prediction = inner.prediction
 
     def _clip(self, prediction: Prediction) -> Prediction:
         return Prediction(prediction.x0.clamp(-self.limit, self.limit), prediction.variance)

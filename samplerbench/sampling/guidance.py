@@ -52,6 +52,7 @@ class _Guided(Denoiser):
     def __init__(self, guidance: Guidance, inner: Denoiser) -> None:
         self.guidance, self.inner = guidance, inner
         self.levels, self.variance_preserving = inner.levels, inner.variance_preserving
+        self.prediction = inner.prediction
 
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
         return self.guidance.predict(self.inner, x, sigma)
