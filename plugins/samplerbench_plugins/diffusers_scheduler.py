@@ -105,8 +105,8 @@ class DiffusersScheduler(Sampler):
             )
         if more := [name for name, p in inspect.signature(cls.step).parameters.items() if _is_required(name, p)]:
             raise UserError(
-                f"diffusers/{self.scheduler} is not a sampler of this kind of model: besides the prediction, its step needs "
-                f"{' and '.join(more)}."
+                f"diffusers/{self.scheduler} is not a sampler of this kind of model: besides the prediction, "
+                f"its step needs {' and '.join(more)}."
             )
         if "noise_sampler_seed" in _known(cls):
             raise UserError(
