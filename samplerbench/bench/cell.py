@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import inspect
@@ -132,14 +133,40 @@ def _origin(kind: str, name: str) -> str:
 
 def _source_hash(cls: type) -> str:
     try:
-        return plugin_file.hash_of(cls) or _file_hash(inspect.getsourcefile(cls))
+        return plugin_file.hash_of(cls) or _file_hash(inspect.getsourcefile(cls), cls.__module__)
     except (TypeError, OSError):  # made in a notebook or at a prompt: there is no file
         return ""
 
 
 @functools.cache
-def _file_hash(file: str | None) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
+def _file_hash(file: str | None, module: str = "") -> str:
+    """Of a plugin's file, and of the modules beside it that it imports: a part of it may be there."""
+    if not file:
+        return ""
+    digest = hashlib.sha256(Path(file).read_bytes())
+    for _, other in sorted(_siblings(Path(file), module, {}).items()):
+        digest.update(other.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _siblings(file: Path, module: str, found: dict[str, Path]) -> dict[str, Path]:
+    """The files, by name, of the package's own modules that a module imports from its folder, directly or not."""
+    package = module.rpartition(".")[0]
+    try:
+        nodes = [n for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.ImportFrom)]
+    except (OSError, SyntaxError, ValueError):
+        return found
+    for node in nodes if package else []:
+        name = node.module or ""
+        if node.level == 0 and name.startswith(f"{package}."):
+            name = name.removeprefix(f"{package}.")
+        elif node.level != 1:
+            continue
+        other = file.parent / f"{name}.py"
+        if other.name not in found and other != file and other.is_file():
+            found[other.name] = other
+            _siblings(other, module, found)
+    return found
 
 
 @functools.cache

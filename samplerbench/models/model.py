@@ -14,7 +14,15 @@ from samplerbench.errors import UserError
 from samplerbench.models.classifier import LoadedClassifier
 from samplerbench.models.preconditioning import DENOISED, Preconditioning
 from samplerbench.options import Configurable
-from samplerbench.sampling.denoiser import Clipped, Denoiser, Prediction, Sigma, coefficient, per_sample
+from samplerbench.sampling.denoiser import (
+    Clipped,
+    Denoiser,
+    Prediction,
+    PredictionType,
+    Sigma,
+    coefficient,
+    per_sample,
+)
 from samplerbench.sampling.guidance import Guidance, guide
 from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.sampling.process import Process
@@ -95,6 +103,12 @@ class Model(ABC):
             output, fraction = output.chunk(2, dim=1)
             variance = (fraction + 1) / 2 if self.learned_variance else None
         return Prediction(self.preconditioning.denoised(output, x, sigma), variance)
+
+    @property
+    def prediction(self) -> PredictionType:
+        """What the network predicts, of a variance-preserving model; "epsilon" of any other."""
+        names: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
+        return next((name for name in names if name == self.preconditioning.name), "epsilon")
 
     def condition(self, labels: Tensor | None) -> Condition:
         """What the network is told for these labels (B,) int64; None: no label."""
@@ -257,7 +271,7 @@ class Bound(Denoiser):
 
     def __init__(self, model: Model, labels: Tensor | None, batch: int) -> None:
         self.model, self.labels, self.batch = model, labels, batch
-        self.levels, self.process = model.levels, model.process
+        self.levels, self.process, self.prediction = model.levels, model.process, model.prediction
         # A label that only a classifier knows is no condition of the network.
         self.given = model.condition(labels if model.classes is not None else None)
         if labels is None:

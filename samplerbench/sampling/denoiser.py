@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from samplerbench.sampling.process import VARIANCE_PRESERVING, Process
 
 Sigma = float | Tensor
 """A noise level: one for the whole batch (a float or a 0-d tensor), or one per sample (B,)."""
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+"""What a network was trained to predict, in diffusers' words: the noise, the velocity α ε - √(1-α²) x₀, or x₀."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,12 @@ class Denoiser(ABC):
         levels: (T,) float64 on the CPU, increasing: the noise levels the model was trained at (for a continuous
             model, a fine grid in its own time).
         process: the model's forward process, which says how its own coordinates y = α(σ) x are scaled.
+        prediction: what the network predicts, for a sampler that combines the network's own outputs. D is the same.
     """
 
     levels: Tensor
     process: Process
+    prediction: PredictionType = "epsilon"
 
     def alpha(self, sigma: float) -> float:
         """α(σ): the scale of the model's own coordinates, y = α(σ) x. VP 1/√(1+σ²), VE 1, rectified flow 1/(1+σ)."""
@@ -110,7 +116,7 @@ class Clipped(Denoiser):
 
     def __init__(self, inner: Denoiser, limit: float = 1.0) -> None:
         self.inner, self.limit = inner, limit
-        self.levels, self.process = inner.levels, inner.process
+        self.levels, self.process, self.prediction = inner.levels, inner.process, inner.prediction
 
     def _clip(self, prediction: Prediction) -> Prediction:
         return Prediction(prediction.x0.clamp(-self.limit, self.limit), prediction.variance)

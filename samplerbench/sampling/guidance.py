@@ -83,7 +83,7 @@ def evaluations_of(guidance: Guidance | None) -> int:
 class _Guided(Denoiser):
     def __init__(self, guidance: Guidance, inner: Denoiser) -> None:
         self.guidance, self.inner = guidance, inner
-        self.levels, self.process = inner.levels, inner.process
+        self.levels, self.process, self.prediction = inner.levels, inner.process, inner.prediction
 
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
         with plugin_call(self.guidance, "in predict"):
