@@ -25,6 +25,7 @@ class SlicedWasserstein(Metric):
     """
 
     layer: ClassVar[Layer] = "fid"
+    needs_real_images: ClassVar[bool] = True
 
     directions: int = option(256, "how many directions", ge=1)
     power: float = option(2.0, "p of the distance", ge=1.0, le=8.0)
