@@ -93,7 +93,7 @@ class DiffusersScheduler(Sampler):
     def _class(self) -> Any:
         import diffusers
 
-        cls = getattr(diffusers, self.scheduler, None)
+        cls: Any = getattr(diffusers, self.scheduler, None)
         if missing := [name for name in getattr(cls, "_backends", ()) if find_spec(name) is None]:
             raise UserError(f"diffusers/{self.scheduler} needs {' and '.join(missing)}, which is not installed.")
         if cls is None or not (inspect.isclass(cls) and issubclass(cls, diffusers.SchedulerMixin)):

@@ -55,7 +55,7 @@ class Reference:
         return f"{self.data['name']} ({self.data['split']}{number})"
 
     def save(self, file: Path) -> None:
-        """Write mean (d,), covariance (d, d) in float64, the identities and the images' shape, as sealed safetensors."""
+        """Write mean (d,), covariance (d, d) in float64, identities and the images' shape, as sealed safetensors."""
         from safetensors.torch import save_file
 
         tensors = {"mean": self.moments.mean, "covariance": self.moments.covariance}
