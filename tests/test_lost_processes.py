@@ -120,7 +120,7 @@ class Broken(Team):
     tell = gather
 
 
-def test_a_closed_connection_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_connection_is_one_sentence() -> None:
     with pytest.raises(LostProcess) as caught:
         Broken(0, 2).gather(1)
     assert str(caught.value) == (
@@ -128,6 +128,15 @@ def test_a_closed_connection_is_one_sentence(monkeypatch: pytest.MonkeyPatch) ->
         "continue."
     )
     assert caught.value.exit_code == 1
+
+
+def test_another_error_in_an_exchange_is_no_lost_process() -> None:
+    def hungry() -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory") as caught:
+        Team(0, 2)._exchange(hungry)
+    assert not isinstance(caught.value, LostProcess)
 
 
 def test_the_process_that_has_ended_is_named() -> None:

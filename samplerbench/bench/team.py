@@ -87,7 +87,9 @@ class Team:
         try:
             with self.presence.waiting() if self.presence is not None else nullcontext():
                 return operation()
-        except RuntimeError as error:  # what torch.distributed raises when a connection is closed
+        except RuntimeError as error:
+            if not _is_lost_connection(error):
+                raise
             lost = self.lost()
             who = f"process {' and '.join(map(str, lost))}" if lost else "another process"
             raise LostProcess(
@@ -99,6 +101,13 @@ class Team:
         """This process's part of the samples first … last-1."""
         count = last - first
         return range(first + self.rank * count // self.size, first + (self.rank + 1) * count // self.size)
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Whether torch.distributed raised an error because another process is not there."""
+    text = str(error).lower()
+    words = ("connection", "gloo", "socket", "peer", "broken pipe", "timed out")
+    return isinstance(error, torch.distributed.DistError) or any(word in text for word in words)
 
 
 def join_team(device: str) -> tuple[Team, str]:
