@@ -171,7 +171,8 @@ def _some_timesteps(scheduler: Any) -> list[float]:
 def _is_required(name: str, parameter: inspect.Parameter) -> bool:
     """Whether a scheduler's step needs this besides what every sampler is given."""
     given = ("self", "model_output", "timestep", "sample")
-    return name not in given and parameter.default is inspect.Parameter.empty
+    many = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return name not in given and not many and parameter.default is parameter.empty
 
 
 def _output(prediction: PredictionType, x: Tensor, x0: Tensor, sigma: float) -> Tensor:
