@@ -98,13 +98,14 @@ class DiffusersScheduler(Sampler):
             raise UserError(f"diffusers/{self.scheduler} needs {' and '.join(missing)}, which is not installed.")
         if cls is None or not (inspect.isclass(cls) and issubclass(cls, diffusers.SchedulerMixin)):
             raise UserError(f'diffusers has no scheduler "{self.scheduler}"; an example: diffusers/DDIMScheduler.')
+        made: Any = cls
         needed = {"trained_betas", "prediction_type"} - set(_known(cls))
         if needed:
             raise UserError(
                 f"diffusers/{self.scheduler} cannot sample this kind of model: it has no β schedule or no "
                 f"ε-prediction (its constructor lacks {' and '.join(sorted(needed))})."
             )
-        if more := [name for name, p in inspect.signature(cls.step).parameters.items() if _is_required(name, p)]:
+        if more := [name for name, p in inspect.signature(made.step).parameters.items() if _is_required(name, p)]:
             raise UserError(
                 f"diffusers/{self.scheduler} is not a sampler of this kind of model: besides the prediction, "
                 f"its step needs {' and '.join(more)}."
