@@ -4,8 +4,9 @@ python benchmarks/kill_resume.py benchmarks/suites/digits.toml --undisturbed res
 python benchmarks/kill_resume.py benchmarks/suites/digits.toml --undisturbed results/small -- --n 100 --blocks 2
 python benchmarks/kill_resume.py benchmarks/suites/digits.toml --undisturbed results/digits --tamper
 
-With --tamper, the checkpoint of an unfinished cell is changed after each kill: a bit is flipped, its end is cut off,
-the checkpoint of another cell or a link to it is put in its place, or its digest is taken out. Each must be set aside.
+With --tamper, the checkpoint of an unfinished cell is changed after every other kill: a bit is flipped, its end is cut
+off, the checkpoint of another cell or a link to it is put in its place, or its digest is taken out. Each must be set
+aside.
 
 What stands after -- is given to every `samplerbench run`, beside the suite. The undisturbed run is made (or resumed)
 first if its folder is not complete. The moments are uniform over the time that the undisturbed run took.
@@ -14,6 +15,8 @@ first if its folder is not complete. The moments are uniform over the time that 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import random
@@ -21,6 +24,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -83,6 +87,23 @@ def start(suite: Path, out: Path, more: list[str], fork: bool) -> subprocess.Pop
         return Forked(arguments)
     command = [sys.executable, "-m", "samplerbench", *arguments]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def warm_up() -> None:
+    """Run one small cell in this process, so that its forks find everything imported."""
+    import torch
+
+    from samplerbench.cli.app import main
+
+    torch.set_num_threads(1)  # threads do not survive a fork
+    with (
+        tempfile.TemporaryDirectory() as out,
+        contextlib.suppress(SystemExit),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        main(
+            ["run", "-m", "exact:mixture", "--data", "digits", "-s", "ddim", "--steps", "1", "--n", "20", "--out", out]
+        )
 
 
 def records(out: Path) -> dict[str, dict[str, Any]]:
@@ -176,7 +197,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("results/killed"), help="folder of the killed run")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tamper", action="store_true", help="change the checkpoints after each kill")
+    parser.add_argument("--tamper", action="store_true", help="change the checkpoints after every other kill")
+    parser.add_argument("--seconds", type=float, help="time to spread the kills over. Default: the undisturbed run's")
     parser.add_argument("--fork", action="store_true", help="fork the runs from here, so that torch is imported once")
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
@@ -190,12 +212,9 @@ def main() -> int:
     whole = records(chosen.undisturbed)
     seconds = sum(r["seconds"] + r["metric_seconds"] for r in whole.values())
     print(f"undisturbed: {len(whole)} results, {seconds:.0f} s of work", flush=True)
+    seconds = chosen.seconds or seconds
     if chosen.fork:
-        import torch
-
-        import samplerbench.bench.setup  # noqa: F401 - for the forks
-
-        torch.set_num_threads(1)  # threads do not survive a fork
+        warm_up()
     rng, kills = random.Random(chosen.seed), 0
     tamper = Tamperer(chosen.out, rng) if chosen.tamper else None
     while kills < chosen.kills:
@@ -218,7 +237,7 @@ def main() -> int:
             f"{len(list(chosen.out.glob('*.partial.safetensors')))} unfinished",
             flush=True,
         )
-        if tamper is not None:
+        if tamper is not None and kills % 2:
             tamper()
     process = start(chosen.suite, chosen.out, more, chosen.fork)
     _, err = process.communicate()
