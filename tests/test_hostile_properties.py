@@ -51,7 +51,7 @@ from samplerbench.untrusted import parse_json
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LOOK = settings(
-    derandomize=True, deadline=None, database=None, max_examples=40, suppress_health_check=list(HealthCheck)
+    derandomize=True, deadline=None, database=None, max_examples=30, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -162,7 +162,7 @@ def specs(draw: st.DrawFn, kind: str) -> str:
     return f"{name}{slash}:{','.join(parts)}" if parts else f"{name}{slash}"
 
 
-@settings(LOOK, max_examples=120)
+@settings(LOOK, max_examples=70)
 @given(st.sampled_from(sorted(registry.BASES)).flatmap(lambda kind: st.tuples(st.just(kind), specs(kind))))
 def test_specs(drawn: tuple[str, str]) -> None:
     kind, spec = drawn
@@ -349,7 +349,7 @@ FILES = {"i.zip": zipped(), "i.npz": arrays()} | {
 }
 
 
-@settings(LOOK, max_examples=120)
+@settings(LOOK, max_examples=70)
 @given(st.sampled_from(sorted(FILES)).flatmap(lambda name: st.tuples(st.just(name), damaged(FILES[name]))))
 def test_data_sets(drawn: tuple[str, bytes]) -> None:
     name, content = drawn
