@@ -4,8 +4,9 @@ python benchmarks/kill_resume.py benchmarks/suites/digits.toml --undisturbed res
 python benchmarks/kill_resume.py benchmarks/suites/digits.toml --undisturbed results/small -- --n 100 --blocks 2
 python benchmarks/kill_resume.py benchmarks/suites/digits.toml --undisturbed results/digits --tamper
 
-With --tamper, the checkpoint of an unfinished cell is changed after each kill: a bit is flipped, its end is cut off,
-the checkpoint of another cell or a link to it is put in its place, or its digest is taken out. Each must be set aside.
+With --tamper, the checkpoint of an unfinished cell is changed after every other kill: a bit is flipped, its end is cut
+off, the checkpoint of another cell or a link to it is put in its place, or its digest is taken out. Each must be set
+aside.
 
 What stands after -- is given to every `samplerbench run`, beside the suite. The undisturbed run is made (or resumed)
 first if its folder is not complete. The moments are uniform over the time that the undisturbed run took.
@@ -14,12 +15,16 @@ first if its folder is not complete. The moments are uniform over the time that 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
+import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -28,10 +33,77 @@ from typing import Any
 SAME = ("sampler", "parameters", "guidance", "spacing", "steps", "nfe", "n", "blocks", "seed", "metrics", "protocol")
 
 
-def start(suite: Path, out: Path, more: list[str]) -> subprocess.Popen[str]:
+class Forked:
+    """A command of samplerbench in a fork of this process, as far as subprocess.Popen is needed here."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        from samplerbench.cli.app import main
+
+        reading, writing = os.pipe()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                os.dup2(writing, 2)
+                sys.stdout, sys.stderr = (os.fdopen(fd, "w", 1, closefd=False) for fd in (1, 2))
+                main(arguments)
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+            finally:
+                os._exit(code)
+        os.close(writing)
+        self.stderr = os.fdopen(reading, "r")
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self) -> int:
+        """The exit code, once it has one."""
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+    def communicate(self) -> tuple[str, str]:
+        """What it wrote to stderr, once it has ended."""
+        err = self.stderr.read()
+        self.wait()
+        return "", err
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal."""
+        os.kill(self.pid, number)
+
+
+def start(suite: Path, out: Path, more: list[str], fork: bool) -> subprocess.Popen[str] | Forked:
     """`samplerbench run SUITE --out OUT` as a process of its own."""
-    command = [sys.executable, "-m", "samplerbench", "run", str(suite), "--out", str(out), "--device", "cpu", *more]
+    arguments = ["run", str(suite), "--out", str(out), "--device", "cpu", *more]
+    if fork:
+        return Forked(arguments)
+    command = [sys.executable, "-m", "samplerbench", *arguments]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def warm_up() -> None:
+    """Run one small cell in this process, so that its forks find everything imported."""
+    import torch
+
+    from samplerbench.cli.app import main
+
+    torch.set_num_threads(1)  # threads do not survive a fork
+    with (
+        tempfile.TemporaryDirectory() as out,
+        contextlib.suppress(SystemExit),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        main(
+            ["run", "-m", "exact:mixture", "--data", "digits", "-s", "ddim", "--steps", "1", "--n", "20", "--out", out]
+        )
 
 
 def records(out: Path) -> dict[str, dict[str, Any]]:
@@ -125,25 +197,30 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("results/killed"), help="folder of the killed run")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tamper", action="store_true", help="change the checkpoints after each kill")
+    parser.add_argument("--tamper", action="store_true", help="change the checkpoints after every other kill")
+    parser.add_argument("--seconds", type=float, help="time to spread the kills over. Default: the undisturbed run's")
+    parser.add_argument("--fork", action="store_true", help="fork the runs from here, so that torch is imported once")
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
     chosen, more = parser.parse_args(words[:cut]), words[cut + 1 :]
     if any(chosen.out.glob("*.json")):
         raise SystemExit(f"{chosen.out} has results already; name an empty folder with --out.")
-    process = start(chosen.suite, chosen.undisturbed, more)
+    process = start(chosen.suite, chosen.undisturbed, more, False)
     _, err = process.communicate()
     if process.returncode != 0:
         raise SystemExit(err)
     whole = records(chosen.undisturbed)
     seconds = sum(r["seconds"] + r["metric_seconds"] for r in whole.values())
     print(f"undisturbed: {len(whole)} results, {seconds:.0f} s of work", flush=True)
+    seconds = chosen.seconds or seconds
+    if chosen.fork:
+        warm_up()
     rng, kills = random.Random(chosen.seed), 0
     tamper = Tamperer(chosen.out, rng) if chosen.tamper else None
     while kills < chosen.kills:
         # On the average one run does its share of the work before it is killed, so the kills are spread over all of it.
         wait = rng.uniform(0, 2 * seconds / (chosen.kills + 1))
-        process = start(chosen.suite, chosen.out, more)
+        process = start(chosen.suite, chosen.out, more, chosen.fork)
         assert process.stderr is not None
         process.stderr.readline()  # the first cell is done or found: the imports are no interesting moment
         begun = time.monotonic()
@@ -160,9 +237,9 @@ def main() -> int:
             f"{len(list(chosen.out.glob('*.partial.safetensors')))} unfinished",
             flush=True,
         )
-        if tamper is not None:
+        if tamper is not None and kills % 2:
             tamper()
-    process = start(chosen.suite, chosen.out, more)
+    process = start(chosen.suite, chosen.out, more, chosen.fork)
     _, err = process.communicate()
     if process.returncode != 0:
         raise SystemExit(err)

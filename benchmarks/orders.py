@@ -1,5 +1,7 @@
 """Measure the order of convergence of every deterministic solver on the two smooth exact problems.
 
+From large noise on even steps, as `Sampler.convergence` claims it; from two small noise levels; and on uneven steps.
+
 python benchmarks/orders.py            # prints the Markdown table of docs/solvers.md
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from samplerbench import registry
-from samplerbench.testing.sampler import measure_order, order_errors
+from samplerbench.testing.sampler import SMALL_STARTS, UNEVEN, Shape, measure_order, order_errors
 
 SPECS = [
     "ddim",
@@ -27,19 +29,37 @@ SPECS = [
     *(f"unipc:order={p},corrector=false" for p in (1, 2, 3)),
     *(f"deis:order={r}" for r in range(4)),
     *(f"ipndm:order={p}" for p in range(1, 5)),
+    "dpm++:order=3,start=singlestep",
+    "unipc:order=3,start=singlestep",
+    "unipc:order=3,corrector=false,start=singlestep",
+    *(f"deis:order={r},start=singlestep" for r in (2, 3)),
+    *(f"ipndm:order={p},start=singlestep" for p in (3, 4)),
 ]
+
+
+COLUMNS: tuple[tuple[str, float | None, Shape], ...] = (
+    *((f"from σ = {start:g}", start, "even") for start in SMALL_STARTS),
+    *((f"{shape}", None, shape) for shape in UNEVEN),
+)
 
 
 def main() -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    print("| sampler | theory | gaussian | mixture | error at the finest grid (mixture) |")
-    print("| --- | ---: | ---: | ---: | --- |")
+    names = ("sampler", "claim", "gaussian", "mixture", "claim from any start", *(name for name, _, _ in COLUMNS))
+    print(f"| {' | '.join(names)} | error at the finest grid |")
+    print(f"| --- |{' ---: |' * (len(names) - 1)} --- |")
     for spec in SPECS:
         sampler = registry.parse("sampler", spec)
         cells = [f"{slope:.2f} ± {margin:.2f}" for slope, margin in (measure_order(sampler, p) for p in PROBLEMS)]
+        cells.append(str(sampler.convergence_from_any_start()))
+        counts = (512, 1024, 2048) if sampler.even_in == "sigma" else (128, 256, 512, 1024)
+        for _, start, shape in COLUMNS:
+            slope, _ = measure_order(sampler, "mixture", start, shape, counts)
+            cells.append(f"{slope:.2f}")
         n, error = order_errors(sampler, "mixture")[-1]
-        print(f"| `{spec}` | {sampler.convergence()} | {' | '.join(cells)} | {error:.1e} at N = {n} |", flush=True)
+        row = (f"`{spec}`", str(sampler.convergence()), *cells, f"{error:.1e} at N = {n}")
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 PROBLEMS = ("gaussian", "mixture")

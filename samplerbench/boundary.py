@@ -94,11 +94,10 @@ def torch_state() -> tuple[Any, ...]:
     The default dtype and device, the number of threads, the modes of gradients, autocast and determinism, the
     precision of float32 products, cuDNN's flags, and the current folder.
     """
-    cudnn = torch.backends.cudnn
-    precision, flags = None, None
-    with suppress(RuntimeError):  # torch refuses to say where its older and newer settings were mixed
-        precision = torch.get_float32_matmul_precision()
-        flags = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32)
+    try:
+        precision, flags = torch.get_float32_matmul_precision(), _cudnn()
+    except RuntimeError:  # torch refuses to say where its older and newer settings were mixed
+        precision, flags = None, None
     try:
         folder: str | None = os.getcwd()
     except OSError:  # it was removed
@@ -137,6 +136,15 @@ def _default_device() -> Any:
 
 def _set_default_device(device: str) -> None:
     torch.set_default_device(None if device == "cpu" else device)
+
+
+def _cudnn() -> Any:
+    """cuDNN's flags (enabled, benchmark, deterministic, allow_tf32), read as `torch.backends.cudnn` reads them."""
+    return _cudnn_enabled(), _cudnn_benchmark(), _cudnn_deterministic(), _cudnn_tf32()
+
+
+_cudnn_enabled, _cudnn_benchmark = torch._C._get_cudnn_enabled, torch._C._get_cudnn_benchmark
+_cudnn_deterministic, _cudnn_tf32 = torch._C._get_cudnn_deterministic, torch._C._get_cudnn_allow_tf32
 
 
 def _set_cudnn(flags: tuple[bool, bool, bool, bool]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from samplerbench.cli.common import Progress
+from samplerbench.progress import Progress
 from samplerbench.text import one_line, printable
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def progress_bars(cells: int, quiet: bool = False) -> Progress | NotebookProgres
 class NotebookProgress:
     """A bar for all cells and one for the cell at work, as widgets where ipywidgets is installed, else as text.
 
-    It is used as `samplerbench.cli.common.Progress` is.
+    It has the interface of `samplerbench.progress.Progress`.
     """
 
     def __init__(self, cells: int, quiet: bool = False) -> None:

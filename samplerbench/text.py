@@ -94,8 +94,8 @@ def note(message: object, gap: bool = False) -> None:
 
 
 def say(text: object, error: bool = False) -> None:
-    """Print a printable text, of one line or more, to stdout (error: to stderr)."""
-    print(printable(text, lines=True), file=sys.stderr if error else sys.stdout)
+    """Print a printable text, of one line or more, to stdout (error: to stderr), at once."""
+    print(printable(text, lines=True), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def literal(text: object, style: str = "") -> Text:

@@ -313,11 +313,51 @@ def local() -> Sampler:
     return Local()
 
 
+@dataclass(frozen=True)
+class EvenStepsForGranted(SoundMultistep):
+    """2M with the half that belongs to even steps, whatever the steps are (Nobody 2022)."""
+
+    def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+        before = None
+        for s, t in intervals(sigmas):
+            x0 = denoise(x, s)
+            blend = x0 if before is None or t == 0 else x0 + (x0 - before) / 2
+            before = x0
+            x = (t / s) * x + (1 - t / s) * blend
+            yield Step(t, x, x0)
+
+
+class SaysEvenStepsOnly(EvenStepsForGranted):
+    """2M for even steps, which says so (Nobody 2022)."""
+
+    uniform_steps_only = True
+
+
+class ThirdOrderFromAnyStart(Sound):
+    """DPM-Solver++ 3M, whose first steps are of lower order, which it forgets to say (Nobody 2022)."""
+
+    def convergence(self) -> int:
+        return 3
+
+    def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+        yield from registry.parse("sampler", "dpm++:order=3").steps(denoise, x, sigmas, noise)
+
+
+class SaysWhereItStarts(ThirdOrderFromAnyStart):
+    """The same method, which says that its order is 2 from a small start (Nobody 2022)."""
+
+    def convergence_from_any_start(self) -> int:
+        return 2
+
+
 # Noise that is not ours looks deterministic to the checks, and changes with the seed, the split and the dtype.
 NOISY = {"same-seed", "batch-split", "random-state", "dtype", "guided", "no-state", "levels", "order"}
+ORDERS = {"order", "order-start", "order-uneven"}
 BROKEN_SAMPLERS: list[tuple[Callable[[], Sampler], str, str, set[str]]] = [
-    (WrongOrder, "order", "it claims 2", set()),
-    (WrongWeight, "order", "it claims 2", set()),
+    (WrongOrder, "order", "it claims 2", ORDERS),
+    (WrongWeight, "order", "it claims 2", ORDERS),
+    (EvenStepsForGranted, "order-uneven", "on alternating steps the order on the mixture is 0.9", set()),
+    (ThirdOrderFromAnyStart, "order-start", "it claims 3 from any start", set()),
     (NoiseInTheLastStep, "terminal", "noise is left", set()),
     (lambda: EtaSquared(0.5), "moments", "variance", set()),
     (lambda: NoRoomForNoise(0.5), "moments", "variance", set()),
@@ -347,7 +387,8 @@ BROKEN_SAMPLERS: list[tuple[Callable[[], Sampler], str, str, set[str]]] = [
 def test_a_broken_sampler_is_caught_by_the_check_meant_for_it(
     make: Callable[[], Sampler], by: str, says: str, also: set[str]
 ) -> None:
-    assert_caught(make(), by, says, also)
+    # What breaks the order breaks it from every start and on every grid.
+    assert_caught(make(), by, says, also | ORDERS if "order" in also else also)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +407,9 @@ def test_a_sampler_that_says_too_little_is_caught(sampler: Sampler, says: str) -
         check()
 
 
-@pytest.mark.parametrize("sampler", [Sound(), Sound(0.5), SoundMultistep()], ids=lambda s: s.spec)
+@pytest.mark.parametrize(
+    "sampler", [Sound(), Sound(0.5), SoundMultistep(), SaysEvenStepsOnly(), SaysWhereItStarts()], ids=lambda s: s.spec
+)
 def test_the_sound_twins_pass(sampler: Sampler) -> None:
     assert failures(sampler) == {}
 

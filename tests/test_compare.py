@@ -89,7 +89,7 @@ def test_ties_with_the_best_are_marked_and_others_are_not() -> None:
     assert lines["worse"].startswith("2.12")
     assert lines["real against real, 100 each"] == "3.00 ± 0.500"
     note = " ".join(capture.get().split())
-    assert "two disjoint random halves of the real images, 100 images each; rows are measured against all" in note
+    assert "two disjoint random sets of 100 real images each; rows are measured against all" in note
     with console.capture() as capture:
         console.print(steps_table(rows, "fid"))
     assert "real" not in capture.get()

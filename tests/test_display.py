@@ -24,9 +24,9 @@ from typer.testing import CliRunner
 
 import samplerbench
 from samplerbench.cli.app import app, main
-from samplerbench.cli.common import Progress
 from samplerbench.figures.panel import Drawing, Panel
 from samplerbench.notebook import NotebookProgress
+from samplerbench.progress import Progress
 from samplerbench.report import formats
 from samplerbench.report.html import page
 from samplerbench.report.plots import metric_figure, save

@@ -23,6 +23,7 @@ from samplerbench.cli.app import main
 from samplerbench.errors import Stopped, UserError
 from samplerbench.models import Model
 from samplerbench.report.table import steps_table
+from samplerbench.results.record import schema_errors
 from samplerbench.results.store import Store
 
 
@@ -41,6 +42,18 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("load_extractor", "load_data", "pick_reference"):
         monkeypatch.setattr(setup, name, refuse)
+
+
+def test_a_result_of_gap_alone_is_used_again(tmp_path: Path) -> None:
+    """Its protocol names neither features nor a reference, and the record is valid all the same."""
+    reused = []
+    for _ in range(2):
+        session, cell = session_of(tmp_path)
+        outcome = engine.run_cell(session, cell)
+        reused.append(outcome.reused)
+    assert reused == [False, True]
+    assert schema_errors(json.loads(next(tmp_path.glob("*.json")).read_text("utf-8"))) == []
+    assert not list(tmp_path.glob("*.damaged"))
 
 
 @pytest.mark.usefixtures("nothing_is_loaded")

@@ -91,7 +91,7 @@ def test_the_run_gives_what_torch_fidelity_gives_on_the_same_pngs(
 ) -> None:
     """Tolerance 1e-4 relative: torch-fidelity takes float32 means and, for KID, float32 kernels."""
     n = 150
-    cell = ["-s", "ddim", "--steps", "5", "--n", str(n)]
+    cell = ["-s", "ddim", "--steps", "5", "--n", str(n), "--labels", "3"]  # of one label: independent draws
     metrics = [f"--metric={m}" for m in ("fid", "kid", "isc:splits=1", "precision", "recall", "label-accuracy")]
     assert (
         run(["run", *cell, *metrics, "--data", write_digits(tmp_path / "real", n), "--json", "--out", str(tmp_path)])
@@ -108,6 +108,8 @@ def test_the_run_gives_what_torch_fidelity_gives_on_the_same_pngs(
                 "ddim",
                 "--steps",
                 "5",
+                "--labels",
+                "3",
                 "--n",
                 str(n),
                 "--png-dir",

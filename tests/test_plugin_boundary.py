@@ -35,6 +35,7 @@ from samplerbench.models import Model
 from samplerbench.report.table import steps_table
 from samplerbench.sampling import Denoiser, Guidance, Noise, Prediction, Sampler, Sigma, Spacing, Step, driver
 from samplerbench.sampling.guidance import evaluations_of, guide
+from samplerbench.sampling.process import VARIANCE_PRESERVING
 from samplerbench.sampling.sampler import planned_nfe
 from samplerbench.sampling.spacing import make_grid
 from samplerbench.testing.checks import run_checks
@@ -46,7 +47,7 @@ MakeSession = Callable[..., engine.Session]
 
 
 class Half(Denoiser):
-    levels, variance_preserving = torch.linspace(0.1, 10, 10).double(), True
+    levels, process = torch.linspace(0.1, 10, 10).double(), VARIANCE_PRESERVING
 
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
         return Prediction(x / 2)
@@ -665,7 +666,9 @@ def test_progress_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch) -> No
     """Neither rich's markup nor its emoji codes in a plugin's name are rendered."""
     stream = io.StringIO()
     monkeypatch.setattr(
-        common, "console", lambda **_: Console(file=stream, force_terminal=True, width=150, emoji=False, markup=False)
+        common,
+        "console",
+        lambda **_: Console(file=stream, force_terminal=True, width=150, emoji=False, markup=False, highlight=False),
     )
     progress = common.Progress(2)
     with progress.running(), progress.cell("bad.py:a:[red]Mine[/red]", 3, 4, 4):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ def rows(page: str) -> list[tuple[str, list[str]]]:
 PROMISES = [row for row in rows(PAGE) if not set(row[0]) <= set("- ")]
 
 
+@cache
 def functions(file: Path) -> set[str]:
     """The test functions of a module."""
     return {node.name for node in ast.parse(file.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)}

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from samplerbench import registry
 from samplerbench.bench.cell import Cell, describe_plugin
+from samplerbench.bench.plan import Unmet
 from samplerbench.cli.app import app, main
 from samplerbench.report.formats import latex, markdown, payload, to_csv
 from samplerbench.report.series import sweeps
@@ -103,6 +104,37 @@ def test_cells_without_a_result_have_the_names_of_those_with_one() -> None:
     sampler, guided = registry.parse("sampler", "ddim"), registry.parse("guidance", "cfg")
     pending = Cell(sampler, guided, registry.parse("spacing", "leading"), 10, torch.tensor([1.0, 0.0])).pending
     assert row_names([pending, SCALES[1]]) == ["ddim + cfg:scale=2", "ddim + cfg:scale=1"]
+    unmet = Unmet(sampler, guided, 1, 2).record
+    assert row_names([unmet, SCALES[1]]) == ["ddim + cfg:scale=2", "ddim + cfg:scale=1"]
+
+
+FAILING = """
+from dataclasses import dataclass
+from samplerbench.sampling import Sampler, option
+
+@dataclass(frozen=True)
+class Failing(Sampler):
+    \"\"\"Fails.\"\"\"
+
+    x: float = option(1.0, "a number")
+
+    def steps(self, denoise, x, sigmas, noise):
+        raise ValueError("no")
+        yield
+"""
+
+
+def test_cells_that_failed_are_named_like_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.py").write_text(FAILING)
+    samplers = ["-s", "bad.py:Failing", "-s", "bad.py:Failing:x=2"]
+    with pytest.raises(SystemExit) as ended:
+        main(["run", *samplers, "-m", "exact:mixture", "--steps", "2", "--n", "70"])
+    assert ended.value.code == 1
+    rows = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert rows == ["bad.py:Failing:x=1", "bad.py:Failing:x=2"] * 2
 
 
 def test_a_run_prints_the_default_that_its_rows_vary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,13 +15,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from samplerbench.assets import asset
 from samplerbench.bench import engine, request
 from samplerbench.errors import Stopped, UserError
+from samplerbench.metrics import Moments, Reference
+from samplerbench.metrics.reference import load_reference
 from samplerbench.results.files import set_aside
 from samplerbench.results.partial import PARTIAL, Extent, Progress, load_partial, save_partial
 from samplerbench.results.store import Store
-from samplerbench.results.tensors import DamagedError, content_digest, load_tensors, save_tensors
+from samplerbench.results.tensors import load_tensors, save_tensors
 from samplerbench.sampling.cost import Cost
+from samplerbench.tensor_seal import DamagedError, content_digest
 from samplerbench.training.loop import TrainResult, _load_checkpoint, _save_checkpoint
 
 KEY = "5a" * 32
@@ -390,3 +394,38 @@ def test_a_sealed_training_checkpoint_of_wrong_types_is_one_line(state: Path, ch
     with pytest.raises(UserError, match=r"is damaged \(.*\); remove it to start anew\.$") as caught:
         Trained().load(state)
     assert "\n" not in str(caught.value)
+
+
+# --- Statistics of real images --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def statistics(tmp_path: Path) -> Path:
+    features = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+    file = tmp_path / "statistics.safetensors"
+    described = {"name": "made", "split": "all", "n": 9, "sha256": "ab"}
+    Reference(Moments.of(features), described, {"name": "x", "layer": "y", "weights": "z"}).save(file)
+    return file
+
+
+def test_no_flipped_bit_of_statistics_gives_another_distance(statistics: Path) -> None:
+    whole = statistics.read_bytes()
+    for place in range(0, 8 * len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        statistics.write_bytes(damaged)
+        with pytest.raises(UserError, match="is no reference written by `samplerbench stats`"):
+            load_reference(statistics)
+
+
+def test_statistics_of_an_older_version_without_a_digest_are_read(statistics: Path) -> None:
+    before, found = load_reference(statistics), load_tensors(statistics)
+    assert found.sealed
+    save_file(found.tensors, statistics, found.metadata)
+    after = load_reference(statistics)
+    assert torch.equal(after.moments.scatter, before.moments.scatter)
+    assert (after.data, after.features) == (before.data, before.features)
+
+
+def test_the_embedded_statistics_are_sealed() -> None:
+    assert load_tensors(asset("digits-reference.safetensors")).sealed

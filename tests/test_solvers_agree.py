@@ -298,13 +298,17 @@ def test_diffusers_deis_and_pndm_end_at_the_smallest_trained_level(spec: str) ->
     assert difference(ours(point, "deis", grid), mean) <= 1e-8
 
 
+@pytest.mark.parametrize(
+    ("config", "apart"), [({"use_karras_sigmas": True}, 1e-4), ({"timestep_spacing": "trailing"}, 0.05)], ids=str
+)
 def test_diffusers_lms_is_rho_ab_3_until_the_step_to_zero(
-    model: ExactModel, monkeypatch: pytest.MonkeyPatch, exact_tables: bool
+    model: ExactModel, monkeypatch: pytest.MonkeyPatch, exact_tables: bool, config: dict[str, Any], apart: float
 ) -> None:
-    made = scheduler(model, "LMSDiscreteScheduler", STEPS, exact_tables, use_karras_sigmas=True)
+    """Its last step extrapolates ε to σ = 0: from 0.01 on Karras' grid, from 0.17 on the trailing one of 20 steps."""
+    made = scheduler(model, "LMSDiscreteScheduler", STEPS, exact_tables, **config)
     reached, levels = theirs(model, made, monkeypatch)
     assert difference(ours(model, "deis:variable=sigma", levels[:-1]), reached[-2]) <= tolerance(exact_tables)
-    assert difference(ours(model, "deis:variable=sigma", levels), reached[-1]) > 1e-4
+    assert difference(ours(model, "deis:variable=sigma", levels), reached[-1]) > apart
 
 
 @pytest.mark.parametrize("exact_betas", [False, True])
@@ -590,9 +594,10 @@ def edm(
 
 def score_sde(network: Network, x: Array, levels: list[float], z: Draw, predictor: str, corrections: int = 0) -> Array:
     """Song et al. 2021 (SDE), variance preserving: algorithm 3 (reverse diffusion), eq. 4 (ancestral), eq. 6 by
-    Euler and Maruyama, eq. 13 exactly for a constant ε; then algorithm 5's corrector with r = 0.16 and α = 1.
+    Euler and Maruyama, eq. 13 exactly for a constant ε; then algorithm 5's corrector with r = 0.16.
     """
-    for s, t in pairs(levels):
+    following = [*levels[2:], 0.0]
+    for (s, t), u in zip(pairs(levels), following, strict=True):
         if t == 0:
             return network.data(x, s)
         beta, score = 1 - alpha(s) ** 2 / alpha(t) ** 2, network.score(x, s)
@@ -609,7 +614,8 @@ def score_sde(network: Network, x: Array, levels: list[float], z: Draw, predicto
         for _ in range(corrections):
             score, draw = network.score(x, t), z()
             norms = [np.sqrt((v.reshape(len(v), -1) ** 2).sum(1)) for v in (draw, score)]
-            step = (2 * (0.16 * norms[0] / norms[1]) ** 2).reshape(-1, 1, 1, 1)
+            kept = alpha(t) ** 2 / alpha(u) ** 2  # α_i = 1 - β_i, of the forward step that ends at t
+            step = (2 * kept * (0.16 * norms[0] / norms[1]) ** 2).reshape(-1, 1, 1, 1)
             x = x + step * score + np.sqrt(2 * step) * draw
     return x
 

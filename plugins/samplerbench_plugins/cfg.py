@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -22,6 +22,9 @@ class ClassifierFree(Guidance):
     needs: ClassVar[frozenset[str]] = frozenset({"labels", "null"})
 
     scale: float = option(2.0, "g: 1 is the conditional model, more is nearer to the label", ge=0.0)
+    clip: Literal["after", "before"] = option(
+        "after", "whether a model that clips x₀ clips the guided one, or the one that is guided"
+    )
 
     @property
     def evaluations(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -12,10 +12,19 @@ from samplerbench.sampling import Denoiser, Guidance, Prediction, Sigma, coeffic
 
 @dataclass(frozen=True)
 class ClassifierGuidance(Guidance):
-    """Classifier guidance (Dhariwal & Nichol 2021, algorithms 1 and 2):  D + g σ² ∇ₓ log p(y | x, σ).
+    """Classifier guidance (Dhariwal & Nichol 2021, algorithm 2):  D + g σ² ∇ₓ log p(y | x, σ).
 
-    By Bayes' rule g = 1 on the unconditional model is the conditional one. One network evaluation, and one forward
-    and one backward pass of the classifier, which are counted beside it.
+    That is the classifier's score added to the model's, ε̂ = ε - √(1-ᾱ) g ∇ log p, under every sampler. By Bayes' rule
+    g = 1 on the unconditional model is the conditional one. One network evaluation, and one forward and one backward
+    pass of the classifier, which are counted beside it.
+
+    Algorithm 1, for ancestral sampling, is another method: it adds g v ∇ log p to the mean of the step, v being the
+    reverse variance. From level s to t that would be the shift here times (α_t/α_s) v/(s² - t²), α being the model's
+    scale and v in these coordinates: for `ddpm` with the large variance on a variance-preserving model α_s/α_t, with
+    the small one less. It depends on t and on the sampler's variance, which a guidance, a function of (x, s) alone, is
+    not given; so it is not offered. The two agree as the steps grow small, and differ much at 5 steps.
+
+    clip=before is guided-diffusion's order: x₀ is clipped, then guided.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"labels", "classifier"})
@@ -23,6 +32,9 @@ class ClassifierGuidance(Guidance):
     scale: float = option(1.0, "g: how much of the classifier's gradient is added", ge=0.0)
     conditional: bool = option(False, "guide the class-conditional prediction instead of the unconditional one")
     weights: str = option("", "folder of the classifier; empty is the one that comes with the model")
+    clip: Literal["after", "before"] = option(
+        "after", "whether a model that clips x₀ clips the guided one, or the one that is guided"
+    )
 
     def predict(self, denoise: Denoiser, x: Tensor, sigma: Sigma) -> Prediction:
         base = denoise.conditional(x, sigma) if self.conditional else denoise.unconditional(x, sigma)

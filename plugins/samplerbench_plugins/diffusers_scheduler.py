@@ -6,7 +6,7 @@ import ast
 import inspect
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplerbench.sampling import Denoiser, Noise, Sampler, Step, UserError, option
+from samplerbench.sampling import Denoiser, Noise, PredictionType, Sampler, Step, UserError, option
 
 _OF_THE_MODEL = (
     *("num_train_timesteps", "trained_betas", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr"),
-    *("prediction_type", "use_flow_sigmas"),
+    *("prediction_type", "use_flow_sigmas", "snr_shift_scale"),
 )
-"""Parameters that are not the user's to set: the schedule is the model's, and what is fed is ε."""
+"""Parameters that are not the user's to set: the schedule and the prediction type are the model's."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,11 @@ class DiffusersScheduler(Sampler):
     Source: https://github.com/huggingface/diffusers, as installed; each scheduler's own documentation names its paper.
 
     The scheduler keeps its own timesteps, which its own parameters set (`timestep_spacing=trailing`), and its own
-    float32 tables, made from the model's noise levels; --spacing has no say. It is fed ε = (x - D)/σ, and its noise
-    is this toolkit's, so sample i stays a function of seed and i.
+    float32 tables, made from the model's noise levels; --spacing has no say. As in a pipeline it is given what the
+    model predicts, made from D: ε = (x - D)/σ, v = (ε - σ D)/√(1+σ²), or D itself; and ε where it does not take what
+    the model predicts. Its noise is this toolkit's, so sample i stays a function of seed and i.
+    A sampler goes from noise to an image with a network's predictions alone. Refused are schedulers that go the other
+    way, need more than a prediction in each step, draw their own noise, or have no β schedule or prediction type.
     `diffusers/DPMSolverMultistepScheduler:algorithm_type=sde-dpmsolver++,use_karras_sigmas=true`
     """
 
@@ -63,9 +66,11 @@ class DiffusersScheduler(Sampler):
         # ᾱ = 1/(1+σ²), and β from its ratios: the model's own schedule, whatever it is called.
         bars = 1 / (1 + levels**2)
         betas = 1 - bars / torch.cat([bars.new_ones(1), bars[:-1]])
-        schedule = {"num_train_timesteps": len(levels), "trained_betas": betas.numpy()}
-        unclipped = {"clip_sample": False} if "clip_sample" in _known(cls) else {}
-        made = cls(**(unclipped | schedule | self._settings(cls)))
+        prediction = self._takes(cls, denoise.prediction)
+        schedule = {"num_train_timesteps": len(levels), "trained_betas": betas.numpy(), "prediction_type": prediction}
+        # Whether D is clipped is the model's to say, and its levels are not to be shifted.
+        neutral = {name: value for name, value in _NEUTRAL.items() if name in _known(cls)}
+        made = cls(**(neutral | schedule | self._settings(cls)))
         try:
             made.set_timesteps(len(sigmas) - 1, device=x.device)
         except Exception as error:  # whatever a scheduler says of a number of steps
@@ -81,25 +86,51 @@ class DiffusersScheduler(Sampler):
             x = made.scale_model_input(state, t) * (1 + sigma**2) ** 0.5
             x0 = denoise(x, sigma)
             with _our_noise(made, noise):
-                state = made.step((x - x0) / sigma, t, state).prev_sample.to(x.dtype)
+                state = made.step(_output(prediction, x, x0, sigma), t, state).prev_sample.to(x.dtype)
             reached = at[i + 1] if i + 1 < len(at) else 0.0
             yield Step(reached, state if in_sigma else state * (1 + reached**2) ** 0.5, x0)
 
     def _class(self) -> Any:
         import diffusers
 
-        cls = getattr(diffusers, self.scheduler, None)
+        cls: Any = getattr(diffusers, self.scheduler, None)
         if missing := [name for name in getattr(cls, "_backends", ()) if find_spec(name) is None]:
             raise UserError(f"diffusers/{self.scheduler} needs {' and '.join(missing)}, which is not installed.")
         if cls is None or not (inspect.isclass(cls) and issubclass(cls, diffusers.SchedulerMixin)):
             raise UserError(f'diffusers has no scheduler "{self.scheduler}"; an example: diffusers/DDIMScheduler.')
+        made: Any = cls
         needed = {"trained_betas", "prediction_type"} - set(_known(cls))
         if needed:
             raise UserError(
                 f"diffusers/{self.scheduler} cannot sample this kind of model: it has no β schedule or no "
                 f"ε-prediction (its constructor lacks {' and '.join(sorted(needed))})."
             )
+        if more := [name for name, p in inspect.signature(made.step).parameters.items() if _is_required(name, p)]:
+            raise UserError(
+                f"diffusers/{self.scheduler} is not a sampler of this kind of model: besides the prediction, "
+                f"its step needs {' and '.join(more)}."
+            )
+        if "noise_sampler_seed" in _known(cls):
+            raise UserError(
+                f"diffusers/{self.scheduler} draws its own noise (noise_sampler_seed), so its images would depend on "
+                "the batch; use a scheduler that draws diffusers' randn_tensor."
+            )
         return cls
+
+    def _takes(self, cls: Any, prediction: PredictionType) -> PredictionType:
+        """What to give the scheduler: what the model predicts, or ε where the scheduler does not take that."""
+        if prediction == "epsilon":
+            return prediction
+        made = cls(**(self._settings(cls) | {"prediction_type": prediction}))
+        if not _some_timesteps(made):
+            return prediction  # `steps` says why
+        x = torch.zeros(1, 1, 1, 1)
+        try:
+            with _our_noise(made, lambda: x):
+                made.step(x, made.timesteps[0], x)
+        except (NotImplementedError, ValueError):  # as they say that they do not
+            return "epsilon"
+        return prediction
 
     def _settings(self, cls: Any) -> dict[str, Any]:
         known = _known(cls)
@@ -113,10 +144,44 @@ class DiffusersScheduler(Sampler):
             except (ValueError, SyntaxError):
                 found[name] = text
         try:
-            cls(**found)
+            made = cls(**found)
         except Exception as error:  # whatever a scheduler's constructor says of its parameters
             raise UserError(f"diffusers/{self.scheduler}: {error}") from None
+        times = _some_timesteps(made)
+        if times and times[0] < times[-1]:
+            raise UserError(
+                f"diffusers/{self.scheduler} is not a sampler: its timesteps rise, so it goes from images to noise."
+            )
         return found
+
+
+_NEUTRAL = {"clip_sample": False, "snr_shift_scale": 1.0}
+
+
+def _some_timesteps(scheduler: Any) -> list[float]:
+    """The timesteps that a scheduler sets for a few steps; empty where its parameters allow none of these numbers."""
+    for steps in (10, 4, 1):
+        try:
+            scheduler.set_timesteps(steps)
+        except Exception:  # whatever a scheduler says of a number of steps
+            continue
+        return [float(t) for t in scheduler.timesteps]
+    return []
+
+
+def _is_required(name: str, parameter: inspect.Parameter) -> bool:
+    """Whether a scheduler's step needs this besides what every sampler is given."""
+    given = ("self", "model_output", "timestep", "sample")
+    many = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return name not in given and not many and parameter.default is parameter.empty
+
+
+def _output(prediction: PredictionType, x: Tensor, x0: Tensor, sigma: float) -> Tensor:
+    """What a network of this prediction type says where D(x, σ) is x0, (B, C, H, W)."""
+    if prediction == "sample":
+        return x0
+    epsilon = (x - x0) / sigma
+    return epsilon if prediction == "epsilon" else (epsilon - sigma * x0) / (1 + sigma**2) ** 0.5
 
 
 def _known(cls: Any) -> list[str]:
@@ -132,7 +197,7 @@ def _level(levels: Tensor, t: float) -> float:
 
 
 @contextmanager
-def _our_noise(scheduler: Any, noise: Noise) -> Iterator[None]:
+def _our_noise(scheduler: Any, noise: Callable[[], Tensor]) -> Iterator[None]:
     """While it steps, the scheduler's module draws its noise from our stream instead of torch's generator."""
     module = sys.modules[type(scheduler).__module__]
     if not hasattr(module, "randn_tensor"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -26,6 +26,9 @@ class ImageClassifierGuidance(Guidance):
     scale: float = option(1.0, "g: how much of the classifier's gradient is added", ge=0.0)
     conditional: bool = option(False, "guide the class-conditional prediction instead of the unconditional one")
     weights: str = option("", "folder of a transformers image classifier; empty: the exact problems' own")
+    clip: Literal["after", "before"] = option(
+        "after", "whether a model that clips x₀ clips the guided one, or the one that is guided"
+    )
 
     def predict(self, denoise: Denoiser, x: Tensor, sigma: Sigma) -> Prediction:
         if self.scale == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import inspect
@@ -15,6 +16,9 @@ from torch import Tensor
 
 import samplerbench
 from samplerbench import plugin_file, registry
+from samplerbench.boundary import plugin_call, shown
+from samplerbench.errors import RunError
+from samplerbench.metrics.metric import Metric
 from samplerbench.options import Configurable
 from samplerbench.sampling import Guidance, Sampler, Spacing
 
@@ -94,10 +98,23 @@ def describe_plugin(plugin: Configurable) -> dict[str, Any]:
     }
 
 
-def metric_sources(metrics: Iterable[Configurable]) -> dict[str, dict[str, str]]:
-    """The protocol's field for the source hashes, by spec, of metrics that are not built in; {} where all are."""
-    own = f"{registry.OWN} "
-    found = {m.spec: _source_hash(type(m)) for m in metrics if not _origin(m.kind, m.label()).startswith(own)}
+def metric_sources(metrics: Iterable[Metric], stratified: bool = False) -> dict[str, dict[str, str]]:
+    """The protocol's field for what the metrics are computed by, by spec; {} where there is nothing to say.
+
+    That is the hash of the source of a metric that is not built in, and the name of its estimator, where it has one
+    (`Metric.estimator`).
+    """
+    own, found = f"{registry.OWN} ", {}
+    for metric in metrics:
+        builtin = _origin(metric.kind, metric.label()).startswith(own)
+        source = None if builtin else _source_hash(type(metric))
+        with plugin_call(metric, "in estimator"):
+            estimator = metric.estimator(stratified)
+        if not isinstance(estimator, str | None):
+            raise RunError(f"metric {metric.label()}: estimator returned {shown(estimator)}; it must be a name.")
+        parts = [part for part in (source, estimator) if part is not None]
+        if parts:
+            found[metric.spec] = " ".join(parts)
     return {"metric sources": found} if found else {}
 
 
@@ -116,14 +133,40 @@ def _origin(kind: str, name: str) -> str:
 
 def _source_hash(cls: type) -> str:
     try:
-        return plugin_file.hash_of(cls) or _file_hash(inspect.getsourcefile(cls))
+        return plugin_file.hash_of(cls) or _file_hash(inspect.getsourcefile(cls), cls.__module__)
     except (TypeError, OSError):  # made in a notebook or at a prompt: there is no file
         return ""
 
 
 @functools.cache
-def _file_hash(file: str | None) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
+def _file_hash(file: str | None, module: str = "") -> str:
+    """Of a plugin's file, and of the modules beside it that it imports: a part of it may be there."""
+    if not file:
+        return ""
+    digest = hashlib.sha256(Path(file).read_bytes())
+    for _, other in sorted(_siblings(Path(file), module, {}).items()):
+        digest.update(other.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _siblings(file: Path, module: str, found: dict[str, Path]) -> dict[str, Path]:
+    """The files, by name, of the package's own modules that a module imports from its folder, directly or not."""
+    package = module.rpartition(".")[0]
+    try:
+        nodes = [n for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.ImportFrom)]
+    except (OSError, SyntaxError, ValueError):
+        return found
+    for node in nodes if package else []:
+        name = node.module or ""
+        if node.level == 0 and name.startswith(f"{package}."):
+            name = name.removeprefix(f"{package}.")
+        elif node.level != 1:
+            continue
+        other = file.parent / f"{name}.py"
+        if other.name not in found and other != file and other.is_file():
+            found[other.name] = other
+            _siblings(other, module, found)
+    return found
 
 
 @functools.cache

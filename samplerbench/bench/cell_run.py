@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import math
-import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -27,15 +25,16 @@ from samplerbench.errors import SamplerbenchError, Stopped, UserError
 from samplerbench.metrics.guarded import Guarded
 from samplerbench.metrics.metric import Accumulator, Batch, Context
 from samplerbench.metrics.reference import Reference
+from samplerbench.metrics.summary import summarise_blocks
 from samplerbench.models.model import Model, check_guidance
 from samplerbench.results.claims import Lease
 from samplerbench.results.files import write_atomically
 from samplerbench.results.partial import PARTIAL, Extent, Progress, load_partial, save_partial
-from samplerbench.results.tensors import DamagedError
 from samplerbench.sampling import Guidance, Sampler, Spacing, Step
 from samplerbench.sampling.cost import Cost, Seconds
 from samplerbench.sampling.driver import OnStep
 from samplerbench.sampling.meter import Meter
+from samplerbench.tensor_seal import DamagedError
 
 SOLUTIONS = 256 * 2**20
 """Bytes of converged solutions that a session keeps."""
@@ -78,9 +77,14 @@ class CellRun:
         measurement, execution = session.measurement, session.execution
         self.model, self.team, self.store = measurement.model, execution.team, execution.store
         self.n, self.blocks, self.keep = measurement.n, measurement.blocks, execution.keep
-        # A metric that needs no reference is not given one.
-        reference = cast(Reference, measurement.reference)
-        self.context = Context(reference, measurement.real, solver(session, cell), measurement.n)
+        self.context = Context(
+            cast(Reference, measurement.reference),  # a metric that needs no reference is not given one
+            measurement.real,
+            solver(session, cell),
+            measurement.n,
+            measurement.stratified,
+            measurement.strata,
+        )
         self.progress = Progress()
         self.shown = torch.empty(0, *self.model.image_shape, dtype=torch.uint8)
         self.whole: list[Accumulator] = []
@@ -271,15 +275,9 @@ class CellRun:
         measurement = self.session.measurement
         values = {}
         for i, metric in enumerate(measurement.metrics):
-            blocks = [block[i] for block in self.progress.results]
-            if not all(blocks):
+            entry = summarise_blocks([block[i] for block in self.progress.results])
+            if not entry:
                 continue
-            found = [b["value"] for b in blocks]
-            entry: dict[str, Any] = {**blocks[0], "value": mean(found)}
-            if len(found) > 1:
-                for name in blocks[0]:
-                    entry[name] = mean([b.get(name, math.nan) for b in blocks])
-                entry |= {"sd": deviation(found), "blocks": found}
             extractor = measurement.extractor if metric.needs_features else None
             reference = measurement.reference if metric.needs_features else None
             values[metric.label()] = entry | {
@@ -368,15 +366,3 @@ def _merge(whole: list[Accumulator], states: Iterable[dict[str, Tensor]]) -> Non
     for accumulator, state in zip(whole, states, strict=False):
         if state:  # nothing is known yet, as at the beginning of a block
             accumulator.merge(state)
-
-
-def mean(values: Sequence[float]) -> float:
-    """The mean; of several values of which one is not finite, NaN."""
-    if len(values) == 1:
-        return float(values[0])
-    return statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
-
-
-def deviation(values: Sequence[float]) -> float:
-    """The standard deviation of two or more values; NaN where a value is not finite."""
-    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan

@@ -13,6 +13,7 @@ from samplerbench.bench.cell import Cell
 from samplerbench.bench.cell_run import SOLUTIONS, solution_cell
 from samplerbench.bench.generate import generate
 from samplerbench.bench.request import Prepared
+from samplerbench.boundary import plugin_call
 from samplerbench.sampling.guidance import evaluations_of
 from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.sampler import planned_nfe
@@ -84,14 +85,20 @@ def estimate(prepared: Prepared) -> Estimate:
 
 def _solutions(prepared: Prepared, n: int | None) -> list[tuple[Cell, list[str], int]]:
     """(the cell that solves it, the metrics it is for, images over all blocks) of each converged solution."""
-    model, found = prepared.model, {}
+    model, blocks = prepared.model, prepared.request.blocks
+    found: dict[tuple[str, str | None], tuple[Cell, list[str], int]] = {}
+    if n is None:
+        return []
     for metric in prepared.metrics:
-        wanted = metric.solution(n) if n is not None else None
-        for guidance in dict.fromkeys(c.guidance for c in prepared.cells) if wanted is not None else ():
-            cell = solution_cell(model, wanted[0], guidance)
-            key = (cell.sampler.spec, None if guidance is None else guidance.spec)
-            _, names, images = found.get(key, (cell, [], 0))
-            found[key] = (cell, [*names, metric.label()], max(images, wanted[1] * prepared.request.blocks))
+        with plugin_call(metric, "in solution"):
+            wanted = metric.solution(n)
+        if wanted is None:
+            continue
+        name, (sampler, images) = metric.label(), wanted
+        for guidance in dict.fromkeys(c.guidance for c in prepared.cells):
+            key = (sampler.spec, None if guidance is None else guidance.spec)
+            cell, names, most = found.get(key, (solution_cell(model, sampler, guidance), [], 0))
+            found[key] = (cell, [*names, name], max(most, images * blocks))
     # What does not fit into the memory for solutions is solved again for every cell.
     size = torch.empty(0, dtype=torch.float64 if model.dtype == torch.float64 else torch.float32).element_size()
     each = size * model.shape[0] * model.shape[1] * model.shape[2]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from samplerbench.results.claims import is_running, start_time, this_machine
+from samplerbench.text import note
 
 REPORT_AFTER = "SAMPLERBENCH_REPORT_AFTER"
 """Environment variable: seconds of waiting after which a missing process is named. Default: 60."""
@@ -87,7 +87,7 @@ class Presence:
                 store = torch.distributed.TCPStore(host, port, None, False, timeout, wait_for_workers=False)
         if not all(gather(store is not None)):
             return None
-        presence = cls(rank, members, store, float(os.environ.get(REPORT_AFTER, "60")), _to_stderr)
+        presence = cls(rank, members, store, float(os.environ.get(REPORT_AFTER, "60")), note)
         threading.Thread(target=presence._watch, name="samplerbench-presence", daemon=True).start()
         return presence
 
@@ -171,7 +171,3 @@ class Presence:
                 if self.rank == 1 and time.monotonic() - unreachable >= self.after:
                     self.say(f"{self._describe(0)} does not answer.")
                     return
-
-
-def _to_stderr(line: str) -> None:
-    print(f"samplerbench: {line}", file=sys.stderr, flush=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -15,10 +15,11 @@ from samplerbench.bench.labels import make_labels
 from samplerbench.bench.plan import Unmet, plan
 from samplerbench.bench.session import Execution, Measurement, Session
 from samplerbench.bench.team import Team
+from samplerbench.boundary import plugin_call
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_IMAGES, MAX_SEED
 from samplerbench.metrics.extractors import Extractor
-from samplerbench.metrics.metric import Layer, Metric
+from samplerbench.metrics.metric import Metric, check_requirements
 from samplerbench.metrics.reference import Reference
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Model, check_guidance, check_sampler
@@ -201,7 +202,7 @@ class Measured:
     extractor: Extractor | None
     reference: Reference | None
     n: int
-    real: Callable[[Layer], Tensor] | None
+    real: setup.RealImages | None
 
 
 def measure_reference(prepared: Prepared) -> Measured:
@@ -212,23 +213,27 @@ def measure_reference(prepared: Prepared) -> Measured:
     """
     request, model = prepared.request, prepared.model
     using = [m for m in prepared.metrics if m.needs_features]
+    # What cannot be measured is said before any weights are fetched.
+    for metric in prepared.metrics:
+        _check(metric, n=request.n, has_labels=prepared.mode != "none")
     if not using:
         return Measured(None, None, _n(prepared, None), None)
-    # What cannot be measured is said before any weights are fetched.
     if not any(m.needs_reference or m.needs_real_images for m in using) and not _has_reference(model, request.data):
         extractor = setup.pick_extractor(model, request.features, request.features_weights, model.device, using)
         return Measured(extractor, None, _n(prepared, None), None)
     setup.check_reference(model, request.data)
-    images = setup.has_images(model, request.data)
+    images = setup.has_real_images(model, request.data)
     for metric in using:
-        if metric.needs_real_images and not images:
-            raise UserError(
-                f"the metric {metric.label()} needs the real images, and {request.data or model.data} holds only their "
-                "statistics; name the images with --data."
-            )
+        _check(metric, has_real_images=images)
     extractor = setup.pick_extractor(model, request.features, request.features_weights, model.device, using)
     reference = setup.pick_reference(model, request.data, extractor)
-    return Measured(extractor, reference, _n(prepared, reference), setup.real_features(model, request.data, extractor))
+    real = setup.RealImages(model, request.data, extractor) if images else None
+    return Measured(extractor, reference, _n(prepared, reference), real)
+
+
+def _check(metric: Metric, **known: Any) -> None:
+    with plugin_call(metric, "in what it needs"):
+        check_requirements(metric, **known)
 
 
 def _has_reference(model: Model, data: str | None) -> bool:
@@ -275,5 +280,6 @@ def make_session(
         seed,
         request.blocks,
         measured.real,
+        *([measured.real.labels] if measured.real is not None else []),
     )
     return Session(measurement, Execution(store, size, rerun, team=team))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -13,14 +12,15 @@ from torch import Tensor
 
 from samplerbench.bench.cell import Cell, metric_sources, protocol_of
 from samplerbench.bench.team import Team
-from samplerbench.errors import UserError
+from samplerbench.boundary import plugin_call
 from samplerbench.metrics.extractors import Extractor
 from samplerbench.metrics.guarded import fewest_images
-from samplerbench.metrics.metric import Layer, Metric
+from samplerbench.metrics.metric import Layer, Metric, check_requirements
 from samplerbench.metrics.reference import Reference
 from samplerbench.models.model import Model
 from samplerbench.results.store import Store
 from samplerbench.sampling.driver import OnStep
+from samplerbench.text import note
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Measurement:
         seed: of all noise.
         blocks: disjoint sets of samples; block b holds the samples b·n … (b+1)·n - 1.
         real: the features of the real images in a layer, (N, d), for the metrics that need them.
+        real_labels: the labels of the real images, (N,) int64, or None where they have none.
     """
 
     model: Model
@@ -50,13 +51,23 @@ class Measurement:
     seed: int
     blocks: int = 1
     real: Callable[[Layer], Tensor] | None = None
+    real_labels: Callable[[], Tensor | None] = lambda: None
     shared: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         for metric in self.metrics:
-            fewest = fewest_images(metric)
-            if self.n < fewest:
-                raise UserError(f"--n {self.n}: the metric {metric.label()} needs at least {fewest} images.")
+            fewest_images(metric)
+            reference = self.reference if metric.needs_features else None
+            with plugin_call(metric, "in what it needs"):
+                check_requirements(
+                    metric,
+                    n=self.n,
+                    dimension=None if reference is None else len(reference.moments.mean),
+                    has_labels=self.labels is not None,
+                    labels=self.labels if self.stratified else None,
+                    has_real_images=None if reference is None else self.real is not None,
+                    real_images=None if reference is None else reference.data.get("n"),
+                )
         counts = None if self.labels is None else torch.bincount(self.labels).tolist()
         self.shared = {
             "model": self.model.identity,
@@ -67,10 +78,33 @@ class Measurement:
             "dtype": "tf32" if self.model.precision == "tf32" else str(self.model.dtype).removeprefix("torch."),
             **({"compile": True} if self.model.compiled else {}),
             "metrics": [m.spec for m in self.metrics],
-            **metric_sources(self.metrics),
+            **metric_sources(self.metrics, self.stratified),
             "features": None if self.extractor is None else self.extractor.identity,
             "reference": None if self.reference is None else self.reference.data,
         }
+
+    @property
+    def stratified(self) -> bool:
+        """Whether the number of images of each label is fixed, so that the images are not independent draws.
+
+        It is under balanced labels. Prompts that are used once each are a sample of prompts, not strata.
+        """
+        if self.labels is None or self.mode != "balanced":
+            return False
+        return not self.model.text or self.n > (self.model.classes or 0)
+
+    def strata(self) -> Tensor | None:
+        """The labels of the real images, (N,) int64, where the generated ones have the same proportions; else None."""
+        labels = self.real_labels() if self.stratified else None
+        if labels is None:
+            return None
+        counts = torch.bincount(labels).double()
+        wanted = self.model.class_counts
+        intended = (counts > 0).double() if wanted is None else torch.tensor(wanted, dtype=torch.float64)
+        if len(counts) != len(intended):
+            return None
+        same = torch.allclose(counts / counts.sum(), intended / intended.sum(), rtol=1e-9, atol=0)
+        return labels if same else None
 
     def protocol(self, cell: Cell) -> dict[str, Any]:
         """The protocol of a cell, with the weights of the classifier that guides it, if any."""
@@ -79,11 +113,6 @@ class Measurement:
         if classifier is not None:
             fields["classifier"] = classifier.sha256
         return fields
-
-
-def to_stderr(line: str) -> None:
-    """Print a line of a run's on stderr."""
-    print(f"samplerbench: {line}", file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -112,7 +141,7 @@ class Execution:
     checkpoint: int | None = None
     stop: Callable[[], bool] = lambda: False
     solving: Callable[[int], AbstractContextManager[OnStep | None]] = lambda _: nullcontext()
-    say: Callable[[str], None] = to_stderr
+    say: Callable[[str], None] = note
 
 
 @dataclass

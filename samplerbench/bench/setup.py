@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +20,14 @@ from samplerbench.errors import RunError, UserError
 from samplerbench.limits import MAX_BATCH, MAX_STEPS
 from samplerbench.metrics.extractors import DIGITS, Extractor, load_extractor
 from samplerbench.metrics.metric import Layer, Metric
-from samplerbench.metrics.reference import Reference, load_published, load_reference, measure, measure_once
+from samplerbench.metrics.reference import (
+    Reference,
+    holds_only_statistics,
+    load_published,
+    load_reference,
+    measure,
+    measure_once,
+)
 from samplerbench.models.files import LoadOptions, check_no_prompts
 from samplerbench.models.model import Model
 from samplerbench.models.runner import Runner, check_compiler, set_precision
@@ -116,23 +122,70 @@ def pick_extractor(
     return load_extractor(name, device, weights, [m.layer for m in metrics])
 
 
-def real_features(model: Model, data: str | None, extractor: Extractor) -> Callable[[Layer], Tensor]:
-    """The features of the real images in a layer, (N, d), loaded when first asked for."""
-    found: dict[str, Tensor] = {}
+class RealImages:
+    """The real images of a run: their features in a layer, and their labels, loaded when first asked for.
 
-    def load(layer: Layer) -> Tensor:
-        if not found:
-            source = reference_source(model, data)
-            if source.endswith(".safetensors"):
-                raise UserError(
-                    "a metric needs the real images, not their statistics alone: name the data with --data."
-                )
-            images = (load_data(source) if source else _drawn(model)).images
-            parts = [extractor.all(part) for part in images.split(extractor.chunk)]
-            found.update({name: torch.cat([p[name] for p in parts]).cpu() for name in extractor.layers})
-        return found[layer]
+    Args:
+        model: what they are compared with. data: --data, or None. extractor: the feature space.
+    """
 
-    return load
+    def __init__(self, model: Model, data: str | None, extractor: Extractor) -> None:
+        self.model, self.data, self.extractor = model, data, extractor
+        self._features: dict[str, Tensor] = {}
+        self._labels: Tensor | None = None
+
+    def __call__(self, layer: Layer) -> Tensor:
+        """Features (N, d) in a layer. Raises UserError where only statistics are at hand."""
+        self._load()
+        return self._features[layer]
+
+    def labels(self) -> Tensor | None:
+        """Labels (N,) int64, or None where they have none."""
+        self._load()
+        return self._labels
+
+    def _load(self) -> None:
+        if self._features:
+            return
+        source = reference_source(self.model, self.data)
+        if not has_real_images(self.model, self.data):
+            raise UserError("a metric needs the real images, not their statistics alone: name the data with --data.")
+        found = load_data(source) if source else _drawn(self.model)
+        check_shape(self.model, found.shape_as_seen, found.name)
+        parts = [self.extractor.all(part) for part in found.images.split(self.extractor.chunk)]
+        self._labels = found.labels
+        self._features = {name: torch.cat([p[name] for p in parts]).cpu() for name in self.extractor.layers}
+
+
+def has_real_images(model: Model, data: str | None) -> bool:
+    """Whether the real images are at hand, and not only their statistics. Raises UserError where neither is named."""
+    source = reference_source(model, data)
+    if source.endswith(".npz"):
+        return not holds_only_statistics(user_path(source))
+    return not source.endswith(".safetensors")
+
+
+def check_shape(model: Model, shape: tuple[int, int, int] | None, name: str) -> None:
+    """Check that real images can be compared with the model's: of one size, and grey or RGB as they are.
+
+    Grey images count as RGB ones with three equal channels, which is how extractors see them; so a model of RGB images
+    is compared with grey ones as they are, and a model of grey images with RGB files whose channels are equal.
+
+    Args:
+        shape: (C, H, W) of the real images (`ImageSet.shape_as_seen`); None where it is not known.
+        name: of the real images, for the message.
+
+    Raises:
+        UserError: another size, or colours where the model is grey.
+    """
+    own = model.image_shape
+    if shape is None or (shape[1:] == own[1:] and shape[0] <= max(own[0], 1)):
+        return
+    real, made = (f"{w}x{h} {'grey' if c == 1 else 'RGB'}" for c, h, w in (shape, own))
+    raise UserError(
+        f"the images of {name} are {real}, and the model makes {made} images: they cannot be compared; name images of "
+        "that kind with --data."
+    )
 
 
 def reference_source(model: Model, data: str | None) -> str:
@@ -147,20 +200,6 @@ def reference_source(model: Model, data: str | None) -> str:
     return source
 
 
-def has_images(model: Model, data: str | None) -> bool:
-    """Whether the real images are at hand, and not their statistics alone. Raises UserError where there are neither."""
-    source = reference_source(model, data)
-    if source.endswith(".safetensors"):
-        return False
-    if not source.endswith(".npz") or not is_file(source):
-        return True
-    try:
-        with np.load(user_path(source), allow_pickle=False) as arrays:
-            return not {"mu", "sigma"} <= set(arrays)
-    except Exception:  # whatever is wrong with the file, what loads it says so
-        return True
-
-
 def count_images(model: Model, data: str | None) -> int | None:
     """How many real images there are; None where nothing says it. No features are needed for it. Raises UserError."""
     if data is None and model.data is None:
@@ -169,7 +208,7 @@ def count_images(model: Model, data: str | None) -> int | None:
     if source.endswith(".safetensors"):
         known = load_reference(user_path(source)).data["n"]
         return None if known is None else int(known)
-    return len(load_data(source)) if has_images(model, data) else None
+    return len(load_data(source)) if has_real_images(model, data) else None
 
 
 def check_reference(model: Model, data: str | None) -> None:
@@ -201,16 +240,21 @@ def pick_reference(model: Model, data: str | None, extractor: Extractor) -> Refe
                 f"{reference.features['weights'][:12]}), not of {extractor.name} ({extractor.sha256[:12]}); make it "
                 "anew with `samplerbench stats`."
             )
+        check_shape(model, reference.shape, source)
         return reference
     if source == "digits" and extractor.name == DIGITS:
         from samplerbench.assets import asset
 
         embedded = load_reference(asset("digits-reference.safetensors"))
         if embedded.features == extractor.identity:
+            check_shape(model, (1, 8, 8), source)
             return embedded
     if source.endswith(".npz") and (published := load_published(user_path(source), extractor)):
+        check_shape(model, published.shape, source)
         return published
-    return measure_once(load_data(source), extractor)
+    images = load_data(source)
+    check_shape(model, images.shape_as_seen, images.name)
+    return measure_once(images, extractor)
 
 
 def _drawn(model: Model, n: int = 10_000) -> ImageSet:

@@ -70,6 +70,10 @@ class Team:
                 kind, text = found
                 raise kind(text) from error
 
+    def lost(self) -> list[int]:
+        """The ranks of the processes that are known to have ended."""
+        return [] if self.presence is None else self.presence.ended()
+
     def close(self) -> None:
         """Part in good order: nobody leaves while another still speaks. Raises LostProcess."""
         if self.size > 1:
@@ -83,8 +87,10 @@ class Team:
         try:
             with self.presence.waiting() if self.presence is not None else nullcontext():
                 return operation()
-        except RuntimeError as error:  # what torch.distributed raises when a connection is closed
-            lost = [] if self.presence is None else self.presence.ended()
+        except RuntimeError as error:
+            if not _is_lost_connection(error):
+                raise
+            lost = self.lost()
             who = f"process {' and '.join(map(str, lost))}" if lost else "another process"
             raise LostProcess(
                 f"{who} of this run has ended unexpectedly. Nothing finished is lost: run the same command again to "
@@ -95,6 +101,13 @@ class Team:
         """This process's part of the samples first … last-1."""
         count = last - first
         return range(first + self.rank * count // self.size, first + (self.rank + 1) * count // self.size)
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Whether torch.distributed raised an error because another process is not there."""
+    text = str(error).lower()
+    words = ("connection", "gloo", "socket", "peer", "broken pipe", "timed out")
+    return isinstance(error, torch.distributed.DistError) or any(word in text for word in words)
 
 
 def join_team(device: str) -> tuple[Team, str]:

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samplerbench.cli import common
-from samplerbench.errors import Stopped, UserError
+from samplerbench.errors import LostProcess, SamplerbenchError, Stopped, UserError
 from samplerbench.limits import MAX_IMAGES, MAX_STEPS
-from samplerbench.text import console, literal, note, print_json, say
+from samplerbench.text import console, literal, note, print_json, printable, say
 
 if TYPE_CHECKING:
+    from samplerbench.bench.last_word import LastWord
     from samplerbench.bench.request import Prepared, Request
+    from samplerbench.bench.team import Team
+    from samplerbench.results.store import Store
 
 
 def run(
@@ -121,7 +124,7 @@ def run(
 
     `accelerate launch --num_processes 8 -m samplerbench run benchmarks/suites/digits.toml`
     """
-    from samplerbench.bench import engine, request, setup
+    from samplerbench.bench import engine, last_word, request, setup
     from samplerbench.bench.suite import load_suite
     from samplerbench.bench.team import join_team
     from samplerbench.metrics.fid import FID
@@ -165,8 +168,13 @@ def run(
         if team.main:
             _dry_run(prepared)
         return
-    if team.main:
-        store.prepare()
+    word = None
+    if team.main and team.size > 1:
+        word = last_word.promise(
+            "samplerbench: a process of this run has ended unexpectedly (see above). Nothing finished is lost: "
+            f"finished cells and the last checkpoint are in {printable(out)}/. Run the same command again to continue."
+        )
+    _prepare(store, team)
     with _stdout_kept(as_json):
         measured = request.measure_reference(prepared)
         sessions = [request.make_session(prepared, measured, s, store, rerun, team) for s in asked.seeds]
@@ -174,7 +182,7 @@ def run(
         _warn_few(measured.n, len(measured.reference.moments.mean))
     jobs = [(session, cell) for session in sessions for cell in prepared.cells]
     outcomes: list[engine.Outcome | None] = [None] * len(jobs)
-    watch = common.Interrupts()
+    watch = common.Interrupts(quiet=not team.main)
     interrupted = False
     try:
         bars = common.Progress(len(jobs), not team.main, out / "run.log", lambda: _so_far(jobs, outcomes, prepared))
@@ -196,10 +204,15 @@ def run(
                         if outcome.trace:
                             say(outcome.trace, error=True)
                         progress.done(_line(outcome))
+        team.close()
     except (KeyboardInterrupt, Stopped):
         interrupted = True
-    else:
-        team.close()
+    except LostProcess:
+        if word is not None:
+            word.keep()
+        if team.main or 0 in team.lost():
+            raise
+        os._exit(1)  # the main process says it
     if not team.main:
         # It has nothing left to say. Leaving at once spares it torch's threads, which may abort at a slow exit.
         sys.stderr.flush()
@@ -217,15 +230,38 @@ def run(
         say(f"results and sample grids: {out}/", error=True)
     if interrupted:
         finished = sum(o is not None for o in outcomes)
-        note(f"stopped; {finished} of {len(jobs)} cells are done and kept in {out}/. Run the same command to go on.")
+        line = f"stopped; {finished} of {len(jobs)} cells are done and kept in {out}/. Run the same command to go on."
+        _last_line(line, word)
         raise typer.Exit(130)
     if code := _exit_code(outcomes):
+        if word is not None:
+            failed = sum(o is not None and o.error is not None for o in outcomes)
+            _last_line(f"{failed} of {len(jobs)} cells failed (see above).", word)
         raise typer.Exit(code)
 
 
 def _stdout_kept(as_json: bool) -> AbstractContextManager[Any]:
     """While JSON is to be the only output: what plugins print goes to stderr."""
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
+
+
+def _last_line(line: str, word: LastWord | None) -> None:
+    """Print a line on stderr; after the lines of the launcher, where one started this process."""
+    if word is None:
+        note(line)
+    else:
+        word.keep(f"samplerbench: {printable(line)}")
+
+
+def _prepare(store: Store, team: Team) -> None:
+    """Make the folder of results, on the main process; where it cannot, all of them end."""
+    failure: SamplerbenchError | None = None
+    if team.main:
+        try:
+            store.prepare()
+        except SamplerbenchError as error:
+            failure = error
+    team.agree(failure)
 
 
 def _show_published(jobs: Sequence[Any], outcomes: Sequence[Any], prepared: Prepared) -> None:
@@ -327,7 +363,7 @@ def _floor(real: Any, n: int) -> tuple[float, float, int] | None:
     from samplerbench.results.compare import noise_floor
 
     try:
-        return noise_floor(real("fid"), n)
+        return None if real is None else noise_floor(real("fid"), n)
     except UserError:
         return None
 

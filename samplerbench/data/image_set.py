@@ -66,6 +66,13 @@ class ImageSet:
         return (channels, height, width)
 
     @cached_property
+    def shape_as_seen(self) -> tuple[int, int, int]:
+        """(C, H, W), with C = 1 where the three channels of every image are equal: extractors see the same in both."""
+        images = self.images
+        grey = images.shape[1] == 3 and all(bool((part[:, :1] == part).all()) for part in images.split(4096))
+        return (1, *self.shape[1:]) if grey else self.shape
+
+    @cached_property
     def sha256(self) -> str:
         """Hash of shape, pixels and labels: the identity of the set in a protocol."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())

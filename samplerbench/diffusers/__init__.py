@@ -266,7 +266,8 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def _subject(self) -> Subject:
-        return Subject(self.sampler, self.levels, self.config.variance_type == "learned_range")
+        learned = self.config.variance_type == "learned_range"
+        return Subject(self.sampler, self.levels, learned, self.config.prediction_type)
 
     def _check_order(self, run: Run, timestep: float | Tensor) -> None:
         entry, expected = self.timesteps[run.index], run.plan.times[run.index]

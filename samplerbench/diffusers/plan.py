@@ -13,7 +13,7 @@ from torch import Tensor
 
 from samplerbench.errors import UserError
 from samplerbench.models.discrete import timestep_at
-from samplerbench.sampling import VARIANCE_PRESERVING, Denoiser, Noise, Prediction, Sampler, Sigma, Step
+from samplerbench.sampling import VARIANCE_PRESERVING, Denoiser, Noise, Prediction, PredictionType, Sampler, Sigma, Step
 
 
 def refuse(sampler: Sampler, why: str) -> NoReturn:
@@ -29,11 +29,13 @@ class Subject:
         sampler: which method.
         levels: (T,) float64, the model's noise levels.
         learned: whether the network learned a variance.
+        prediction: what the network predicts.
     """
 
     sampler: Sampler
     levels: Tensor
     learned: bool
+    prediction: PredictionType = "epsilon"
 
     def refuse(self, why: str) -> NoReturn:
         """Raise UserError: the sampler cannot be a scheduler."""
@@ -153,7 +155,7 @@ class Bare(Denoiser):
     process = VARIANCE_PRESERVING
 
     def __init__(self, subject: Subject) -> None:
-        self.subject, self.levels = subject, subject.levels
+        self.subject, self.levels, self.prediction = subject, subject.levels, subject.prediction
 
     def level(self, sigma: Sigma) -> float:
         """The level as a number. Raises UserError where there is one for each image."""

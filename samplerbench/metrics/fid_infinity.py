@@ -24,12 +24,12 @@ class FIDInfinity(Metric):
     The sizes are even between a tenth of n and n, each a random subset by a fixed seed; under balanced labels, a random
     subset with the same shares of the classes. The standard error is that of the value over other generated images
     (the infinitesimal jackknife: Efron 1982, chapter 6), against the same reference. The residuals of the line say
-    little about it, since the subsets share their images. With fewer than 20 images per feature, FID is not a line in
+    little about it, since the subsets share their images. With fewer than 24 images per feature, FID is not a line in
     1/N down to the smallest subset, and the extrapolated value is biased by more than its error.
     """
 
     fewest: ClassVar[int] = 20
-    fewest_per_feature: ClassVar[int] = 20
+    fewest_per_feature: ClassVar[int] = 24
     layer: ClassVar[Layer] = "fid"
     ordered: ClassVar[bool] = True
 

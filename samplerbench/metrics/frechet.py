@@ -65,27 +65,24 @@ def frechet_influence(features: Tensor, moments: Moments, reference: Moments) ->
     covariance = torch.from_numpy(moments.lapack_covariance())
     n, mean, factor = moments.n, moments.mean.cpu(), reference.factor
     y = features.cpu().double() - mean
-    rank = min(moments.rank, factor.shape[1])
     # Σ_k (v_kᵀAᵀy)²/√λ_k over the eigenpairs of AᵀΣ₁A; with B = YA, BBᵀ/(n-1) has the same λ_k and may be smaller.
     if n < factor.shape[1]:
         projected = y @ factor
         values, vectors = torch.linalg.eigh(projected @ projected.T / (n - 1))
-        roots = _roots(values, rank)
+        roots = _roots(values)
         transported = (n - 1) * vectors.square() @ roots
     else:
         values, vectors = torch.linalg.eigh(factor.T @ covariance @ factor)
-        roots = _roots(values, rank)
+        roots = _roots(values)
         weights = torch.where(roots > 0, 1 / roots, 0).sqrt()
         transported = (y @ (factor @ (vectors * weights))).square().sum(dim=1)
     quadratic = n / (n - 1) * (y.square().sum(dim=1) - transported)
     return 2 * y @ (mean - reference.mean.cpu()) + quadratic - moments.total_variance + float(roots.sum())
 
 
-def _roots(values: Tensor, rank: int) -> Tensor:
-    """√ of eigenvalues (r,) in ascending order; 0 for those beyond the rank and those that are rounding noise."""
+def _roots(values: Tensor) -> Tensor:
+    """√ of eigenvalues (r,) in ascending order; 0 for those that are rounding noise."""
     if not len(values):
         return values
     noise = float(values[-1].clamp(min=0)) * len(values) * torch.finfo(torch.float64).eps
-    roots = torch.where(values > noise, values.clamp(min=0).sqrt(), 0)
-    roots[: len(roots) - rank] = 0
-    return roots
+    return torch.where(values > noise, values.clamp(min=0).sqrt(), 0)

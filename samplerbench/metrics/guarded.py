@@ -73,7 +73,8 @@ class Guarded(Accumulator):
         """The metric's result as plain numbers: `{"value": …}` and what else it says; `{}` where it has none.
 
         Whole and floating numbers stay as they are; NumPy's, and tensors of one number without dimensions, are
-        converted. NaN and infinity are numbers: they are recorded, and a table shows them as they are.
+        converted. NaN and infinity are numbers: they are recorded, and a table shows them as they are. What a result
+        says beside "value" may also be a text, true, false or None.
         """
         with self._call("result"):
             found = self.inner.result()
@@ -86,6 +87,9 @@ class Guarded(Accumulator):
         for name, value in found.items():
             if not isinstance(name, str) or name in RESERVED:
                 raise RunError(f"{who} the name {shown(name)}, which it may not use.")
+            if name != "value" and (value is None or isinstance(value, bool | str)):
+                result[name] = value
+                continue
             number = _number(value)
             if number is None:
                 raise RunError(f"{who} {name} = {shown(value)}, which is not a real number.")
@@ -119,7 +123,7 @@ def _number(value: Any) -> int | float | None:
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         return None
     try:
-        return int(value) if isinstance(value, numbers.Integral) and abs(value) < 2**63 else float(value)
+        return int(value) if isinstance(value, numbers.Integral) and -(2**63) < int(value) < 2**63 else float(value)
     except OverflowError:
         return None
 

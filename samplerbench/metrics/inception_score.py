@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from samplerbench.metrics.metric import Accumulator, Context, FeatureStore, Layer, Metric
@@ -27,8 +28,8 @@ class InceptionScore(Metric):
 
     @property
     def fewest(self) -> int:  # type: ignore[override]
-        """An image for every split."""
-        return self.splits
+        """Two images for every split: the score of one image is 1, whatever it is."""
+        return 2 * self.splits
 
     def start(self, context: Context) -> Accumulator:
         return _Score(self.splits)
@@ -45,13 +46,17 @@ class _Score(FeatureStore):
 
 
 def inception_scores(logits: Tensor, splits: int) -> Tensor:
-    """The score of each split, (splits,) float64, of logits (n, K)."""
-    import torch
+    """The score of each split, (splits,) float64, of logits (n, K).
 
+    A class whose probability is 0 in float64 contributes nothing (p log p → 0).
+    """
     n, found = len(logits), []
     logits = logits.double()
     for i in range(splits):
         log_p = logits[i * n // splits : (i + 1) * n // splits].log_softmax(dim=1)
-        log_marginal = log_p.exp().mean(dim=0).log()
-        found.append((log_p.exp() * (log_p - log_marginal)).sum(dim=1).mean().exp())
+        p = log_p.exp()
+        marginal = p.mean(dim=0)
+        terms = p * (log_p - marginal.log())
+        # A marginal may be 0 beside a p of the smallest float, too: the mean of one such p is rounded to 0.
+        found.append(terms.where((p > 0) & (marginal > 0), 0).sum(dim=1).mean().exp())
     return torch.stack(found)

@@ -54,7 +54,7 @@ class _KID(LabelledStore):
             self.context.real_features("kid"),
             self.metric.degree,
             labels=self.labels(),
-            real_labels=self.context.real_labels,
+            real_labels=self.context.strata() if self.context.stratified else None,
         )
         return {"value": value, "standard_error": error}
 

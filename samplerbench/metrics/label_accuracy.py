@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from samplerbench.errors import UserError
+from samplerbench.errors import RunError, UserError
 from samplerbench.metrics.metric import Accumulator, Batch, Context, Layer, Metric
 
 
@@ -19,6 +19,7 @@ class LabelAccuracy(Metric):
     better: ClassVar[Literal["lower", "higher"]] = "higher"
     layer: ClassVar[Layer] = "isc"
     needs_reference: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = True
 
     def start(self, context: Context) -> Accumulator:
         return _Hits()
@@ -29,6 +30,8 @@ class _Hits(Accumulator):
         self.hits = self.seen = 0
 
     def update(self, batch: Batch) -> None:
+        if not bool(batch.features.isfinite().all()):
+            raise RunError("the features of the generated images are not finite; try --dtype fp32.")
         if batch.labels is None:
             raise UserError("the metric label-accuracy needs labels: use --labels balanced or a label.")
         if int(batch.labels.max()) >= batch.features.shape[1]:

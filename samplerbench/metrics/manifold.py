@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from samplerbench.errors import UserError
 from samplerbench.metrics.metric import Accumulator, Context, FeatureStore, Layer, Metric
 from samplerbench.options import option
 
@@ -24,6 +25,11 @@ class _Manifold(Metric):
     def fewest(self) -> int:  # type: ignore[override]
         """An image, k others for its ball, and one more."""
         return self.k + 2
+
+    @property
+    def fewest_real(self) -> int:  # type: ignore[override]
+        """An image and k others for its ball."""
+        return self.k + 1
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,13 @@ class _Coverage(FeatureStore):
 
 
 def coverage(points: Tensor, centres: Tensor, k: int, chunk: int = 2048) -> float:
-    """Share of the points (n, d) that lie in the ball of some centre (m, d) to its k-th nearest other centre."""
+    """Share of the points (n, d) that lie in the ball of some centre (m, d) to its k-th nearest other centre.
+
+    Raises:
+        UserError: no more centres than k.
+    """
+    if len(centres) <= k:
+        raise UserError(f"balls to the {k}-th neighbour need at least {k + 1} images; there are {len(centres)}.")
     points, centres = points.double(), centres.double()
     # The nearest of all is the centre itself, at distance 0.
     radii = torch.cat([torch.cdist(part, centres).kthvalue(k + 1, dim=1).values for part in centres.split(chunk)])

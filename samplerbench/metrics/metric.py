@@ -46,8 +46,8 @@ class Context:
     reaches from the same x_T under the same guidance; for metrics of the discretisation error. None outside a run.
     n: images in a block; sample i of the run is number i mod n of its block. 0 outside a run.
     stratified: whether the number of generated images of each label is fixed (balanced labels), so that the images are
-    independent draws within each label and not as a whole. real_labels: (N,) int64 of the real images, where the
-    labels are given in the proportions of the real images themselves; else None.
+    independent draws within each label and not as a whole. strata: the labels of the real images, (N,) int64, where the
+    generated images have the same proportions; else None.
     """
 
     reference: Reference
@@ -55,7 +55,7 @@ class Context:
     solve: Callable[[Tensor, Tensor | None, Sampler], Tensor] | None = None
     n: int = 0
     stratified: bool = False
-    real_labels: Tensor | None = None
+    strata: Callable[[], Tensor | None] = lambda: None
 
     def real_features(self, layer: Layer) -> Tensor:
         """Features of the real images, (N, d). Raises UserError where only their statistics are at hand."""
@@ -199,46 +199,51 @@ class Metric(Configurable, ABC):
 def check_requirements(
     metric: Metric,
     *,
-    n: int,
+    n: int | None = None,
     dimension: int | None = None,
+    has_labels: bool | None = None,
     labels: Tensor | None = None,
-    stratified: bool = False,
+    has_real_images: bool | None = None,
     real_images: int | None = None,
 ) -> None:
     """Check that a run has what a metric needs, before anything is sampled.
 
+    What is None is not known yet, and not checked.
+
     Args:
+        metric: the metric.
         n: generated images in a block.
-        dimension: d, the number of features, or None where it is not known.
-        labels: (n,) int64, or None for images without labels.
-        stratified: as `Context.stratified`.
-        real_images: how many real images there are, or None where there are only their statistics.
+        dimension: d, the number of features.
+        has_labels: whether the generated images have labels.
+        labels: (n,) int64, where the number of images of each label is fixed (`Context.stratified`).
+        has_real_images: whether the real images are at hand, and not only their statistics.
+        real_images: how many real images there are.
 
     Raises:
         UserError: with the metric's name, and what it needs.
     """
     name = metric.label()
-    if n < metric.fewest:
+    if n is not None and n < metric.fewest:
         raise UserError(f"--n {n}: the metric {name} needs at least {metric.fewest} images.")
-    if dimension is not None and n < metric.fewest_per_feature * dimension:
+    if n is not None and dimension is not None and n < metric.fewest_per_feature * dimension:
         raise UserError(
             f"--n {n}: the metric {name} needs at least {metric.fewest_per_feature} images per feature, "
             f"{metric.fewest_per_feature * dimension} for these {dimension} features."
         )
-    if metric.needs_labels and labels is None:
+    if metric.needs_labels and has_labels is False:
         raise UserError(f"the metric {name} needs labels: use --labels balanced or a label.")
-    if metric.needs_real_images and real_images is None:
+    if metric.needs_real_images and has_real_images is False:
         raise UserError(
             f"the metric {name} needs the real images, and there are only their statistics: name the images with "
             "--data."
         )
     if metric.needs_real_images and real_images is not None and real_images < metric.fewest_real:
         raise UserError(f"the metric {name} needs at least {metric.fewest_real} real images; there are {real_images}.")
-    if metric.needs_class_pairs and stratified and labels is not None:
+    if metric.needs_class_pairs and labels is not None:
         single = single_images(labels)
-        if single > SINGLE_SHARE * n:
-            classes = len(labels.unique())
+        if single > SINGLE_SHARE * len(labels):
             raise UserError(
-                f"--n {n}: under --labels balanced, the metric {name} needs at least 2 images of each class, and "
-                f"{single} of {n} images are the only one of their class; use --n {2 * classes} or more."
+                f"--n {len(labels)}: under --labels balanced, the metric {name} needs at least 2 images of each class, "
+                f"and {single} of {len(labels)} images are the only one of their class; use a larger --n, about twice "
+                "the number of classes."
             )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,25 +18,35 @@ import numpy as np
 import torch
 
 from samplerbench.cache import cache_dir
+from samplerbench.data.files import IMAGES
 from samplerbench.errors import UserError
 from samplerbench.metrics.moments import Moments
+from samplerbench.tensor_seal import open_seal, sealed
 
 if TYPE_CHECKING:
     from samplerbench.data import ImageSet
     from samplerbench.metrics.extractors import Extractor
 
 
+MOST_ASYMMETRY = 1e-5
+"""Of the largest entry: how far a covariance matrix may be from its transpose, and its eigenvalues below 0."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """The real side of a metric.
 
-    moments: of the features of n real images. data: name, split, n and hash of the set. features: identity of the
-    feature space.
+    Attributes:
+        moments: of the features of n real images.
+        data: name, split, n and hash of the set.
+        features: identity of the feature space.
+        shape: (C, H, W) of the images, C = 1 for grey ones; None where it is not known.
     """
 
     moments: Moments
     data: dict[str, Any]
     features: dict[str, str]
+    shape: tuple[int, int, int] | None = None
 
     @property
     def label(self) -> str:
@@ -43,12 +55,14 @@ class Reference:
         return f"{self.data['name']} ({self.data['split']}{number})"
 
     def save(self, file: Path) -> None:
-        """Write mean (d,), covariance (d, d) in float64, and the identities, as safetensors."""
+        """Write mean (d,), covariance (d, d) in float64, identities and the images' shape, as sealed safetensors."""
         from safetensors.torch import save_file
 
         tensors = {"mean": self.moments.mean, "covariance": self.moments.covariance}
         metadata = {"data": json.dumps(self.data), "features": json.dumps(self.features)}
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, file, metadata)
+        if self.shape is not None:
+            metadata["shape"] = json.dumps(self.shape)
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, file, sealed(tensors, metadata))
 
 
 def measure(data: ImageSet, extractor: Extractor) -> Reference:
@@ -62,7 +76,7 @@ def measure(data: ImageSet, extractor: Extractor) -> Reference:
         raise UserError(f"the data set {data.name} has {len(data)} images; a reference needs at least 2.")
     moments.mean, moments.scatter = moments.mean.cpu(), moments.scatter.cpu()
     described = {"name": data.name, "split": data.split, "n": len(data), "sha256": data.sha256}
-    return Reference(moments, described, extractor.identity)
+    return Reference(moments, described, extractor.identity, data.shape_as_seen)
 
 
 def measure_once(data: ImageSet, extractor: Extractor) -> Reference:
@@ -74,7 +88,7 @@ def measure_once(data: ImageSet, extractor: Extractor) -> Reference:
         if file.exists():
             kept = load_reference(file)
             if kept.features == extractor.identity and kept.data.get("sha256") == data.sha256:
-                return kept
+                return replace(kept, shape=data.shape_as_seen)
     reference = measure(data, extractor)
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +99,15 @@ def measure_once(data: ImageSet, extractor: Extractor) -> Reference:
     return reference
 
 
+def holds_only_statistics(file: Path) -> bool:
+    """Whether a file is an npz with `mu` and `sigma`, and without images."""
+    try:
+        held = _npz_headers(file, ("mu", "sigma", *IMAGES))
+    except Exception:  # what is wrong with the file is said where it is read
+        return False
+    return {"mu", "sigma"} <= held.keys() and not held.keys() & set(IMAGES)
+
+
 def load_published(file: Path, extractor: Extractor) -> Reference | None:
     """Published statistics: the arrays `mu` (d,) and `sigma` (d, d) of an npz; None where it has none.
 
@@ -92,46 +115,146 @@ def load_published(file: Path, extractor: Extractor) -> Reference | None:
     space, which is taken to be the extractor's, nor the number of images, which stays unknown.
 
     Raises:
-        UserError: not an npz, or statistics of another number of features.
+        UserError: not an npz, statistics of another number of features, or not those of a distribution.
     """
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            if "mu" not in arrays or "sigma" not in arrays:
-                return None
-            mean, covariance = torch.from_numpy(arrays["mu"]), torch.from_numpy(arrays["sigma"])
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} cannot be read as an npz file ({error}).") from None
-    d = len(mean) if mean.ndim == 1 else 0
-    if covariance.shape != (d, d) or not d:
-        raise UserError(f"{file}: mu is {tuple(mean.shape)} and sigma {tuple(covariance.shape)}; not (d,) and (d, d).")
+        shapes = _npz_headers(file, ("mu", "sigma", *IMAGES))
+    except Exception as error:  # zipfile and numpy raise many types on a damaged or odd archive
+        raise UserError(f"{file} cannot be read as an npz file ({_first_line(error)}).") from None
+    if "mu" not in shapes or "sigma" not in shapes:
+        return None
+    d = shapes["mu"][0] if len(shapes["mu"]) == 1 else 0
+    if not d or shapes["sigma"] != (d, d):
+        raise UserError(f"{file}: mu is {shapes['mu']} and sigma {shapes['sigma']}; not (d,) and (d, d).")
     dimension = extractor(torch.zeros(1, 1, 32, 32, dtype=torch.uint8)).shape[1]
     if dimension != d:
         raise UserError(
             f"{file} holds statistics of {d} features, but {extractor.name} has {dimension}; name the features they "
             "were taken in with --features."
         )
-    described = {
-        "name": file.stem,
-        "split": "published statistics",
-        "n": None,
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-    }
-    return Reference(Moments.from_statistics(mean, covariance, None), described, extractor.identity)
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            mean, covariance = arrays["mu"], arrays["sigma"]
+            sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    except Exception as error:
+        raise UserError(f"{file} cannot be read as an npz file ({_first_line(error)}).") from None
+    moments = _moments(file, mean, covariance, None)
+    described = {"name": file.stem, "split": "published statistics", "n": None, "sha256": sha256}
+    images = next((shapes[name] for name in IMAGES if name in shapes), ())
+    height, width, channels = (*images[1:], 1)[:3] if len(images) in (3, 4) else (0, 0, 0)
+    shape = (channels, height, width) if height else None
+    return Reference(moments, described, extractor.identity, shape)
 
 
 def load_reference(file: Path) -> Reference:
     """A reference written by `Reference.save`.
 
     Raises:
-        UserError: no such file, or not one of these.
+        UserError: no such file, not one of these, or statistics that no distribution has.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(str(file), "pt") as handle:
             metadata = handle.metadata() or {}
             mean, covariance = handle.get_tensor("mean"), handle.get_tensor("covariance")
+        # A file of an older version has no seal.
+        metadata, _ = open_seal({"mean": mean, "covariance": covariance}, metadata)
         data, features = json.loads(metadata["data"]), json.loads(metadata["features"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{file} is no reference written by `samplerbench stats`: {error}") from None
-    return Reference(Moments.from_statistics(mean.to(torch.float64), covariance, data["n"]), data, features)
+        shape = json.loads(metadata["shape"]) if "shape" in metadata else None
+        mean, covariance = mean.numpy(), covariance.numpy()  # bfloat16 and float8 have no numpy type
+    except Exception as error:  # safetensors, json and numpy raise many types on a damaged or odd file
+        raise UserError(f"{file} is no reference written by `samplerbench stats`: {_first_line(error)}") from None
+    wrong = _wrong_identity(data, features, shape)
+    if wrong:
+        raise UserError(f"{file} is no reference written by `samplerbench stats`: {wrong}")
+    moments = _moments(file, mean, covariance, data["n"])
+    return Reference(moments, data, features, None if shape is None else (shape[0], shape[1], shape[2]))
+
+
+def _wrong_identity(data: Any, features: Any, shape: Any) -> str:
+    """What is wrong with the metadata of a reference; "" where nothing is."""
+    texts = {"name", "split", "sha256"}
+    if not isinstance(data, dict) or any(not isinstance(data.get(name), str) for name in texts):
+        return f"its data has not the texts {', '.join(sorted(texts))}."
+    n = data.get("n", ...)
+    if n is not None and (not isinstance(n, int) or isinstance(n, bool) or not 2 <= n <= MOST_IMAGES):
+        shown = "missing" if n is ... else _shorten(repr(n))
+        return f"its number of images is {shown}; it must be a whole number, at least 2, or null."
+    if not isinstance(features, dict) or any(not isinstance(features.get(k), str) for k in ("name", "weights")):
+        return "its features have not the texts name, weights."
+    sizes = shape if isinstance(shape, list) else []
+    if shape is not None and (len(sizes) != 3 or any(type(size) is not int or size < 1 for size in sizes)):
+        return f"its shape of the images is {_shorten(repr(shape))}; it must be [C, H, W]."
+    return ""
+
+
+MOST_IMAGES = 10**15
+"""The most images a reference can be of: far above any, and far below what rounds in float64."""
+
+
+def _moments(file: Path, mean: np.ndarray, covariance: np.ndarray, n: int | None) -> Moments:
+    """The moments of statistics in a file.
+
+    Raises:
+        UserError: shapes other than (d,) and (d, d), no real numbers, numbers that are not finite, or a covariance that
+            is not symmetric and positive semi-definite.
+    """
+    d = len(mean) if mean.ndim == 1 else 0
+    if not d or covariance.shape != (d, d):
+        raise UserError(f"{file}: the mean is {mean.shape} and the covariance {covariance.shape}; not (d,) and (d, d).")
+    for name, array in (("mean", mean), ("covariance", covariance)):
+        if not np.issubdtype(array.dtype, np.floating):
+            raise UserError(f"{file}: the {name} is {array.dtype}; statistics are real floating-point numbers.")
+        if not np.isfinite(array).all():
+            raise UserError(f"{file}: the {name} has values that are not finite.")
+    covariance = covariance.astype(np.float64)
+    largest = float(np.abs(covariance).max())
+    if float(np.abs(covariance - covariance.T).max()) > MOST_ASYMMETRY * largest:
+        raise UserError(f"{file}: the covariance is not symmetric.")
+    moments = Moments.from_statistics(torch.from_numpy(mean.astype(np.float64)), torch.from_numpy(covariance), n)
+    # A Cholesky factor, which the Fréchet distance needs anyway, proves that the matrix is positive definite.
+    if moments.cholesky is None:
+        values = torch.linalg.eigvalsh(torch.from_numpy(covariance))
+        least, rank = float(values[0]), int((values > MOST_ASYMMETRY * largest).sum())
+        if least < -MOST_ASYMMETRY * largest:
+            raise UserError(f"{file}: the covariance is not positive semi-definite (an eigenvalue is {least:.3g}).")
+        if n is not None and rank > n - 1:
+            raise UserError(f"{file}: the covariance has rank {rank}, which {n} images cannot have.")
+    return moments
+
+
+def _npz_headers(file: Path, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of those of the named arrays that an npz has, from their headers; no array is read.
+
+    Raises:
+        ValueError: a header that promises another number of bytes than the archive holds. Others: as zipfile and numpy.
+    """
+    shapes = {}
+    with zipfile.ZipFile(file) as archive:
+        held = {info.filename: info for info in archive.infolist()}
+        for name in names:
+            info = held.get(f"{name}.npy")
+            if info is None:
+                continue
+            with archive.open(info) as stream:
+                version = np.lib.format.read_magic(stream)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(stream)
+                header = stream.tell()
+            if dtype.hasobject:
+                raise ValueError(f"{name} is an array of objects")
+            if header + math.prod(shape) * dtype.itemsize != info.file_size:
+                raise ValueError(f"the header of {name} promises an array of {shape}, and the data are of another size")
+            shapes[name] = tuple(int(size) for size in shape)
+    return shapes
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, in one short line."""
+    lines = str(error).splitlines()
+    return _shorten(lines[0] if lines else type(error).__name__)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:119]}…"

@@ -41,7 +41,7 @@ def variance_of_mean(values: Tensor, strata: Tensor | None = None) -> float:
     n = len(values)
     if strata is None:
         return float(values.var()) / n
-    counts = torch.bincount(strata)
+    counts = torch.bincount(strata).double()
     squares = torch.zeros(len(counts), dtype=values.dtype).index_add(0, strata, centred(values, strata).square())
     several = counts > 1
     return float((counts[several] / (counts[several] - 1) * squares[several]).sum()) / n**2

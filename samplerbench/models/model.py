@@ -14,7 +14,15 @@ from samplerbench.errors import UserError
 from samplerbench.models.classifier import LoadedClassifier
 from samplerbench.models.preconditioning import DENOISED, Preconditioning
 from samplerbench.options import Configurable
-from samplerbench.sampling.denoiser import Clipped, Denoiser, Prediction, Sigma, coefficient, per_sample
+from samplerbench.sampling.denoiser import (
+    Clipped,
+    Denoiser,
+    Prediction,
+    PredictionType,
+    Sigma,
+    coefficient,
+    per_sample,
+)
 from samplerbench.sampling.guidance import Guidance, guide
 from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.sampling.process import Process
@@ -95,6 +103,12 @@ class Model(ABC):
             output, fraction = output.chunk(2, dim=1)
             variance = (fraction + 1) / 2 if self.learned_variance else None
         return Prediction(self.preconditioning.denoised(output, x, sigma), variance)
+
+    @property
+    def prediction(self) -> PredictionType:
+        """What the network predicts, of a variance-preserving model; "epsilon" of any other."""
+        names: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
+        return next((name for name in names if name == self.preconditioning.name), "epsilon")
 
     def condition(self, labels: Tensor | None) -> Condition:
         """What the network is told for these labels (B,) int64; None: no label."""
@@ -242,11 +256,14 @@ class Model(ABC):
             raise UserError(f"--labels {int(labels.max())}: the model has the labels 0 to {known - 1}.")
 
     def denoiser(self, labels: Tensor | None, batch: int, guidance: Guidance | None = None) -> Denoiser:
-        """The denoiser of one batch: bound to its labels, guided, then clipped."""
+        """The denoiser of one batch: bound to its labels, guided, and clipped where the guidance's `clip` says."""
         denoise: Denoiser = Bound(self, labels, batch)
-        if guidance is not None:
-            denoise = guide(guidance, denoise)
-        return Clipped(denoise, self.clip_range) if self.clip else denoise
+        if guidance is None:
+            return Clipped(denoise, self.clip_range) if self.clip else denoise
+        if self.clip and guidance.clip == "before":
+            return guide(guidance, Clipped(denoise, self.clip_range))
+        guided = guide(guidance, denoise)
+        return Clipped(guided, self.clip_range) if self.clip else guided
 
 
 class Bound(Denoiser):
@@ -254,7 +271,7 @@ class Bound(Denoiser):
 
     def __init__(self, model: Model, labels: Tensor | None, batch: int) -> None:
         self.model, self.labels, self.batch = model, labels, batch
-        self.levels, self.process = model.levels, model.process
+        self.levels, self.process, self.prediction = model.levels, model.process, model.prediction
         # A label that only a classifier knows is no condition of the network.
         self.given = model.condition(labels if model.classes is not None else None)
         if labels is None:

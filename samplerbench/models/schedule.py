@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_TIMESTEPS
 from samplerbench.models.fields import Fields
+from samplerbench.sampling.denoiser import PredictionType
 from samplerbench.untrusted import shorten
 
 VP_SCHEDULERS = (
@@ -25,7 +26,6 @@ VP_SCHEDULERS = (
 """Schedulers whose configuration says ᾱ; which solver they are has no say here."""
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 _SCHEDULE = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),

@@ -16,8 +16,8 @@ from samplerbench.results.timings import describe_conditions, timings_of
 from samplerbench.text import literal
 
 FLOOR_NOTE = (
-    "real against real: the FID between two disjoint random halves of the real images, {size} images each; rows are "
-    "measured against all real images, so a row may be lower"
+    "real against real: the FID between two disjoint random sets of {size} real images each; rows are measured against "
+    "all real images, so a row may be lower"
 )
 
 

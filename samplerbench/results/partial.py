@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from samplerbench.results.tensors import DamagedError, load_tensors, save_tensors
+from samplerbench.results.tensors import load_tensors, save_tensors
 from samplerbench.sampling.cost import Cost, Seconds
+from samplerbench.tensor_seal import DamagedError
 
 PARTIAL = ".partial.safetensors"
 """What follows the key in a checkpoint's name."""

@@ -114,8 +114,8 @@ class Protocol(_Strict):
     metrics: list[Text] = _optional()
     metric_sources: dict[str, Text] = _optional(alias="metric sources")
     classifier: Text | None = None
-    features: Features = _optional()
-    reference: ReferenceData
+    features: Features | None = None
+    reference: ReferenceData | None = None
 
 
 class ResultRecord(Timing):

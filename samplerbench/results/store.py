@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from samplerbench.results.claims import Claims
 from samplerbench.results.files import LARGEST_TEXT, read_regular, refuse_links, set_aside, write_atomically
 from samplerbench.results.record import Record, schema_errors
 from samplerbench.results.seal import digest
-from samplerbench.text import printable
+from samplerbench.text import note
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,7 @@ class Store:
         """Rename a file that cannot be used to NAME.damaged, and say so in one line on stderr."""
         target = set_aside(file)
         where = "it cannot be renamed" if target is None else f"it is kept as {target.name}"
-        print(
-            f"samplerbench: warning: {printable(file.name)} is not used: {printable(problem)}; {where}, and its cell "
-            "starts from the beginning.",
-            file=sys.stderr,
-        )
+        note(f"warning: {file.name} is not used: {problem}; {where}, and its cell starts from the beginning.")
 
     def entries(self) -> Iterator[Entry]:
         """Every result file of the folder, by name: *.json, whatever it is. Nothing is changed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -12,14 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from samplerbench.results.files import atomic_file, read_regular
-from samplerbench.results.seal import canonical
-
-FORMAT = "1"
-"""Of the seal. Both this number and the digest are in the metadata, so no single damaged byte makes a file unsealed."""
-
-
-class DamagedError(ValueError):
-    """A file of tensors that is not as it was written. The message is a clause: "its digest is wrong"."""
+from samplerbench.tensor_seal import DamagedError, open_seal, sealed
 
 
 @dataclass(frozen=True)
@@ -31,24 +23,6 @@ class TensorFile:
     sealed: bool
 
 
-def content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """sha256 over the metadata in canonical JSON, then, by growing name, each tensor's name, dtype, shape and bytes.
-
-    Args:
-        tensors: any shapes and dtypes, on any device.
-        metadata: everything but the seal.
-    """
-    import torch
-
-    found = hashlib.sha256(canonical(dict(metadata)).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        found.update(canonical([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        if tensor.numel():
-            found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a sealed file atomically. Raises UserError where the folder cannot be written to."""
     from safetensors import SafetensorError
@@ -56,10 +30,9 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
     # Tensors that share memory, as views of one array do, are written each on its own.
     own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    seal = {"seal format": FORMAT, "digest": content_digest(own, metadata)}
     with atomic_file(file) as temporary:
         try:
-            save_file(own, temporary, {**metadata, **seal})
+            save_file(own, temporary, sealed(own, metadata))
         except SafetensorError as error:  # a full disk, among others
             raise OSError(str(error)) from None
 
@@ -84,12 +57,7 @@ def load_tensors(file: Path) -> TensorFile:
         raise DamagedError(f"it cannot be read: {error.strerror or error}") from None
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise DamagedError(f"it is no whole safetensors file: {str(error) or type(error).__name__}") from None
-    seal = {name: metadata.pop(name, None) for name in ("seal format", "digest")}
-    if not any(seal.values()):
-        return TensorFile(tensors, metadata, False)
-    if seal["seal format"] != FORMAT or seal["digest"] != content_digest(tensors, metadata):
-        raise DamagedError("its digest does not fit its content")
-    return TensorFile(tensors, metadata, True)
+    return TensorFile(tensors, *open_seal(tensors, metadata))
 
 
 def _metadata(data: bytes) -> dict[str, str]:

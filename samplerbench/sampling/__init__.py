@@ -7,7 +7,7 @@ One coordinate system throughout: the state is x = x₀ + σ z, whatever the che
 
 from samplerbench.errors import UserError
 from samplerbench.options import option
-from samplerbench.sampling.denoiser import Denoiser, Prediction, Sigma, coefficient
+from samplerbench.sampling.denoiser import Denoiser, Prediction, PredictionType, Sigma, coefficient
 from samplerbench.sampling.guidance import Guidance
 from samplerbench.sampling.noise import Noise
 from samplerbench.sampling.process import RECTIFIED_FLOW, VARIANCE_EXPLODING, VARIANCE_PRESERVING, Process
@@ -22,6 +22,7 @@ __all__ = [
     "Guidance",
     "Noise",
     "Prediction",
+    "PredictionType",
     "Process",
     "Sampler",
     "Sigma",

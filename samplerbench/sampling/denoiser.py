@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from samplerbench.sampling.process import VARIANCE_PRESERVING, Process
 
 Sigma = float | Tensor
 """A noise level: one for the whole batch (a float or a 0-d tensor), or one per sample (B,)."""
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+"""What a network was trained to predict, in diffusers' words: the noise, the velocity α ε - √(1-α²) x₀, or x₀."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,12 @@ class Denoiser(ABC):
         levels: (T,) float64 on the CPU, increasing: the noise levels the model was trained at (for a continuous
             model, a fine grid in its own time).
         process: the model's forward process, which says how its own coordinates y = α(σ) x are scaled.
+        prediction: what the network predicts, for a sampler that combines the network's own outputs. D is the same.
     """
 
     levels: Tensor
     process: Process
+    prediction: PredictionType = "epsilon"
 
     def alpha(self, sigma: float) -> float:
         """α(σ): the scale of the model's own coordinates, y = α(σ) x. VP 1/√(1+σ²), VE 1, rectified flow 1/(1+σ)."""
@@ -101,18 +107,41 @@ class Denoiser(ABC):
 
 
 class Clipped(Denoiser):
-    """A denoiser whose D is clamped to [-1, 1], as `clip_sample` in a scheduler's configuration asks.
+    """A denoiser whose D is clamped to [-limit, limit], as `clip_sample` in a scheduler's configuration asks.
 
-    It stands outside the guidance: what is clipped is what the sampler sees.
+    Around a guided denoiser the guided D is clamped, as by diffusers' schedulers. Around the model that a guidance is
+    given, what it guides is clamped and the result is not, as by guided-diffusion (Dhariwal & Nichol 2021); a
+    classifier's gradient is the same in both.
     """
 
     def __init__(self, inner: Denoiser, limit: float = 1.0) -> None:
         self.inner, self.limit = inner, limit
-        self.levels, self.process = inner.levels, inner.process
+        self.levels, self.process, self.prediction = inner.levels, inner.process, inner.prediction
+
+    def _clip(self, prediction: Prediction) -> Prediction:
+        return Prediction(prediction.x0.clamp(-self.limit, self.limit), prediction.variance)
 
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
-        prediction = self.inner.predict(x, sigma)
-        return Prediction(prediction.x0.clamp(-self.limit, self.limit), prediction.variance)
+        return self._clip(self.inner.predict(x, sigma))
+
+    def conditional(self, x: Tensor, sigma: Sigma) -> Prediction:
+        return self._clip(self.inner.conditional(x, sigma))
+
+    def unconditional(self, x: Tensor, sigma: Sigma) -> Prediction:
+        return self._clip(self.inner.unconditional(x, sigma))
+
+    def both(self, x: Tensor, sigma: Sigma) -> tuple[Prediction, Prediction]:
+        free, given = self.inner.both(x, sigma)
+        return self._clip(free), self._clip(given)
+
+    def classifier_score(self, x: Tensor, sigma: Sigma, weights: str = "") -> Tensor:
+        return self.inner.classifier_score(x, sigma, weights)
+
+    def denoised_score(
+        self, x: Tensor, sigma: Sigma, conditional: bool = False, weights: str = ""
+    ) -> tuple[Prediction, Tensor]:
+        prediction, score = self.inner.denoised_score(x, sigma, conditional, weights)
+        return self._clip(prediction), score
 
     def rows(self, index: Tensor) -> Denoiser:
         return Clipped(self.inner.rows(index), self.limit)

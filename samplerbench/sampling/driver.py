@@ -129,8 +129,7 @@ def _consume(run: Iterator[Step], sampler: Sampler, x: Tensor, steps: int | None
                 else f"sampler {sampler.label()} has not ended after {MOST_STEPS:,} steps of its own."
             )
         step = _checked(step, sampler, x, here)
-        with torch.no_grad():
-            finite.append(step.x.isfinite().all())
+        finite.append(step.x.isfinite().all())
         final = step.x
         reached.append(step.sigma)
         if _can_look(final) and not finite[-1]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -27,6 +27,14 @@ class Guidance(Configurable, ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     bayes: ClassVar[bool] = True
     """Whether scale 1 is the conditional model where the model and its classifier are exact: Bayes' rule."""
+
+    @property
+    def clip(self) -> Literal["after", "before"]:
+        """Where a model that clips x₀ is clipped: the guided x₀ (after), or the predictions that are guided (before).
+
+        A plugin may make it a parameter: `clip: Literal["after", "before"] = option("after", "...")`.
+        """
+        return "after"
 
     @property
     def evaluations(self) -> int:
@@ -75,7 +83,7 @@ def evaluations_of(guidance: Guidance | None) -> int:
 class _Guided(Denoiser):
     def __init__(self, guidance: Guidance, inner: Denoiser) -> None:
         self.guidance, self.inner = guidance, inner
-        self.levels, self.process = inner.levels, inner.process
+        self.levels, self.process, self.prediction = inner.levels, inner.process, inner.prediction
 
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
         with plugin_call(self.guidance, "in predict"):

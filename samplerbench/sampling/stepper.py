@@ -188,7 +188,7 @@ class _Asking(Denoiser):
 
     def __init__(self, exchange: _Exchange, inner: Denoiser, index: Tensor | None = None) -> None:
         self.exchange, self.inner, self.index = exchange, inner, index
-        self.levels, self.process = inner.levels, inner.process
+        self.levels, self.process, self.prediction = inner.levels, inner.process, inner.prediction
         for name in _BESIDES:
             setattr(self, name, getattr(inner, name))
 

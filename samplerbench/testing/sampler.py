@@ -247,8 +247,7 @@ def measure_order(
 ) -> tuple[float, float]:
     """The order of convergence of a deterministic sampler on an exact problem, and its 95% margin.
 
-    The order is minus the slope of log error over log N: over the last four N, or over the last three where the start,
-    the shape or the counts are given. Errors near rounding are left out.
+    The order is minus the slope of log error over log N, over the last four N. Errors near rounding are left out.
 
     Args:
         sampler: a sampler that draws no noise and takes the grid it is given.
@@ -256,9 +255,8 @@ def measure_order(
         start, shape, counts: as in `order_errors`.
     """
     errors = order_errors(sampler, problem, start, shape, counts)
-    last = 4 if (start, shape, counts) == (None, "even", None) else 3
     kept = [(n, e) for n, e in errors if e > 1e-10]  # below it the reference solution is no better
-    kept = kept[-last:] if len(kept) >= 3 else errors[:3]
+    kept = kept[-4:] if len(kept) >= 3 else errors[:3]
     logs = np.log(np.array(kept))
     (slope, _), *_ = np.polyfit(logs[:, 0], logs[:, 1], 1, full=True)
     local = np.diff(logs[:, 1]) / np.diff(logs[:, 0])

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from samplerbench.data import ImageSet
 from samplerbench.data.pixels import dequantise
 from samplerbench.errors import RunError, UserError
-from samplerbench.results.tensors import DamagedError, load_tensors, save_tensors
+from samplerbench.results.tensors import load_tensors, save_tensors
+from samplerbench.tensor_seal import DamagedError
 from samplerbench.text import console, printable, say
 from samplerbench.training.card import write_card
 from samplerbench.training.settings import TrainResult, TrainSettings

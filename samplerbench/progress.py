@@ -1,0 +1,130 @@
+"""Progress of a run in a terminal: bars, a table that fills, one line for each finished cell, and a log file."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samplerbench.text import console, one_line, printable, say
+
+if TYPE_CHECKING:
+    from samplerbench.sampling import Step
+
+
+class Progress:
+    """On a terminal's stderr a bar per run, a bar per cell and a table that fills in; elsewhere a line per cell.
+
+    table: makes the table of what is known so far; None shows none.
+    """
+
+    def __init__(
+        self, cells: int, quiet: bool = False, log: Path | None = None, table: Callable[[], Any] | None = None
+    ) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as Bars
+
+        self.console = console(stderr=True)
+        self.live = self.console.is_terminal and not quiet
+        self.quiet, self.cells, self.finished = quiet, cells, 0
+        self.announced = False
+        self.bars = Bars(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}", markup=False),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.live,
+        )
+        self.table = table if self.live and cells > 1 else None
+        self.log = None if quiet else log
+        self.all = self.bars.add_task("cells", total=cells, visible=cells > 1, rate="")
+
+    @contextmanager
+    def running(self) -> Iterator[Progress]:
+        """While the cells run."""
+        if self.table is None:
+            with self.bars:
+                yield self
+            return
+        from rich.live import Live
+
+        with Live(get_renderable=self._screen, console=self.console, transient=True, refresh_per_second=4):
+            yield self
+
+    def _screen(self) -> Any:
+        from rich.console import Group
+
+        assert self.table is not None
+        return Group(self.table(), self.bars)
+
+    @contextmanager
+    def cell(self, title: str, steps: int | None, n: int, batch_size: int) -> Iterator[Any]:
+        """While one cell runs: gives the driver's on_step."""
+        batches = -(-n // batch_size)
+        total = None if steps is None else steps * batches
+        task = self.bars.add_task(printable(title), total=total, rate="")
+        started, taken = time.monotonic(), 0
+
+        def on_step(_: int, step: Step) -> None:
+            nonlocal taken
+            taken += 1
+            rate = ""
+            if steps is not None:
+                rate = f"{taken / steps * min(batch_size, n) / max(time.monotonic() - started, 1e-9):.0f} images/s"
+            self.bars.update(task, advance=1, rate=rate)
+
+        try:
+            yield on_step
+        finally:
+            self.bars.remove_task(task)
+
+    @contextmanager
+    def solution(self, images: int) -> Iterator[Any]:
+        """While the converged solution of so many images is computed: gives the driver's on_step.
+
+        How many steps the solver will take is not known; the level that it has reached is shown. Without a terminal
+        the first solution of a run is announced by a line.
+        """
+        title = f"converged solution for {images} image{'' if images == 1 else 's'}"
+        if not (self.live or self.quiet or self.announced):
+            say(f"computing the {title}; cells under the same guidance share it", error=True)
+        self.announced = True
+        task = self.bars.add_task(title, total=None, rate="")
+
+        def on_step(_: int, step: Step) -> None:
+            self.bars.update(task, advance=1, rate=f"σ = {step.sigma:.3g}")
+
+        try:
+            yield on_step
+        finally:
+            self.bars.remove_task(task)
+
+    def done(self, line: str) -> None:
+        """A cell has finished."""
+        self.finished += 1
+        line = one_line(line)
+        if self.log is not None:
+            from datetime import UTC, datetime
+
+            from samplerbench.results.files import append_line
+
+            # The log is a convenience: a disk that takes no more of it must not stop the run. A link is not followed.
+            with contextlib.suppress(OSError):
+                append_line(self.log, f"{datetime.now(UTC).isoformat(timespec='seconds')}  {line}")
+        self.bars.advance(self.all)
+        if not self.quiet and self.table is None:
+            count = f"[{self.finished}/{self.cells}] " if self.cells > 1 else ""
+            say(count + line, error=True) if not self.live else self.console.print(count + line)
