@@ -14,8 +14,8 @@ from samplerbench.sampling import Spacing, UserError, option
 class _Range(Spacing):
     """A grid between two noise levels, the model's own unless given."""
 
-    sigma_min: float | None = option(None, "smallest noise level before 0; none is the model's", gt=0.0)
-    sigma_max: float | None = option(None, "largest noise level; none is the model's", gt=0.0)
+    sigma_min: float | None = option(None, "smallest noise level before 0; none is the model's", gt=0.0, le=1e12)
+    sigma_max: float | None = option(None, "largest noise level; none is the model's", gt=0.0, le=1e12)
 
     def ends(self, levels: Tensor) -> tuple[float, float]:
         low = float(levels[0]) if self.sigma_min is None else self.sigma_min
