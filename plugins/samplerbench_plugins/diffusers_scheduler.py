@@ -98,14 +98,13 @@ class DiffusersScheduler(Sampler):
             raise UserError(f"diffusers/{self.scheduler} needs {' and '.join(missing)}, which is not installed.")
         if cls is None or not (inspect.isclass(cls) and issubclass(cls, diffusers.SchedulerMixin)):
             raise UserError(f'diffusers has no scheduler "{self.scheduler}"; an example: diffusers/DDIMScheduler.')
-        made: Any = cls
         needed = {"trained_betas", "prediction_type"} - set(_known(cls))
         if needed:
             raise UserError(
                 f"diffusers/{self.scheduler} cannot sample this kind of model: it has no β schedule or no "
                 f"ε-prediction (its constructor lacks {' and '.join(sorted(needed))})."
             )
-        if more := [name for name, p in inspect.signature(made.step).parameters.items() if _is_required(name, p)]:
+        if more := _needs_besides(cls):
             raise UserError(
                 f"diffusers/{self.scheduler} is not a sampler of this kind of model: besides the prediction, "
                 f"its step needs {' and '.join(more)}."
@@ -169,11 +168,12 @@ def _some_timesteps(scheduler: Any) -> list[float]:
     return []
 
 
-def _is_required(name: str, parameter: inspect.Parameter) -> bool:
-    """Whether a scheduler's step needs this besides what every sampler is given."""
+def _needs_besides(cls: Any) -> list[str]:
+    """What a scheduler's step needs besides what every sampler is given."""
     given = ("self", "model_output", "timestep", "sample")
-    many = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    return name not in given and not many and parameter.default is parameter.empty
+    many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(cls.step).parameters.values()
+    return [p.name for p in parameters if p.name not in given and p.kind not in many and p.default is p.empty]
 
 
 def _output(prediction: PredictionType, x: Tensor, x0: Tensor, sigma: float) -> Tensor:
