@@ -65,7 +65,7 @@ def measured(digits: Model) -> Results:
     """Two samplers at two budgets, and one whose one step costs more than the smaller."""
     samplers = ["ddim", Jump(), Thrice()]
     metrics = ["fid", "isc"]
-    return samplerbench.evaluate(samplers, nfe=[2, 4], model=digits, metrics=metrics, n=10, blocks=2, quiet=True)
+    return samplerbench.evaluate(samplers, nfe=[2, 4], model=digits, metrics=metrics, n=20, blocks=2, quiet=True)
 
 
 def test_importing_the_package_imports_no_torch() -> None:
@@ -167,7 +167,7 @@ def test_records_are_one_per_cell_and_those_of_the_command(
     assert cells == [("ddim", 2, 2), ("ddim", 4, 4), ("Jump", 2, 2), ("Jump", 4, 4), ("Thrice", 1, 3)]
     assert [r["sampler"] for r in measured if "unmet" in r] == ["Thrice"]
     monkeypatch.chdir(tmp_path)
-    words = "run -s ddim --nfe 2,4 --metric fid --metric isc --n 10 --blocks 2 --device cpu --json"
+    words = "run -s ddim --nfe 2,4 --metric fid --metric isc --n 20 --blocks 2 --device cpu --json"
     with pytest.raises(SystemExit) as ended:
         main(words.split())
     assert not ended.value.code

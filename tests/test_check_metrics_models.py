@@ -350,7 +350,7 @@ def test_a_metric_without_a_value_for_these_images_is_not_at_fault() -> None:
 def test_a_metric_that_needs_more_images_than_there_are_is_not_measured() -> None:
     found = {r.name: r for r in run_checks(registry.parse("metric", "isc:splits=800"))}
     assert found["fewest"].passed is None
-    assert found["fewest"].figure == "it needs 800 images, and at most 700 are measured here"
+    assert found["fewest"].figure == "it needs 1600 images, and at most 700 are measured here"
 
 
 METRICS = [e.name for e in registry.entries("metric") if e.distribution == registry.OWN]

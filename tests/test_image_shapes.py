@@ -120,3 +120,12 @@ def test_a_model_of_rgb_images_is_compared_with_grey_ones_as_they_are(model: Mod
 def test_the_shape_of_a_reference_is_no_part_of_the_protocol(tmp_path: Path) -> None:
     reference = measure_once(load_data(folder(tmp_path / "real")), load_extractor("digits-cnn", CPU))
     assert set(reference.data) == {"name", "split", "n", "sha256"}
+
+
+def test_a_cached_reference_of_before_has_the_shape_of_its_images(tmp_path: Path) -> None:
+    images, extractor = load_data(folder(tmp_path / "real")), load_extractor("digits-cnn", CPU)
+    measured = measure_once(images, extractor)
+    (file,) = (tmp_path / "cache").glob("reference-*")
+    replace(measured, shape=None).save(file)
+    assert load_reference(file).shape is None
+    assert measure_once(images, extractor).shape == (1, 8, 8)

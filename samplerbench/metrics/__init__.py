@@ -1,7 +1,27 @@
 """Metrics: what is measured on generated images, against a reference."""
 
-from samplerbench.metrics.metric import Accumulator, Batch, Context, FeatureStore, Layer, Metric
+from samplerbench.metrics.metric import (
+    Accumulator,
+    Batch,
+    Context,
+    FeatureStore,
+    LabelledStore,
+    Layer,
+    Metric,
+    check_requirements,
+)
 from samplerbench.metrics.moments import Moments
 from samplerbench.metrics.reference import Reference
 
-__all__ = ["Accumulator", "Batch", "Context", "FeatureStore", "Layer", "Metric", "Moments", "Reference"]
+__all__ = [
+    "Accumulator",
+    "Batch",
+    "Context",
+    "FeatureStore",
+    "LabelledStore",
+    "Layer",
+    "Metric",
+    "Moments",
+    "Reference",
+    "check_requirements",
+]
