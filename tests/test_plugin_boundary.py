@@ -23,11 +23,10 @@ from conftest import make_cell
 from rich.console import Console
 from torch import Tensor
 
-from samplerbench import registry
+from samplerbench import progress, registry
 from samplerbench.bench import engine
 from samplerbench.bench.team import Team
 from samplerbench.boundary import isolated, plugin_call
-from samplerbench.cli import common
 from samplerbench.cli.app import main
 from samplerbench.errors import RunError, SamplerbenchError, Stopped, UserError
 from samplerbench.metrics import Accumulator, Batch, Context, Metric
@@ -666,14 +665,14 @@ def test_progress_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch) -> No
     """Neither rich's markup nor its emoji codes in a plugin's name are rendered."""
     stream = io.StringIO()
     monkeypatch.setattr(
-        common,
+        progress,
         "console",
         lambda **_: Console(file=stream, force_terminal=True, width=150, emoji=False, markup=False, highlight=False),
     )
-    progress = common.Progress(2)
-    with progress.running(), progress.cell("bad.py:a:[red]Mine[/red]", 3, 4, 4):
-        progress.bars.refresh()
-        progress.done("bad.py:b:[bold]Mine[/bold]: failed")
+    bars = progress.Progress(2)
+    with bars.running(), bars.cell("bad.py:a:[red]Mine[/red]", 3, 4, 4):
+        bars.bars.refresh()
+        bars.done("bad.py:b:[bold]Mine[/bold]: failed")
     shown = stream.getvalue()
     assert "bad.py:a:[red]Mine[/red]" in shown
     assert "bad.py:b:[bold]Mine[/bold]: failed" in shown
