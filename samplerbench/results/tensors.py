@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from samplerbench.errors import RunError
 from samplerbench.results.files import atomic_file, read_regular
 from samplerbench.tensor_seal import DamagedError, open_seal, sealed
 
@@ -24,17 +25,22 @@ class TensorFile:
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a sealed file atomically. Raises UserError where the folder cannot be written to."""
+    """Write a sealed file atomically.
+
+    Raises:
+        UserError: the folder cannot be written to. RunError: tensors that share memory.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    # Tensors that share memory, as views of one array do, are written each on its own.
-    own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    own = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     with atomic_file(file) as temporary:
         try:
             save_file(own, temporary, sealed(own, metadata))
         except SafetensorError as error:  # a full disk, among others
             raise OSError(str(error)) from None
+        except RuntimeError as error:  # tensors that share memory, as those of a metric's state must not
+            raise RunError(f"the tensors cannot be saved: {str(error).strip().splitlines()[0]}") from None
 
 
 def load_tensors(file: Path) -> TensorFile:

@@ -279,7 +279,7 @@ def _save_checkpoint(
         "ema_steps": str(ema.optimization_step),
         "scaler": json.dumps(scaler.state_dict() if scaler is not None else {}),
     }
-    save_tensors(file, tensors, metadata)
+    save_tensors(file, {name: t.detach().cpu().clone() for name, t in tensors.items()}, metadata)
 
 
 def _load_checkpoint(
