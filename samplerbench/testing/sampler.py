@@ -185,8 +185,8 @@ def check_order(sampler: Sampler) -> str:
 SMALL_STARTS = (5.0, 2.0)
 """Noise levels of the data's size, from which a multistep method's first steps cost it accuracy."""
 
-Shape = Literal["even", "karras", "alternating"]
-UNEVEN: tuple[Shape, ...] = ("karras", "alternating")
+Shape = Literal["even", "polynomial", "alternating"]
+UNEVEN: tuple[Shape, ...] = ("polynomial", "alternating")
 
 
 def check_order_from_small_noise(sampler: Sampler) -> str:
@@ -281,7 +281,7 @@ def order_errors(
         start: the first noise level; None: 157, or 20 where the sampler's `even_in` is "sigma". The last is 0.1, or 1;
             from a start below 5 on a grid even in σ, 0.2.
         shape: "even" in the sampler's `even_in`; "alternating" there, each long step followed by one half as long; or
-            "karras", with ρ = 7.
+            "polynomial", that of Karras et al. 2022 with ρ = 7.
         counts: the N, even numbers; None: 32 ... 1024, or 256 ... 4096 on a grid even in σ.
     """
     model, in_sigma = _problem(problem), sampler.even_in == "sigma"
@@ -304,7 +304,7 @@ def _measuring_grid(start: float, end: float, n: int, shape: Shape, in_sigma: bo
     if shape == "alternating":
         lengths[::2] = 2
     share = torch.cat([lengths.new_zeros(1), lengths.cumsum(0) / lengths.sum()])
-    if shape == "karras":
+    if shape == "polynomial":
         grid = (start ** (1 / 7) + share * (end ** (1 / 7) - start ** (1 / 7))) ** 7
     elif in_sigma:
         grid = start + share * (end - start)
