@@ -21,6 +21,7 @@ from samplerbench.cli.app import main
 from samplerbench.errors import UserError
 from samplerbench.models import sample
 from samplerbench.results.store import sound
+from samplerbench.results.tensors import load_tensors, save_tensors
 from samplerbench.sampling import driver
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -327,7 +328,9 @@ def test_features_that_cannot_be_fetched_are_one_line(
 def test_statistics_of_other_features_are_refused(refuse: Refuse, tmp_path: Path) -> None:
     assert exit_code("stats", "digits", "--features", "digits-cnn", "--out", "real.safetensors") == 0
     file = tmp_path / "real.safetensors"
-    file.write_bytes(file.read_bytes().replace(b"digits-cnn", b"digits-mlp"))
+    found = load_tensors(file)
+    renamed = {name: text.replace("digits-cnn", "digits-mlp") for name, text in found.metadata.items()}
+    save_tensors(file, found.tensors, renamed)
     message = refuse("run", "-s", "ddim", "--data", "real.safetensors")
     assert message.startswith("real.safetensors holds features of digits-mlp (weights ")
 
