@@ -529,7 +529,7 @@ def test_who_holds_a_cell_is_said_once_and_then_every_minute(monkeypatch: pytest
     pauses = []
     for now in (float(t) for t in range(130)):  # noqa: B007 - the clock above reads it
         pauses += [waiting.pause(owner)]
-    who = "process 77 on box, since 2026-01-02 03:04:05 UTC: samplerbench run -s a\ufffd[31m\ufffdb"
+    who = "process 77 on box, since 2026-01-02 03:04:05 UTC: samplerbench run -s a\\x1b[31m\\nb"
     assert said == [
         f"ddim, 10 steps: waiting for another run that works on this cell ({who}). Ctrl-C stops waiting.",
         f"ddim, 10 steps: still waiting after 1 min ({who}).",

@@ -131,6 +131,7 @@ def nasty() -> list[dict[str, Any]]:
         "sampler": {"name": NASTY, "parameters": {NASTY: NASTY}, "source": NASTY},
         "features": {"name": NASTY, "weights": NASTY},
         "reference": {"name": NASTY, "sha256": NASTY},
+        "guidance": {"name": NASTY, "parameters": {NASTY: NASTY}, "source": NASTY},
         "dtype": NASTY,
         NASTY: NASTY,
     }

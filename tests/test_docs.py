@@ -83,8 +83,8 @@ def shortened(arguments: list[str]) -> list[str]:
     """The command with less to do.
 
     At most two numbers of steps, each at most MOST_STEPS, or of evaluations, at most 2 * MOST_STEPS; at most
-    MOST_IMAGES images a block (two, where they are sampled one by one) and two blocks; no more than five Langevin steps
-    a level. `gap` solves one image of one block, to two digits, and so does `rk45`. Suites are listed (--dry-run, small
+    MOST_IMAGES images a block (two, where they are sampled one by one; 20 for `kid`, which needs two of each class) and
+    two blocks; no more than five Langevin steps a level. `gap` solves one image of one block, to two digits, and so does `rk45`. Suites are listed (--dry-run, small
     batches), not run. Training takes two steps, that of a classifier or of features on the reader's own images instead
     of all digits. A report leaves out its plots, and a figure has two rows and few columns: both have tests of their
     own.
@@ -97,7 +97,8 @@ def shortened(arguments: list[str]) -> list[str]:
         rest = [re.sub(r"^gap(:images=\d+)?$", "gap:images=1,tol=0.01", a) for a in rest]
         _cap_list(rest, "--steps", MOST_STEPS, add=not suite and "--nfe" not in rest)
         _cap_list(rest, "--nfe", 2 * MOST_STEPS)
-        _cap(rest, "--n", 2 if alone else MOST_IMAGES, add=True)
+        pairs = command == "run" and "kid" in rest and "--labels" not in rest  # it needs two images of each class
+        _cap(rest, "--n", 2 if alone else 20 if pairs else MOST_IMAGES, add=True)
         _cap(rest, "--blocks", 1 if solved else 2)
         if suite and "--dry-run" not in rest:
             rest.append("--dry-run")

@@ -135,7 +135,7 @@ def test_the_record_that_is_mutated_is_valid() -> None:
         (("protocol_fields", "guidance"), "cfg"),
         (("protocol_fields", "guidance", "parameters"), []),
         (("protocol_fields", "guidance", "parameters", "scale"), 10**400),
-        (("protocol_fields", "reference"), None),
+        (("protocol_fields", "reference"), []),
         (("protocol_fields", "metrics"), "fid"),
         (("protocol_fields", "metric sources"), ["fid"]),
         (("protocol_fields", "n"), 10),

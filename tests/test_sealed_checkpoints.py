@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from torch import nn
 
 from samplerbench.assets import asset
 from samplerbench.bench import engine, request
-from samplerbench.errors import Stopped, UserError
+from samplerbench.errors import RunError, Stopped, UserError
 from samplerbench.metrics import Moments, Reference
 from samplerbench.metrics.reference import load_reference
 from samplerbench.results.files import set_aside
@@ -189,7 +190,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device"):
+    with pytest.raises(RunError, match="No space left on device"):
         save_partial(tmp_path / "x", KEY, AT, STATES, SHOWN)
     assert list(tmp_path.iterdir()) == []
 
@@ -235,8 +236,8 @@ def make(prepared: tuple[request.Prepared, request.Measured]) -> Make:
 
 def stop_after(session: engine.Session, cell: engine.Cell, checkpoints: int) -> Path:
     """Run a cell until it has written so many checkpoints; the last one's file."""
-    left = iter(range(checkpoints))
-    session.execution.stop = lambda: next(left) == checkpoints - 1
+    asked = itertools.count()  # once when the cell is claimed, then after each checkpoint
+    session.execution.stop = lambda: next(asked) == checkpoints
     with pytest.raises(Stopped):
         engine.run_cell(session, cell)
     session.execution.stop = lambda: False

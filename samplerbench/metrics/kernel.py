@@ -49,12 +49,13 @@ class _KID(LabelledStore):
         self.metric = metric
 
     def result(self) -> dict[str, Any]:
+        strata = self.context.strata if self.context.stratified else None
         value, error = squared_mmd(
             self.features(),
             self.context.real_features("kid"),
             self.metric.degree,
             labels=self.labels(),
-            real_labels=self.context.strata() if self.context.stratified else None,
+            real_labels=None if strata is None else strata(),
         )
         return {"value": value, "standard_error": error}
 

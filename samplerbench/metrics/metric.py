@@ -55,7 +55,7 @@ class Context:
     solve: Callable[[Tensor, Tensor | None, Sampler], Tensor] | None = None
     n: int = 0
     stratified: bool = False
-    strata: Callable[[], Tensor | None] = lambda: None
+    strata: Callable[[], Tensor | None] | None = None
 
     def real_features(self, layer: Layer) -> Tensor:
         """Features of the real images, (N, d). Raises UserError where only their statistics are at hand."""

@@ -8,7 +8,7 @@ with the state x = x₀ + σ z. Every parametrisation is one object, so an adapt
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,10 +49,10 @@ class Preconditioning:
     """
 
     name: str
-    skip: Coefficient
-    out: Coefficient
-    scale: Coefficient
-    time: Coefficient | None = None
+    skip: Coefficient = field(repr=False)
+    out: Coefficient = field(repr=False)
+    scale: Coefficient = field(repr=False)
+    time: Coefficient | None = field(default=None, repr=False)
 
     def input(self, x: Tensor, sigma: Sigma) -> Tensor:
         """c_in x: what the network sees of the state x (B, C, H, W) at level sigma."""

@@ -35,7 +35,7 @@ def markdown(groups: Sequence[Group], problems: Sequence[str], by: Axis | None, 
             lines += [f"## {_md(group.title)}", ""]
         lines += [_md(group.describe()), ""]
         for table in matrices(group, by, metrics):
-            lines += [f"**{_md(table.metric.upper())} {table.arrow}**{_md(_space(table))}", ""]
+            lines += [f"**{_md(table.metric.upper())} {table.arrow}** {_md(_space(table))}".rstrip(), ""]
             lines.append(f"| sampler \\\\ {AXIS_NAMES[table.axis]} | " + " | ".join(table.heads) + " |")
             lines.append("| --- |" + " ---: |" * len(table.columns))
             lines += [f"| {_md(name)} | " + " | ".join(_md_entry(e) for e in row) + " |" for name, row in table.rows]

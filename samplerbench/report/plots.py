@@ -131,8 +131,9 @@ def _lines(
         arrow = "↓" if entry["better"] == "lower" else "↑"
         axes.set_xlabel(name)
         axes.set_ylabel(printable(f"{metric.upper()} {arrow}"))
-        timed = f"\n{group.describe_times()}" if name == AXES["seconds_per_image"] and group.describe_times() else ""
-        title = printable(f"{group.describe()}; {entry['features']}") + timed
+        title = printable(f"{group.describe()}; {entry['features']}")
+        if name == AXES["seconds_per_image"] and group.describe_times():
+            title += f"\n{printable(group.describe_times())}"
         axes.set_title(title, fontsize=8, color="#555555", loc="left")
         figure.legend(loc="outside right center", fontsize=8, handlelength=3)
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Process:
     """
 
     name: str
-    alpha: Callable[[float], float]
-    prior_scale: Callable[[float], float]
+    alpha: Callable[[float], float] = field(repr=False)
+    prior_scale: Callable[[float], float] = field(repr=False)
 
 
 VARIANCE_PRESERVING = Process("variance preserving", lambda s: 1 / math.sqrt(1 + s**2), lambda s: math.sqrt(1 + s**2))
