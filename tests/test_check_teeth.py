@@ -656,8 +656,19 @@ OTHER_VARIANTS = [
 ]
 
 
+QUICK = ("ddim", "dpm++", "heun")
+"""The samplers that are checked in the README's command; CI checks the others besides, some seconds each."""
+CHECKED = [*BUILT_IN, *(("sampler", v) for v in VARIANTS), *OTHER_VARIANTS]
+
+
 @pytest.mark.filterwarnings("ignore::Warning:diffusers")
-@pytest.mark.parametrize(("kind", "spec"), [*BUILT_IN, *(("sampler", v) for v in VARIANTS), *OTHER_VARIANTS])
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        pytest.param(kind, spec, marks=[pytest.mark.slow] if kind == "sampler" and spec not in QUICK else [])
+        for kind, spec in CHECKED
+    ],
+)
 def test_what_is_built_in_passes(kind: str, spec: str) -> None:
     plugin = registry.parse(kind, spec)
     assert failures(plugin) == {}

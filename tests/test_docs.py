@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"), key=lambda page: (page.name == "cli.md", page.name))
 LINKING = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
-LONG = {"choosing", "cli", "lectures"}
+LONG = {"choosing", "cli", "lectures", "tutorial"}
 """Pages with many commands, half a minute of them."""
 LANGUAGES = {"bash", "python", "toml", "text", "diff"}
 
@@ -84,8 +84,8 @@ def shortened(arguments: list[str]) -> list[str]:
 
     At most two numbers of steps, each at most MOST_STEPS, or of evaluations, at most 2 * MOST_STEPS; at most
     MOST_IMAGES images a block (two, where they are sampled one by one; 20 for `kid`, which needs two of each class) and
-    two blocks; no more than five Langevin steps a level. `gap` solves one image of one block, to two digits, and so does `rk45`. Suites are listed (--dry-run, small
-    batches), not run. Training takes two steps, that of a classifier or of features on the reader's own images instead
+    two blocks; no more than five Langevin steps a level. `gap` solves one image of one block, to two digits, and so does
+    `rk45`. Suites are listed (--dry-run, small batches), not run. Training takes two steps, that of a classifier or of features on the reader's own images instead
     of all digits. A report leaves out its plots, and a figure has two rows and few columns: both have tests of their
     own.
     """

@@ -19,7 +19,7 @@ from samplerbench.sampling.process import VARIANCE_PRESERVING
 # The prior of an autoencoder is guided by nothing; what needs a folder of weights has tests of its own.
 SAMPLERS = [
     *sorted({entry.name for entry in registry.entries("sampler")} - {"autoencoder-prior"}),
-    "pf-ode:solver=rk45",
+    pytest.param("pf-ode:solver=rk45", marks=pytest.mark.slow),  # many evaluations
 ]
 GUIDANCES = sorted({entry.name for entry in registry.entries("guidance")} - {"image-classifier"})
 LEVEL = 1.3

@@ -21,7 +21,7 @@ from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 SAMPLERS = [
     *sorted({entry.name for entry in registry.entries("sampler")} - {"autoencoder-prior"}),
-    "pf-ode:solver=rk45",
+    pytest.param("pf-ode:solver=rk45", marks=pytest.mark.slow),  # many evaluations
 ]
 
 # --- The meter ------------------------------------------------------------------------------------------------------
@@ -231,6 +231,7 @@ def test_neither_the_order_of_the_work_nor_a_resumption_changes_an_image(
     assert (at_once[8:] - rest).abs().max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_adaptive_solver_steps_no_image_by_its_neighbours(labels: Tensor) -> None:
     """In float64. In float32 rounding moves an accepted step size now and then, and the image within the tolerance."""
     exact = setup.load_model("digits", CPU, "fp64")
