@@ -83,11 +83,11 @@ def shortened(arguments: list[str]) -> list[str]:
     """The command with less to do.
 
     At most two numbers of steps, each at most MOST_STEPS, or of evaluations, at most 2 * MOST_STEPS; at most
-    MOST_IMAGES images a block (two, where they are sampled one by one; 20 for `kid`, which needs two of each class) and
-    two blocks; no more than five Langevin steps a level. `gap` solves one image of one block, to two digits, and so does
-    `rk45`. Suites are listed (--dry-run, small batches), not run. Training takes two steps, that of a classifier or of features on the reader's own images instead
-    of all digits. A report leaves out its plots, and a figure has two rows and few columns: both have tests of their
-    own.
+    MOST_IMAGES images a block (two, where they are sampled one by one; 20 for `kid`, which needs two of each class)
+    and two blocks; no more than five Langevin steps a level. `gap` solves one image of one block, to two digits,
+    and so does `rk45`. Suites are listed (--dry-run, small batches), not run. Training takes two steps, that of a
+    classifier or of features on the reader's own images instead of all digits. A report leaves out its plots, and a
+    figure has two rows and few columns: both have tests of their own.
     """
     command, rest = arguments[0], [re.sub(r"T=\d\d+", "T=5", a) for a in arguments]
     rest = [re.sub(r"solver=rk45$", "solver=rk45,rtol=0.01,atol=0.01", a) for a in rest]
