@@ -381,6 +381,7 @@ BROKEN_SAMPLERS: list[tuple[Callable[[], Sampler], str, str, set[str]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "by", "says", "also"), BROKEN_SAMPLERS, ids=[type(make()).__name__ for make, *_ in BROKEN_SAMPLERS]
 )

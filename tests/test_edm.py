@@ -84,6 +84,7 @@ def test_every_image_has_its_own_label_and_its_own_null(tmp_path: Path, random_s
     assert (free - wrapped(x, sigma, labels)).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_with_a_network_of_zeros_heun_converges_to_the_closed_form(tmp_path: Path) -> None:
     """F = 0 leaves c_skip x, the exact D of N(0, σ_d² I); its ODE from s ends at σ_d x/√(s² + σ_d²)."""
     network = unet()

@@ -38,6 +38,7 @@ def test_kid_is_torch_fidelitys_on_one_subset_of_everything() -> None:
     assert squared_mmd(x, y)[0] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_kid_is_unbiased_and_its_error_is_the_spread_over_repeats() -> None:
     pairs = [squared_mmd(draws(100, 4, 2 * i, 0.4), draws(140, 4, 2 * i + 1)) for i in range(300)]
     values, errors = np.array(pairs).T
@@ -86,6 +87,7 @@ def run(arguments: list[str]) -> int:
     return int(ended.value.code or 0)
 
 
+@pytest.mark.slow
 def test_the_run_gives_what_torch_fidelity_gives_on_the_same_pngs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,7 @@ def test_the_prior_has_the_variance_of_the_forward_process(digits: Model) -> Non
 # --- Against each other ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "karras"])
 @pytest.mark.parametrize(
     ("ours", "same"), [("ddim:eta=1", "ddpm"), ("ddim", "pf-ode:solver=euler")], ids=["ancestral", "ode"]
@@ -81,6 +82,7 @@ def test_two_names_of_one_method_agree_to_rounding(
     assert difference(a, b) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ours", "same"), [("ddim:eta=1", "ddpm"), ("ddim", "pf-ode:solver=euler")], ids=["ancestral", "ode"]
 )
@@ -132,6 +134,7 @@ def test_diffusers_adds_noise_in_the_last_step_of_fixed_large_under_trailing(
     assert difference(ours, theirs) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddim", "ddpm"])
 def test_clipped_samplers_equal_diffusers(digits: Model, labels: Tensor, feed_noise: FeedNoise, name: str) -> None:
     feed_noise(digits)
