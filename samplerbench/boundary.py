@@ -58,10 +58,7 @@ class plugin_call:  # noqa: N801 - used as a function
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if sys.getrecursionlimit() != self._before[0]:  # first, and here: calls need some depth
-            try:
-                sys.setrecursionlimit(self._before[0])
-            except RecursionError:  # it was below the depth of this call already
-                pass
+            sys.setrecursionlimit(self._before[0])
         if torch_state() != self._before:
             restore(self._before)
         if error is None or isinstance(error, SamplerbenchError | Stopped | KeyboardInterrupt):

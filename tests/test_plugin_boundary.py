@@ -12,6 +12,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -321,10 +322,9 @@ def test_a_recursion_limit_just_above_the_depth_is_changed_back() -> None:
 
     def lower() -> None:
         for limit in range(20, before):
-            try:
-                return sys.setrecursionlimit(limit)
-            except RecursionError:  # the limit is below the depth
-                pass
+            with suppress(RecursionError):  # raised for a limit below the depth
+                sys.setrecursionlimit(limit)
+                return
 
     with plugin_call("sampler ddim", "in step 1"):
         lower()
