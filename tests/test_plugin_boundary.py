@@ -331,10 +331,12 @@ def test_a_recursion_limit_just_above_the_depth_is_changed_back() -> None:
                 sys.setrecursionlimit(limit)
                 return
 
-    with plugin_call("sampler ddim", "in step 1"):
-        lower()
-    after = sys.getrecursionlimit()
-    sys.setrecursionlimit(before)  # pytest needs it to say that this failed
+    try:
+        with plugin_call("sampler ddim", "in step 1"):
+            lower()
+        after = sys.getrecursionlimit()
+    finally:
+        sys.setrecursionlimit(before)  # pytest needs it to say that this failed
     assert after == before
 
 
