@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import _len_torch_function_stack, _pop_torch_function_stack
+from torch.utils._python_dispatch import _len_torch_dispatch_stack, _pop_mode
 
 from samplerbench.errors import RunError, SamplerbenchError, Stopped, is_out_of_memory
 from samplerbench.options import Configurable
@@ -54,6 +57,8 @@ class plugin_call:  # noqa: N801 - used as a function
         self._before = torch_state()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if sys.getrecursionlimit() != self._before[0]:  # first, and here: calls need some depth
+            sys.setrecursionlimit(self._before[0])
         if torch_state() != self._before:
             restore(self._before)
         if error is None or isinstance(error, SamplerbenchError | Stopped | KeyboardInterrupt):
@@ -64,15 +69,24 @@ class plugin_call:  # noqa: N801 - used as a function
 
 
 def called(plugin: Configurable | str) -> str:
-    """How a message calls a plugin: `sampler ddim`."""
-    return plugin if isinstance(plugin, str) else f"{plugin.kind} {plugin.label()}"
+    """How a message calls a plugin: `sampler ddim`; by its class's name where its own `label` fails."""
+    if isinstance(plugin, str):
+        return plugin
+    try:
+        return f"{plugin.kind} {plugin.label()}"
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return f"{type(plugin).__name__}"
 
 
 def describe(error: BaseException, doing: str = "") -> str:
     """`ValueError in step 2 of 3: its message`: one line, whatever the exception's own text is."""
     try:
         text = " ".join(str(error).split())
-    except Exception:
+    except BaseException as raised:
+        if isinstance(raised, KeyboardInterrupt):
+            raise
         text = "(its message cannot be shown)"
     if len(text) > LONGEST_MESSAGE:
         text = text[:LONGEST_MESSAGE] + "…"
@@ -83,7 +97,9 @@ def shown(value: Any) -> str:
     """A value that a plugin gave, for a message: its repr, on one line of at most 80 characters."""
     try:
         text = " ".join(repr(value).split())
-    except Exception:
+    except BaseException as raised:
+        if isinstance(raised, KeyboardInterrupt):
+            raise
         return f"a value of type {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:79]}…"
 
@@ -91,27 +107,35 @@ def shown(value: Any) -> str:
 def torch_state() -> tuple[Any, ...]:
     """The global state that calls are isolated from, as a tuple to compare and to `restore`.
 
-    The default dtype and device, the number of threads, the modes of gradients, autocast and determinism, the
-    precision of float32 products, cuDNN's flags, and the current folder.
+    The default dtype and device, the number of threads, the modes of gradients, autocast, anomaly detection and
+    determinism, whether denormal numbers are flushed to zero, the precision of float32 products, cuDNN's and oneDNN's
+    flags, the TorchFunctionModes and TorchDispatchModes that are entered (as two numbers), NumPy's handling of
+    floating-point errors, Python's recursion limit, and the current folder.
     """
     try:
-        precision, flags = torch.get_float32_matmul_precision(), _cudnn()
+        precision, cudnn = torch.get_float32_matmul_precision(), _cudnn()
     except RuntimeError:  # torch refuses to say where its older and newer settings were mixed
-        precision, flags = None, None
+        precision, cudnn = None, None
     try:
         folder: str | None = os.getcwd()
     except OSError:  # it was removed
         folder = None
     return (
+        sys.getrecursionlimit(),
+        _default_device(),
+        (_len_torch_function_stack(), _len_torch_dispatch_stack()),
         torch.get_default_dtype(),
         torch.get_num_threads(),
         torch.is_grad_enabled(),
         torch.get_deterministic_debug_mode(),
         torch.is_autocast_enabled("cpu"),
         torch.is_autocast_enabled("cuda"),
-        flags,
+        (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        sys.float_info.min * 0.5 == 0,  # torch does not say whether it flushes denormal numbers
+        cudnn,
         precision,
-        _default_device(),
+        _backends(),
+        np.geterr(),
         folder,
     )
 
@@ -152,16 +176,58 @@ def _set_cudnn(flags: tuple[bool, bool, bool, bool]) -> None:
     cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = flags
 
 
+def _backends() -> Any:
+    """oneDNN's flags enabled and deterministic, and each backend's precision of float32 where torch has those."""
+    return torch._C._get_mkldnn_enabled(), torch._C._get_mkldnn_deterministic(), *(_precision(*of) for of in _BACKENDS)
+
+
+_precision: Any = getattr(torch._C, "_get_fp32_precision_getter", None)
+_BACKENDS = tuple(
+    (backend, operation)
+    for backend, operations in (
+        ("generic", ("all",)),
+        ("cuda", ("all", "conv", "rnn", "matmul")),
+        ("mkldnn", ("all", "conv", "rnn", "matmul")),
+    )
+    for operation in operations
+    if _precision is not None
+)
+
+
+def _set_backends(flags: tuple[Any, ...]) -> None:
+    enabled, deterministic, *precisions = flags
+    torch._C._set_mkldnn_enabled(enabled)
+    torch._C._set_mkldnn_deterministic(deterministic)
+    for of, before in zip(_BACKENDS, precisions, strict=True):
+        if _precision(*of) != before:
+            set_precision: Any = torch._C._set_fp32_precision_setter
+            set_precision(*of, before)
+
+
+def _leave_modes(depths: tuple[int, int]) -> None:
+    """Leave the modes that were entered since, without calling their `__exit__`."""
+    while _len_torch_function_stack() > depths[0]:
+        _pop_torch_function_stack()
+    while _len_torch_dispatch_stack() > depths[1]:
+        _pop_mode()
+
+
 _SETTINGS: tuple[Callable[[Any], Any], ...] = (
+    sys.setrecursionlimit,  # first, since the others need some depth
+    _set_default_device,  # before the modes, one of which it is
+    _leave_modes,  # before the others, which a mode could change
     torch.set_default_dtype,
     torch.set_num_threads,
     torch._C._set_grad_enabled,
     torch.set_deterministic_debug_mode,
     lambda on: torch.set_autocast_enabled("cpu", on),
     lambda on: torch.set_autocast_enabled("cuda", on),
+    lambda anomaly: torch.set_anomaly_enabled(*anomaly),
+    torch.set_flush_denormal,
     _set_cudnn,
     torch.set_float32_matmul_precision,
-    _set_default_device,
+    _set_backends,  # after the precision, which sets some of these
+    lambda errors: np.seterr(**errors),
     os.chdir,
 )
 
@@ -180,10 +246,10 @@ def isolated() -> Iterator[None]:
         with warnings.catch_warnings():
             yield
     finally:
+        if torch_state() != state:  # before the others, which a mode that was left entered could change
+            restore(state)
         torch.set_rng_state(rng)
         if on_devices:
             torch.cuda.set_rng_state_all(on_devices)
         np.random.set_state(numpy_state)  # noqa: NPY002
         random.setstate(python_state)
-        if torch_state() != state:
-            restore(state)

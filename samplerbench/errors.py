@@ -39,4 +39,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device or the machine has no memory left (torch raises several types)."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    if not isinstance(error, RuntimeError):
+        return False
+    try:
+        return "allocate memory" in str(error)
+    except BaseException as raised:  # a message of a plugin's own exception
+        if isinstance(raised, KeyboardInterrupt):
+            raise
+        return False

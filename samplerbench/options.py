@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import sys
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
@@ -204,7 +205,7 @@ def parameters_of(cls: Any) -> dict[str, Parameter]:
         UserError: the class has options or fields but is no dataclass, or an `__init__` of its own; or a field was not
             declared with `option` or has the name of something that every plugin has.
     """
-    path = f"{cls.__module__}.{cls.__qualname__}"
+    path = _where(cls)
     if bare := [name for name, value in vars(cls).items() if isinstance(value, dataclasses.Field)]:
         raise UserError(f"{path} has the option {bare[0]} but is no dataclass; put @dataclass(frozen=True) above it.")
     if not dataclasses.is_dataclass(cls):
@@ -230,6 +231,13 @@ def parameters_of(cls: Any) -> dict[str, Parameter]:
             rest=field.metadata["rest"],
         )
     return found
+
+
+def _where(cls: Any) -> str:
+    """How a message calls a class: `package.module.Class`; of a file's class, the spec it was asked for by."""
+    name = vars(cls).get("name")
+    from_file = hasattr(sys.modules.get(cls.__module__), "__samplerbench_source__")
+    return name if from_file and isinstance(name, str) else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _check_init(cls: Any, path: str) -> None:

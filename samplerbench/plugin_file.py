@@ -12,11 +12,10 @@ import sys
 import traceback
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
 
 from samplerbench.errors import UserError
 from samplerbench.options import did_you_mean
-from samplerbench.untrusted import is_dir, is_file, user_path
+from samplerbench.untrusted import is_dir, is_file, reason, shorten, user_path
 
 _SPEC = re.compile(r"(?P<path>(?:[A-Za-z]:[\\/])?[^:]*\.py)\s*(?::(?P<rest>.*))?", re.DOTALL)
 _PREFIX = "samplerbench_file_"
@@ -26,6 +25,18 @@ def split(spec: str) -> tuple[str, str] | None:
     """(path, what follows it) of a spec that begins with the path of a Python file; None for any other."""
     match = _SPEC.fullmatch(spec.strip())
     return match and (match["path"].strip(), (match["rest"] or "").strip())
+
+
+_COLON = re.compile(r"(?P<path>[^:=,]*[/\\][^:=,]*:[^=,]*\.py)\s*(?::.*)?", re.DOTALL)
+
+
+def check_path(spec: str) -> None:
+    """Raise UserError for a spec that begins with the path of a Python file and has a colon in that path."""
+    if match := _COLON.fullmatch(spec.strip()):
+        raise UserError(
+            f"{shorten(match['path'])}: the path of a plugin's file may not contain a colon, which ends it in "
+            "PATH.py:CLASS:parameter=value; rename the file or folder."
+        )
 
 
 def content(path: str) -> bytes:
@@ -82,7 +93,7 @@ def module(path: str) -> ModuleType:
 def _explain(error: BaseException, file: str) -> str:
     """`line 3: SyntaxError: invalid syntax`."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    text: Any = error
+    text = "" if type(error).__str__ is BaseException.__str__ and not error.args else reason(error)
     if isinstance(error, SyntaxError):
         lines, text = [error.lineno] if error.filename == file else lines, error.msg
     place = f"line {lines[-1]}: " if lines and lines[-1] else ""

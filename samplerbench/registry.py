@@ -28,6 +28,7 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from samplerbench import plugin_file
+from samplerbench.attributes import check_attributes
 from samplerbench.errors import SamplerbenchError, UserError
 from samplerbench.options import Configurable, build, did_you_mean, list_parameters, parameters_of
 from samplerbench.untrusted import parse_json, reason, shorten, user_path
@@ -275,6 +276,7 @@ def parse(kind: str, spec: str | Configurable) -> Any:
         if not isinstance(spec, _base(kind)):
             raise UserError(f"{spec.spec} is a {spec.kind}; a {kind} is needed here.")
         parameters_of(type(spec))  # one whose parameters are not known is refused
+        check_attributes(spec)
         return spec
     name, first, tail = split(spec)
     if not name:
@@ -290,16 +292,24 @@ def parse(kind: str, spec: str | Configurable) -> Any:
         else:
             arguments[key.strip()] = value.strip()
     try:
-        return build(cls, arguments, positional)
-    except SamplerbenchError:
+        made = build(cls, arguments, positional)
+    except (SamplerbenchError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # what a plugin raises while an instance is made is the plugin's error
+    except BaseException as error:  # what a plugin raises while an instance is made is the plugin's error
         raise UserError(f"the {kind} {name} cannot be made: {type(error).__name__}: {reason(error)}") from error
+    check_attributes(made)
+    return made
 
 
 def split(spec: str) -> tuple[str, str | None, str]:
-    """(name, what is after a slash, what is after the colon) of a spec; `PATH.py:CLASS` is a name."""
+    """(name, what is after a slash, what is after the colon) of a spec; `PATH.py:CLASS` is a name.
+
+    Raises:
+        UserError: a path with a colon in it.
+    """
     file = plugin_file.split(spec)
+    if file is None:
+        plugin_file.check_path(spec)
     head, _, tail = (file[1] if file else spec).partition(":")
     name, slash, first = head.partition("/")
     name = f"{file[0]}:{name.strip()}" if file else name.strip()

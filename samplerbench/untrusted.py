@@ -112,7 +112,12 @@ def read_json(file: Path, complaint: str) -> dict[str, Any]:
 
 def reason(error: BaseException) -> str:
     """What an exception says, on one line; of an OSError without the file's name, which the caller gives."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    try:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    except BaseException as raised:  # a plugin's own exception
+        if isinstance(raised, KeyboardInterrupt):
+            raise
+        text = "(its message cannot be shown)"
     return " ".join(text.split()) or type(error).__name__
 
 

@@ -12,6 +12,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ import torch
 from conftest import make_cell
 from rich.console import Console
 from torch import Tensor
+from torch.overrides import TorchFunctionMode, _len_torch_function_stack, _pop_torch_function_stack
+from torch.utils._python_dispatch import TorchDispatchMode, _len_torch_dispatch_stack, _pop_mode
 
 from samplerbench import progress, registry
 from samplerbench.bench import engine
 from samplerbench.bench.team import Team
-from samplerbench.boundary import isolated, plugin_call
+from samplerbench.boundary import isolated, plugin_call, torch_state
+from samplerbench.cli import app
 from samplerbench.cli.app import main
 from samplerbench.errors import RunError, SamplerbenchError, Stopped, UserError
 from samplerbench.metrics import Accumulator, Batch, Context, Metric
@@ -91,6 +95,13 @@ class MuteError(Exception):
         raise ValueError
 
 
+class LeavingError(RuntimeError):
+    """Its message ends the process."""
+
+    def __str__(self) -> str:
+        sys.exit(0)
+
+
 # --- What a sampler raises ------------------------------------------------------------------------------------------
 
 
@@ -104,6 +115,7 @@ class MuteError(Exception):
         (StopIteration(3), "raised RuntimeError in step 2 of 3: generator raised StopIteration"),
         (RecursionError(), "raised RecursionError in step 2 of 3"),
         (MuteError(), "raised MuteError in step 2 of 3: (its message cannot be shown)"),
+        (LeavingError(), "raised LeavingError in step 2 of 3: (its message cannot be shown)"),
         (KeyError("x" * 2000), "raised KeyError in step 2 of 3: 'xxxx"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
@@ -140,6 +152,9 @@ YIELDS: list[tuple[str, Callable[[Tensor], Any], str]] = [
     ("no tensor", lambda x: Step(4.0, x.tolist()), "yielded a value of type list as state in step 1 of 3"),
     ("numpy", lambda x: Step(4.0, x.numpy()), "yielded a value of type ndarray as state in step 1 of 3"),
     ("no level", lambda x: Step(None, x), "yielded None as sigma in step 1 of 3"),  # type: ignore[arg-type]
+    ("a NaN as level", lambda x: Step(math.nan, x), "yielded nan as sigma in step 1 of 3; it must be finite"),
+    ("an infinite level", lambda x: Step(torch.tensor(math.inf), x), "yielded inf as sigma in step 1 of 3"),
+    ("a huge level", lambda x: Step(10**400, x), "yielded 1000"),
     ("a level for each", lambda x: Step(x[:, 0, 0, 0], x), "yielded a value of type Tensor as sigma in step 1 of 3"),
     (
         "another dtype",
@@ -227,6 +242,23 @@ def test_a_sampler_that_writes_into_the_grid_changes_no_other_batch(monkeypatch:
 
 # --- What a plugin changes ------------------------------------------------------------------------------------------
 
+
+class Refusing(TorchFunctionMode):
+    """Refuses every call of torch but the one that ends the driver's own `no_grad`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "grad_enabled" in getattr(func, "__name__", ""):
+            return func(*args, **(kwargs or {}))
+        raise ValueError("refused")
+
+
+class RefusingDispatch(TorchDispatchMode):
+    """The same, one level below."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise ValueError("refused")
+
+
 CHANGES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "default dtype": (lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype),
     "threads": (lambda: torch.set_num_threads(torch.get_num_threads() + 1), torch.get_num_threads),
@@ -248,6 +280,16 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: torch.backends.cudnn.deterministic,
     ),
     "folder": (lambda: os.chdir("/"), os.getcwd),
+    "oneDNN": (
+        lambda: setattr(torch.backends.mkldnn, "enabled", not torch.backends.mkldnn.enabled),
+        lambda: torch.backends.mkldnn.enabled,
+    ),
+    "denormals": (lambda: torch.set_flush_denormal(True), lambda: torch.tensor(1e-40).mul(0.5).item() == 0),
+    "anomaly detection": (lambda: torch.autograd.set_detect_anomaly(True), torch.is_anomaly_enabled),
+    "NumPy's errors": (lambda: np.seterr(all="raise"), np.geterr),
+    "recursion": (lambda: sys.setrecursionlimit(sys.getrecursionlimit() - 1), sys.getrecursionlimit),
+    "function mode": (lambda: Refusing().__enter__(), _len_torch_function_stack),
+    "dispatch mode": (lambda: RefusingDispatch().__enter__(), _len_torch_dispatch_stack),
 }
 
 
@@ -271,8 +313,42 @@ def test_what_a_sampler_changes_in_torch_is_changed_back_after_each_step(
         drive(monkeypatch, script)
     except RunError:
         assert raises
+    after = look()
+    while _len_torch_function_stack():  # pytest could not say that this failed
+        _pop_torch_function_stack()
+    while _len_torch_dispatch_stack():
+        _pop_mode()
     assert before not in seen or what == "gradients"  # which are off in a step anyway
-    assert look() == before
+    assert after == before
+
+
+def test_a_recursion_limit_just_above_the_depth_is_changed_back() -> None:
+    before = sys.getrecursionlimit()
+
+    def lower() -> None:
+        for limit in range(20, before):
+            with suppress(RecursionError):  # raised for a limit below the depth
+                sys.setrecursionlimit(limit)
+                return
+
+    try:
+        with plugin_call("sampler ddim", "in step 1"):
+            lower()
+        after = sys.getrecursionlimit()
+    finally:
+        sys.setrecursionlimit(before)  # pytest needs it to say that this failed
+    assert after == before
+
+
+def test_a_precision_of_one_backend_is_changed_back() -> None:
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    if matmul is None:
+        pytest.skip("this torch has no precision for each backend")
+    before = torch_state()
+    with plugin_call("sampler ddim", "in step 1"):
+        matmul.fp32_precision = "bf16"
+        assert torch_state() != before
+    assert torch_state() == before
 
 
 def test_a_cell_leaves_the_global_random_generators_as_they_were() -> None:
@@ -338,7 +414,7 @@ def test_a_guidance_says_its_cost_and_gives_a_denoiser() -> None:
         guide(Odd(), Half())
 
 
-@pytest.mark.parametrize("value", [True, 2.5, -1, "3", torch.tensor(3)])
+@pytest.mark.parametrize("value", [True, 2.5, -1, "3", torch.tensor(3), 10**30])
 def test_nfe_is_a_whole_number_or_none(value: Any) -> None:
     @dataclass(frozen=True)
     class Odd(Sampler):
@@ -509,7 +585,6 @@ def test_numbers_are_recorded_as_plain_numbers_and_nan_is_one(
     if blocks > 1:
         assert entry["blocks"] == pytest.approx([recorded] * 3, nan_ok=True)
         assert entry["sd"] == 0 if math.isfinite(recorded) else math.isnan(entry["sd"])
-        recorded = recorded if math.isfinite(recorded) else math.nan
     assert type(entry["value"]) in (int, float)
     assert (entry["value"], entry["more"]) == pytest.approx((recorded, recorded), nan_ok=True)
     json.dumps(entry)
@@ -676,3 +751,125 @@ def test_progress_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch) -> No
     shown = stream.getvalue()
     assert "bad.py:a:[red]Mine[/red]" in shown
     assert "bad.py:b:[bold]Mine[/bold]: failed" in shown
+
+
+# --- Planning, and what ends the process ----------------------------------------------------------------------------
+
+PLANS = """
+import sys
+from dataclasses import dataclass
+from samplerbench.metrics import Metric
+from samplerbench.sampling import Sampler, Spacing, Step
+
+
+class Lazy(Sampler):
+    def steps(self, denoise, x, sigmas, noise):
+        for s in sigmas.tolist()[1:]:
+            yield Step(s, x)
+
+
+@dataclass(frozen=True)
+class Raises(Lazy):
+    def nfe(self, steps):
+        raise ValueError("no plan")
+
+
+@dataclass(frozen=True)
+class RaisesLater(Lazy):
+    def nfe(self, steps):
+        return steps if steps == 1 else "many"
+
+
+@dataclass(frozen=True)
+class Huge(Lazy):
+    def nfe(self, steps):
+        return 10**30
+
+
+@dataclass(frozen=True)
+class OddSpacing(Spacing):
+    def grid(self, levels, steps):
+        sys.exit(0)
+
+
+@dataclass(frozen=True)
+class Spaced(Lazy):
+    spacing = __file__ + ":OddSpacing"
+
+
+@dataclass(frozen=True)
+class Leaver(Lazy):
+    @classmethod
+    def label(cls):
+        sys.exit(0)
+
+
+@dataclass(frozen=True)
+class Measure(Metric):
+    @classmethod
+    def label(cls):
+        raise ValueError("no label")
+
+    def start(self, context):
+        return None
+"""
+
+
+@pytest.fixture
+def plans(tmp_path: Path) -> str:
+    file = tmp_path / "plans.py"
+    file.write_text(PLANS)
+    return str(file)
+
+
+@pytest.mark.parametrize("budget", [["--steps", "2,3"], ["--nfe", "2,3"]], ids=["steps", "nfe"])
+def test_a_cell_that_cannot_be_planned_fails_and_the_others_go_on(
+    budget: list[str], plans: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["Raises", "Huge", "Spaced", *(["RaisesLater"] if budget[0] == "--nfe" else [])]
+    samplers = [part for name in names for part in ("-s", f"{plans}:{name}")]
+    base = ["run", "-m", "exact:mixture", *samplers, "-s", "ddim", *budget, "--n", "8", "--out", str(tmp_path / "out")]
+    assert run(*base, "--json") == 1
+    records = json.loads(capsys.readouterr().out)
+    assert len(records) == 2 * len(names) + 2
+    errors = [r["error"] for r in records if "ddim" not in r["sampler"]]
+    for error, part in zip(
+        errors[::2], ["no plan", "nfe(1) returned 1000000", "SystemExit in grid", "nfe("], strict=False
+    ):
+        assert part in error
+    assert all(r["metrics"]["fid"]["value"] > 0 for r in records if r["sampler"] == "ddim")
+    assert run(*base) == 1
+    assert "failed" in capsys.readouterr().out
+    assert run(*base, "--dry-run") == 0
+    assert "will fail: " in capsys.readouterr().out
+
+
+def test_more_steps_than_the_model_has_is_an_error_of_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["run", "-m", "digits", "-s", "ddim", "--spacing", "leading", "--steps", "1001", "--n", "8"]
+    assert run(*base, "--out", str(tmp_path / "out")) == 2
+    assert "cannot give 1001 steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("which", [["-s", "Leaver"], ["-s", "ddim", "--metric", "Measure"]])
+def test_a_plugin_without_a_label_is_an_error_of_one_line(
+    which: list[str], plans: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = [f"{plans}:{w}" if w in ("Leaver", "Measure") else w for w in which]
+    code = run("run", "-m", "exact:mixture", *named, "--steps", "1", "--n", "4", "--out", str(tmp_path / "out"))
+    err = capsys.readouterr().err
+    assert code in (1, 2)
+    assert "in label" in err
+    assert "Traceback" not in err
+
+
+def test_sys_exit_of_a_plugin_anywhere_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def leave(*_: Any, **__: Any) -> None:
+        sys.exit(0)
+
+    monkeypatch.setattr(app, "app", leave)
+    assert run("list") == 1
+    assert capsys.readouterr().err.count("\n") == 1

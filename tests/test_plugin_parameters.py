@@ -12,7 +12,7 @@ from torch import Tensor
 
 import samplerbench
 from samplerbench import registry
-from samplerbench.errors import UserError
+from samplerbench.errors import RunError, SamplerbenchError, UserError
 from samplerbench.options import build, parameters_of
 from samplerbench.sampling import Denoiser, Noise, Sampler, Step, option
 
@@ -132,3 +132,71 @@ def test_a_plugin_that_exits_while_it_is_made_is_an_error_of_one_line(tmp_path: 
     )
     with pytest.raises(UserError, match="cannot be made: SystemExit: 0"):
         registry.parse("sampler", f"{tmp_path}/mine.py:Mine")
+
+
+def test_a_file_is_named_as_the_user_named_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("one.py").write_text(FILE)
+    with pytest.raises(UserError, match=r"^\./one\.py:Mine has an __init__ of its own"):
+        registry.parse("sampler", "./one.py:Mine")
+
+
+@pytest.mark.parametrize("spec", ["./bad:a:b.py:OneOf", "sub/bad:a.py:OneOf:eta=1", "/x/a:b.py"])
+def test_a_path_with_a_colon_is_refused_as_such(spec: str) -> None:
+    with pytest.raises(UserError, match="may not contain a colon"):
+        registry.parse("sampler", spec)
+
+
+@pytest.mark.parametrize("spec", ["ddim:eta=./a:b.py", "exact/./a:problem=b.py", "diffusers/DDIMScheduler:a=b.py:c"])
+def test_a_parameter_that_looks_like_a_path_is_none(spec: str) -> None:
+    registry.split(spec)
+
+
+BODIES = {
+    "needs = 3": "needs is 3; it must be a frozenset of names",
+    "needs = frozenset({1})": "needs is frozenset({1}); it must be",
+    "spacing = 3": "spacing is 3; it must be a name or None",
+    "own_grid = 1": "own_grid is 1; it must be True or False",
+    "own_grid = property(lambda self: 1 / 0)": "raised ZeroDivisionError in own_grid: division by zero",
+    "spec = property(lambda self: 1 / 0)": "raised ZeroDivisionError in spec",
+    "spec = 3": "spec is 3; it must be a text",
+    "parameters = 3": "parameters is 3; it must be a dictionary",
+    "label = lambda self: 3": "label is 3; it must be a text",
+    "label = classmethod(lambda cls: exit(0))": "raised SystemExit in label: 0",
+    "__hash__ = None": "raised TypeError in __hash__",
+}
+METRIC_BODIES = {
+    "better = 'more'": "better is 'more'; it must be one of 'lower', 'higher'",
+    "layer = 'nosuch'": "layer is 'nosuch'; it must be one of 'fid'",
+    "layer = ['fid']": "layer is ['fid']; it must be one of",
+    "ordered = 1": "ordered is 1; it must be True or False",
+    "needs_real_images = None": "needs_real_images is None",
+    "needs_features = property(lambda self: 1 / 0)": "raised ZeroDivisionError in needs_features",
+    "label = classmethod(lambda cls: 1 / 0)": "raised ZeroDivisionError in label",
+}
+GUIDANCE_BODIES = {"needs = 'labels'": "needs is 'labels'", "clip = 'never'": "clip is 'never'"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "line"),
+    [
+        (kind, *case)
+        for kind, cases in (("sampler", BODIES), ("metric", METRIC_BODIES), ("guidance", GUIDANCE_BODIES))
+        for case in cases.items()
+    ],
+)
+def test_what_a_plugin_says_of_itself_is_checked_when_it_is_made(
+    kind: str, body: str, line: str, tmp_path: Path
+) -> None:
+    method = {"sampler": "steps", "metric": "start", "guidance": "predict"}[kind]
+    package = "metrics" if kind == "metric" else "sampling"
+    (tmp_path / "mine.py").write_text(
+        f"from samplerbench.{package} import {kind.title()}\n\n\nclass Mine({kind.title()}):\n"
+        f"    {method} = lambda self, *_: None\n    {body}\n"
+    )
+    with pytest.raises(SamplerbenchError) as caught:
+        registry.parse(kind, f"{tmp_path}/mine.py:Mine")
+    assert type(caught.value) in (UserError, RunError)
+    assert line in str(caught.value)
+    assert "Mine" in str(caught.value)
+    assert "\n" not in str(caught.value)

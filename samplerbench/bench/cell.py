@@ -7,7 +7,7 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 import samplerbench
 from samplerbench import plugin_file, registry
 from samplerbench.boundary import plugin_call, shown
-from samplerbench.errors import RunError
+from samplerbench.errors import RunError, SamplerbenchError
 from samplerbench.metrics.metric import Metric
 from samplerbench.options import Configurable
 from samplerbench.sampling import Guidance, Sampler, Spacing
@@ -30,7 +30,7 @@ FORMAT = 1
 class Cell:
     """One sampler at one number of steps. `steps` and `spacing` are None where the sampler chooses its own.
 
-    budget: the evaluations that `steps` was chosen to fit into, if any.
+    budget: the evaluations that `steps` was chosen to fit into, if any. error: why it could not be planned, if so.
     """
 
     sampler: Sampler
@@ -39,12 +39,19 @@ class Cell:
     steps: int | None
     sigmas: Tensor
     budget: int | None = None
+    error: SamplerbenchError | None = field(default=None, compare=False)
 
     @property
     def title(self) -> str:
         """`ddim:eta=0.5 + cfg, 50 steps`."""
         guided = f" + {self.guidance.spec}" if self.guidance else ""
-        return f"{self.sampler.spec}{guided}, " + (f"{self.steps} steps" if self.steps else "its own steps")
+        own = "its own steps" if self.error is None else f"a budget of {self.budget}"
+        return f"{self.sampler.spec}{guided}, " + (f"{self.steps} steps" if self.steps else own)
+
+    def check(self) -> None:
+        """Raise the error of a cell that could not be planned."""
+        if self.error is not None:
+            raise self.error
 
     @property
     def pending(self) -> dict[str, Any]:

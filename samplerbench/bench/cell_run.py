@@ -355,6 +355,7 @@ def solution_cell(model: Model, sampler: Sampler, guidance: Guidance | None) -> 
         UserError: the sampler does not choose its own steps.
     """
     cells, _ = plan(model, [sampler], [1], [guidance], _no_spacing)
+    cells[0].check()
     return cells[0]
 
 

@@ -65,6 +65,7 @@ def run_cell(session: Session, cell: Cell, on_step: OnStep | None = None, wait: 
     while True:
         lease = None
         try:
+            cell.check()
             if (done := _finished(session, cell, key)) is not None:
                 return done
             lease = _claim(session, cell, key, wait)

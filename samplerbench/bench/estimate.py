@@ -74,6 +74,8 @@ def estimate(prepared: Prepared) -> Estimate:
     rows = []
     total = None if n is None else n * blocks
     for cell in prepared.cells:
+        if cell.error is not None:  # it will fail at once
+            continue
         planned = planned_nfe(cell.sampler, cell.steps or 1)
         measured = planned is None
         nfe = measured_nfe(prepared, cell) if planned is None else planned * evaluations_of(cell.guidance)
@@ -95,7 +97,7 @@ def _solutions(prepared: Prepared, n: int | None) -> list[tuple[Cell, list[str],
         if wanted is None:
             continue
         name, (sampler, images) = metric.label(), wanted
-        for guidance in dict.fromkeys(c.guidance for c in prepared.cells):
+        for guidance in dict.fromkeys(c.guidance for c in prepared.cells if c.error is None):
             key = (sampler.spec, None if guidance is None else guidance.spec)
             cell, names, most = found.get(key, (solution_cell(model, sampler, guidance), [], 0))
             found[key] = (cell, [*names, name], max(most, images * blocks))
@@ -105,7 +107,7 @@ def _solutions(prepared: Prepared, n: int | None) -> list[tuple[Cell, list[str],
     kept = SOLUTIONS // max(1, each * len(found))
     solved = []
     for cell, names, images in found.values():
-        cells = sum(c.guidance == cell.guidance for c in prepared.cells)
+        cells = sum(c.guidance == cell.guidance and c.error is None for c in prepared.cells)
         solved.append((cell, names, min(images, kept) + max(0, images - kept) * cells))
     return solved
 

@@ -40,7 +40,12 @@ class Batched:
 
 
 def prepare(model: Model, cell: Cell) -> None:
-    """Estimate what the sampler needs of the model besides D, where it is not known yet."""
+    """Estimate what the sampler needs of the model besides D, where it is not known yet.
+
+    Raises:
+        SamplerbenchError: the cell could not be planned.
+    """
+    cell.check()
     prepare_model(model, cell.sampler, cell.sigmas)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from samplerbench.bench.cell import Cell, plugin_parameters
+from samplerbench.errors import RunError
 from samplerbench.models.model import Model
 from samplerbench.sampling import Guidance, Sampler, Spacing
 from samplerbench.sampling.guidance import evaluations_of
@@ -30,14 +31,21 @@ def plan(
     one cell, without guidance. Under a budget of network evaluations a sampler takes the most steps that fit; one that
     cannot be met is no cell but a row's gap.
 
+    A cell whose plan fails in a plugin is a cell too, with its `error`: it fails when it is run, and the others go on.
+
     Raises:
         UserError: a spacing that cannot give so many steps.
-        RunError: a plugin raised, or said of its cost what is no number.
     """
     cells: list[Cell] = []
     unmet: list[Unmet] = []
+    nowhere = model.levels.new_zeros(1)
     for sampler in samplers:
-        first = planned_nfe(sampler, 1)  # of one step; None or 0 where steps mean nothing to it
+        try:
+            first = planned_nfe(sampler, 1)  # of one step; None or 0 where steps mean nothing to it
+        except RunError as error:
+            wanted = [(n, None) for n in steps] + [(None, budget) for budget in budgets]
+            cells += [Cell(sampler, g, None, n, nowhere, b, error) for g in guidances for n, b in wanted]
+            continue
         for guidance in guidances if first != 0 else (None,):
             if not first:
                 ends = torch.stack([model.levels[-1], model.levels.new_zeros(())])
@@ -45,15 +53,23 @@ def plan(
                 continue
             spacing = spacing_of(sampler)
             shown = None if sampler.own_grid else spacing
-            wanted: list[tuple[int, int | None]] = [(n, None) for n in steps]
+            for n in steps:
+                try:
+                    cells.append(Cell(sampler, guidance, shown, n, make_grid(spacing, model.levels, n)))
+                except RunError as error:
+                    cells.append(Cell(sampler, guidance, shown, n, nowhere, None, error))
             for budget in budgets:
-                cost = evaluations_of(guidance)
-                most = most_steps(sampler, cost, budget)
-                if most is None:
-                    unmet.append(Unmet(sampler, guidance, budget, cost * first))
-                else:
-                    wanted.append((most, budget))
-            cells += [Cell(sampler, guidance, shown, n, make_grid(spacing, model.levels, n), b) for n, b in wanted]
+                most = None
+                try:
+                    cost = evaluations_of(guidance)
+                    most = most_steps(sampler, cost, budget)
+                    if most is None:
+                        unmet.append(Unmet(sampler, guidance, budget, cost * first))
+                    else:
+                        grid = make_grid(spacing, model.levels, most)
+                        cells.append(Cell(sampler, guidance, shown, most, grid, budget))
+                except RunError as error:
+                    cells.append(Cell(sampler, guidance, shown, most, nowhere, budget, error))
     return cells, unmet
 
 

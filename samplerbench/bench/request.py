@@ -16,7 +16,7 @@ from samplerbench.bench.plan import Unmet, plan
 from samplerbench.bench.session import Execution, Measurement, Session
 from samplerbench.bench.team import Team
 from samplerbench.boundary import plugin_call
-from samplerbench.errors import UserError
+from samplerbench.errors import RunError, UserError
 from samplerbench.limits import MAX_IMAGES, MAX_SEED
 from samplerbench.metrics.extractors import Extractor
 from samplerbench.metrics.metric import Metric, check_requirements
@@ -178,14 +178,22 @@ def _batch_size(request: Request, model: Model, guidances: Sequence[Guidance | N
         return request.batch_size
     from samplerbench.bench.batch_size import fastest_batch_size
 
-    evaluations = max(map(evaluations_of, guidances), default=1)
+    evaluations = max(map(_rows_of, guidances), default=1)
     return fastest_batch_size(model, request.n or 50_000, evaluations)
+
+
+def _rows_of(guidance: Guidance | None) -> int:
+    try:
+        return evaluations_of(guidance)
+    except RunError:  # its cells will fail
+        return 1
 
 
 def _identity(cell: Cell) -> str:
     guidance = None if cell.guidance is None else cell.guidance.spec
     spacing = None if cell.spacing is None else cell.spacing.spec
-    return canonical([cell.sampler.spec, guidance, spacing, cell.sigmas.tolist(), cell.budget])
+    grid = cell.sigmas.tolist() if cell.error is None else cell.steps
+    return canonical([cell.sampler.spec, guidance, spacing, grid, cell.budget])
 
 
 @dataclass

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Any
 
 import typer
 
 from samplerbench.cli import check, compare, figure, listing, new, plugins, report, results, run, stats, train
 from samplerbench.errors import SamplerbenchError
-from samplerbench.text import note
+from samplerbench.text import note, one_line
 
 # Typer brings its own copy of click in newer versions; this is the base of usage errors in either.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -67,6 +68,13 @@ def main(arguments: list[str] | None = None) -> None:
             stop = "" if message.endswith((".", "?", "!")) else "."
             note(f"{message}{stop} `{command} --help` shows the options.")
         sys.exit(error.exit_code)
+    except SystemExit as error:
+        if "_SAMPLERBENCH_COMPLETE" in os.environ:  # typer ends so after it has completed a line of the shell
+            raise
+        if os.environ.get("SAMPLERBENCH_DEBUG"):
+            traceback.print_exc()
+        note(f"a plugin ended the run by sys.exit({one_line(error.code)}); nothing finished is lost.")
+        sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
         note("stopped.")
         sys.exit(130)

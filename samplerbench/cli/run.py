@@ -354,6 +354,9 @@ def _dry_run(prepared: Prepared) -> None:
         )
     if any(row.measured for row in found.rows):
         screen.print("≈: measured on two images.")
+    for cell in prepared.cells:
+        if cell.error is not None:
+            screen.print(literal(f"{cell.title}: will fail: {cell.error}"))
     for gap in prepared.unmet:
         screen.print(literal(f"{gap.sampler.spec}: {gap.record['unmet']}"))
 
@@ -381,7 +384,8 @@ def _line(outcome: Any) -> str:
     from samplerbench.results.record import row_name
 
     record = outcome.record
-    title = f"{row_name(record)}, " + (f"{record['steps']} steps" if record["steps"] else "its own steps")
+    own = f"a budget of {record['budget']}" if record.get("budget") else "its own steps"
+    title = f"{row_name(record)}, " + (f"{record['steps']} steps" if record["steps"] else own)
     if outcome.error is not None:
         return f"{title}: failed: {outcome.error}"
     values = "".join(f"{name} {format_value(m['value'])}  " for name, m in record["metrics"].items())

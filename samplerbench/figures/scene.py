@@ -49,6 +49,10 @@ class Scene:
     batch_size: int = 256
     data: str | None = None
 
+    def __post_init__(self) -> None:
+        for cell in self.cells:
+            cell.check()
+
     @property
     def model(self) -> Model:
         """The model."""

@@ -14,13 +14,21 @@ def error_of_mean(errors: Sequence[float]) -> float:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean; NaN where a value is not finite."""
-    return statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
+    """The mean: of infinities of one sign, that infinity; NaN where a value is NaN or the signs differ."""
+    if not all(map(math.isfinite, values)):
+        return float(sum(values))
+    try:
+        return statistics.fmean(values)
+    except OverflowError:  # of the sum
+        return math.fsum(value / len(values) for value in values)
 
 
 def deviation(values: Sequence[float]) -> float:
     """The standard deviation of two or more values; NaN where a value is not finite."""
-    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+    try:
+        return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+    except OverflowError:
+        return math.inf
 
 
 COMBINE: dict[str, Callable[[Sequence[float]], float]] = {"standard_error": error_of_mean}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplerbench.boundary import plugin_call
+from samplerbench.boundary import plugin_call, shown
 from samplerbench.errors import RunError
 from samplerbench.sampling.denoiser import Denoiser
 from samplerbench.sampling.noise import Noise
@@ -163,6 +164,8 @@ def _checked(step: Any, sampler: Sampler, x: Tensor, here: str) -> Step:
         sigma = float(sigma)
     if isinstance(sigma, bool) or not isinstance(sigma, float | int):
         raise RunError(f"{who} {_a(step.sigma)} as sigma in {here}; it must be a number, the level that is reached.")
+    if not -sys.float_info.max <= sigma <= sys.float_info.max:  # NaN is not, either
+        raise RunError(f"{who} {shown(sigma)} as sigma in {here}; it must be finite, the level that is reached.")
     for name, value in (("state", state), ("x0", step.x0)):
         if name == "x0" and value is None:
             continue

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from samplerbench.boundary import plugin_call, shown
 from samplerbench.errors import RunError
+from samplerbench.limits import MAX_INTEGER
 from samplerbench.options import Configurable
 from samplerbench.sampling.denoiser import Denoiser, Prediction, Sigma
 
@@ -73,9 +74,10 @@ def evaluations_of(guidance: Guidance | None) -> int:
         return 1
     with plugin_call(guidance, "in evaluations"):
         found = guidance.evaluations
-    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+    if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= MAX_INTEGER:
         raise RunError(
-            f"guidance {guidance.label()}: evaluations is {shown(found)}; it must be a whole number, at least 1."
+            f"guidance {guidance.label()}: evaluations is {shown(found)}; it must be a whole number, at least 1 and "
+            "below 2**63."
         )
     return found
 

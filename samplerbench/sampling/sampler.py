@@ -12,6 +12,7 @@ from torch import Tensor
 
 from samplerbench.boundary import plugin_call, shown
 from samplerbench.errors import RunError
+from samplerbench.limits import MAX_INTEGER
 from samplerbench.options import Configurable
 from samplerbench.sampling.denoiser import Denoiser
 from samplerbench.sampling.noise import Noise
@@ -106,10 +107,10 @@ def planned_nfe(sampler: Sampler, steps: int) -> int | None:
     """
     with plugin_call(sampler, f"in nfe({steps})"):
         found = sampler.nfe(steps)
-    if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < 0):
+    if found is not None and (isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= MAX_INTEGER):
         raise RunError(
-            f"sampler {sampler.label()}: nfe({steps}) returned {shown(found)}; it must be a whole number, at least 0, "
-            "or None."
+            f"sampler {sampler.label()}: nfe({steps}) returned {shown(found)}; it must be a whole number, at least 0 "
+            "and below 2**63, or None."
         )
     return found
 

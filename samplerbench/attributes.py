@@ -1,0 +1,77 @@
+"""What a plugin says of itself as class attributes and properties, read and checked once, when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from samplerbench.errors import UserError
+from samplerbench.options import Configurable
+
+
+def _one_of(*values: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: isinstance(value, str) and value in values, "one of " + ", ".join(map(repr, values))
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, frozenset) and all(isinstance(name, str) for name in value)
+
+
+TEXT = (_text, "a text")
+NAME = (lambda value: value is None or _text(value), "a name or None")
+NAMES = (_names, "a frozenset of names")
+FLAG = (lambda value: isinstance(value, bool), "True or False")
+
+ATTRIBUTES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "sampler": {
+        "needs": NAMES,
+        "spacing": NAME,
+        "own_grid": FLAG,
+        "even_in": _one_of("log sigma", "sigma"),
+        "uniform_steps_only": FLAG,
+    },
+    "guidance": {"needs": NAMES, "bayes": FLAG, "clip": _one_of("after", "before")},
+    "metric": {
+        "better": _one_of("lower", "higher"),
+        "layer": _one_of("fid", "kid", "isc", "prc"),
+        "ordered": FLAG,
+        "needs_features": FLAG,
+        "needs_reference": FLAG,
+        "needs_real_images": FLAG,
+        "needs_labels": FLAG,
+        "needs_class_pairs": FLAG,
+    },
+}
+"""For each kind of plugin, its attributes: a test of the value, and what the value must be."""
+
+
+def check_attributes(plugin: Configurable) -> None:
+    """Read what a plugin says of itself: its label, parameters and spec, and the ATTRIBUTES of its kind.
+
+    Raises:
+        UserError: one of them has a value of the wrong type, or the plugin cannot be compared with others.
+        RunError: the plugin raised.
+    """
+    from samplerbench.boundary import plugin_call, shown
+
+    def read(name: str, get: Callable[[], Any], rule: tuple[Callable[[Any], bool], str], who: str) -> None:
+        with plugin_call(who, f"in {name}"):
+            value = get()
+            sound = rule[0](value)
+        if not sound:
+            raise UserError(f"{who}: {name} is {shown(value)}; it must be {rule[1]}.")
+
+    cls = type(plugin)
+    who = f"{cls.kind} {cls.__name__}" if isinstance(cls.kind, str) else f"plugin {cls.__name__}"
+    read("label", plugin.label, TEXT, who)
+    who = f"{cls.kind} {plugin.label()}"
+    mapping = (lambda value: isinstance(value, Mapping), "a dictionary")
+    read("parameters", lambda: plugin.parameters, mapping, who)
+    read("spec", lambda: plugin.spec, TEXT, who)
+    read("__hash__", lambda: hash(plugin), (lambda value: isinstance(value, int), "a whole number"), who)
+    for name, rule in ATTRIBUTES.get(cls.kind, {}).items():
+        read(name, lambda name=name: getattr(plugin, name), rule, who)  # type: ignore[misc]
