@@ -40,4 +40,4 @@ def check_entry_points() -> None:
 def watch() -> None:
     """Put the finder first, once, where torch has not been imported yet."""
     if "torch" not in sys.modules and not any(isinstance(finder, BeforeTorch) for finder in sys.meta_path):
-        sys.meta_path.insert(0, BeforeTorch())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, BeforeTorch())

@@ -16,6 +16,7 @@ from samplerbench.errors import RunError
 from samplerbench.limits import MAX_RECORDED, MAX_RECORDED_TEXT
 from samplerbench.metrics.metric import Accumulator, Batch, Context, Metric
 from samplerbench.text import is_unicode
+from samplerbench.untrusted import shorten
 
 RESERVED = ("sd", "blocks", "features", "reference", "better")
 """Names in a metric's entry of a record that a result may not use."""
@@ -102,17 +103,19 @@ class Guarded(Accumulator):
                 raise RunError(f"{who} the name {shown(name)}, which it may not use.")
             if name != "value" and (value is None or isinstance(value, bool | str)):
                 if isinstance(value, str) and (problem := _unfit(value)):
-                    raise RunError(f"{who} {name} = {shown(value)}: {problem}.")
+                    raise RunError(f"{who} {shorten(name, 60)} = {shown(value)}: {problem}.")
                 result[name] = value
                 continue
             number = _number(value)
             if number is None:
-                raise RunError(f"{who} {name} = {shown(value)}, which is not a real number.")
+                raise RunError(f"{who} {shorten(name, 60)} = {shown(value)}, which is not a real number.")
             if MAX_RECORDED < abs(number) < math.inf:
-                raise RunError(f"{who} {name} = {number:.3g}; numbers up to {MAX_RECORDED:.0e} can be recorded.")
+                raise RunError(
+                    f"{who} {shorten(name, 60)} = {number:.3g}; numbers up to {MAX_RECORDED:.0e} can be recorded."
+                )
             result[name] = number
         if "value" not in result:
-            raise RunError(f'{who} no "value", only {", ".join(result)}.')
+            raise RunError(f'{who} no "value", only {shorten(", ".join(result))}.')
         return result
 
     def _call(self, method: str) -> plugin_call:

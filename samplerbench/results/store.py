@@ -47,7 +47,7 @@ class Store:
         for part in (self.folder, *self.folder.parents):
             if part.exists() and not part.is_dir():
                 what = "it" if part == self.folder else part
-                raise UserError(f"cannot write to {self.folder}: {what} is a file, not a folder; choose another --out.")
+                raise UserError(f"cannot write {self.folder}: {what} is a file, not a folder; choose another --out.")
         refuse_links(self.folder / ".locks", self.folder)
         probe = self.folder / f".probe-{os.getpid()}"
         write_atomically(probe, b"")
