@@ -28,7 +28,7 @@ from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from samplerbench import plugin_file
+from samplerbench import entry_point_guard, plugin_file
 from samplerbench.errors import SamplerbenchError, UserError
 from samplerbench.options import Configurable, build, did_you_mean, list_parameters, parameters_of
 from samplerbench.text import note
@@ -173,7 +173,7 @@ def unreadable() -> list[str]:
     found = []
     for dist in distributions():
         try:
-            list(dist.entry_points)
+            entry_point_guard.read(dist)
         except Exception as error:
             found.append(f"{getattr(dist, '_path', 'unknown')}: {type(error).__name__}: {error}")
     return found

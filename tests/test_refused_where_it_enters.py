@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import Distribution, entry_points
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from synthetic_results import record
 from torch import Tensor
 
-from samplerbench import registry
+from samplerbench import entry_point_guard, registry
 from samplerbench.bench.setup import parse_batch_size, parse_steps, pick_extractor, pick_reference
 from samplerbench.bench.suite import load_suite
 from samplerbench.cli.app import main
@@ -331,22 +332,30 @@ def distribution(folder: Path, name: str, points: bytes) -> Path:
     return info
 
 
-def test_torch_is_imported_beside_a_damaged_distribution(tmp_path: Path) -> None:
-    """torch alone raises UnicodeDecodeError there."""
+def test_a_run_works_beside_a_damaged_distribution(tmp_path: Path) -> None:
+    """torch and pydantic alone raise UnicodeDecodeError there."""
     distribution(tmp_path, "bad", b"[samplerbench.samplers]\n\xff\xfe = x:Y\n")
-    env = {k: v for k, v in os.environ.items() if k != "TORCH_DEVICE_BACKEND_AUTOLOAD"} | {"PYTHONPATH": str(tmp_path)}
-    code = "import samplerbench.sampling, sys, os; assert 'torch' in sys.modules; print(os.environ[{!r}])"
-    done = subprocess.run(
-        [sys.executable, "-c", code.format("TORCH_DEVICE_BACKEND_AUTOLOAD")], env=env, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
+    command = [sys.executable, "-m", "samplerbench", "run", "-s", "ddim", "--steps", "1", "--n", "2", "--out", "o"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list(tmp_path.glob("o/*.json"))
 
 
-def test_torch_looks_for_backends_where_nothing_is_damaged() -> None:
-    env = {k: v for k, v in os.environ.items() if k != "TORCH_DEVICE_BACKEND_AUTOLOAD"}
-    code = "import samplerbench, sys, os; samplerbench.torch_import.check_entry_points(); print(dict(os.environ))"
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert "TORCH_DEVICE_BACKEND_AUTOLOAD" not in done.stdout
+def test_a_damaged_distribution_has_no_entry_points_and_is_still_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = vars(Distribution)["entry_points"]
+    monkeypatch.setattr(Distribution, "entry_points", entry_point_guard._read)
+    entry_point_guard.check_entry_points()
+    assert vars(Distribution)["entry_points"] is entry_point_guard._read  # nothing is damaged, nothing changed
+    names = {point.name for point in entry_points(group="samplerbench.samplers")}
+    info = distribution(tmp_path, "bad", b"\xff\xfe = x:Y\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    entry_point_guard.check_entry_points()
+    assert {point.name for point in entry_points(group="samplerbench.samplers")} == names
+    assert any(str(info) in line for line in registry.unreadable())
+    monkeypatch.undo()
+    assert vars(Distribution)["entry_points"] is before
 
 
 def test_list_names_a_damaged_distribution(
