@@ -11,8 +11,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from samplerbench import entry_point_guard
+
 if TYPE_CHECKING:
     from samplerbench.api import Results, evaluate, load_model, sample
+
+entry_point_guard.watch()
 
 __version__ = "0.1.0"
 __all__ = ["Results", "__version__", "evaluate", "load_model", "sample"]

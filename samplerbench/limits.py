@@ -26,3 +26,11 @@ MAX_CHANNELS = 65_536
 """Channels of an image, a latent or a network's layer."""
 MAX_INTEGER = 2**63 - 1
 """What a plugin's integer parameter may be where the plugin states no bound: the largest that torch takes."""
+MAX_RECORDED_TEXT = 20_000
+"""Characters that a text in a result may have."""
+MAX_RECORDED = 1e100
+"""The magnitude that a number in a result may have; a metric's value may also be NaN or infinite."""
+MAX_TOML = 256 * 1024
+"""Characters of a TOML document."""
+MAX_KEY_PARTS = 50
+"""Parts of a dotted key in a TOML document: the time to parse one grows with their square."""

@@ -18,7 +18,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, distributions, entry_points
@@ -27,10 +28,11 @@ from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from samplerbench import plugin_file
+from samplerbench import entry_point_guard, plugin_file
 from samplerbench.attributes import check_attributes
 from samplerbench.errors import SamplerbenchError, UserError
 from samplerbench.options import Configurable, build, did_you_mean, list_parameters, parameters_of
+from samplerbench.text import note
 from samplerbench.untrusted import parse_json, reason, shorten, user_path
 
 OWN = "samplerbench"
@@ -43,8 +45,11 @@ out, and is shown by `samplerbench plugins`.
 OTHER = f"{OWN} (another installation)"
 """What a distribution of that name is called where the one that this package belongs to is not installed."""
 
-IMPORT_SECONDS = 60
+IMPORT_SECONDS = 20
 """How long the import of a plugin may take in `samplerbench list` and `samplerbench plugins`."""
+
+SILENT_SECONDS = 3
+"""How long they wait for an import before they say on stderr what they wait for."""
 
 NO_PLUGINS = "SAMPLERBENCH_NO_PLUGINS"
 """The environment variable under which there are none but the built-in plugins."""
@@ -169,7 +174,7 @@ def unreadable() -> list[str]:
     found = []
     for dist in distributions():
         try:
-            list(dist.entry_points)
+            entry_point_guard.read(dist)
         except Exception as error:
             found.append(f"{getattr(dist, '_path', 'unknown')}: {type(error).__name__}: {error}")
     return found
@@ -462,12 +467,15 @@ def _probe(foreign: list[Entry]) -> dict[Entry, Finding]:
     # The child sees the modules that this process would: the same search path, in the same order.
     path = [p or str(Path.cwd()) for p in sys.path]
     code = f"import sys; sys.path[:] = {path!r}\n" + code
-    out, err, end = _run_child(code, question)
-    answers = {}
-    for line in out.splitlines():
-        _, mark, answer = line.rpartition("\0")  # before the mark: what a plugin printed without ending its line
-        if mark and (told_of := _answer(answer, len(foreign))):
-            answers[told_of[0]] = told_of[1]
+
+    def waiting(printed: str) -> None:
+        answered = _answers(printed, len(foreign))
+        if slow := [e for i, e in enumerate(foreign) if i not in answered]:
+            what = f"the {slow[0].kind} {slow[0].name} of {slow[0].origin}"
+            note(f"waiting for the import of {what}; it is ended after {IMPORT_SECONDS} seconds.")
+
+    out, err, end = _run_child(code, question, waiting)
+    answers = _answers(out, len(foreign))
     told = {e: Finding(*(" ".join(t.split()) for t in answers[i])) for i, e in enumerate(foreign) if i in answers}
     told = {e: finding for e, finding in told.items() if finding != Finding()}
     unasked = [e for i, e in enumerate(foreign) if i not in answers]
@@ -481,6 +489,16 @@ def _probe(foreign: list[Entry]) -> dict[Entry, Finding]:
     return told
 
 
+def _answers(out: str, n: int) -> dict[int, list[str]]:
+    """The answers in what the child printed: for each of n entries that it answered for, its error and remark."""
+    found = {}
+    for line in out.splitlines():
+        _, mark, answer = line.rpartition("\0")  # before the mark: what a plugin printed without ending its line
+        if mark and (told_of := _answer(answer, n)):
+            found[told_of[0]] = told_of[1]
+    return found
+
+
 def _answer(text: str, n: int) -> tuple[int, list[str]] | None:
     """Which of n entries an answer is of, and its error and remark; None for what a plugin printed in its place."""
     try:
@@ -491,10 +509,10 @@ def _answer(text: str, n: int) -> tuple[int, list[str]] | None:
     return (i, why) if sound and all(isinstance(part, str) for part in why) else None
 
 
-def _run_child(code: str, argument: str) -> tuple[str, str, int | None]:
+def _run_child(code: str, argument: str, waiting: Callable[[str], None]) -> tuple[str, str, int | None]:
     """What a Python process prints and its exit code, None where it was ended after IMPORT_SECONDS.
 
-    It can ask nothing, and what it started ends with it.
+    It can ask nothing, and what it started ends with it. waiting: called with what it has printed after SILENT_SECONDS.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = subprocess.Popen(
@@ -506,9 +524,11 @@ def _run_child(code: str, argument: str) -> tuple[str, str, int | None]:
         )
         end: int | None = None
         try:
-            end = child.wait(IMPORT_SECONDS)
+            end = child.wait(min(SILENT_SECONDS, IMPORT_SECONDS))
         except subprocess.TimeoutExpired:
-            pass
+            waiting(_peek(out.fileno()))
+            with suppress(subprocess.TimeoutExpired):
+                end = child.wait(max(IMPORT_SECONDS - SILENT_SECONDS, 0))
         finally:
             if end is None:
                 _end(child)
@@ -517,6 +537,13 @@ def _run_child(code: str, argument: str) -> tuple[str, str, int | None]:
             stream.seek(0)
             printed.append(stream.read().decode("utf-8", "replace"))
     return printed[0], printed[1], end
+
+
+def _peek(file: int) -> str:
+    """What is in a file that a child writes to; its position, which they share, stays. "" where that is impossible."""
+    if not hasattr(os, "pread"):
+        return ""
+    return os.pread(file, os.fstat(file).st_size, 0).decode("utf-8", "replace")
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

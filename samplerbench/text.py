@@ -74,6 +74,15 @@ def is_printable(text: str) -> bool:
     return printable(spaced) == spaced
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it has no half of a surrogate pair."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def printable_data(value: Any) -> Any:
     """Plain data with every string in it, keys included, as `printable` shows it."""
     if isinstance(value, dict):

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from samplerbench.errors import UserError
+from samplerbench.limits import MAX_KEY_PARTS, MAX_TOML
 
 MAX_TEXT_BYTES = 64 * 2**20
 """The largest JSON, TOML or text file that is read."""
@@ -34,10 +36,42 @@ def parse_toml(text: str) -> dict[str, Any]:
 
     Raises:
         tomllib.TOMLDecodeError: it is not TOML; the message has line and column.
-        ValueError: it is nested too deeply, or has an integer of thousands of digits or a date that does not exist.
+        ValueError: it is nested too deeply, has an integer of thousands of digits or a date that does not exist, or is
+            so large, or has so long a key, that the parser would take minutes.
     """
+    if len(text) > MAX_TOML:
+        raise ValueError(f"it has {len(text):,} characters; at most {MAX_TOML:,} are read")
+    if line := _long_key(text):
+        raise ValueError(f"a key has more than {MAX_KEY_PARTS} parts (at line {line})")
     found: dict[str, Any] = _document(text, tomllib.loads, tomllib.TOMLDecodeError)
     return found
+
+
+_TOKEN = re.compile(r'''#[^\n]*|"""|\'\'\'|"(?:[^"\\\n]|\\.)*"?|'[^'\n]*'?''')
+"""A comment, the beginning of a string of several lines, or a string of one line."""
+_END = {'"""': re.compile(r'\\.|"{3,5}', re.DOTALL), "'''": re.compile(r"'{3,5}")}
+_KEY = re.compile(r"[\w-]+(?:[ \t]*\.[ \t]*[\w-]+)*")
+
+
+def _long_key(text: str) -> int:
+    """The line, from 1, of a dotted key of more than MAX_KEY_PARTS parts in a TOML document; 0 where there is none."""
+    # Strings become one letter, comments nothing, so that each dot left is of a key, a number or a date.
+    parts, at = [], 0
+    while found := _TOKEN.search(text, at):
+        parts.append(text[at : found.start()])
+        at = found.end()
+        if found[0] in _END:
+            ends = (m for m in _END[found[0]].finditer(text, at) if not m[0].startswith("\\"))
+            end = next(ends, None)
+            if end is None:  # the parser stops here
+                at = len(text)
+                break
+            at = end.end()
+        lines = "\n" * text.count("\n", found.start(), at)
+        parts.append(lines if found[0].startswith("#") else f"s{lines}")
+    bare = "".join([*parts, text[at:]])
+    long = next((m for m in _KEY.finditer(bare) if m[0].count(".") >= MAX_KEY_PARTS), None)
+    return 0 if long is None else bare.count("\n", 0, long.start()) + 1
 
 
 def _document(text: Any, parse: Any, error_type: type[ValueError]) -> Any:

@@ -150,7 +150,7 @@ def test_the_other_commands_say_it_in_one_line_too(refuse: Refuse, arguments: st
 )
 def test_a_place_that_cannot_be_written_to_is_one_line(refuse: Refuse, tmp_path: Path, arguments: str) -> None:
     (tmp_path / "FILE").write_text("not a folder")
-    assert refuse(*arguments.split()).startswith("cannot write FILE/")
+    assert refuse(*arguments.split()).startswith("cannot write FILE")
 
 
 def test_debug_gives_the_traceback() -> None:

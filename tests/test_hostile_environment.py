@@ -317,7 +317,7 @@ def test_of_a_slow_child_only_the_one_at_work_is_blamed(monkeypatch: pytest.Monk
     entries = [registry.Entry("sampler", name, f"{name}:X", "other", "1") for name in ("a", "b", "c")]
     asked: list[list[str]] = []
 
-    def child(_: str, question: str) -> tuple[str, str, int | None]:
+    def child(_: str, question: str, waiting: Any) -> tuple[str, str, int | None]:
         names = [row[1] for row in json.loads(question)]
         asked.append(names)
         if names[0] == "b":
@@ -328,7 +328,7 @@ def test_of_a_slow_child_only_the_one_at_work_is_blamed(monkeypatch: pytest.Monk
     found = registry.findings(entries)
     assert asked == [["a", "b", "c"], ["b", "c"], ["c"]]
     assert found[entries[0]] == found[entries[2]] == registry.Finding(remark="dull")
-    assert found[entries[1]].error == "its import takes longer than the 60 seconds it is given here"
+    assert found[entries[1]].error == "its import takes longer than the 20 seconds it is given here"
 
 
 def test_source_that_is_nested_too_deeply_has_no_summary(fresh: Path) -> None:

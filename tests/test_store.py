@@ -123,7 +123,7 @@ def test_an_edited_result_is_not_used(store: Store, old: str, new: str) -> None:
 
 
 def test_a_result_whose_protocol_is_not_its_key_is_not_sound(store: Store) -> None:
-    store.put(record(protocol_fields={**FIELDS, "n": 11}))
+    store.put(record(protocol_fields={**FIELDS, "another": 11}))
     assert store.get(KEY) is None
 
 

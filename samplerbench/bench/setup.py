@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Literal
@@ -118,6 +119,8 @@ def pick_extractor(
     model: Model, features: str | None, weights: str | None, device: torch.device, metrics: Sequence[Metric] = ()
 ) -> Extractor:
     """The feature space asked for, else the one the model's card names, else Inception-v3; with the metrics' layers."""
+    if features is not None and not features.strip():
+        raise UserError("--features is empty; name a feature space, or leave it out.")
     name = features or model.features or "inception-v3-compat"
     return load_extractor(name, device, weights, [m.layer for m in metrics])
 
@@ -194,6 +197,8 @@ def reference_source(model: Model, data: str | None) -> str:
     Raises:
         UserError: neither says.
     """
+    if data is not None and not data.strip():
+        raise UserError("--data is empty; name the real images, or leave it out.")
     source = data or model.data or ("" if model.draws else None)
     if source is None:
         raise UserError("the model does not say what it was trained on; name the real images with --data.")
@@ -265,18 +270,27 @@ def _drawn(model: Model, n: int = 10_000) -> ImageSet:
 def parse_steps(text: str, flag: str = "--steps") -> list[int]:
     """`10,20,50` as numbers, without repetitions. Raises UserError for anything else and for less than 1."""
     found: list[int] = []
-    for part in filter(None, (p.strip() for p in text.split(","))):
+    if not text.strip(" ,"):
+        raise UserError(f"{flag} is empty; write {flag} 10,20,50.")
+    for part in (p.strip() for p in text.split(",")):
+        if not part:
+            raise UserError(f"{flag} {shorten(text)}: a number is missing beside a comma; write {flag} 10,20,50.")
         try:
-            number = int(part)
+            number = _whole(part)
         except ValueError:
             what = f'{flag} {shorten(text)}: "{shorten(part)}"'
             raise UserError(f"{what} is no whole number; write {flag} 10,20,50.") from None
         check_steps(number, flag, shorten(part))
         if number not in found:
             found.append(number)
-    if not found:
-        raise UserError(f"{flag} is empty; write {flag} 10,20,50.")
     return found
+
+
+def _whole(text: str) -> int:
+    """A whole number in the digits 0 to 9. Raises ValueError: `int` alone takes digits of any script, and 1_000."""
+    if not re.fullmatch("[+-]?[0-9]+", text):
+        raise ValueError(text)
+    return int(text)
 
 
 def check_steps(number: int, flag: str, shown: str | None = None) -> None:
@@ -293,7 +307,7 @@ def parse_batch_size(text: str | int) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
     try:
-        number = int(text)
+        number = _whole(str(text))
     except ValueError:
         raise UserError(f'--batch-size {shorten(str(text))}: it is a whole number, or "auto".') from None
     if number < 1:

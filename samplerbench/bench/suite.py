@@ -141,6 +141,8 @@ def _explain(error: Any, place: list[Any]) -> str:
         known = SuiteGrid.model_fields if place[0] == "grid" else Suite.model_fields
         key = shorten(str(place[-1]))
         return f'there is no key "{key}" here.{did_you_mean(key, known)} Known: {", ".join(known)}.'
+    if error["type"] == "missing":
+        return f"{name} is missing" + ("; a suite has at least one [[grid]]." if name == "grid" else ".")
     return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import typer
 
 from samplerbench.cli import check, compare, figure, listing, new, plugins, report, results, run, stats, train
-from samplerbench.errors import SamplerbenchError
+from samplerbench.errors import SamplerbenchError, UserError
 from samplerbench.text import note, one_line
 
 # Typer brings its own copy of click in newer versions; this is the base of usage errors in either.
@@ -53,9 +54,34 @@ def root(
         os.environ["SAMPLERBENCH_NO_PLUGINS"] = "1"
 
 
+MAY_BE_EMPTY = ("--negative-prompt",)
+"""Options whose empty value means something."""
+
+
+def refuse_empty(arguments: list[str]) -> None:
+    """Refuse an option with an empty value: it is what a shell makes of a variable that is not set.
+
+    Raises:
+        UserError: `--data ""` or `--data=`.
+    """
+    before = ""
+    for argument in arguments:
+        if argument == "--":
+            return
+        name = ""
+        if argument.startswith("--") and argument.endswith("="):
+            name = argument[:-1]
+        elif not argument.strip() and re.fullmatch("--?[a-z][a-z-]*", before):
+            name = before
+        if name and name not in MAY_BE_EMPTY and "=" not in name:
+            raise UserError(f"{name} is empty; give a value, or leave it out.")
+        before = argument
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; never returns. Exit code 0, 2 for bad input, 1 for a failed run, 130 after Ctrl-C."""
     try:
+        refuse_empty(sys.argv[1:] if arguments is None else arguments)
         code = app(args=arguments, prog_name="samplerbench", standalone_mode=False)
     except SamplerbenchError as error:
         if os.environ.get("SAMPLERBENCH_DEBUG"):

@@ -8,7 +8,7 @@ import typer
 
 from samplerbench.cli import common
 from samplerbench.errors import UserError
-from samplerbench.text import console, literal, printable
+from samplerbench.text import console, literal, note, printable
 from samplerbench.untrusted import is_dir
 
 Plural = Literal["samplers", "guidances", "spacings", "models", "metrics", "data"]
@@ -42,6 +42,8 @@ def list_plugins(
             table.add_row("(none)", "", "")
         out.print(table)
         out.print()
+    for folder in [] if registry.no_plugins() else registry.unreadable():
+        note(f"unreadable distribution: {folder}; reinstall or remove it.")
     if kind == "models" or kind is None:
         out.print("A model is also a checkpoint folder or a hub id (owner/name): --model PATH.", style="dim")
 

@@ -128,7 +128,7 @@ def merge(
                         reason = f"{picture} ({error.strerror or error})"
                         note(f"left behind: {reason}")
                 copied += 1
-    say(f"{copied} results copied to {out}")
+    say(f"{copied} {'result' if copied == 1 else 'results'} copied to {out}")
 
 
 @app.command("validate")

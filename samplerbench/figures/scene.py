@@ -157,7 +157,7 @@ class Scene:
                 here, there = ("x".join(map(str, shape)) for shape in (found.shape, self.model.image_shape))
                 raise UserError(f"{source} has images of {here}, the model makes {there}; name others with --data.")
             if len(found) < n:
-                raise UserError(f"{source} has {len(found)} images, and {n} are asked for.")
+                raise UserError(f"{source} has {len(found)} image{'s' * (len(found) != 1)}; {n} are needed here.")
             order = uniform(self.seed, Purpose.ESTIMATE, torch.arange(len(found))).argsort()[:n]
             x0 = torch.cat(
                 [self.model.encode(dequantise(part).to(self.model.device)) for part in found.images[order].split(64)]

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from samplerbench.errors import UserError
 from samplerbench.options import did_you_mean
-from samplerbench.untrusted import is_dir, read_json, reason, user_path
+from samplerbench.untrusted import is_dir, read_json, reason, shorten, user_path
 
 DIGITS = "digits-cnn"
 
@@ -88,6 +89,8 @@ def load_extractor(
         )
     else:
         cls = registry[name]
+    if weights is not None and not weights.strip():
+        raise UserError("--features-weights is empty; name a weights file, or leave it out.")
     if weights is not None and not user_path(weights).exists():
         raise UserError(f"the weights {weights} of the features {name} are not there.")
     layer = cls.get_default_feature_layer_for_metric("fid")
@@ -114,10 +117,23 @@ def load_extractor(
                 f"{_weights_file(cls)} into {Path(torch.hub.get_dir()) / 'checkpoints'}, or name the file with "
                 "--features-weights."
             ) from error
-        raise UserError(f"the weights {weights} do not fit the features {name}: {reason(error)}") from error
+        raise UserError(f"the weights {weights} do not fit the features {name}: {_misfit(error)}") from error
     module.requires_grad_(False).eval().to(device)
     positions = {m: order.index(found) for m, found in wanted.items()}
     return Extractor(module, name, str(layer), _hash_module(module), device, layers=positions)
+
+
+def _misfit(error: Exception) -> str:
+    """What torch says of a state dict that does not fit, with the number of the tensors instead of all their names."""
+    text = reason(error)
+    for mark, what in (("Missing key(s) in state_dict: ", "missing"), ("Unexpected key(s) in state_dict: ", "unknown")):
+        _, found, rest = text.partition(mark)
+        names = re.match(r'"[^"]*"(?:, "[^"]*")*', rest)
+        if found and names:
+            keys = names[0].split(", ")
+            several = "one tensor is" if len(keys) == 1 else f"{len(keys)} tensors are"
+            return f"{several} {what}, the first {shorten(keys[0])}."
+    return shorten(text, 300)
 
 
 @contextlib.contextmanager

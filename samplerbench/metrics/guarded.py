@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +13,16 @@ from torch import Tensor
 
 from samplerbench.boundary import plugin_call, shown
 from samplerbench.errors import RunError
+from samplerbench.limits import MAX_RECORDED, MAX_RECORDED_TEXT
 from samplerbench.metrics.metric import Accumulator, Batch, Context, Metric
+from samplerbench.text import is_unicode
+from samplerbench.untrusted import shorten
 
 RESERVED = ("sd", "blocks", "features", "reference", "better")
 """Names in a metric's entry of a record that a result may not use."""
+
+MOST_NAMES = 100
+"""The most names that a result may have."""
 
 
 class Guarded(Accumulator):
@@ -31,6 +38,10 @@ class Guarded(Accumulator):
 
     def __init__(self, metric: Metric, context: Context) -> None:
         self.metric = metric
+        if metric.better not in ("lower", "higher"):
+            raise RunError(
+                f'metric {metric.label()}: better is {shown(metric.better)}; it must be "lower" or "higher".'
+            )
         with self._call("start"):
             found = metric.start(context)
         if not isinstance(found, Accumulator):
@@ -74,7 +85,8 @@ class Guarded(Accumulator):
 
         Whole and floating numbers stay as they are; NumPy's, and tensors of one number without dimensions, are
         converted. NaN and infinity are numbers: they are recorded, and a table shows them as they are. What a result
-        says beside "value" may also be a text, true, false or None.
+        says beside "value" may also be a text, true, false or None. What a record cannot hold is refused: finite
+        numbers above MAX_RECORDED, and texts above MAX_RECORDED_TEXT characters or with half of a surrogate pair.
         """
         with self._call("result"):
             found = self.inner.result()
@@ -83,19 +95,27 @@ class Guarded(Accumulator):
             raise RunError(f'{who} {shown(found)}; it must be a dictionary with "value", or {{}}.')
         if not found:
             return {}
+        if len(found) > MOST_NAMES:
+            raise RunError(f"{who} {len(found)} names; at most {MOST_NAMES} can be recorded.")
         result: dict[str, Any] = {}
         for name, value in found.items():
-            if not isinstance(name, str) or name in RESERVED:
+            if not isinstance(name, str) or name in RESERVED or _unfit(name):
                 raise RunError(f"{who} the name {shown(name)}, which it may not use.")
             if name != "value" and (value is None or isinstance(value, bool | str)):
+                if isinstance(value, str) and (problem := _unfit(value)):
+                    raise RunError(f"{who} {shorten(name, 60)} = {shown(value)}: {problem}.")
                 result[name] = value
                 continue
             number = _number(value)
             if number is None:
-                raise RunError(f"{who} {name} = {shown(value)}, which is not a real number.")
+                raise RunError(f"{who} {shorten(name, 60)} = {shown(value)}, which is not a real number.")
+            if MAX_RECORDED < abs(number) < math.inf:
+                raise RunError(
+                    f"{who} {shorten(name, 60)} = {number:.3g}; numbers up to {MAX_RECORDED:.0e} can be recorded."
+                )
             result[name] = number
         if "value" not in result:
-            raise RunError(f'{who} no "value", only {", ".join(result)}.')
+            raise RunError(f'{who} no "value", only {shorten(", ".join(result))}.')
         return result
 
     def _call(self, method: str) -> plugin_call:
@@ -113,6 +133,13 @@ def fewest_images(metric: Metric) -> int:
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
         raise RunError(f"metric {metric.label()}: fewest is {shown(found)}; it must be a whole number, at least 1.")
     return found
+
+
+def _unfit(text: str) -> str:
+    """Why a record cannot hold a text; "" where it can."""
+    if len(text) > MAX_RECORDED_TEXT:
+        return f"texts of up to {MAX_RECORDED_TEXT} characters can be recorded"
+    return "" if is_unicode(text) else "it has half of a surrogate pair, which is no character"
 
 
 def _number(value: Any) -> int | float | None:

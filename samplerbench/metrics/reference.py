@@ -73,7 +73,8 @@ def measure(data: ImageSet, extractor: Extractor) -> Reference:
         moments = moments or Moments(features.shape[1], features.device)
         moments.update(features)
     if moments is None or moments.n < 2:
-        raise UserError(f"the data set {data.name} has {len(data)} images; a reference needs at least 2.")
+        images = "1 image" if len(data) == 1 else f"{len(data)} images"
+        raise UserError(f"the data set {data.name} has {images}; a reference needs at least 2.")
     moments.mean, moments.scatter = moments.mean.cpu(), moments.scatter.cpu()
     described = {"name": data.name, "split": data.split, "n": len(data), "sha256": data.sha256}
     return Reference(moments, described, extractor.identity, data.shape_as_seen)
@@ -189,6 +190,9 @@ def _wrong_identity(data: Any, features: Any, shape: Any) -> str:
     return ""
 
 
+LARGEST_FEATURE = 1e30
+"""The largest magnitude of a mean of features, and the root of a covariance's: products of them stay finite."""
+
 MOST_IMAGES = 10**15
 """The most images a reference can be of: far above any, and far below what rounds in float64."""
 
@@ -208,6 +212,9 @@ def _moments(file: Path, mean: np.ndarray, covariance: np.ndarray, n: int | None
             raise UserError(f"{file}: the {name} is {array.dtype}; statistics are real floating-point numbers.")
         if not np.isfinite(array).all():
             raise UserError(f"{file}: the {name} has values that are not finite.")
+        most = LARGEST_FEATURE if array is mean else LARGEST_FEATURE**2
+        if float(np.abs(array).max()) > most:
+            raise UserError(f"{file}: the {name} has values above {most:.0e}, which no features have.")
     covariance = covariance.astype(np.float64)
     largest = float(np.abs(covariance).max())
     if float(np.abs(covariance - covariance.T).max()) > MOST_ASYMMETRY * largest:

@@ -45,7 +45,7 @@ def format_value(value: float) -> str:
     if value != value:
         return "nan"
     magnitude = abs(value)
-    if 0 < magnitude < 0.001:
+    if 0 < magnitude < 0.001 or 1e9 <= magnitude < math.inf:
         return f"{value:.1e}"
     digits = 4 if magnitude < 0.1 else 3 if magnitude < 1 else 2 if magnitude < 100 else 1
     return f"{value:.{digits}f}"

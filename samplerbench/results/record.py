@@ -7,17 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
+from samplerbench.limits import MAX_RECORDED, MAX_RECORDED_TEXT
+from samplerbench.text import is_unicode
+
 Record = dict[str, Any]
 """A result as plain data: the content of its file."""
 
 DEEPEST = 12
 """Levels of nesting that a record may have."""
-
-LONGEST = 20_000
-"""Characters that a text in a record may have."""
-
-LARGEST = 1e100
-"""The magnitude that a number in a record may have; a metric's value may also be NaN or infinite."""
 
 NOT_STORED = frozenset({"error", "unmet", "pending", "key"})
 """What marks the rows of a table that have no result; a stored record has none of them."""
@@ -31,7 +28,7 @@ def row_name(record: Record) -> str:
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Positive = Annotated[int, Field(ge=1, le=10**12)]
 Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
-Text = Annotated[str, Field(max_length=LONGEST)]
+Text = Annotated[str, Field(max_length=MAX_RECORDED_TEXT)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Scalar = StrictBool | int | float | str | None
 
@@ -142,7 +139,7 @@ class ResultRecord(Timing):
     seed: int = Field(ge=0, lt=2**64)
     model: Text
     labels: Text
-    metrics: dict[Annotated[str, Field(min_length=1, max_length=LONGEST)], MetricEntry]
+    metrics: dict[Annotated[str, Field(min_length=1, max_length=MAX_RECORDED_TEXT)], MetricEntry]
     timings: list[Timing] = _optional(
         description="a time for each set of conditions; empty where none is of one set alone"
     )
@@ -173,7 +170,7 @@ def schema_errors(record: Any) -> list[str]:
     if not isinstance(record, dict):
         return ["it is no JSON object"]
     if problem := _unfit(record):
-        return [problem]
+        return [f"{_whose(record)}{problem}"]
     try:
         ResultRecord.model_validate(record)
     except ValidationError as error:
@@ -197,26 +194,27 @@ def _unfit(record: Record) -> str | None:
             elif isinstance(value, list):
                 inner += value
             elif isinstance(value, str):
-                if len(value) > LONGEST:
-                    return f"a text is longer than {LONGEST} characters"
-                if not _is_unicode(value):
+                if len(value) > MAX_RECORDED_TEXT:
+                    return f"a text is longer than {MAX_RECORDED_TEXT} characters"
+                if not is_unicode(value):
                     return "a text is no valid Unicode"
             elif isinstance(value, int) and abs(value) >= 2**64:
                 return "a whole number is out of range"
-            elif isinstance(value, float) and LARGEST < abs(value) < math.inf:
-                return f"a number is larger than {LARGEST:.0e}"
+            elif isinstance(value, float) and MAX_RECORDED < abs(value) < math.inf:
+                return f"a number is larger than {MAX_RECORDED:.0e}"
         if not inner:
             return None
         level = inner
     return f"it is nested more than {DEEPEST} levels deep"
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
-        return False
-    return True
+def _whose(record: Record) -> str:
+    """`metrics.fid: ` where it is that metric's entry that no field may be; else ""."""
+    metrics = record.get("metrics")
+    for name, entry in metrics.items() if isinstance(metrics, dict) else ():
+        if isinstance(name, str) and isinstance(entry, dict) and _unfit(entry):
+            return f"metrics.{name[:100]}: "
+    return ""
 
 
 def json_schema() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from samplerbench.errors import RunError, UserError
 from samplerbench.results.claims import Claims
 from samplerbench.results.files import LARGEST_TEXT, read_regular, refuse_links, set_aside, write_atomically
 from samplerbench.results.record import Record, schema_errors
@@ -43,6 +44,10 @@ class Store:
 
     def prepare(self) -> None:
         """Make the folder, and see that it can be written to, before anything long begins. Raises UserError."""
+        for part in (self.folder, *self.folder.parents):
+            if part.exists() and not part.is_dir():
+                what = "it" if part == self.folder else part
+                raise UserError(f"cannot write {self.folder}: {what} is a file, not a folder; choose another --out.")
         refuse_links(self.folder / ".locks", self.folder)
         probe = self.folder / f".probe-{os.getpid()}"
         write_atomically(probe, b"")
@@ -83,9 +88,15 @@ class Store:
             yield entry.file, entry.record
 
     def put(self, record: dict[str, Any]) -> Path:
-        """Write a result, sealed with the hash of its content."""
+        """Write a result, sealed with the hash of its content.
+
+        Raises:
+            RunError: it does not fit the schema, so no reader would take it: nothing is written.
+        """
         record = {k: v for k, v in record.items() if k != "seal"}
         sealed = {**record, "seal": digest(record)}
+        if errors := schema_errors(sealed):
+            raise RunError(f"the result cannot be recorded: {errors[0]}.")
         file = self.path(record["protocol"])
         write_atomically(file, (json.dumps(sealed, indent=2, ensure_ascii=False) + "\n").encode())
         return file

@@ -56,7 +56,17 @@ def pick_spacing(sampler: Sampler | type[Sampler], requested: str | Spacing | No
     Raises:
         UserError: there is no such spacing.
     """
-    found: Spacing = registry.parse("spacing", requested or sampler.spacing or registry.default("spacing"))
+    if requested == "":
+        raise UserError("--spacing is empty; name a spacing, or leave it out.")
+    found: Spacing
+    if requested is not None or not sampler.spacing:
+        found = registry.parse("spacing", requested or registry.default("spacing"))
+        return found
+    try:
+        found = registry.parse("spacing", sampler.spacing)
+    except UserError as error:
+        cls = sampler if isinstance(sampler, type) else type(sampler)
+        raise UserError(f"the default spacing of the sampler {vars(cls).get('name', cls.__name__)}: {error}") from None
     return found
 
 
