@@ -114,8 +114,8 @@ def test_a_stop_ends_the_converged_solution_at_its_next_step(tmp_path: Path) -> 
     steps: list[float] = []
 
     @contextmanager
-    def solving(images: int) -> Any:
-        assert images == 6
+    def solving(images: int, total: int) -> Any:
+        assert (images, total) == (6, 6)
         yield lambda i, step: steps.append(step.sigma)
 
     session.execution.solving = solving
