@@ -69,7 +69,7 @@ class NotebookProgress:
 
     @contextmanager
     def solution(self, images: int, total: int) -> Iterator[Any]:
-        """While the converged solution of so many images, of `total` in the run, is computed: gives the driver's on_step."""
+        """While the converged solution of so many images, of `total` in the run, is computed: gives on_step."""
         count = f"{images}" if images == total else f"{images} of {total}"
         with self._bar(desc=f"converged solution, {count} images", unit="step", leave=False, disable=self.quiet) as bar:
 

@@ -93,7 +93,7 @@ class Progress:
 
     @contextmanager
     def solution(self, images: int, total: int) -> Iterator[Any]:
-        """While the converged solution of so many images, of `total` in the run, is computed: gives the driver's on_step.
+        """While the converged solution of so many images, of `total` in the run, is computed: gives on_step.
 
         How many steps the solver will take is not known; the level that it has reached is shown. Without a terminal
         the first solution of a run is announced by a line.

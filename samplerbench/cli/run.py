@@ -390,10 +390,10 @@ def _line(outcome: Any, title: str) -> str:
     record = outcome.record
     if outcome.error is not None:
         return f"{title}: failed: {outcome.error}"
-    values = "".join(f"{name} {format_value(m['value'])}  " for name, m in record["metrics"].items())
+    values = "".join(f"{name} {format_value(m['value'])}, " for name, m in record["metrics"].items())
     timed = "" if record["seconds"] is None else f"{record['seconds']:.1f} s"
     how = "from an earlier run" if outcome.reused else timed
-    return f"{title}: {values}NFE {format_nfe(record['nfe'])}  {how}"
+    return f"{title}: {values}NFE {format_nfe(record['nfe'])}" + (f", {how}" if how else "")
 
 
 def _show(records: list[dict[str, Any]], metrics: list[Any], floor: tuple[float, float, int] | None = None) -> None:
