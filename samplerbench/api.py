@@ -187,14 +187,16 @@ def evaluate(
         store.prepare()
         measured = measure_reference(prepared)
         session = make_session(prepared, measured, seed, store, rerun)
-        outcomes: list[engine.Outcome] = []
-        with progress_bars(len(prepared.cells), quiet).running() as progress:
+        found: dict[int, engine.Outcome] = {}
+        with progress_bars(len(prepared.runs), quiet).running() as progress:
             session.execution.solving = progress.solution
-            for cell in prepared.cells:
-                with progress.cell(cell.title, cell.steps, measured.n * blocks, prepared.batch_size) as on_step:
-                    outcomes.append(engine.run_cell(session, cell, on_step))
-                error = outcomes[-1].error
-                progress.done(cell.title if error is None else f"{cell.title}: failed: {error}")
+            for cells in prepared.runs:
+                cell, title = cells[0], prepared.title(cells[0])
+                with progress.cell(title, cell.steps, measured.n * blocks, prepared.batch_size) as on_step:
+                    outcome = engine.run_cell(session, cell, on_step)
+                found |= {id(o.cell): o for o in engine.under_budgets(outcome, cells)}
+                progress.done(title if outcome.error is None else f"{title}: failed: {outcome.error}")
+        outcomes = [found[id(cell)] for cell in prepared.cells]
     failed = [o.error for o in outcomes if o.error is not None]
     if failed and len(failed) == len(outcomes):
         raise failed[0]

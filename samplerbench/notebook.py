@@ -68,11 +68,10 @@ class NotebookProgress:
             yield on_step
 
     @contextmanager
-    def solution(self, images: int) -> Iterator[Any]:
-        """While the converged solution of so many images is computed: gives the driver's on_step."""
-        with self._bar(
-            desc=f"converged solution, {images} images", unit="step", leave=False, disable=self.quiet
-        ) as bar:
+    def solution(self, images: int, total: int) -> Iterator[Any]:
+        """While the converged solution of so many images, of `total` in the run, is computed: gives on_step."""
+        count = f"{images}" if images == total else f"{images} of {total}"
+        with self._bar(desc=f"converged solution, {count} images", unit="step", leave=False, disable=self.quiet) as bar:
 
             def on_step(_: int, step: Step) -> None:
                 bar.set_postfix_str(f"σ = {step.sigma:.3g}", refresh=False)

@@ -92,16 +92,17 @@ class Progress:
             self.bars.remove_task(task)
 
     @contextmanager
-    def solution(self, images: int) -> Iterator[Any]:
-        """While the converged solution of so many images is computed: gives the driver's on_step.
+    def solution(self, images: int, total: int) -> Iterator[Any]:
+        """While the converged solution of so many images, of `total` in the run, is computed: gives on_step.
 
         How many steps the solver will take is not known; the level that it has reached is shown. Without a terminal
         the first solution of a run is announced by a line.
         """
-        title = f"converged solution for {images} image{'' if images == 1 else 's'}"
         if not (self.live or self.quiet or self.announced):
-            say(f"computing the {title}; cells under the same guidance share it", error=True)
+            count = f"{total} image{'' if total == 1 else 's'}"
+            say(f"computing the converged solution for {count}; cells under the same guidance share it", error=True)
         self.announced = True
+        title = f"converged solution for {images if images == total else f'{images} of {total}'} images"
         task = self.bars.add_task(title, total=None, rate="")
 
         def on_step(_: int, step: Step) -> None:

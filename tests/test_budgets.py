@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import samplerbench
 from samplerbench import cli, registry
+from samplerbench.bench import engine
 from samplerbench.bench.plan import most_steps
 from samplerbench.errors import UserError
 from samplerbench.models.schedule import alphas_cumprod, noise_levels
@@ -135,6 +137,36 @@ def test_two_budgets_of_one_run_are_one_run(tmp_path: Path, capsys: pytest.Captu
     assert (nine["nfe"], ten["nfe"]) == (9, 9)
     assert nine["protocol"] == ten["protocol"]
     assert len(list(tmp_path.glob("*.json"))) == 1
+
+
+@pytest.mark.parametrize("more", [(), ("--rerun",)])
+def test_cells_that_differ_in_their_budget_alone_are_sampled_listed_and_estimated_once(
+    more: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("run", "-s", "heun", "-s", "ddim", "--nfe", "9,10", "--n", "4", *MIXTURE, "--out", str(tmp_path))
+    assert command(*arguments, "--dry-run") == 0
+    told = capsys.readouterr().out
+    assert "3 cells of 4 x 1 images" in told
+    assert sum("heun" in line for line in told.splitlines()) == 1
+
+    sampled = []
+    inner = engine.run_cell
+    monkeypatch.setattr(engine, "run_cell", lambda *a, **k: (sampled.append(a[1]), inner(*a, **k))[1])
+    assert command(*arguments, *more) == 0
+    out, err = capsys.readouterr()
+    assert [(c.sampler.spec, c.steps) for c in sampled] == [("heun", 5), ("ddim", 9), ("ddim", 10)]
+    assert "[3/3]" in err
+    assert "earlier run" not in err
+    wide, long = (part.splitlines() for part in out.split("┃ sampler  ┃")) if "┃ sampler  ┃" in out else ([], [])
+    if not wide:
+        wide, long = (part.splitlines() for part in out.split("┃ sampler ┃"))
+    (row,) = [line.split("│")[2:4] for line in wide if line.startswith("│ heun")]
+    assert row[0].strip() == row[1].strip() != ""
+    assert sum(line.startswith("│ heun") for line in long) == 1
+
+    results = samplerbench.evaluate("heun", nfe=[9, 10], model=MIXTURE[1], n=4, quiet=True)
+    assert [(r["budget"], r["nfe"]) for r in results] == [(9, 9), (10, 9)]
+    assert len(sampled) == 4
 
 
 def test_a_solver_of_its_own_steps_has_no_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,10 +98,11 @@ def shortened(arguments: list[str]) -> list[str]:
         _cap_list(rest, "--steps", MOST_STEPS, add=not suite and "--nfe" not in rest)
         _cap_list(rest, "--nfe", 2 * MOST_STEPS)
         pairs = command == "run" and "kid" in rest and "--labels" not in rest  # it needs two images of each class
-        _cap(rest, "--n", 2 if alone else 20 if pairs else MOST_IMAGES, add=True)
-        _cap(rest, "--blocks", 1 if solved else 2)
         if suite and "--dry-run" not in rest:
             rest.append("--dry-run")
+        if "--dry-run" not in rest:  # it takes no longer for more images, and refuses what is too few for a metric
+            _cap(rest, "--n", 2 if alone else 20 if pairs else MOST_IMAGES, add=True)
+        _cap(rest, "--blocks", 1 if solved else 2)
         if "--dry-run" in rest:
             rest += ["--batch-size", str(MOST_IMAGES)]
     elif command == "train":

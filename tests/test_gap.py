@@ -114,8 +114,8 @@ def test_a_stop_ends_the_converged_solution_at_its_next_step(tmp_path: Path) -> 
     steps: list[float] = []
 
     @contextmanager
-    def solving(images: int) -> Any:
-        assert images == 6
+    def solving(images: int, total: int) -> Any:
+        assert (images, total) == (6, 6)
         yield lambda i, step: steps.append(step.sigma)
 
     session.execution.solving = solving
@@ -173,6 +173,51 @@ def test_a_dry_run_shows_the_solution(capsys: pytest.CaptureFixture[str]) -> Non
     assert run(*base, "--dry-run") == 0
     out = capsys.readouterr().out
     assert re.search(r"converged solution of gap +│ own +│ +own │ ≈ \d+ │", out)
+
+
+def test_a_stop_during_the_sampling_starts_no_solution(tmp_path: Path) -> None:
+    session, cell = session_of(tmp_path)
+    session.execution.solving = lambda images, total: pytest.fail("the solver was started")
+    session.execution.stop = lambda: True
+    with pytest.raises(Stopped):
+        engine.run_cell(session, cell)
+    assert not session.solutions
+
+
+def test_the_solution_is_announced_with_all_images_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not with those of its first batch."""
+    base = ["run", "-m", "exact:mixture", "-s", "ddim", "--steps", "2", "--n", "6", "--out", str(tmp_path)]
+    for metric, more, images in (("gap:tol=0.01", (), 6), ("gap:images=3,tol=0.01", ("--blocks", "2"), 6)):
+        assert run(*base, "--metric", metric, "-b", "2", *more) == 0
+        assert f"computing the converged solution for {images} images" in capsys.readouterr().err
+
+
+def test_no_solution_is_planned_where_every_sampler_draws_noise() -> None:
+    """`heun` with churn between levels above all of the grid draws none, and `ddpm` of one step neither."""
+    tables = {
+        ("ddpm", "euler-maruyama"): (3, []),
+        ("ddpm", "ddim"): (3, ["gap"]),
+        ("heun:S_churn=10",): (3, []),
+        ("heun:S_churn=10,S_min=100000,S_max=200000",): (3, ["gap"]),
+        ("ddpm",): (1, ["gap"]),
+    }
+    for samplers, (steps, metrics) in tables.items():
+        grid = request.Grid(list(samplers), [steps])
+        asked = request.Request([grid], model="exact:mixture", n=4, metrics=["gap:tol=0.01"])
+        found = estimate(request.prepare(asked, "cpu"))
+        assert [name for row in found.rows for name in row.metrics] == metrics, samplers
+        assert found.n == 4
+
+
+def test_solutions_that_do_not_fit_are_not_counted_for_samplers_that_draw_noise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grid = request.Grid(["ddim", "ddpm", "heun"], [3])
+    asked = request.Request([grid], model="exact:mixture", n=10, metrics=["gap:tol=0.01"])
+    monkeypatch.setattr("samplerbench.bench.estimate.SOLUTIONS", 0)
+    assert estimate(request.prepare(asked, "cpu")).rows[-1].images == 20
 
 
 def test_without_n_and_data_gap_asks_for_the_number_of_images(digits: Model) -> None:

@@ -142,10 +142,69 @@ def test_a_run_that_lacks_something_ends_before_a_cell_is_sampled(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The dry run ends with the same words."""
     monkeypatch.setattr(engine, "run_cell", lambda *_: pytest.fail("a cell was run"))
+    said = []
+    for more in ([], ["--dry-run"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["run", "-s", "ddim", "--steps", "2", *arguments, *more, "--out", str(tmp_path)])
+        said.append(capsys.readouterr().err)
+    assert reason in said[0]
+    assert said[1] == said[0]
+
+
+@pytest.fixture
+def odd_data(tmp_path: Path, statistics: dict[str, str]) -> dict[str, str]:
+    """Data that an 8x8 grey model with 64 features cannot be measured against, by what is wrong with it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "colour.npz", images=pixels)
+    np.savez(tmp_path / "few.npz", images=pixels[:2, :8, :8, 0])
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(7), sigma=np.eye(7))
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    names = ("colour", "few", "wide", "other", "nothere")
+    return {name: str(tmp_path / f"{name}.npz") for name in names} | {"statistics": statistics["safetensors"]}
+
+
+@pytest.mark.parametrize(
+    ("data", "metric", "reason"),
+    [
+        ("statistics", "kid", "the metric kid needs the real images"),
+        ("colour", "fid", "are 16x16 RGB, and the model makes 8x8 grey images"),
+        ("few", "recall", "the metric recall needs at least 4 real images; there are 2"),
+        ("wide", "fid", "statistics of 7 features, but digits-cnn has 64"),
+        ("other", "fid", "holds no images"),
+        ("nothere", "fid", "no data set"),
+    ],
+)
+def test_a_dry_run_refuses_the_data_that_the_run_refuses(
+    odd_data: dict[str, str],
+    data: str,
+    metric: str,
+    reason: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine, "run_cell", lambda *_: pytest.fail("a cell was run"))
+    base = ["run", "-s", "ddim", "--steps", "2", "--n", "80", "--metric", metric, "--data", odd_data[data]]
+    base += ["--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit, match="2"):
-        main(["run", "-s", "ddim", "--steps", "2", *arguments, "--out", str(tmp_path)])
-    assert reason in capsys.readouterr().err
+        main(base)
+    refused = capsys.readouterr().err
+    assert reason in refused
+    monkeypatch.setattr(setup, "load_extractor", lambda *_: pytest.fail("the extractor was loaded"))
+    with pytest.raises(SystemExit, match="2"):
+        main([*base, "--dry-run"])
+    assert capsys.readouterr().err == refused
+
+
+def test_a_dry_run_counts_the_images_that_the_run_takes(
+    statistics: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for data, n in (("digits", 1797), (statistics["safetensors"], 1797), (statistics["npz"], 50_000)):
+        asked = request.Request([request.Grid(["ddim"], [2])], data=data)
+        prepared = request.prepare(asked, "cpu")
+        assert request.check_measurement(prepared) == request.measure_reference(prepared).n == n
 
 
 def test_statistics_with_images_beside_them_do(tmp_path: Path) -> None:

@@ -160,3 +160,20 @@ def test_numbers_sort_by_value_within_texts_too() -> None:
     assert sorted(["x10", "x9.5", "x2", "a"], key=natural) == ["a", "x2", "x9.5", "x10"]
     mixed: list[Any] = ["b", None, True, 3, float("nan"), 10**400, "1"]
     assert sorted(mixed, key=natural)[:2] == [3, 10**400]
+
+
+def test_progress_lines_and_the_dry_run_have_the_names_of_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", "-s", "ddim", "-g", "cfg:scale=1", "-g", "cfg:scale=2", "--steps", "2", "--n", "4"]
+    arguments += ["-m", "exact:mixture,shape=1x8x8", "--out", str(tmp_path)]
+    names = ["ddim + cfg:scale=1", "ddim + cfg:scale=2"]
+    with pytest.raises(SystemExit, match="0"):
+        main([*arguments, "--dry-run"])
+    rows = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert rows == names
+    for _ in range(2):  # sampled, then from the earlier run
+        with pytest.raises(SystemExit, match="0"):
+            main(arguments)
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+        assert [line.partition("] ")[2].partition(", 2 steps: ")[0] for line in lines] == names

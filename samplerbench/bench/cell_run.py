@@ -321,14 +321,21 @@ def solver(session: Session, cell: Cell) -> Callable[[Tensor, Tensor | None, Sam
     after the solver's next step: what is lost is this solution alone, which no checkpoint holds.
     """
     guidance = None if cell.guidance is None else cell.guidance.spec
-    model = session.measurement.model
+    model, measurement = session.measurement.model, session.measurement
+
+    def total(sampler: Sampler) -> int:
+        """How many images of the run's blocks are solved by this sampler."""
+        wanted = [metric.solution(measurement.n) for metric in measurement.metrics]
+        return max((w[1] for w in wanted if w is not None and w[0] == sampler), default=0) * measurement.blocks
 
     def solve(index: Tensor, labels: Tensor | None, sampler: Sampler) -> Tensor:
         key = (sampler.spec, guidance, tuple(index.tolist()))
         if key in session.solutions:
             return session.solutions[key].to(model.device)
         solving = solution_cell(model, sampler, cell.guidance)
-        with session.execution.solving(len(index)) as on_step:
+        if session.execution.stop():
+            raise Stopped
+        with session.execution.solving(len(index), max(len(index), total(sampler))) as on_step:
 
             def stop_or_go_on(i: int, step: Step) -> None:
                 if session.execution.stop():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from samplerbench.bench.cell import Cell
@@ -41,6 +41,11 @@ class Outcome:
     error: SamplerbenchError | None = None
     reused: bool = False
     trace: str = ""
+
+
+def under_budgets(outcome: Outcome, cells: Sequence[Cell]) -> list[Outcome]:
+    """The outcome of each of the cells that differ in their budget alone (`Prepared.runs`), of which one was run."""
+    return [replace(outcome, cell=cell, record=outcome.record | {"budget": cell.budget}) for cell in cells]
 
 
 def run_cell(session: Session, cell: Cell, on_step: OnStep | None = None, wait: bool = True) -> Outcome:
@@ -194,4 +199,5 @@ __all__ = [
     "plan",
     "prepare",
     "run_cell",
+    "under_budgets",
 ]

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from samplerbench.bench import setup
 from samplerbench.bench.cell import Cell
 from samplerbench.bench.cell_run import SOLUTIONS, solution_cell
-from samplerbench.bench.generate import generate
-from samplerbench.bench.request import Prepared
+from samplerbench.bench.generate import generate, prepare
+from samplerbench.bench.request import Prepared, check_measurement
 from samplerbench.boundary import plugin_call
+from samplerbench.models.sample import start_batch
+from samplerbench.sampling import Step
 from samplerbench.sampling.guidance import evaluations_of
 from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.sampler import planned_nfe
@@ -31,16 +32,16 @@ class Row:
         metrics: the metrics that the solution is for; empty for a cell of the run.
         nfe: network evaluations per image.
         measured: whether `nfe` was measured on a few images, and not planned.
-        images: how many images, over all blocks; None where the number of images is not known.
-        seconds: the time they take; None where the number of images is not known.
+        images: how many images, over all blocks.
+        seconds: the time they take.
     """
 
     cell: Cell
     metrics: tuple[str, ...]
     nfe: float
     measured: bool
-    images: int | None
-    seconds: float | None
+    images: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -48,49 +49,49 @@ class Estimate:
     """An estimate of one seed's run.
 
     Attributes:
-        rows: the cells, then the converged solutions that metrics compute.
-        n: images per block; None where it is not known.
+        rows: the cells that are sampled, then the converged solutions that metrics compute.
+        n: images per block.
         evaluation: seconds for one evaluation of one image.
     """
 
     rows: list[Row]
-    n: int | None
+    n: int
     evaluation: float
 
     @property
     def seconds(self) -> float:
-        """Of all rows whose time is known."""
-        return sum(row.seconds or 0.0 for row in self.rows)
+        """Of all rows."""
+        return sum(row.seconds for row in self.rows)
 
 
 def estimate(prepared: Prepared) -> Estimate:
-    """The estimate for a run, by a short calibration. Raises UserError, RunError."""
-    n, blocks = images_per_block(prepared), prepared.request.blocks
-    evaluation = seconds_per_evaluation(prepared, min(prepared.batch_size, n or prepared.batch_size))
+    """The estimate for a run, by a short calibration. Raises UserError for a run that would be refused, RunError."""
+    n, blocks = check_measurement(prepared), prepared.request.blocks
+    evaluation = seconds_per_evaluation(prepared, min(prepared.batch_size, n))
 
-    def row(cell: Cell, metrics: Sequence[str], nfe: float, measured: bool, images: int | None) -> Row:
-        return Row(cell, tuple(metrics), nfe, measured, images, None if images is None else nfe * images * evaluation)
+    def row(cell: Cell, metrics: Sequence[str], nfe: float, measured: bool, images: int) -> Row:
+        return Row(cell, tuple(metrics), nfe, measured, images, nfe * images * evaluation)
 
     rows = []
-    total = None if n is None else n * blocks
-    for cell in prepared.cells:
+    for cell, *_ in prepared.runs:
         if cell.error is not None:  # it will fail at once
             continue
         planned = planned_nfe(cell.sampler, cell.steps or 1)
         measured = planned is None
         nfe = measured_nfe(prepared, cell) if planned is None else planned * evaluations_of(cell.guidance)
-        rows.append(row(cell, (), nfe, measured, total))
+        rows.append(row(cell, (), nfe, measured, n * blocks))
     for cell, names, images in _solutions(prepared, n):
         rows.append(row(cell, names, measured_nfe(prepared, cell), True, images))
     return Estimate(rows, n, evaluation)
 
 
-def _solutions(prepared: Prepared, n: int | None) -> list[tuple[Cell, list[str], int]]:
-    """(the cell that solves it, the metrics it is for, images over all blocks) of each converged solution."""
+def _solutions(prepared: Prepared, n: int) -> list[tuple[Cell, list[str], int]]:
+    """(the cell that solves it, the metrics it is for, images over all blocks) of each converged solution.
+
+    Where every cell under a guidance draws noise, none asks for a solution, and there is no row.
+    """
     model, blocks = prepared.model, prepared.request.blocks
     found: dict[tuple[str, str | None], tuple[Cell, list[str], int]] = {}
-    if n is None:
-        return []
     for metric in prepared.metrics:
         with plugin_call(metric, "in solution"):
             wanted = metric.solution(n)
@@ -107,19 +108,44 @@ def _solutions(prepared: Prepared, n: int | None) -> list[tuple[Cell, list[str],
     kept = SOLUTIONS // max(1, each * len(found))
     solved = []
     for cell, names, images in found.values():
-        cells = sum(c.guidance == cell.guidance and c.error is None for c in prepared.cells)
-        solved.append((cell, names, min(images, kept) + max(0, images - kept) * cells))
+        under = sorted(
+            (c for c, *_ in prepared.runs if c.guidance == cell.guidance and c.error is None),
+            key=lambda c: c.steps or 0,
+        )
+        if images <= kept:
+            cells = int(not all(draws_noise(prepared, c) for c in under))
+        else:
+            cells = sum(not draws_noise(prepared, c) for c in under)
+        if cells:
+            solved.append((cell, names, min(images, kept) + max(0, images - kept) * cells))
     return solved
 
 
-def images_per_block(prepared: Prepared) -> int | None:
-    """Images per block: as asked for, else as many as there are real ones; None where neither is known."""
-    request, model = prepared.request, prepared.model
-    if request.n is not None:
-        return request.n
-    if not (request.data or model.data or model.draws):
-        return None
-    return setup.default_n(setup.count_images(model, request.data))
+class _Drawn(BaseException):
+    """Ends a trial at the first noise that a sampler draws."""
+
+
+def draws_noise(prepared: Prepared, cell: Cell) -> bool:
+    """Whether a cell's sampler draws noise on its way: metrics of the discretisation error do not apply to it.
+
+    One image is sampled, up to the first noise that is drawn.
+    """
+    labels = prepared.labels(1)
+    prepare(prepared.model, cell)
+    seed = prepared.request.seeds[0]
+    batch = start_batch(
+        prepared.model, cell.sampler, cell.sigmas, torch.arange(1), labels, guidance=cell.guidance, seed=seed
+    )
+
+    def stop(_index: int, _step: Step) -> None:
+        if batch.noise.draws:
+            raise _Drawn
+
+    try:
+        batch.walk(stop)
+    except _Drawn:
+        return True
+    return batch.noise.draws > 0
 
 
 def seconds_per_evaluation(prepared: Prepared, batch: int) -> float:

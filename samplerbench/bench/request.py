@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from samplerbench.bench import setup
 from samplerbench.bench.cell import Cell
 from samplerbench.bench.labels import make_labels
 from samplerbench.bench.plan import Unmet, plan
-from samplerbench.bench.session import Execution, Measurement, Session
+from samplerbench.bench.session import Execution, Measurement, Session, check_metrics
 from samplerbench.bench.team import Team
 from samplerbench.boundary import plugin_call
 from samplerbench.errors import RunError, UserError
@@ -24,6 +25,7 @@ from samplerbench.metrics.reference import Reference
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Model, check_guidance, check_sampler
 from samplerbench.options import show_value
+from samplerbench.results.names import RowNames
 from samplerbench.results.seal import canonical
 from samplerbench.results.store import Store
 from samplerbench.sampling import Guidance, Sampler, Spacing
@@ -91,6 +93,24 @@ class Prepared:
     batch_size: int
     metrics: list[Metric] = field(default_factory=list)
     published: list[tuple[Cell, Published]] = field(default_factory=list)
+
+    @cached_property
+    def runs(self) -> list[list[Cell]]:
+        """The cells, those together that differ in their budget of evaluations alone: they are sampled once."""
+        found: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            found.setdefault(_identity(cell, budget=False), []).append(cell)
+        return list(found.values())
+
+    @cached_property
+    def names(self) -> RowNames:
+        """What the cells are called beside one another, before any of them has a result."""
+        return RowNames([*(cell.pending for cell in self.cells), *(gap.record for gap in self.unmet)])
+
+    def title(self, cell: Cell) -> str:
+        """`ddim:eta=0.5 + cfg:scale=2, 50 steps`, with the names of the table."""
+        own = "its own steps" if cell.error is None else f"a budget of {cell.budget}"
+        return f"{self.names.row(cell.pending)}, " + (f"{cell.steps} steps" if cell.steps else own)
 
     def labels(self, n: int) -> Tensor | None:
         """The labels of n samples, checked against the model and the guidances. Raises UserError."""
@@ -189,11 +209,11 @@ def _rows_of(guidance: Guidance | None) -> int:
         return 1
 
 
-def _identity(cell: Cell) -> str:
+def _identity(cell: Cell, budget: bool = True) -> str:
     guidance = None if cell.guidance is None else cell.guidance.spec
     spacing = None if cell.spacing is None else cell.spacing.spec
     grid = cell.sigmas.tolist() if cell.error is None else cell.steps
-    return canonical([cell.sampler.spec, guidance, spacing, grid, cell.budget])
+    return canonical([cell.sampler.spec, guidance, spacing, grid, cell.budget if budget else None])
 
 
 @dataclass
@@ -221,22 +241,63 @@ def measure_reference(prepared: Prepared) -> Measured:
     """
     request, model = prepared.request, prepared.model
     using = [m for m in prepared.metrics if m.needs_features]
-    # What cannot be measured is said before any weights are fetched.
+    images = _check_needs(prepared)
+    if not using:
+        return Measured(None, None, _n(prepared), None)
+    extractor = setup.pick_extractor(model, request.features, request.features_weights, model.device, using)
+    if images is None:
+        return Measured(extractor, None, _n(prepared), None)
+    reference = setup.pick_reference(model, request.data, extractor)
+    real = setup.RealImages(model, request.data, extractor) if images else None
+    n = setup.default_n(reference.data["n"]) if request.n is None else request.n
+    return Measured(extractor, reference, n, real)
+
+
+def check_measurement(prepared: Prepared) -> int:
+    """Check all that a run checks before it samples, as far as no weights of a feature space are needed for it.
+
+    Returns:
+        The number of images per block.
+
+    Raises:
+        UserError: what `measure_reference` and `make_session` refuse. RunError: a plugin failed.
+    """
+    request, model = prepared.request, prepared.model
+    images = _check_needs(prepared)
+    real, n = setup.RealSizes(None, None), request.n
+    if images is not None:
+        real = setup.look_at_reference(model, request.data, request.features, request.features_weights)
+        n = setup.default_n(real.n) if n is None else n
+    elif any(m.needs_features for m in prepared.metrics):
+        setup.known_dimension(setup.features_name(model, request.features), request.features_weights)
+    n = _n(prepared) if n is None else n
+    labels = prepared.labels(n)
+    sizes: dict[str, int | None] = {"dimension": real.dimension, "real_images": real.n}
+    check_metrics(model, prepared.metrics, labels, prepared.mode, n, has_real_images=images, **sizes)
+    return n
+
+
+def _check_needs(prepared: Prepared) -> bool | None:
+    """Check what can be checked before any weights are fetched or any image is read.
+
+    Returns:
+        Whether the real images are at hand, and not only their statistics; None where there is no reference.
+
+    Raises:
+        UserError: what a metric lacks.
+    """
+    request, model = prepared.request, prepared.model
+    using = [m for m in prepared.metrics if m.needs_features]
     for metric in prepared.metrics:
         _check(metric, n=request.n, has_labels=prepared.mode != "none")
-    if not using:
-        return Measured(None, None, _n(prepared, None), None)
-    if not any(m.needs_reference or m.needs_real_images for m in using) and not _has_reference(model, request.data):
-        extractor = setup.pick_extractor(model, request.features, request.features_weights, model.device, using)
-        return Measured(extractor, None, _n(prepared, None), None)
+    needed = any(m.needs_reference or m.needs_real_images for m in using)
+    if not using or (not needed and not _has_reference(model, request.data)):
+        return None
     setup.check_reference(model, request.data)
     images = setup.has_real_images(model, request.data)
     for metric in using:
         _check(metric, has_real_images=images)
-    extractor = setup.pick_extractor(model, request.features, request.features_weights, model.device, using)
-    reference = setup.pick_reference(model, request.data, extractor)
-    real = setup.RealImages(model, request.data, extractor) if images else None
-    return Measured(extractor, reference, _n(prepared, reference), real)
+    return images
 
 
 def _check(metric: Metric, **known: Any) -> None:
@@ -248,12 +309,11 @@ def _has_reference(model: Model, data: str | None) -> bool:
     return bool(data or model.data or model.draws)
 
 
-def _n(prepared: Prepared, reference: Reference | None) -> int:
+def _n(prepared: Prepared) -> int:
+    """Images per block of a run without a reference."""
     request, model = prepared.request, prepared.model
     if request.n is not None:
         return request.n
-    if reference is not None:
-        return setup.default_n(reference.data["n"])
     found = setup.count_images(model, request.data)
     if found is None:
         raise UserError("there are no real images to take the number of images from; give it with --n.")

@@ -55,19 +55,17 @@ class Measurement:
     shared: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        for metric in self.metrics:
-            fewest_images(metric)
-            reference = self.reference if metric.needs_features else None
-            with plugin_call(metric, "in what it needs"):
-                check_requirements(
-                    metric,
-                    n=self.n,
-                    dimension=None if reference is None else len(reference.moments.mean),
-                    has_labels=self.labels is not None,
-                    labels=self.labels if self.stratified else None,
-                    has_real_images=None if reference is None else self.real is not None,
-                    real_images=None if reference is None else reference.data.get("n"),
-                )
+        reference = self.reference
+        check_metrics(
+            self.model,
+            self.metrics,
+            self.labels,
+            self.mode,
+            self.n,
+            dimension=None if reference is None else len(reference.moments.mean),
+            has_real_images=None if reference is None else self.real is not None,
+            real_images=None if reference is None else reference.data.get("n"),
+        )
         counts = None if self.labels is None else torch.bincount(self.labels).tolist()
         self.shared = {
             "model": self.model.identity,
@@ -85,13 +83,8 @@ class Measurement:
 
     @property
     def stratified(self) -> bool:
-        """Whether the number of images of each label is fixed, so that the images are not independent draws.
-
-        It is under balanced labels. Prompts that are used once each are a sample of prompts, not strata.
-        """
-        if self.labels is None or self.mode != "balanced":
-            return False
-        return not self.model.text or self.n > (self.model.classes or 0)
+        """Whether the number of images of each label is fixed, so that the images are not independent draws."""
+        return is_stratified(self.model, self.labels, self.mode)
 
     def strata(self) -> Tensor | None:
         """The labels of the real images, (N,) int64, where the generated ones have the same proportions; else None."""
@@ -115,6 +108,58 @@ class Measurement:
         return fields
 
 
+def is_stratified(model: Model, labels: Tensor | None, mode: str) -> bool:
+    """Whether the number of images of each label (n,) is fixed, so that the images are not independent draws.
+
+    It is under balanced labels. Prompts that are used once each are a sample of prompts, not strata.
+    """
+    if labels is None or mode != "balanced":
+        return False
+    return not model.text or len(labels) > (model.classes or 0)
+
+
+def check_metrics(
+    model: Model,
+    metrics: Sequence[Metric],
+    labels: Tensor | None,
+    mode: str,
+    n: int,
+    *,
+    dimension: int | None,
+    has_real_images: bool | None,
+    real_images: int | None,
+) -> None:
+    """Check that each metric has what it needs (`check_requirements`), for a run and for its dry run alike.
+
+    Args:
+        model: the checkpoint.
+        metrics: what is to be computed.
+        labels: (n,) int64, of the samples of a block; None without labels.
+        mode: how the labels were requested.
+        n: images per block.
+        dimension: d, the number of features; None where it is not known.
+        has_real_images: whether the real images are at hand; None where there is no reference.
+        real_images: how many there are; None where it is not known.
+
+    Raises:
+        UserError: what a metric lacks. RunError: a plugin failed.
+    """
+    stratified = is_stratified(model, labels, mode)
+    for metric in metrics:
+        fewest_images(metric)
+        features = metric.needs_features
+        with plugin_call(metric, "in what it needs"):
+            check_requirements(
+                metric,
+                n=n,
+                dimension=dimension if features else None,
+                has_labels=labels is not None,
+                labels=labels if stratified else None,
+                has_real_images=has_real_images if features else None,
+                real_images=real_images if features else None,
+            )
+
+
 @dataclass
 class Execution:
     """How the cells are executed: none of it changes a number.
@@ -128,8 +173,8 @@ class Execution:
         checkpoint: images between two checkpoints of a cell; None is a tenth of a block.
         stop: asked after each checkpoint, after each step of a converged solution, and while waiting for another run;
             true ends the run there.
-        solving: entered with a number of images while their converged solution is computed; gives what is called after
-            each of the solver's steps, or None.
+        solving: entered with two numbers while a converged solution is computed: of the images that are solved now, and
+            of all images that the run needs solved; gives what is called after each of the solver's steps, or None.
         say: takes a line about what the run waits for.
     """
 
@@ -140,7 +185,7 @@ class Execution:
     team: Team = field(default_factory=Team)
     checkpoint: int | None = None
     stop: Callable[[], bool] = lambda: False
-    solving: Callable[[int], AbstractContextManager[OnStep | None]] = lambda _: nullcontext()
+    solving: Callable[[int, int], AbstractContextManager[OnStep | None]] = lambda images, total: nullcontext()
     say: Callable[[str], None] = note
 
 

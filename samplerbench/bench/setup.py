@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,7 +20,7 @@ from samplerbench.data.load import find_data
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import RunError, UserError
 from samplerbench.limits import MAX_BATCH, MAX_STEPS
-from samplerbench.metrics.extractors import DIGITS, Extractor, load_extractor
+from samplerbench.metrics.extractors import DIGITS, Extractor, known_dimension, load_extractor
 from samplerbench.metrics.metric import Layer, Metric
 from samplerbench.metrics.reference import (
     Reference,
@@ -28,6 +29,7 @@ from samplerbench.metrics.reference import (
     load_reference,
     measure,
     measure_once,
+    published_sizes,
 )
 from samplerbench.models.files import LoadOptions, check_no_prompts
 from samplerbench.models.model import Model
@@ -119,10 +121,61 @@ def pick_extractor(
     model: Model, features: str | None, weights: str | None, device: torch.device, metrics: Sequence[Metric] = ()
 ) -> Extractor:
     """The feature space asked for, else the one the model's card names, else Inception-v3; with the metrics' layers."""
+    return load_extractor(features_name(model, features), device, weights, [m.layer for m in metrics])
+
+
+def features_name(model: Model, features: str | None) -> str:
+    """The name of the feature space: `features`, else the one the model's card names, else Inception-v3.
+
+    Raises:
+        UserError: an empty name.
+    """
     if features is not None and not features.strip():
         raise UserError("--features is empty; name a feature space, or leave it out.")
-    name = features or model.features or "inception-v3-compat"
-    return load_extractor(name, device, weights, [m.layer for m in metrics])
+    return features or model.features or "inception-v3-compat"
+
+
+@dataclass(frozen=True)
+class RealSizes:
+    """What is known of the real side of a run before any weights are loaded.
+
+    Attributes:
+        n: how many real images there are; None where it is not known.
+        dimension: d, the number of features; None where it is not known.
+    """
+
+    n: int | None
+    dimension: int | None
+
+
+def look_at_reference(model: Model, data: str | None, features: str | None, weights: str | None) -> RealSizes:
+    """See that the real images, or their statistics, can be read and compared with the model's images.
+
+    It refuses what `pick_reference` refuses, as far as that takes neither the weights of a feature space nor features.
+
+    Raises:
+        UserError: data that cannot be read or compared.
+    """
+    dimension = known_dimension(features_name(model, features), weights)
+    source = reference_source(model, data)
+    if not source:
+        return RealSizes(DRAWS, dimension)
+    if source.endswith(".safetensors"):
+        reference = load_reference(user_path(source))
+        check_shape(model, reference.shape, source)
+        return RealSizes(reference.data["n"], len(reference.moments.mean))
+    if source.endswith(".npz") and (sizes := published_sizes(user_path(source))):
+        d, shape = sizes
+        check_shape(model, shape, source)
+        if dimension not in (None, d):
+            raise UserError(
+                f"{source} holds statistics of {d} features, but {features_name(model, features)} has {dimension}; "
+                "name the features they were taken in with --features."
+            )
+        return RealSizes(None, d)
+    images = load_data(source)
+    check_shape(model, images.shape_as_seen, images.name)
+    return RealSizes(len(images), dimension)
 
 
 class RealImages:
@@ -208,7 +261,7 @@ def reference_source(model: Model, data: str | None) -> str:
 def count_images(model: Model, data: str | None) -> int | None:
     """How many real images there are; None where nothing says it. No features are needed for it. Raises UserError."""
     if data is None and model.data is None:
-        return 10_000 if model.draws else None
+        return DRAWS if model.draws else None
     source = reference_source(model, data)
     if source.endswith(".safetensors"):
         known = load_reference(user_path(source)).data["n"]
@@ -262,7 +315,11 @@ def pick_reference(model: Model, data: str | None, extractor: Extractor) -> Refe
     return measure_once(images, extractor)
 
 
-def _drawn(model: Model, n: int = 10_000) -> ImageSet:
+DRAWS = 10_000
+"""Images that an exact problem draws as its own real ones."""
+
+
+def _drawn(model: Model, n: int = DRAWS) -> ImageSet:
     """Draws from an exact problem, quantised as generated images are."""
     return ImageSet(str(model.identity["source"]), "draws", quantise(model.real(n)[0]), None, None)
 

@@ -180,30 +180,34 @@ def run(
         sessions = [request.make_session(prepared, measured, s, store, rerun, team) for s in asked.seeds]
     if team.main and measured.reference is not None and any(isinstance(m, FID | FIDInfinity) for m in prepared.metrics):
         _warn_few(measured.n, len(measured.reference.moments.mean))
+    runs = [(session, cells) for session in sessions for cells in prepared.runs]
     jobs = [(session, cell) for session in sessions for cell in prepared.cells]
     outcomes: list[engine.Outcome | None] = [None] * len(jobs)
     watch = common.Interrupts(quiet=not team.main)
     interrupted = False
     try:
-        bars = common.Progress(len(jobs), not team.main, out / "run.log", lambda: _so_far(jobs, outcomes, prepared))
+        bars = common.Progress(len(runs), not team.main, out / "run.log", lambda: _so_far(jobs, outcomes, prepared))
         with _stdout_kept(as_json), watch, bars.running() as progress:
             for session in sessions:
                 session.execution.stop = watch.asked
                 session.execution.solving = progress.solution
             # Cells that another run works on come last, when they may be finished already.
             for wait in (False, True):
-                for i, (session, cell) in enumerate(jobs):
-                    if outcomes[i] is not None:
+                for session, cells in runs:
+                    cell, places = cells[0], [_place(jobs, session, cell) for cell in cells]
+                    if outcomes[places[0]] is not None:
                         continue
-                    total = measured.n * asked.blocks
+                    total, title = measured.n * asked.blocks, prepared.title(cell)
                     with (
                         suppress(engine.Claimed),
-                        progress.cell(cell.title, cell.steps, total, prepared.batch_size * team.size) as on_step,
+                        progress.cell(title, cell.steps, total, prepared.batch_size * team.size) as on_step,
                     ):
-                        outcomes[i] = outcome = engine.run_cell(session, cell, on_step, wait)
+                        outcome = engine.run_cell(session, cell, on_step, wait)
+                        for place, found in zip(places, engine.under_budgets(outcome, cells), strict=True):
+                            outcomes[place] = found
                         if outcome.trace:
                             say(outcome.trace, error=True)
-                        progress.done(_line(outcome))
+                        progress.done(_line(outcome, title))
         team.close()
     except (KeyboardInterrupt, Stopped):
         interrupted = True
@@ -229,15 +233,20 @@ def run(
         _show_published(jobs, outcomes, prepared)
         say(f"results and sample grids: {out}/", error=True)
     if interrupted:
-        finished = sum(o is not None for o in outcomes)
-        line = f"stopped; {finished} of {len(jobs)} cells are done and kept in {out}/. Run the same command to go on."
+        finished = sum(outcomes[_place(jobs, session, cells[0])] is not None for session, cells in runs)
+        line = f"stopped; {finished} of {len(runs)} cells are done and kept in {out}/. Run the same command to go on."
         _last_line(line, word)
         raise typer.Exit(130)
     if code := _exit_code(outcomes):
         if word is not None:
-            failed = sum(o is not None and o.error is not None for o in outcomes)
-            _last_line(f"{failed} of {len(jobs)} cells failed (see above).", word)
+            failed = len({id(o.error) for o in outcomes if o is not None and o.error is not None})
+            _last_line(f"{failed} of {len(runs)} cells failed (see above).", word)
         raise typer.Exit(code)
+
+
+def _place(jobs: Sequence[Any], session: Any, cell: Any) -> int:
+    """Which of the jobs a session's cell is."""
+    return next(i for i, (s, c) in enumerate(jobs) if s is session and c is cell)
 
 
 def _stdout_kept(as_json: bool) -> AbstractContextManager[Any]:
@@ -329,29 +338,28 @@ def _dry_run(prepared: Prepared) -> None:
         table.add_column(column, no_wrap=True)
     for column in ("steps", "NFE", "estimate"):
         table.add_column(column, justify="right")
+    names = prepared.names
     for row in found.rows:
-        cell = row.cell
-        name = f"converged solution of {', '.join(row.metrics)}" if row.metrics else cell.sampler.spec
+        cell, known = row.cell, row.cell.pending
+        guidance = names.plugin(known, "guidance")
+        solution = f"converged solution of {', '.join(row.metrics)}" + (f" + {guidance}" if guidance else "")
         table.add_row(
-            literal(name + (f" + {cell.guidance.spec}" if cell.guidance else "")),
-            literal(cell.spacing.spec if cell.spacing else "own"),
+            literal(solution if row.metrics else names.row(known)),
+            literal(names.plugin(known, "spacing") or "own"),
             str(cell.steps or "own"),
             f"≈ {row.nfe:.0f}" if row.measured else str(row.nfe),
-            "?" if row.seconds is None else f"{row.seconds:.0f} s",
+            f"{row.seconds:.0f} s",
         )
     screen = console()
     screen.print(table)
     seeds = len(asked.seeds)
     screen.print(
-        f"{len(prepared.cells) * seeds} cells of {'?' if found.n is None else found.n} x {asked.blocks} images; about "
+        f"{len(prepared.runs) * seeds} cells of {found.n} x {asked.blocks} images; about "
         f"{found.seconds * seeds / 60:.1f} minutes of sampling on {prepared.model.device}, measured at "
         f"{1 / found.evaluation:.0f} evaluations/s."
     )
     if any(row.metrics for row in found.rows):
-        screen.print(
-            "A converged solution is computed once for all cells with the same guidance, if one of them is "
-            "deterministic."
-        )
+        screen.print("A converged solution is computed once for all cells with the same guidance.")
     if any(row.measured for row in found.rows):
         screen.print("≈: measured on two images.")
     for cell in prepared.cells:
@@ -379,19 +387,16 @@ def _warn_few(n: int, dim: int) -> None:
         )
 
 
-def _line(outcome: Any) -> str:
+def _line(outcome: Any, title: str) -> str:
     from samplerbench.report.table import format_nfe, format_value
-    from samplerbench.results.record import row_name
 
     record = outcome.record
-    own = f"a budget of {record['budget']}" if record.get("budget") else "its own steps"
-    title = f"{row_name(record)}, " + (f"{record['steps']} steps" if record["steps"] else own)
     if outcome.error is not None:
         return f"{title}: failed: {outcome.error}"
-    values = "".join(f"{name} {format_value(m['value'])}  " for name, m in record["metrics"].items())
+    values = "".join(f"{name} {format_value(m['value'])}, " for name, m in record["metrics"].items())
     timed = "" if record["seconds"] is None else f"{record['seconds']:.1f} s"
     how = "from an earlier run" if outcome.reused else timed
-    return f"{title}: {values}NFE {format_nfe(record['nfe'])}  {how}"
+    return f"{title}: {values}NFE {format_nfe(record['nfe'])}" + (f", {how}" if how else "")
 
 
 def _show(records: list[dict[str, Any]], metrics: list[Any], floor: tuple[float, float, int] | None = None) -> None:

@@ -77,22 +77,7 @@ def load_extractor(
     Raises:
         UserError: an unknown name, or weights that are absent or do not fit.
     """
-    registry = _registry()
-    if name not in registry and is_dir(name):
-        folder = user_path(name)
-        name, weights = trained_name(folder), str(folder)
-        cls = registry[DIGITS]
-    elif name not in registry:
-        raise UserError(
-            f'no feature extractor "{name}".{did_you_mean(name, registry)} Known: {", ".join(sorted(registry))}; '
-            "or a folder written by `samplerbench train features`."
-        )
-    else:
-        cls = registry[name]
-    if weights is not None and not weights.strip():
-        raise UserError("--features-weights is empty; name a weights file, or leave it out.")
-    if weights is not None and not user_path(weights).exists():
-        raise UserError(f"the weights {weights} of the features {name} are not there.")
+    name, weights, cls = _find(name, weights)
     layer = cls.get_default_feature_layer_for_metric("fid")
     try:
         wanted = {m: cls.get_default_feature_layer_for_metric(m) for m in dict.fromkeys(("fid", *metrics))}
@@ -134,6 +119,47 @@ def _misfit(error: Exception) -> str:
             several = "one tensor is" if len(keys) == 1 else f"{len(keys)} tensors are"
             return f"{several} {what}, the first {shorten(keys[0])}."
     return shorten(text, 300)
+
+
+def known_dimension(name: str, weights: str | None = None) -> int | None:
+    """d, the number of an extractor's features, without its weights; None where only they tell it.
+
+    Args:
+        name, weights: as for `load_extractor`.
+
+    Raises:
+        UserError: an unknown name, or weights that are not there.
+    """
+    from samplerbench.assets import asset
+
+    name, weights, cls = _find(name, weights)
+    if cls is _registry()[DIGITS]:
+        folder = asset("digits-features") if weights is None else user_path(weights)
+        found = read_json(Path(folder) / "config.json", f"no feature network in {folder}").get("features")
+        return found if isinstance(found, int) else None
+    layer = str(cls.get_default_feature_layer_for_metric("fid"))
+    return int(layer) if layer.isdecimal() else None  # torch-fidelity calls Inception's layers by their size
+
+
+def _find(name: str, weights: str | None) -> tuple[str, str | None, Any]:
+    """The name, weights and class of an extractor; a folder of `train features` is its weights. Raises UserError."""
+    registry = _registry()
+    if name not in registry and is_dir(name):
+        folder = user_path(name)
+        name, weights = trained_name(folder), str(folder)
+        cls = registry[DIGITS]
+    elif name not in registry:
+        raise UserError(
+            f'no feature extractor "{name}".{did_you_mean(name, registry)} Known: {", ".join(sorted(registry))}; '
+            "or a folder written by `samplerbench train features`."
+        )
+    else:
+        cls = registry[name]
+    if weights is not None and not weights.strip():
+        raise UserError("--features-weights is empty; name a weights file, or leave it out.")
+    if weights is not None and not user_path(weights).exists():
+        raise UserError(f"the weights {weights} of the features {name} are not there.")
+    return name, weights, cls
 
 
 @contextlib.contextmanager

@@ -118,15 +118,10 @@ def load_published(file: Path, extractor: Extractor) -> Reference | None:
     Raises:
         UserError: not an npz, statistics of another number of features, or not those of a distribution.
     """
-    try:
-        shapes = _npz_headers(file, ("mu", "sigma", *IMAGES))
-    except Exception as error:  # zipfile and numpy raise many types on a damaged or odd archive
-        raise UserError(f"{file} cannot be read as an npz file ({_first_line(error)}).") from None
-    if "mu" not in shapes or "sigma" not in shapes:
+    sizes = published_sizes(file)
+    if sizes is None:
         return None
-    d = shapes["mu"][0] if len(shapes["mu"]) == 1 else 0
-    if not d or shapes["sigma"] != (d, d):
-        raise UserError(f"{file}: mu is {shapes['mu']} and sigma {shapes['sigma']}; not (d,) and (d, d).")
+    d, shape = sizes
     dimension = extractor(torch.zeros(1, 1, 32, 32, dtype=torch.uint8)).shape[1]
     if dimension != d:
         raise UserError(
@@ -141,10 +136,29 @@ def load_published(file: Path, extractor: Extractor) -> Reference | None:
         raise UserError(f"{file} cannot be read as an npz file ({_first_line(error)}).") from None
     moments = _moments(file, mean, covariance, None)
     described = {"name": file.stem, "split": "published statistics", "n": None, "sha256": sha256}
+    return Reference(moments, described, extractor.identity, shape)
+
+
+def published_sizes(file: Path) -> tuple[int, tuple[int, int, int] | None] | None:
+    """Of published statistics: d, and the shape (C, H, W) of images beside them; None for a file without statistics.
+
+    Only the headers of the arrays are read.
+
+    Raises:
+        UserError: not an npz, or `mu` and `sigma` of other shapes than (d,) and (d, d).
+    """
+    try:
+        shapes = _npz_headers(file, ("mu", "sigma", *IMAGES))
+    except Exception as error:  # zipfile and numpy raise many types on a damaged or odd archive
+        raise UserError(f"{file} cannot be read as an npz file ({_first_line(error)}).") from None
+    if "mu" not in shapes or "sigma" not in shapes:
+        return None
+    d = shapes["mu"][0] if len(shapes["mu"]) == 1 else 0
+    if not d or shapes["sigma"] != (d, d):
+        raise UserError(f"{file}: mu is {shapes['mu']} and sigma {shapes['sigma']}; not (d,) and (d, d).")
     images = next((shapes[name] for name in IMAGES if name in shapes), ())
     height, width, channels = (*images[1:], 1)[:3] if len(images) in (3, 4) else (0, 0, 0)
-    shape = (channels, height, width) if height else None
-    return Reference(moments, described, extractor.identity, shape)
+    return d, (channels, height, width) if height else None
 
 
 def load_reference(file: Path) -> Reference:

@@ -147,7 +147,8 @@ def _cell(record: Record | None, metric: str, best: dict[str, Any] | None) -> Te
 
 
 def long_table(records: Sequence[Record]) -> WideTable:
-    """One row per cell: what it cost, and what it gave."""
+    """One row per cell: what it cost, and what it gave. Cells that differ in their budget alone are one row."""
+    records = _sampled(records)
     metrics = list(dict.fromkeys(m for r in records for m in r["metrics"]))
     spacings = RowNames(records)
     extra = any(r.get("classifier_forward") for r in records)
@@ -177,6 +178,15 @@ def long_table(records: Sequence[Record]) -> WideTable:
     if untimed := [r for r in records if "metrics" in r and r.get("seconds", 0.0) is None]:
         table.caption = untimed_note(untimed)
     return table
+
+
+def _sampled(records: Sequence[Record]) -> list[Record]:
+    """The records without those that repeat another one under another budget of evaluations."""
+    found: dict[Any, Record] = {}
+    for i, r in enumerate(records):
+        same = r.get("budget") is not None and "unmet" not in r and not r.get("pending") and r.get("protocol")
+        found.setdefault((same, r.get("seed")) if same else i, r)
+    return list(found.values())
 
 
 def _time(value: float | None) -> str:

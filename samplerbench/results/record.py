@@ -20,11 +20,6 @@ NOT_STORED = frozenset({"error", "unmet", "pending", "key"})
 """What marks the rows of a table that have no result; a stored record has none of them."""
 
 
-def row_name(record: Record) -> str:
-    """The row of a result in a table: the sampler, and its guidance if it has one."""
-    return record["sampler"] + (f" + {record['guidance']}" if record["guidance"] else "")
-
-
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Positive = Annotated[int, Field(ge=1, le=10**12)]
 Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
