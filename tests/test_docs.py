@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"), key=lambda page: (page.name == "cli.md", page.name))
 LINKING = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
-LONG = {"choosing", "cli", "lectures", "tutorial"}
+LONG = {"README", "choosing", "cli", "lectures", "tutorial"}
 """Pages with many commands, half a minute of them."""
 LANGUAGES = {"bash", "python", "toml", "text", "diff"}
 
@@ -323,7 +323,7 @@ def test_what_is_skipped_is_there() -> None:
         ("run -s ddim --steps 1,2,50 --n 4 --blocks 5", "run -s ddim --steps 1,2 --n 4 --blocks 2"),
         ("run -s ddim --nfe 3,10,20 --metric gap", "run -s ddim --nfe 3,4 --metric gap:images=1,tol=0.01 --n 5"),
         ("run -s ddim --steps 1 --n 50 --batch-size 1", "run -s ddim --steps 1 --n 2 --batch-size 1"),
-        ("run a.toml --out b", "run a.toml --out b --n 5 --dry-run --batch-size 5"),
+        ("run a.toml --out b", "run a.toml --out b --dry-run --batch-size 5"),
         ("train features --data digits --seed 1", "train features --data my-images --seed 1 --steps 2 --batch-size 8"),
         ("check ddim", "check ddim"),
         ("report results", "report results --format md,latex,csv,json,html"),

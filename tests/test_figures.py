@@ -484,7 +484,7 @@ ERRORS = {
     "forward a.png --timesteps 1000": "--timesteps 1000: the model has the timesteps 0 to 999.",
     "forward a.png --timesteps 1.5": '--timesteps 1.5: "1.5" is no whole number',
     "forward a.png --timesteps 1 --sigmas 1": "--timesteps, --sigmas and --columns all say",
-    "forward a.png --n 2000": "digits has 1797 images, and 2000 are asked for.",
+    "forward a.png --n 2000": "digits has 1797 images; 2000 are needed here.",
     "forward a.png --model exact:gaussian,shape=3x4x4 --data digits": "digits has images of 1x8x8, the model makes 3x4",
     "forward a.png --model unknown": "the model does not say what it was trained on; name the real images with --data.",
     "forward nowhere/else/a.png/b.png": "cannot write",

@@ -43,7 +43,9 @@ DETERMINISTIC = [*ORDERS, "pf-ode:solver=rk45"]
 
 
 @pytest.mark.parametrize("problem", ["gaussian", "mixture"])
-@pytest.mark.parametrize("spec", ORDERS)
+@pytest.mark.parametrize(
+    "spec", [pytest.param(s, marks=[pytest.mark.slow] if s.startswith("ipndm") else []) for s in ORDERS]
+)
 def test_measured_order_is_the_theorys(spec: str, problem: str) -> None:
     sampler = registry.parse("sampler", spec)
     slope, _ = measure_order(sampler, problem)

@@ -297,7 +297,7 @@ def test_a_run_takes_a_valid_record_and_sets_any_other_aside(
                 assert err == ""
                 outcome = engine.run_cell(run, cell)
                 assert outcome.reused
-                _line(outcome)
+                _line(outcome, "a cell")
                 long_table([outcome.record])
                 steps_table([outcome.record], "fid")
     assert aside > 100

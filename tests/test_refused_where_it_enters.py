@@ -332,6 +332,7 @@ def distribution(folder: Path, name: str, points: bytes) -> Path:
     return info
 
 
+@pytest.mark.slow
 def test_a_run_works_beside_a_damaged_distribution(tmp_path: Path) -> None:
     """torch and pydantic alone raise UnicodeDecodeError there."""
     distribution(tmp_path, "bad", b"[samplerbench.samplers]\n\xff\xfe = x:Y\n")
