@@ -172,7 +172,8 @@ def run(
     if team.main and team.size > 1:
         word = last_word.promise(
             "samplerbench: a process of this run has ended unexpectedly (see above). Nothing finished is lost: "
-            f"finished cells and the last checkpoint are in {printable(out)}/. Run the same command again to continue."
+            f"finished cells and the last checkpoint are kept in {printable(out)}/. "
+            "Run the same command again to continue."
         )
     _prepare(store, team)
     with _stdout_kept(as_json):
