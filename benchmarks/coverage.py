@@ -93,7 +93,7 @@ def gaussian(metric: str, n: int) -> list[Source]:
         real_seeds = itertools.count(10**6)
 
         def of_kernel(x: Tensor, v: Tensor = variances, seeds: Iterator[int] = real_seeds) -> tuple[float, float]:
-            # The real side is drawn anew, too: its share is in the standard error.
+            # The real images are also redrawn: their share is in the standard error.
             return squared_mmd(x, vectors(4 * n, v, 0.0, 1.0, next(seeds)))
 
         title = f"Gaussian, d = {d}, shift {shift}, scale {scale}"

@@ -25,7 +25,7 @@ class DEIS(Sampler):
     time t (tAB), σ (ρAB), or log σ, as in diffusers. Order r of the polynomial is order r+1 of convergence.
     The last interval, to σ = 0, is x ← D.
 
-    The first steps are of lower order. From large σ, where D hardly changes in them, that leaves the order as it is;
+    The first steps are of lower order. From large σ, where D hardly changes during them, the order is not reduced;
     started at a level of the size of the data it is 2 at most, unless start=singlestep makes the first r-1 steps with
     DPM-Solver-r, each with r-1 evaluations more.
     """
@@ -98,7 +98,7 @@ def _in_sigma(levels: list[float], t: float) -> tuple[Array, Array, Array]:
 
 
 def _in_log_sigma(levels: list[float], t: float) -> tuple[Array, Array, Array]:
-    """In u = log(σ/s), where dσ = s eᵘ du: in σ the logarithm is no polynomial, and a coarse step loses digits."""
+    """In u = log(σ/s), where dσ = s eᵘ du: in σ the logarithm is not a polynomial, and a coarse step loses digits."""
     s = levels[0]
     length = math.log(t / s)
     points, weights = _panels(np.linspace(0.0, length, 2 + int(-length / 5)))

@@ -31,7 +31,7 @@ class DiffusersScheduler(Sampler):
     Source: https://github.com/huggingface/diffusers, as installed; each scheduler's own documentation names its paper.
 
     The scheduler keeps its own timesteps, which its own parameters set (`timestep_spacing=trailing`), and its own
-    float32 tables, made from the model's noise levels; --spacing has no say. As in a pipeline it is given what the
+    float32 tables, made from the model's noise levels; --spacing is not used. As in a pipeline it is given what the
     model predicts, made from D: ε = (x - D)/σ, v = (ε - σ D)/√(1+σ²), or D itself; and ε where it does not take what
     the model predicts. Its noise is this toolkit's, so sample i stays a function of seed and i.
     A sampler goes from noise to an image with a network's predictions alone. Refused are schedulers that go the other
@@ -73,7 +73,7 @@ class DiffusersScheduler(Sampler):
         made = cls(**(neutral | schedule | self._settings(cls)))
         try:
             made.set_timesteps(len(sigmas) - 1, device=x.device)
-        except Exception as error:  # whatever a scheduler says of a number of steps
+        except Exception as error:  # whatever a scheduler raises for a number of steps
             raise UserError(f"diffusers/{self.scheduler} cannot make {len(sigmas) - 1} steps: {error}") from None
         # Schedulers over σ keep x₀ + σ z as we do; the others keep it scaled by √ᾱ. The first noise tells which.
         in_sigma = float(made.init_noise_sigma) > 1.01
@@ -127,7 +127,7 @@ class DiffusersScheduler(Sampler):
         try:
             with _our_noise(made, lambda: x):
                 made.step(x, made.timesteps[0], x)
-        except (NotImplementedError, ValueError):  # as they say that they do not
+        except (NotImplementedError, ValueError):  # how a scheduler says that it does not support this
             return "epsilon"
         return prediction
 
@@ -162,7 +162,7 @@ def _some_timesteps(scheduler: Any) -> list[float]:
     for steps in (10, 4, 1):
         try:
             scheduler.set_timesteps(steps)
-        except Exception:  # whatever a scheduler says of a number of steps
+        except Exception:  # whatever a scheduler raises for a number of steps
             continue
         return [float(t) for t in scheduler.timesteps]
     return []

@@ -281,7 +281,7 @@ def _check_needs(prepared: Prepared) -> bool | None:
     """Check what can be checked before any weights are fetched or any image is read.
 
     Returns:
-        Whether the real images are at hand, and not only their statistics; None where there is no reference.
+        Whether the real images are available, and not only their statistics; None where there is no reference.
 
     Raises:
         UserError: what a metric lacks.

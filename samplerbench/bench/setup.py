@@ -214,7 +214,7 @@ class RealImages:
 
 
 def has_real_images(model: Model, data: str | None) -> bool:
-    """Whether the real images are at hand, and not only their statistics. Raises UserError where neither is named."""
+    """Whether the real images are available, and not only their statistics. Raises UserError where neither is named."""
     source = reference_source(model, data)
     if source.endswith(".npz"):
         return not holds_only_statistics(user_path(source))

@@ -47,7 +47,7 @@ def as_scheduler(
         sampler: a spec ("dpm++:order=3", "./mine.py:Mine") or an instance.
         scheduler: who knows the model's noise schedule, prediction type, clipping and variance: the pipeline's present
             scheduler, its configuration with "_class_name", a folder (of the scheduler or of the pipeline), or a hub
-            id. What it says of how to sample has no say.
+            id. What it says about how to sample is ignored.
         spacing: a spec or an instance; None is the sampler's own.
         seed: None draws the noise of the steps from the pipeline's `generator`, as diffusers' schedulers do. A number
             draws it as `samplerbench.sample` does: image i of the batch has the noise of sample i, in every call.

@@ -216,7 +216,7 @@ def check_requirements(
         dimension: d, the number of features.
         has_labels: whether the generated images have labels.
         labels: (n,) int64, where the number of images of each label is fixed (`Context.stratified`).
-        has_real_images: whether the real images are at hand, and not only their statistics.
+        has_real_images: whether the real images are available, and not only their statistics.
         real_images: how many real images there are.
 
     Raises:

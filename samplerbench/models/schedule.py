@@ -23,7 +23,7 @@ VP_SCHEDULERS = (
     *("EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"),
     *("DEISMultistepScheduler", "HeunDiscreteScheduler"),
 )
-"""Schedulers whose configuration says ᾱ; which solver they are has no say here."""
+"""Schedulers whose configuration says ᾱ; which solver they are does not matter here."""
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
