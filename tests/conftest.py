@@ -17,6 +17,8 @@ from samplerbench.metrics.extractors import Extractor
 from samplerbench.metrics.reference import Reference
 from samplerbench.models import Model
 from samplerbench.results.store import Store
+from samplerbench.sampling import Denoiser, Prediction, Sigma
+from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 CPU = torch.device("cpu")
 
@@ -56,6 +58,18 @@ def labels(digits: Model) -> Tensor:
     """As many labels as there are real digits, (1797,), in the data's own proportions; so is every prefix."""
     assert digits.class_counts is not None
     return balanced_labels(sum(digits.class_counts), digits.class_counts)
+
+
+class Half(Denoiser):
+    """D(x; σ) = x/2 at every σ."""
+
+    levels, process = torch.linspace(0.1, 10, 10).double(), VARIANCE_PRESERVING
+
+    def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
+        return Prediction(x / 2)
+
+    def rows(self, index: Tensor) -> Denoiser:
+        return self
 
 
 def make_cell(model: Model, sampler: str, spacing: str | None, steps: int, guidance: str = "none") -> engine.Cell:

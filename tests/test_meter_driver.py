@@ -8,16 +8,15 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import CPU, make_cell, run_images
+from conftest import CPU, Half, make_cell, run_images
 from torch import Tensor
 
 from samplerbench import registry
 from samplerbench.bench import engine, setup
 from samplerbench.errors import RunError, UserError
 from samplerbench.models import Model
-from samplerbench.sampling import Denoiser, Noise, Prediction, Sampler, Sigma, Step, intervals
+from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals
 from samplerbench.sampling.driver import drive
-from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 SAMPLERS = [
     *sorted({entry.name for entry in registry.entries("sampler")} - {"autoencoder-prior"}),
@@ -56,16 +55,6 @@ def test_classifier_passes_are_reported_beside_nfe(digits: Model, make_session: 
 
 
 # --- The driver -----------------------------------------------------------------------------------------------------
-
-
-class Half(Denoiser):
-    levels, process = torch.linspace(0.1, 10, 10).double(), VARIANCE_PRESERVING
-
-    def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
-        return Prediction(x / 2)
-
-    def rows(self, index: Tensor) -> Denoiser:
-        return self
 
 
 Method = Callable[[Denoiser, Tensor, Tensor, Noise], Iterator[Step]]

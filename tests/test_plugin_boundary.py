@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_cell
+from conftest import Half, make_cell
 from rich.console import Console
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _len_torch_function_stack, _pop_torch_function_stack
@@ -38,7 +38,6 @@ from samplerbench.models import Model
 from samplerbench.report.table import steps_table
 from samplerbench.sampling import Denoiser, Guidance, Noise, Prediction, Sampler, Sigma, Spacing, Step, driver
 from samplerbench.sampling.guidance import evaluations_of, guide
-from samplerbench.sampling.process import VARIANCE_PRESERVING
 from samplerbench.sampling.sampler import planned_nfe
 from samplerbench.sampling.spacing import make_grid
 from samplerbench.testing.checks import run_checks
@@ -47,16 +46,6 @@ GRID = torch.tensor([8.0, 4.0, 2.0, 0.0], dtype=torch.float64)
 START = torch.ones(2, 1, 4, 4)
 
 MakeSession = Callable[..., engine.Session]
-
-
-class Half(Denoiser):
-    levels, process = torch.linspace(0.1, 10, 10).double(), VARIANCE_PRESERVING
-
-    def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
-        return Prediction(x / 2)
-
-    def rows(self, index: Tensor) -> Denoiser:
-        return self
 
 
 @dataclass(frozen=True)
