@@ -104,7 +104,7 @@ def others(
     for _ in range(repeats):
         x = population[draw(classes, wanted, n, rng, replace=True)]
         values = {"fid": frechet_distance(Moments.of(x), reference)}
-        if n >= FIDInfinity.fewest_per_feature * features.shape[1]:
+        if n >= FIDInfinity.min_images_per_feature * features.shape[1]:
             values["fid-inf"] = extrapolate(x, reference, 15, wanted if mode == "balanced" else None)[0]
             if mode == "balanced":
                 values["  taken for independent draws"] = extrapolate(x, reference, 15)[0]

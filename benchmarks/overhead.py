@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +108,14 @@ class Bench:
     def job(self, spec: str) -> Job:
         """The run of a sampler under the budget, counted once."""
         import torch
+        from samplerbench_plugins.analytic_dpm import AnalyticDPM
 
         from samplerbench import registry
         from samplerbench.bench import engine, setup
+        from samplerbench.bench.generate import SamplerOnModel
         from samplerbench.data.pixels import quantise
+        from samplerbench.models.runner import how_run
+        from samplerbench.sampling import Inputs
         from samplerbench.sampling.meter import Meter
 
         model, batch = self.model, self.chosen.batch
@@ -122,20 +126,23 @@ class Bench:
         if unmet:
             raise SystemExit(f"{spec}: {unmet[0].record['unmet']}")
         cell, index = cells[0], torch.arange(batch)
-        if model.data is None:
+        generator: Any
+        if model.data is None and isinstance(sampler, AnalyticDPM):
             # With random weights there are no data to estimate them from; any values cost the same time.
-            model._variances |= {s: s * s / (1 + s * s) for s in cell.sigmas.tolist()}
-        engine.prepare(model, cell)
+            variances = {s: s * s / (1 + s * s) for s in cell.sigmas.tolist()}
+            generator = SamplerOnModel(model, replace(cell, method=sampler.with_state(variances=variances)))
+        else:
+            generator = engine.prepare(model, cell)
         found: dict[str, Any] = {}
 
         def run() -> None:
-            with Meter(model.network, model.classifiers) as meter:
-                for part in engine.generate(model, cell, index, self.labels, 0, batch):
+            with Meter(generator.network, generator.beside) as meter:
+                for part in generator.generate(index, Inputs(batch, self.labels), 0, batch):
                     found["pixels"], found["stochastic"] = quantise(part.images), part.stochastic
                     found["replayed"] = part.uncounted.network
             found["nfe"] = (meter.network + found["replayed"]) / batch
 
-        for _ in range(3 if model.graphs else 1):  # a graph is made after the first batch
+        for _ in range(3 if how_run(model.network).graphs else 1):  # a graph is made after the first batch
             run()
         nfe = round(found["nfe"])
         # The network itself, without what samplerbench has put around it.

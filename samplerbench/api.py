@@ -106,13 +106,13 @@ def sample(
         n=n,
         batch_size=setup.parse_batch_size(batch_size),
     )
-    found = prepared.labels(n)
+    inputs = prepared.inputs(n)
     cell = prepared.cells[0]
     with (
         progress_bars(1, quiet).running() as progress,
         progress.cell(cell.title, cell.steps, n, prepared.batch_size) as on_step,
     ):
-        batches = engine.generate(prepared.model, cell, torch.arange(n), found, seed, prepared.batch_size, on_step)
+        batches = engine.generate(prepared.model, cell, torch.arange(n), inputs, seed, prepared.batch_size, on_step)
         return torch.cat([quantise(batch.images).cpu() for batch in batches])
 
 
@@ -317,7 +317,7 @@ def _prepare(
 def _check_sources(prepared: Prepared) -> None:
     """Raise UserError for a plugin that an edited one could not be told from: its results must not be kept."""
     plugins: list[Configurable | None] = [*prepared.metrics, *prepared.guidances]
-    plugins += [p for cell in prepared.cells for p in (cell.sampler, cell.spacing)]
+    plugins += [p for cell in prepared.cells for p in (cell.method, cell.spacing)]
     for plugin in plugins:
         if plugin is not None and not describe_plugin(plugin)["source"]:
             raise UserError(

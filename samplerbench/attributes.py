@@ -17,25 +17,28 @@ def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _names(value: Any) -> bool:
-    return isinstance(value, frozenset) and all(isinstance(name, str) for name in value)
-
-
 TEXT = (_text, "a text")
 NAME = (lambda value: value is None or _text(value), "a name or None")
-NAMES = (_names, "a frozenset of names")
 FLAG = (lambda value: isinstance(value, bool), "True or False")
 
 ATTRIBUTES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
     "sampler": {
-        "needs": NAMES,
         "spacing": NAME,
         "own_grid": FLAG,
         "even_in": _one_of("log sigma", "sigma"),
         "uniform_steps_only": FLAG,
     },
-    "guidance": {"needs": NAMES, "bayes": FLAG, "clip": _one_of("after", "before")},
+    "guidance": {
+        "needs_condition": FLAG,
+        "needs_labels": FLAG,
+        "needs_unconditional": FLAG,
+        "differentiates": FLAG,
+        "bayes": FLAG,
+        "clip": _one_of("after", "before"),
+    },
+    "generator": {"needs_labels": FLAG},
     "metric": {
+        "of": _one_of("samples", "data"),
         "better": _one_of("lower", "higher"),
         "layer": _one_of("fid", "kid", "isc", "prc"),
         "ordered": FLAG,
@@ -43,7 +46,10 @@ ATTRIBUTES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "needs_reference": FLAG,
         "needs_real_images": FLAG,
         "needs_labels": FLAG,
+        "needs_prompts": FLAG,
+        "needs_truth": FLAG,
         "needs_class_pairs": FLAG,
+        "feature_space": (lambda value: isinstance(value, str), "a text"),
     },
 }
 """For each kind of plugin, its attributes: a test of the value, and what the value must be."""

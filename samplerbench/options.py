@@ -10,13 +10,14 @@ Python or from a spec string, so an instance that exists is valid.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import inspect
 import sys
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_INTEGER
@@ -169,10 +170,28 @@ class Configurable:
                 ) from None
             object.__setattr__(self, parameter.name, converted)
 
+    bound_evaluations: ClassVar[int] = 0
+    """Network evaluations (rows) of the estimates that a bound instance uses; set by `with_state` in `bind`."""
+
     @classmethod
     def label(cls) -> str:
         """The registered name, or the class's name where it is not registered."""
         return cls.name or cls.__name__
+
+    def with_state(self, **state: Any) -> Self:
+        """A copy with further attributes, which are no parameters: for `bind`.
+
+        They are part of neither the spec nor equality, and a copy has those of the instance it is made from.
+
+        Raises:
+            TypeError: one of them is a parameter.
+        """
+        if parameters := [name for name in state if name in parameters_of(type(self))]:
+            raise TypeError(f"{parameters[0]} is a parameter; use dataclasses.replace to change it")
+        made = copy.copy(self)
+        for name, value in state.items():
+            object.__setattr__(made, name, value)
+        return made
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.denoising import inputs_of, labelled
 from torch import Tensor
 
 from samplerbench import registry
@@ -76,7 +77,7 @@ def make_cell(model: Model, sampler: str, spacing: str | None, steps: int, guida
     """The one cell of these specs."""
     (cell,), _ = engine.plan(
         model,
-        [registry.parse("sampler", sampler)],
+        [setup.pick_method(sampler)],
         [steps],
         [setup.pick_guidance(guidance)],
         lambda chosen: setup.pick_spacing(chosen, spacing),
@@ -100,7 +101,7 @@ def run_images(
     """Images (n, C, H, W) in [-1, 1] of the samples `index` (0 … n-1 unless given), each with its own label."""
     index = torch.arange(n) if index is None else index
     cell = make_cell(model, sampler, spacing, steps, guidance)
-    given = None if labels is None else labels[index]
+    given = inputs_of(model, None if labels is None else labels[index], len(index))
     return torch.cat([batch.images for batch in engine.generate(model, cell, index, given, seed, batch_size)])
 
 
@@ -114,7 +115,9 @@ def make_session(
         n: int = 8, seed: int = 0, batch_size: int = 256, model: Model = digits, rerun: bool = False
     ) -> engine.Session:
         metrics = [registry.parse("metric", "fid")]
-        measurement = engine.Measurement(model, reference, extractor, metrics, labels[:n], "balanced", n, seed)
+        measurement = engine.Measurement(
+            model, reference, extractor, metrics, labelled(labels[:n]), "balanced", n, seed
+        )
         return engine.Session(measurement, engine.Execution(Store(tmp_path), batch_size, rerun))
 
     return make

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_cell
+from support.denoising import denoiser
 from torch import Tensor
 
 from samplerbench import cli, registry
 from samplerbench.bench import engine
-from samplerbench.models import Model
+from samplerbench.models import Model, posterior_variances
 from samplerbench.models.exact import ExactModel, exact
+from samplerbench.models.sample import bind
 from samplerbench.sampling import Noise
 from samplerbench.sampling.driver import drive
 from samplerbench.sampling.meter import Meter
@@ -38,19 +40,19 @@ def gaussian() -> ExactModel:
     return exact("gaussian", shape="1x4x4")
 
 
-def posterior_variances(model: ExactModel, sigma: float) -> Tensor:
+def variances_at(model: ExactModel, sigma: float) -> Tensor:
     """Var[x₀ᵢ | x] = vᵢ σ²/(vᵢ + σ²) of each dimension, (d,): the same for every x."""
     v = model.problem.variances.flatten()
     return v * sigma**2 / (v + sigma**2)
 
 
 def kappa(model: ExactModel, sigma: float) -> float:
-    return float(posterior_variances(model, sigma).mean())
+    return float(variances_at(model, sigma).mean())
 
 
 def standard_error(model: ExactModel, sigma: float) -> float:
     """Of κ estimated from n images: the mean of n·d squares of independent N(0, κᵢ), each of variance 2κᵢ²."""
-    each = posterior_variances(model, sigma)
+    each = variances_at(model, sigma)
     return math.sqrt(2 * float(each.square().sum()) / (IMAGES * len(each) ** 2))
 
 
@@ -62,7 +64,7 @@ def run(model: Model, spec: str, grid: Tensor, batch: int) -> Tensor:
     index = torch.arange(batch)
     x = model.prior(normal(0, Purpose.PRIOR, index, 0, model.shape), float(grid[0]))
     noise = Noise(0, index, model.shape, torch.float64)
-    return drive(registry.parse("sampler", spec), model.denoiser(None, batch), x, grid, noise)
+    return drive(bind(model, registry.parse("sampler", spec), grid), denoiser(model, None, batch), x, grid, noise)
 
 
 # --- The variance ---------------------------------------------------------------------------------------------------
@@ -71,9 +73,10 @@ def run(model: Model, spec: str, grid: Tensor, batch: int) -> Tensor:
 @pytest.mark.usefixtures("cache")
 def test_the_estimate_is_the_closed_form() -> None:
     model, grid = gaussian(), torch.tensor([150.0, 20.0, 3.0, 0.7, 0.2, 0.05, 0.0], dtype=torch.float64)
-    model.estimate_posterior_variances(grid)
+    found, _ = posterior_variances(model, grid)
+    assert list(found) == grid[:-1].tolist()
     for sigma in grid[:-1].tolist():
-        assert abs(model.posterior_variance(sigma) - kappa(model, sigma)) < 4.5 * standard_error(model, sigma)
+        assert abs(found[sigma] - kappa(model, sigma)) < 4.5 * standard_error(model, sigma)
         # κ = σ²(1 - σ²Γ) with Γ = E‖score‖²/d = mean 1/(vᵢ + σ²): the paper's form of the same number.
         gamma = float((1 / (model.problem.variances + sigma**2)).mean())
         assert sigma**2 * (1 - sigma**2 * gamma) == pytest.approx(kappa(model, sigma), rel=1e-7)
@@ -87,8 +90,8 @@ def test_the_estimate_is_the_mean_squared_error_of_the_denoiser() -> None:
     x0, _ = model.real(IMAGES)
     x = x0 + sigma * normal(0, Purpose.ESTIMATE, torch.arange(IMAGES), 0, model.shape)
     error = x0 - (mean + v / (v + sigma**2) * (x - mean))
-    model.estimate_posterior_variances(torch.tensor([sigma, 0.0], dtype=torch.float64))
-    assert model.posterior_variance(sigma) == pytest.approx(float(error.square().mean()), rel=1e-12)
+    found, _ = posterior_variances(model, torch.tensor([sigma, 0.0], dtype=torch.float64))
+    assert found[sigma] == pytest.approx(float(error.square().mean()), rel=1e-12)
 
 
 @pytest.mark.usefixtures("cache")
@@ -97,16 +100,15 @@ def test_the_reverse_variance_is_the_optimal_one(form: str) -> None:
     """Theorem 1 of Bao et al. 2022: for x_t given x_s the noise's variance plus what D leaves unknown of x₀."""
     model, s, t = gaussian(), 3.0, 0.7
     grid = torch.tensor([s, t, 0.3, 0.0], dtype=torch.float64)
-    model.estimate_posterior_variances(grid)
-    sampler = registry.parse("sampler", f"analytic-dpm:form={form}")
+    sampler = bind(model, registry.parse("sampler", f"analytic-dpm:form={form}"), grid)
     x = model.prior(normal(0, Purpose.PRIOR, torch.arange(3), 0, model.shape), s)
-    first = next(sampler.steps(model.denoiser(None, 3), x, grid, Noise(0, torch.arange(3), model.shape, x.dtype)))
+    first = next(sampler.steps(denoiser(model, None, 3), x, grid, Noise(0, torch.arange(3), model.shape, x.dtype)))
     z = normal(0, Purpose.STEP, torch.arange(3), 0, model.shape)
 
     u2 = t**2 * (1 - t**2 / s**2) if form == "ddpm" else 0.0
     c = math.sqrt(t**2 - u2) / s
     optimal = u2 + (1 - c) ** 2 * kappa(model, s)
-    x0 = model.denoiser(None, 3)(x, s)
+    x0 = denoiser(model, None, 3)(x, s)
     deviation = (first.x - (x0 + c * (x - x0))) / z
     assert float(deviation.max() - deviation.min()) < 1e-10
     variance = float(deviation.mean()) ** 2
@@ -119,12 +121,11 @@ def test_the_reverse_variance_is_the_optimal_one(form: str) -> None:
 def test_the_noise_of_the_last_step_but_one_is_at_most_y_grey_levels(y: float) -> None:
     model = gaussian()
     grid = torch.tensor([3.0, 2.0, 1.0, 0.0], dtype=torch.float64)
-    model.estimate_posterior_variances(grid)
-    sampler = registry.parse("sampler", f"analytic-dpm:y={y}")
+    sampler = bind(model, registry.parse("sampler", f"analytic-dpm:y={y}"), grid)
     x = model.prior(normal(0, Purpose.PRIOR, torch.arange(2), 0, model.shape), 3.0)
     noise = Noise(0, torch.arange(2), model.shape, x.dtype)
     sizes, before = [], x
-    for step in sampler.steps(model.denoiser(None, 2), x, grid, noise):
+    for step in sampler.steps(denoiser(model, None, 2), x, grid, noise):
         if step.sigma > 0 and step.x0 is not None:
             share = (step.sigma / {2.0: 3.0, 1.0: 2.0}[step.sigma]) ** 2
             z = normal(0, Purpose.STEP, torch.arange(2), len(sizes), model.shape)
@@ -142,7 +143,6 @@ def test_the_noise_of_the_last_step_but_one_is_at_most_y_grey_levels(y: float) -
 def test_few_steps_keep_more_of_the_variance_than_ddpm(form: str, steps: int) -> None:
     model, batch = gaussian(), 2000
     grid = grid_of(model, steps)
-    model.estimate_posterior_variances(grid)
     truth = model.problem.variances.flatten()
 
     def distance(spec: str) -> float:
@@ -162,8 +162,10 @@ def test_the_estimate_is_made_once_and_kept(cache: Path) -> None:
     grid = grid_of(gaussian(), 5)
 
     def estimate(model: ExactModel, levels: Tensor) -> int:
+        """The evaluations that it takes now. Those that it says are of these levels, whenever they were estimated."""
         with Meter(model.network) as meter:
-            model.estimate_posterior_variances(levels)
+            _, evaluations = posterior_variances(model, levels)
+        assert evaluations == (len(levels) - 1) * IMAGES
         return meter.network
 
     first = gaussian()
@@ -174,9 +176,7 @@ def test_the_estimate_is_made_once_and_kept(cache: Path) -> None:
 
     anew = gaussian()
     assert estimate(anew, grid) == 0
-    assert [anew.posterior_variance(s) for s in grid[:-1].tolist()] == [
-        first.posterior_variance(s) for s in grid[:-1].tolist()
-    ]
+    assert posterior_variances(anew, grid) == posterior_variances(first, grid)
     longer = torch.cat([torch.tensor([200.0], dtype=torch.float64), grid])
     assert estimate(anew, longer) == IMAGES
     assert estimate(exact("gaussian", shape="1x4x4", seed=1), grid) == 5 * IMAGES  # another model
@@ -190,8 +190,8 @@ def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, monkeypa
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SAMPLERBENCH_CACHE", str(tmp_path / "file"))
     model, grid = gaussian(), grid_of(gaussian(), 2)
-    model.estimate_posterior_variances(grid)
-    assert model.posterior_variance(float(grid[0])) > 0
+    found, _ = posterior_variances(model, grid)
+    assert found[float(grid[0])] > 0
 
 
 @pytest.mark.usefixtures("cache")
@@ -207,9 +207,16 @@ def test_the_estimate_is_no_evaluation_of_the_run(tmp_path: Path, capsys: pytest
     assert cold[0]["protocol"] == warm[0]["protocol"]
 
 
+@pytest.mark.usefixtures("cache")
 def test_a_level_that_was_not_estimated_is_an_error() -> None:
+    model = gaussian()
+    grid = torch.tensor([3.0, 1.0, 0.0], dtype=torch.float64)
+    sampler = bind(model, registry.parse("sampler", "analytic-dpm"), grid)
+    x = model.prior(normal(0, Purpose.PRIOR, torch.arange(2), 0, model.shape), 3.0)
+    noise = Noise(0, torch.arange(2), model.shape, x.dtype)
+    other = torch.tensor([3.0, 0.123, 0.0], dtype=torch.float64)
     with pytest.raises(KeyError):
-        gaussian().posterior_variance(0.123)
+        list(sampler.steps(denoiser(model, None, 2), x, other, noise))
 
 
 # --- What it is good for --------------------------------------------------------------------------------------------

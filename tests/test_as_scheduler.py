@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -541,17 +541,24 @@ class Idle(Euler):
         return iter(())
 
 
+@dataclass(frozen=True)
+class Older(Euler):
+    """Says what it needs as samplers of version 0.1 did."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"posterior variance"})
+
+
 @pytest.mark.parametrize(
     ("sampler", "says"),
     [
         ("pf-ode:solver=rk45", "sampler pf-ode cannot be a diffusers scheduler: it chooses its levels from the image"),
-        ("analytic-dpm", "it needs the model's posterior variance, and a scheduler sees only what the network says"),
-        ("autoencoder-prior", "it needs the model's autoencoder, and a scheduler sees only what the network says"),
+        ("analytic-dpm", "it needs more of the model than D, and a scheduler sees only the network's output"),
+        (Older(), "it needs more of the model than D, and a scheduler sees only the network's output"),
         ("heun:S_churn=10", "it changes the state before it first asks for D, and a pipeline asks the network first"),
         ("ddpm:variance=learned", "sampler ddpm: the model learned no variance; use variance=small or variance=large"),
         (Data(), "sampler Data cannot be a diffusers scheduler: the levels at which it asks for D depend on the image"),
         (Each(), "it asks for D at another level for each image, and a pipeline has one timestep for all"),
-        (Guided(), "it asks a model for more than D, and a scheduler sees only what the network says"),
+        (Guided(), "it needs more of the model than D, and a scheduler sees only the network's output"),
         (Idle(), "sampler Idle cannot be a diffusers scheduler: it yielded no step"),
         ("ddmi", 'no sampler "ddmi". Did you mean "ddim"?'),
     ],

@@ -87,8 +87,7 @@ def test_what_is_counted_is_within_the_budget_for_every_sampler(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = [e.name for e in registry.entries("sampler") if e.distribution == registry.OWN]
-    names = [name for name in own if name != "autoencoder-prior"]  # it has no steps, and needs an autoencoder
-    specs = [*names, "dpm-solver:order=3", "dpm++:method=singlestep", "diffusers/HeunDiscreteScheduler"]
+    specs = [*own, "dpm-solver:order=3", "dpm++:method=singlestep", "diffusers/HeunDiscreteScheduler"]
     samplers = [word for spec in specs for word in ("--sampler", spec)]
     out = ("--out", str(tmp_path), "--json")
     assert command("run", *samplers, "--nfe", "12", "--n", "4", *MIXTURE, *out) == 0

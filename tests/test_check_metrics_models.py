@@ -108,7 +108,7 @@ class UnknownLayer(SoundMetric):
 class NoImages(SoundMetric):
     """Says it has a value for no image at all (Nobody 2022)."""
 
-    fewest = 0
+    min_images = 0
 
 
 class GivesATensor(Mean):
@@ -288,14 +288,14 @@ def made_of(accumulator: type[Accumulator]) -> Metric:
 
 
 # These find no number where they look for one, so no check that compares numbers has any.
-EVERY_VALUE = {"result", "better", "batch-cut", "merge", "order", "snapshot", "checkpoint", "fewest"}
+EVERY_VALUE = {"result", "better", "batch-cut", "merge", "order", "snapshot", "checkpoint", "min-images"}
 EVERY_VALUE |= {"no-state", "lacking", "no-writes", "random-state"}
 AFTER_A_MERGE = {"merge", "order", "snapshot", "checkpoint"}
 
 BROKEN_METRICS: list[tuple[Metric, str, str, set[str]]] = [
     (HigherIsBetter(), "better", "it says that higher is better: real images", set()),
     (UnknownLayer(), "declared", 'layer is "pool"; it is one of fid, kid, isc, prc', EVERY_VALUE | {"memory"}),
-    (NoImages(), "declared", "fewest is 0; it is a number of images, at least 1", {"fewest"}),
+    (NoImages(), "declared", "min_images is 0; it is a number of images, at least 1", {"min-images"}),
     (made_of(GivesATensor), "result", "cannot be written as JSON", set()),
     (made_of(NoValue), "result", 'the result has no "value": it has distance', EVERY_VALUE),
     (made_of(Infinite), "result", "the value is inf", EVERY_VALUE),
@@ -307,7 +307,7 @@ BROKEN_METRICS: list[tuple[Metric, str, str, set[str]]] = [
     (made_of(StateTakesAway), "snapshot", "taking the state changes the value by", set()),
     (made_of(SharedMemory), "checkpoint", "share memory", set()),
     (made_of(NoTensor), "checkpoint", "the state's seen is no tensor under a name", {"memory", "snapshot"}),
-    (made_of(NeedsTwo), "fewest", "the value is nan", set()),
+    (made_of(NeedsTwo), "min-images", "the value is nan", set()),
     (made_of(KeepsSilently), "memory", "the state grows by 256 bytes an image; an accumulator that keeps", set()),
     (made_of(KeepsPairs), "memory", "twice the images are 3.0 times the state", set()),
     (made_of(OneForAll), "no-state", "in turns with another the value is", AFTER_A_MERGE),
@@ -342,15 +342,15 @@ def test_a_metric_without_a_value_for_these_images_is_not_at_fault() -> None:
             return {}
 
     found = {r.name: r for r in run_checks(made_of(Nothing))}
-    assert all(found[name].passed is None for name in ("result", "better", "merge", "checkpoint", "fewest"))
+    assert all(found[name].passed is None for name in ("result", "better", "merge", "checkpoint", "min-images"))
     assert found["result"].figure == "it has no value for these images: the result is {}"
     assert not [r for r in found.values() if r.passed is False]
 
 
 def test_a_metric_that_needs_more_images_than_there_are_is_not_measured() -> None:
     found = {r.name: r for r in run_checks(registry.parse("metric", "isc:splits=800"))}
-    assert found["fewest"].passed is None
-    assert found["fewest"].figure == "it needs 1600 images, and at most 700 are measured here"
+    assert found["min-images"].passed is None
+    assert found["min-images"].figure == "it needs 1600 images, and at most 700 are measured here"
 
 
 METRICS = [e.name for e in registry.entries("metric") if e.distribution == registry.OWN]
@@ -574,7 +574,7 @@ BROKEN_MODELS: list[tuple[ModelSource, str, str, set[str]]] = [
     (predicting("WrongLevel", lambda D, x, s, c: D(x, 1.15 * s, c)), "posterior-mean", "x₀ - D goes with x", set()),
     (predicting("LabelBlind", lambda D, x, s, c: D(x, s, {})), "labels", "the labels change nothing", {"null"}),
     (changed("FirstLabel", shuffled_rows), "labels", "a label changes the D of another row", NEEDS_A_MODEL),
-    (setting("AnyLabel", check_labels=lambda labels: None), "labels", "the label 2 is not refused", set()),
+    (setting("AnyLabel", check_inputs=lambda inputs: None), "labels", "the label 2 is not refused", set()),
     (
         setting("NullIsZero", null_condition=lambda n: {"labels": torch.zeros(n, dtype=torch.int64)}),
         "posterior-mean",

@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from support.denoising import denoiser
 from torch import Tensor
 
 from samplerbench import cli, registry
@@ -67,7 +68,7 @@ def ours(
     x = model.prior(normal(SEED, Purpose.PRIOR, index, 0, model.shape).to(dtype), float(grid[0]))
     noise = Noise(SEED, index, model.shape, dtype)
     sampler = registry.parse("sampler", f"diffusers/{spec}")
-    return drive(sampler, denoise or model.denoiser(None, len(index)), x, grid, noise), noise
+    return drive(sampler, denoise or denoiser(model, None, len(index)), x, grid, noise), noise
 
 
 def direct(model: ExactModel, spec: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, int]:
@@ -88,7 +89,7 @@ def direct(model: ExactModel, spec: str, monkeypatch: pytest.MonkeyPatch) -> tup
         low = min(int(t), 998)
         sigma = float(torch.lerp(log_levels[low], log_levels[low + 1], float(t) - low).exp())
         state = made.scale_model_input(x, t) * (1 + sigma**2) ** 0.5  # scaled is √ᾱ times our state
-        epsilon = (state - model.denoiser(None, BATCH)(state, sigma)) / sigma
+        epsilon = (state - denoiser(model, None, BATCH)(state, sigma)) / sigma
         x = made.step(epsilon, t, x).prev_sample
     return x, len(made.timesteps)
 
@@ -120,7 +121,7 @@ def test_the_network_is_asked_at_the_scheduler_s_own_timesteps(model: ExactModel
 
         def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
             asked.append(float(sigma))
-            return model.denoiser(None, BATCH).predict(x, sigma)
+            return denoiser(model, None, BATCH).predict(x, sigma)
 
         def rows(self, index: Tensor) -> Denoiser:
             return self
@@ -140,7 +141,7 @@ def test_each_state_is_told_in_our_coordinates_with_its_level(name: str) -> None
     x = point.prior(normal(SEED, Purpose.PRIOR, torch.arange(BATCH), 0, point.shape), float(grid[0]))
     noise = Noise(SEED, torch.arange(BATCH), point.shape, torch.float64)
     sampler = registry.parse("sampler", f"diffusers/{name}:timestep_spacing=trailing")
-    steps = list(sampler.steps(point.denoiser(None, BATCH), x, grid, noise))
+    steps = list(sampler.steps(denoiser(point, None, BATCH), x, grid, noise))
     assert [step.sigma for step in steps] == pytest.approx(grid[1:].tolist(), rel=1e-12)
     z = (steps[0].x - mean) / steps[0].sigma
     assert difference(z, x / grid[0]) <= 0.01  # the start is √ᾱx₀ short of it
@@ -213,7 +214,7 @@ def test_two_runs_at_once_have_each_their_own_noise(model: ExactModel) -> None:
     def start(first: int) -> Any:
         index = torch.arange(first, first + 2)
         x = model.prior(normal(SEED, Purpose.PRIOR, index, 0, model.shape), float(grid[0]))
-        return sampler.steps(model.denoiser(None, 2), x, grid, Noise(SEED, index, model.shape, torch.float64))
+        return sampler.steps(denoiser(model, None, 2), x, grid, Noise(SEED, index, model.shape, torch.float64))
 
     alone = [[step.x for step in start(first)] for first in (0, 2)]
     together = list(zip(*itertools.zip_longest(start(0), start(2)), strict=True))

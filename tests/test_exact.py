@@ -12,12 +12,15 @@ from scipy.integrate import solve_ivp
 from scipy.special import logsumexp, softmax
 from scipy.stats import norm
 from sklearn.datasets import load_digits
+from support.denoising import denoiser, labelled
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from samplerbench import cli, registry
 from samplerbench.errors import UserError
 from samplerbench.models.exact import NO_LABEL, ExactModel, exact
+from samplerbench.models.model import Bound
+from samplerbench.sampling import per_sample
 from samplerbench.sampling.noise import Purpose, normal
 
 LEVELS = (0.02, 0.3, 2.0, 60.0)
@@ -77,7 +80,7 @@ def score(model: ExactModel, x: Tensor, sigma: float, label: int = NO_LABEL) -> 
 
 
 def denoised(model: ExactModel, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
-    return model.denoiser(labels, len(x))(x, sigma)
+    return denoiser(model, labels, len(x))(x, sigma)
 
 
 # --- The denoiser ---------------------------------------------------------------------------------------------------
@@ -104,7 +107,7 @@ def test_denoiser_is_tweedies_formula(name: str, sigma: float) -> None:
 def test_each_sample_may_have_a_level_of_its_own() -> None:
     model = make("mixture")
     x = torch.cat([states(model, sigma, 1) for sigma in LEVELS])
-    together = model.denoiser(None, len(x))(x, torch.tensor(LEVELS, dtype=torch.float64))
+    together = denoiser(model, None, len(x))(x, torch.tensor(LEVELS, dtype=torch.float64))
     alone = torch.cat([denoised(model, x[i : i + 1], sigma) for i, sigma in enumerate(LEVELS)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
 
@@ -138,7 +141,8 @@ def test_a_label_leaves_only_its_components(name: str, sigma: float) -> None:
 def test_label_posterior_is_that_of_bayes(name: str, sigma: float) -> None:
     model = make(name)
     x = states(model, sigma)
-    classifier = model.classifier()
+    classifier = model.own_classifier()
+    assert classifier is not None
     log_p = classifier.logits(x, torch.full((len(x),), sigma, dtype=torch.float64))
     assert log_p.shape == (len(x), classifier.classes)
     torch.testing.assert_close(log_p.exp().sum(1), torch.ones(len(x), dtype=torch.float64), rtol=0, atol=1e-12)
@@ -152,8 +156,9 @@ def test_unconditional_plus_label_score_is_conditional(name: str, sigma: float) 
     model = make(name)
     x = states(model, sigma)
     labels = torch.tensor([1, 0, 1, 1, 0, 1])
-    denoise = model.denoiser(labels, len(x))
-    bayes = denoise.unconditional(x, sigma).x0 + sigma**2 * denoise.classifier_score(x, sigma)
+    denoise, classifier = Bound(model, labelled(labels)), model.own_classifier()
+    assert classifier is not None
+    bayes = denoise.unconditional(x, sigma).x0 + sigma**2 * classifier.score(x, per_sample(sigma, x), labels)
     torch.testing.assert_close(bayes, denoise.conditional(x, sigma).x0, rtol=0, atol=1e-8)
     ours = torch.cat(
         [x[i : i + 1] + sigma**2 * score(model, x[i : i + 1], sigma, int(y)) for i, y in enumerate(labels)]

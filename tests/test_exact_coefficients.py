@@ -12,6 +12,7 @@ import torch
 from samplerbench_plugins.deis import DEIS, _integrals
 from samplerbench_plugins.exponential import phi
 from samplerbench_plugins.unipc import _weights
+from support.denoising import denoiser
 
 from samplerbench import registry
 from samplerbench.models.exact import exact
@@ -112,7 +113,7 @@ STEPS = [(1000.0, 1.0), (157.0, 0.01), (1e5, 0.1), (2.0, 1.0), (1.0001, 1.0)]
 @pytest.mark.parametrize("variable", ["sigma", "log-sigma"])
 def test_deis_weights_are_the_integrals(variable: str, order: int, s: float, t: float) -> None:
     levels = [s * (s / t) ** (0.7 * k) for k in range(order + 1)]
-    quadrature = DEIS(variable=variable)._quadrature(exact("gaussian").denoiser(None, 1))
+    quadrature = DEIS(variable=variable)._quadrature(denoiser(exact("gaussian"), None, 1))
     found = _integrals(levels, t, quadrature)
     with mpmath.workdps(40):
         place = mpmath.log if variable == "log-sigma" else mpmath.mpf
@@ -132,7 +133,7 @@ def test_deis_weights_are_the_integrals(variable: str, order: int, s: float, t: 
 @pytest.mark.parametrize("steps", [2, 3, 5, 20])
 def test_deis_weights_in_time_are_the_integrals_of_the_spline(steps: int) -> None:
     """Each piece between two levels is a cubic of log σ: here 40 points in each half of it."""
-    denoise = exact("gaussian").denoiser(None, 1)
+    denoise = denoiser(exact("gaussian"), None, 1)
     grid = spacing("logsnr").grid(denoise.levels, steps).tolist()
     s, t = grid[steps - 2 : steps]
     levels = grid[: steps - 1][::-1][:4]

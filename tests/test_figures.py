@@ -19,6 +19,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, LDMPipeline
 from PIL import Image
 from samplerbench_plugins.pf_ode import ProbabilityFlow
 from sklearn.datasets import load_digits
+from support.denoising import denoiser
 from test_pipelines import tiny_autoencoder, tiny_unet
 from torch import Tensor
 
@@ -114,7 +115,7 @@ def test_inversion_reaches_the_closed_form_of_a_gaussian_at_its_order(method: Me
     """x_T = μ + √((v + σ_T²)/(v + σ_0²))(x - μ): DESIGN section 7."""
     model = exact("gaussian", shape="1x2x2")
     x0, _ = model.real(5)
-    denoise = model.denoiser(None, 5)
+    denoise = denoiser(model, None, 5)
     truth = model.solve(x0, 0.02, 157.0)
     errors = [float((encode(denoise, x0, geometric(n), method) - truth).norm() / truth.norm()) for n in (100, 200, 400)]
     measured = [math.log2(a / b) for a, b in pairwise(errors)]
@@ -126,7 +127,7 @@ def test_inversion_reaches_the_closed_form_of_a_gaussian_at_its_order(method: Me
 def test_encoding_and_decoding_a_gaussian_returns_the_image_at_the_methods_order(solver: Method, least: int) -> None:
     model = exact("gaussian", shape="1x2x2")
     x0, _ = model.real(5)
-    denoise, errors = model.denoiser(None, 5), []
+    denoise, errors = denoiser(model, None, 5), []
     for n in (50, 100, 200):
         sigmas = geometric(n)
         x = encode(denoise, x0, sigmas, solver)
@@ -142,7 +143,7 @@ def test_with_noise_of_the_least_level_the_closed_form_still_holds() -> None:
     model = exact("gaussian", shape="1x2x2")
     x0, _ = model.real(3)
     z = draws(3, (1, 2, 2), seed=9)
-    found = encode(model.denoiser(None, 3), x0, geometric(400), "heun", z)
+    found = encode(denoiser(model, None, 3), x0, geometric(400), "heun", z)
     torch.testing.assert_close(found, model.solve(x0 + 0.02 * z, 0.02, 157.0), rtol=1e-3, atol=1e-2)
 
 
@@ -188,7 +189,7 @@ def test_the_codes_of_digits_have_the_priors_variance_if_they_begin_as_the_margi
     made = scene("digits", counts=(25,), spacing="geometric", dtype="fp32")
     x0, labels = made.real(20)
     (cell,) = made.cells
-    denoise = made.model.denoiser(labels, 20)
+    denoise = denoiser(made.model, labels, 20)
     clean, noised = (
         in_prior_units(made, cell, encode(denoise, x0, cell.sigmas, "heun", z)).square().mean()
         for z in (None, draws(20, made.model.shape).float())
@@ -245,7 +246,7 @@ def test_a_trajectory_shows_the_states_and_what_the_model_makes_of_them(sampler:
     assert [p.sigma for p in points] == pytest.approx(cell.sigmas.tolist())
     assert [p.taken for p in points] == list(range(7))
     assert torch.equal(points[0].x, made.start(cell))
-    denoise = made.model.denoiser(made.labels, 3)
+    denoise = denoiser(made.model, made.labels, 3)
     for p in points[:-1]:
         torch.testing.assert_close(p.x0, denoise(p.x, p.sigma), rtol=0, atol=1e-12)
     assert torch.equal(points[-1].x, points[-1].x0)

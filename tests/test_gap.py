@@ -145,7 +145,7 @@ def test_the_estimate_counts_the_solution_and_solvers_that_choose_their_own_step
     hook = prepared.model.network.register_forward_hook(lambda _module, _args, output: rows.append(len(output.sample)))
     try:
         cell = cell_run.solution_cell(prepared.model, registry.parse("sampler", spec), None)
-        list(engine.generate(prepared.model, cell, torch.arange(2), prepared.labels(2), 0, 2))
+        list(engine.generate(prepared.model, cell, torch.arange(2), prepared.inputs(2), 0, 2))
     finally:
         hook.remove()
     counted = sum(rows) / 2

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from conftest import run_images
-from torch import Tensor
+from support.denoising import denoiser, labelled
+from torch import Tensor, nn
 
 from samplerbench import registry
-from samplerbench.models import Model
-from samplerbench.sampling import Denoiser, Prediction, Sigma
-from samplerbench.sampling.denoiser import per_sample
+from samplerbench.models import LoadedClassifier, Model
+from samplerbench.sampling import ConditionalDenoiser, Prediction, Sigma, per_sample
+from samplerbench.sampling.guidance import bind_guidance
 from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.process import VARIANCE_PRESERVING
 
-# The prior of an autoencoder is guided by nothing; what needs a folder of weights has tests of its own.
+# What needs a folder of weights has tests of its own.
 SAMPLERS = [
-    *sorted({entry.name for entry in registry.entries("sampler")} - {"autoencoder-prior"}),
+    *sorted({entry.name for entry in registry.entries("sampler")}),
     pytest.param("pf-ode:solver=rk45", marks=pytest.mark.slow),  # many evaluations
 ]
 GUIDANCES = sorted({entry.name for entry in registry.entries("guidance")} - {"image-classifier"})
@@ -34,7 +36,7 @@ def noisy(digits: Model) -> Tensor:
 def guided(model: Model, spec: str, labels: Tensor | None, x: Tensor) -> Tensor:
     """D of the guided model at one level."""
     with torch.no_grad():
-        return model.denoiser(labels, len(x), registry.parse("guidance", spec))(x, LEVEL)
+        return denoiser(model, labels, len(x), registry.parse("guidance", spec))(x, LEVEL)
 
 
 # --- Classifier-free ------------------------------------------------------------------------------------------------
@@ -42,14 +44,14 @@ def guided(model: Model, spec: str, labels: Tensor | None, x: Tensor) -> Tensor:
 
 def test_cfg_at_scale_1_is_the_conditional_model(digits: Model, labels: Tensor, noisy: Tensor) -> None:
     with torch.no_grad():
-        conditional = digits.denoiser(labels[:4], 4)(noisy, LEVEL)
+        conditional = denoiser(digits, labels[:4], 4)(noisy, LEVEL)
     assert torch.equal(guided(digits, "cfg:scale=1", labels[:4], noisy), conditional)
 
 
 def test_cfg_at_scale_0_is_the_model_without_labels(digits: Model, labels: Tensor, noisy: Tensor) -> None:
     with torch.no_grad():
-        unconditional = digits.denoiser(None, 4)(noisy, LEVEL)
-        conditional = digits.denoiser(labels[:4], 4)(noisy, LEVEL)
+        unconditional = denoiser(digits, None, 4)(noisy, LEVEL)
+        conditional = denoiser(digits, labels[:4], 4)(noisy, LEVEL)
     assert torch.equal(guided(digits, "cfg:scale=0", labels[:4], noisy), unconditional)
     assert (unconditional - conditional).abs().max() > 0.05
 
@@ -73,13 +75,20 @@ def test_cfg_costs_two_evaluations_where_it_needs_both(
 # --- By a classifier ------------------------------------------------------------------------------------------------
 
 
-class TwoGaussians(Denoiser):
+def classifier(model: Model) -> LoadedClassifier:
+    """The one that comes with the model."""
+    found = model.own_classifier()
+    assert found is not None
+    return found
+
+
+class TwoGaussians(ConditionalDenoiser):
     """Class k is N(μ_k, s²) with the prior weight w_k. D, the conditional D and the label's posterior are all exact."""
 
     MEANS, WEIGHTS, DEVIATION = torch.tensor([-0.8, 0.5]).double(), torch.tensor([0.3, 0.7]).double(), 0.4
 
     def __init__(self, labels: Tensor) -> None:
-        self.labels = labels
+        self.labels, self.inputs = labels, labelled(labels)
         self.levels, self.process = torch.logspace(-2, 2, 50).double(), VARIANCE_PRESERVING
 
     def _log_joint(self, x: Tensor, sigma: Sigma) -> Tensor:
@@ -101,13 +110,18 @@ class TwoGaussians(Denoiser):
 
     predict = conditional
 
-    def classifier_score(self, x: Tensor, sigma: Sigma, weights: str = "") -> Tensor:
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_(True)
-            log_p = self._log_joint(leaf, sigma).log_softmax(1)[torch.arange(len(x)), self.labels].sum()
-        return torch.autograd.grad(log_p, leaf)[0]
+    def both(self, x: Tensor, sigma: Sigma) -> tuple[Prediction, Prediction]:
+        return self.unconditional(x, sigma), self.conditional(x, sigma)
 
-    def rows(self, index: Tensor) -> Denoiser:
+    def pullback(self, x: Tensor, sigma: Sigma, *, conditional: bool = True) -> Any:
+        raise NotImplementedError
+
+    @property
+    def classifier(self) -> LoadedClassifier:
+        """The label's exact posterior as a classifier."""
+        return LoadedClassifier(nn.Identity(), "", self._log_joint, 2)
+
+    def rows(self, index: Tensor) -> ConditionalDenoiser:
         return TwoGaussians(self.labels[index])
 
 
@@ -118,7 +132,8 @@ def test_an_exact_classifier_on_the_unconditional_model_gives_the_conditional_mo
     problem = TwoGaussians(torch.arange(n) % 2)
     x = 1.5 * torch.randn(n, 1, 1, 1, generator=torch.Generator().manual_seed(0)).double()
     sigma: Sigma = torch.linspace(0.1, 4, n).double() if alone else 0.7
-    found = registry.parse("guidance", "classifier").predict(problem, x, sigma).x0
+    guidance = registry.parse("guidance", "classifier").with_state(classifier=problem.classifier)
+    found = guidance.predict(problem, x, sigma).x0
     torch.testing.assert_close(found, problem.conditional(x, sigma).x0, rtol=0, atol=1e-12)
     assert (found - problem.unconditional(x, sigma).x0).abs().max() > 0.1
 
@@ -126,18 +141,18 @@ def test_an_exact_classifier_on_the_unconditional_model_gives_the_conditional_mo
 def test_the_classifier_adds_scale_times_its_score(digits: Model, labels: Tensor, noisy: Tensor) -> None:
     free, once, thrice = (guided(digits, f"classifier:scale={g}", labels[:4], noisy) for g in (0, 1, 3))
     torch.testing.assert_close(thrice - free, 3 * (once - free), rtol=0, atol=1e-5)
-    bound = digits.denoiser(labels[:4], 4)
-    torch.testing.assert_close(once - free, LEVEL**2 * bound.classifier_score(noisy, LEVEL), rtol=0, atol=1e-5)
+    score = classifier(digits).score(noisy, per_sample(LEVEL, noisy), labels[:4])
+    torch.testing.assert_close(once - free, LEVEL**2 * score, rtol=0, atol=1e-5)
 
 
 def test_the_score_is_the_gradient_of_the_log_probability(digits: Model, labels: Tensor, noisy: Tensor) -> None:
     """Against central differences, along the score itself."""
-    bound, given = digits.denoiser(labels[:4], 4), labels[:4]
-    score = bound.classifier_score(noisy, LEVEL)
+    loaded, given = classifier(digits), labels[:4]
+    score = loaded.score(noisy, per_sample(LEVEL, noisy), given)
     along = score / score.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
 
     def log_p(x: Tensor) -> Tensor:
-        logits = digits.classifier().logits(x, torch.full((len(x),), LEVEL).double())
+        logits = loaded.logits(x, torch.full((len(x),), LEVEL).double())
         return logits.double().log_softmax(1)[torch.arange(len(x)), given]
 
     h = 1e-2
@@ -146,16 +161,17 @@ def test_the_score_is_the_gradient_of_the_log_probability(digits: Model, labels:
 
 
 def test_both_passes_of_the_classifier_are_counted(digits: Model, labels: Tensor, noisy: Tensor) -> None:
-    digits.classifier()
-    with Meter(digits.network, digits.classifiers) as meter:
-        guided(digits, "classifier", labels[:4], noisy)
+    guidance = bind_guidance(registry.parse("guidance", "classifier"), digits)
+    assert guidance is not None
+    with Meter(digits.network, guidance.networks) as meter, torch.no_grad():
+        denoiser(digits, labels[:4], 4, guidance)(noisy, LEVEL)
     assert (meter.network, meter.classifier_forward, meter.classifier_backward) == (4, 4, 4)
 
 
 def test_the_classifier_can_guide_the_conditional_prediction(digits: Model, labels: Tensor, noisy: Tensor) -> None:
     free, added = (guided(digits, spec, labels[:4], noisy) for spec in ("classifier:scale=0", "classifier"))
     with torch.no_grad():
-        conditional = digits.denoiser(labels[:4], 4)(noisy, LEVEL)
+        conditional = denoiser(digits, labels[:4], 4)(noisy, LEVEL)
     found = guided(digits, "classifier:conditional=true", labels[:4], noisy)
     torch.testing.assert_close(found, conditional + (added - free), rtol=0, atol=1e-5)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import CPU, make_cell, run_images
 from diffusers import AutoencoderKL, DDIMScheduler, LDMPipeline, UNet2DModel
+from support.denoising import denoiser, labelled
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as vision
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification, ViTModel
@@ -22,6 +24,8 @@ from samplerbench.models import Model
 from samplerbench.models.exact import exact
 from samplerbench.models.image_classifier import Preprocessing, load_image_classifier
 from samplerbench.models.model import check_guidance
+from samplerbench.sampling import Inputs, coefficient
+from samplerbench.sampling.guidance import bind_guidance
 from samplerbench.sampling.meter import Meter
 
 SIDE, MEAN, STD = 12, [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
@@ -66,10 +70,12 @@ def by_hand(folder: str, images: Tensor) -> Tensor:
 def score(
     model: Model, folder: str, x: Tensor, labels: Tensor, sigma: float | Tensor = LEVEL, **options: Any
 ) -> Tensor:
-    """What the guidance adds to D, by g σ²."""
-    bound = model.denoiser(labels, len(x))
+    """What the guidance adds to D, by σ², for g = 1."""
+    chosen = dataclasses.replace(registry.parse("guidance", "image-classifier"), weights=folder, **options)
+    given = labels if options.get("conditional") else None
     with torch.no_grad():
-        return bound.denoised_score(x, sigma, weights=folder, **options)[1]
+        guided, free = denoiser(model, labels, len(x), chosen)(x, sigma), denoiser(model, given, len(x))(x, sigma)
+    return (guided - free) / coefficient(sigma, x) ** 2
 
 
 # --- The gradient ---------------------------------------------------------------------------------------------------
@@ -81,7 +87,7 @@ def test_of_a_gaussian_the_gradient_is_the_classifiers_times_the_denoisers_slope
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(2)).double()
     variance = model.problem.variances.reshape(1, 1, 8, 8)
     with torch.no_grad():
-        x0 = model.denoiser(None, 3)(x, LEVEL)
+        x0 = denoiser(model, None, 3)(x, LEVEL)
     leaf = x0.clone().requires_grad_(True)
     by_hand(folder, leaf)[torch.arange(3), labels].sum().backward()
     assert leaf.grad is not None
@@ -99,7 +105,7 @@ def test_of_a_mixture_it_is_the_slope_of_the_log_probability(folder: str, condit
 
     def log_p(state: Tensor) -> Tensor:
         with torch.no_grad():
-            x0 = model.denoiser(labels if conditional else None, 3)(state, LEVEL)
+            x0 = denoiser(model, labels if conditional else None, 3)(state, LEVEL)
             return by_hand(folder, x0)[torch.arange(3), labels]
 
     h = 1e-5
@@ -112,11 +118,13 @@ def test_the_guidance_adds_g_sigma_squared_times_it(folder: str) -> None:
     model, labels = exact("mixture", width=0.5), torch.tensor([0, 1, 1])
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(4)).double()
     sigma = torch.tensor([0.3, 0.8, 2.0]).double()
-    guided = model.denoiser(labels, 3, registry.parse("guidance", f"image-classifier:scale=3,weights={folder}"))
+    guided = denoiser(model, labels, 3, registry.parse("guidance", f"image-classifier:scale=3,weights={folder}"))
     with torch.no_grad():
-        found, free = guided(x, sigma), model.denoiser(None, 3)(x, sigma)
-    added = 3 * sigma.reshape(3, 1, 1, 1) ** 2 * score(model, folder, x, labels, sigma)
-    torch.testing.assert_close(found - free, added, rtol=0, atol=1e-10)
+        found, free = guided(x, sigma), denoiser(model, None, 3)(x, sigma)
+    leaf = x.clone().requires_grad_(True)
+    log_p = by_hand(folder, denoiser(model, None, 3)(leaf, sigma))[torch.arange(3), labels]
+    (gradient,) = torch.autograd.grad(log_p.sum(), leaf)
+    torch.testing.assert_close(found - free, 3 * sigma.reshape(3, 1, 1, 1) ** 2 * gradient, rtol=0, atol=1e-10)
     assert not found.requires_grad
 
 
@@ -156,7 +164,7 @@ def test_of_a_latent_model_the_classifier_sees_the_decoded_image(folder: str, tm
 
     def log_p(state: Tensor) -> Tensor:
         with torch.no_grad():
-            images = autoencoder.decode(model.denoiser(None, 2)(state, LEVEL) / 0.4).sample
+            images = autoencoder.decode(denoiser(model, None, 2)(state, LEVEL) / 0.4).sample
             return by_hand(folder, images)[torch.arange(2), labels]
 
     h = 1e-5
@@ -189,11 +197,11 @@ def test_one_forward_and_one_backward_pass_of_both_are_counted(
 
 def test_at_scale_0_nothing_is_differentiated(folder: str) -> None:
     model, labels = exact("mixture"), torch.tensor([0, 1])
-    guidance = registry.parse("guidance", f"image-classifier:scale=0,weights={folder}")
-    model.image_classifier(folder)
+    guidance = bind_guidance(registry.parse("guidance", f"image-classifier:scale=0,weights={folder}"), model)
+    assert guidance is not None
     x = torch.zeros(2, *model.shape).double()
-    with Meter(model.network, model.classifiers) as meter, torch.no_grad():
-        model.denoiser(labels, 2, guidance)(x, 1.0)
+    with Meter(model.network, guidance.networks) as meter, torch.no_grad():
+        denoiser(model, labels, 2, guidance)(x, 1.0)
     assert (meter.network, meter.network_backward, meter.classifier_forward) == (2, 0, 0)
 
 
@@ -259,10 +267,10 @@ def test_a_classifier_of_other_images_or_labels_is_one_line(digits: Model, folde
 
 def test_no_folder_and_no_such_label_are_one_line(digits: Model, folder: str) -> None:
     with pytest.raises(UserError, match="name it with weights=FOLDER"):
-        check_guidance(digits, registry.parse("guidance", "image-classifier"), torch.tensor([1]))
-    guidance = registry.parse("guidance", f"image-classifier:weights={folder}")
+        bind_guidance(registry.parse("guidance", "image-classifier"), digits)
+    guidance = bind_guidance(registry.parse("guidance", f"image-classifier:weights={folder}"), exact("gaussian"))
     with pytest.raises(UserError, match="the classifier has the labels 0 to 1"):
-        check_guidance(exact("gaussian"), guidance, torch.tensor([2]))
+        check_guidance(exact("gaussian"), guidance, labelled(torch.tensor([2])))
     with pytest.raises(UserError, match="needs labels to steer towards"):
-        check_guidance(exact("gaussian"), guidance, None)
+        check_guidance(exact("gaussian"), guidance, Inputs(1))
     assert setup.label_classes(exact("gaussian"), [guidance]) == 2

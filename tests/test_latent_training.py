@@ -23,6 +23,8 @@ from samplerbench.data import ImageSet, load_data
 from samplerbench.data.pixels import dequantise
 from samplerbench.errors import UserError
 from samplerbench.models import Model
+from samplerbench.sampling import Inputs, Noise
+from samplerbench.sampling.generator import bind_generator
 from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.training import loop
 from samplerbench.training.autoencoder import (
@@ -312,27 +314,28 @@ def test_it_is_one_row_without_evaluations_steps_or_guidance(
     prepared = request.prepare(request.Request([grid], model=str(latent_model)), "cpu")
     assert [cell.title for cell in prepared.cells] == [
         *(f"ddim{guided}, {steps} steps" for guided in (" + cfg", "") for steps in (2, 3)),
-        "autoencoder-prior, its own steps",
+        "autoencoder-prior",
     ]
     within = request.prepare(request.Request([replace(grid, steps=[], nfe=[7])], model=str(latent_model)), "cpu")
-    assert [c.title for c in within.cells if c.sampler.spec == "autoencoder-prior"] == [
-        "autoencoder-prior, its own steps"
-    ]
+    assert [c.title for c in within.cells if c.method.spec == "autoencoder-prior"] == ["autoencoder-prior"]
 
 
 def test_a_model_of_pixels_refuses_it_before_anything_runs() -> None:
     asked = request.Request([request.Grid(["ddim", "autoencoder-prior"], [2])], model="digits")
-    with pytest.raises(UserError, match="draws from an autoencoder's prior, and this model is one of pixels"):
+    with pytest.raises(UserError, match="draws from an autoencoder's prior, and this model works in pixel space"):
         request.prepare(asked, "cpu")
 
 
-def test_its_latents_have_the_scale_of_the_models_states(model: Model) -> None:
+def test_its_latents_have_the_scale_of_the_models_states(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the diffusion was trained on has variance one; N(0, I) in the autoencoder's own latents has scale²."""
-    sampler = registry.parse("sampler", "autoencoder-prior")
-    z = torch.ones(1, *model.shape)
-    (step,) = sampler.steps(model.denoiser(None, 1), z, model.levels.flip(0), lambda: z)
+    generator = bind_generator(registry.parse("generator", "autoencoder-prior"), model)
     assert model.autoencoder is not None
-    torch.testing.assert_close(step.x, torch.full_like(z, model.autoencoder.scale))
+    decoded: list[torch.Tensor] = []
+    monkeypatch.setattr(model, "decode", lambda x: (decoded.append(x), x)[1])
+    generator.images(torch.arange(3), Inputs(3), 4)
+    (states,) = decoded
+    z = Noise(4, torch.arange(3), model.shape, torch.float32)()
+    torch.testing.assert_close(states, model.autoencoder.scale * z)
 
 
 # --- The command line -----------------------------------------------------------------------------------------------

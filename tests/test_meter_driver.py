@@ -19,7 +19,7 @@ from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals
 from samplerbench.sampling.driver import drive
 
 SAMPLERS = [
-    *sorted({entry.name for entry in registry.entries("sampler")} - {"autoencoder-prior"}),
+    *sorted({entry.name for entry in registry.entries("sampler")}),
     pytest.param("pf-ode:solver=rk45", marks=pytest.mark.slow),  # many evaluations
 ]
 

@@ -82,7 +82,7 @@ def test_a_few_classes_with_one_image_are_no_reason_to_refuse() -> None:
 class Plain(Metric):
     """A metric of a plugin that declares nothing."""
 
-    fewest: ClassVar[int] = 3
+    min_images: ClassVar[int] = 3
 
     def start(self, context: Context) -> Accumulator:
         raise NotImplementedError

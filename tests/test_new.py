@@ -16,7 +16,7 @@ from samplerbench import registry
 from samplerbench.cli.app import main
 from samplerbench.cli.new import render
 
-KINDS = ("sampler", "guidance", "spacing", "metric", "model")
+KINDS = ("sampler", "guidance", "spacing", "generator", "metric", "model")
 PUBLIC = {"samplerbench.sampling", "samplerbench.metrics", "samplerbench.models", "samplerbench.testing"}
 
 

@@ -23,11 +23,7 @@ from samplerbench.testing.sampler import _grid, _problem
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "exact:mixture,shape=1x2x2"
 NAMED = {"diffusers": "diffusers/DDIMScheduler"}
-SAMPLERS = [
-    NAMED.get(e.name, e.name)
-    for e in registry.entries("sampler")
-    if e.distribution == registry.OWN and e.name != "autoencoder-prior"  # it has no steps
-]
+SAMPLERS = [NAMED.get(e.name, e.name) for e in registry.entries("sampler") if e.distribution == registry.OWN]
 
 
 @pytest.mark.parametrize("spec", SAMPLERS)

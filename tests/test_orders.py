@@ -14,6 +14,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from support.denoising import denoiser
 from torch import Tensor
 
 from samplerbench import registry
@@ -109,7 +110,7 @@ def finish(spec: str, start: float, grid: list[float]) -> tuple[Tensor, Tensor]:
     index = torch.arange(4)
     x = model.prior(normal(0, Purpose.PRIOR, index, 0, model.shape), start)
     noise = Noise(0, index, model.shape, torch.float64)
-    final = drive(registry.parse("sampler", spec), model.denoiser(None, 4), x, torch.tensor(grid).double(), noise)
+    final = drive(registry.parse("sampler", spec), denoiser(model, None, 4), x, torch.tensor(grid).double(), noise)
     limit = (v / (v + start**2)).sqrt() * (x - mean)
     return (final - mean) / limit, v
 

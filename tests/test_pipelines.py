@@ -32,6 +32,7 @@ from diffusers import (
 )
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from support.denoising import denoiser
 from torch import Tensor, nn
 
 from samplerbench import cli, registry
@@ -218,7 +219,7 @@ def test_only_an_interpolated_variance_is_one_we_can_use(tmp_path: Path, kind: s
     configure(tmp_path / "model_index.json", scheduler=["diffusers", "DDPMScheduler"])
     configure(tmp_path / "scheduler/scheduler_config.json", variance_type=kind)
     model = load(tmp_path)
-    found = model.denoiser(None, N).predict(start(model), 1.0)
+    found = denoiser(model, None, N).predict(start(model), 1.0)
     assert model.learned_variance == (kind == "learned_range")
     assert (found.variance is None) == (kind == "learned")
     assert found.x0.shape == (N, 1, 8, 8)
@@ -268,7 +269,7 @@ def test_predictor_corrector_equals_the_score_sde_pipeline(tmp_path: Path, monke
     expected = theirs(pipeline, start(model, 1), monkeypatch, batch_size=1)
 
     noise = Noise(SEED, index, model.shape, torch.float32)
-    denoise, grid = model.denoiser(None, 1), registry.parse("spacing", "geometric").grid(model.levels, STEPS)
+    denoise, grid = denoiser(model, None, 1), registry.parse("spacing", "geometric").grid(model.levels, STEPS)
     x, z, sigma = model.prior(start(model, 1), 0.5), noise(), 0.5
     score = (denoise(x, sigma) - x) / sigma**2
     size = 2 * (0.12 * z.norm() / score.norm()) ** 2
@@ -442,7 +443,7 @@ def test_a_transformer_s_learned_variance_is_used_by_ddpm(tmp_path: Path) -> Non
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     model = load(tmp_path)
     labels = torch.tensor([1, 2, 3])
-    found = model.denoiser(labels, N).predict(start(model), 1.0)
+    found = denoiser(model, labels, N).predict(start(model), 1.0)
     output = model.network(
         start(model) / 2**0.5, timestep=torch.full((N,), float(model.timestep(1.0))), class_labels=labels
     ).sample

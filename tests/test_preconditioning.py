@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from support.denoising import denoiser
 from torch import Tensor, nn
 
 from samplerbench import registry
@@ -148,7 +149,7 @@ def test_a_flow_s_denoiser_is_the_gaussian_s_closed_form() -> None:
     model, x = flow(), draw((6, 1, 2, 2))
     for sigma in SIGMAS:
         expected = (WIDTH**2 * x + sigma**2 * MEAN) / (WIDTH**2 + sigma**2)
-        found = model.denoiser(None, len(x))(x, sigma)
+        found = denoiser(model, None, len(x))(x, sigma)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-11 * (1 + sigma))
 
 
@@ -158,7 +159,7 @@ def test_euler_in_the_flow_s_time_is_ddim() -> None:
     sigmas = t / (1 - t)
     y = draw((4, 1, 2, 2))
     noise = Noise(0, torch.arange(4), (1, 2, 2), torch.float64)
-    x = drive(sampler, model.denoiser(None, 4), y / (1 - t[0]), sigmas, noise)
+    x = drive(sampler, denoiser(model, None, 4), y / (1 - t[0]), sigmas, noise)
     network = model.network
     for a, b in pairwise(t):
         y = y + (b - a) * network(y, a.expand(4))
@@ -178,7 +179,7 @@ def test_stochastic_samplers_reach_the_flow_s_gaussian(spec: str) -> None:
         model = replace(flow(), process=process)
         z = normal(0, Purpose.PRIOR, index, 0, model.shape)
         noise = Noise(1, index, model.shape, torch.float64)
-        x = drive(sampler, model.denoiser(None, n), MEAN + float(sigmas[0]) * z, sigmas, noise)
+        x = drive(sampler, denoiser(model, None, n), MEAN + float(sigmas[0]) * z, sigmas, noise)
         per_image = x.flatten(1)
         error = WIDTH / math.sqrt(per_image.numel())
         assert abs(float(per_image.mean()) - MEAN) < 5 * error

@@ -16,12 +16,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from support.denoising import denoiser, labelled
 from torch import Tensor
 
 from samplerbench import registry
+from samplerbench.models import LoadedClassifier, classifier_of
 from samplerbench.models.exact import ExactModel, exact
-from samplerbench.sampling import Denoiser, Guidance, Noise, Prediction, Sigma
+from samplerbench.models.model import Bound
+from samplerbench.sampling import ConditionalDenoiser, Guidance, ModelView, Noise, Prediction, Sigma, per_sample
 from samplerbench.sampling.driver import drive
+from samplerbench.sampling.guidance import bind_guidance
 from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.sampling.process import VARIANCE_EXPLODING
 
@@ -49,7 +53,7 @@ def start(model: ExactModel) -> Tensor:
 def ours(model: ExactModel, spec: str, steps: int, guidance: Guidance | None = None) -> Tensor:
     """Our final state on trailing timesteps."""
     grid = registry.parse("spacing", "trailing").grid(model.levels, steps)
-    denoise = model.denoiser(None if guidance is None else LABELS, BATCH, guidance)
+    denoise = denoiser(model, None if guidance is None else LABELS, BATCH, guidance)
     sampler = registry.parse("sampler", spec)
     return drive(sampler, denoise, model.prior(start(model), float(grid[0])), grid, step_noise(model))
 
@@ -67,7 +71,7 @@ def chain(steps: int) -> Iterator[tuple[int, float, float]]:
 
 def network(model: ExactModel, x: Tensor, bar: float, labels: Tensor | None = None) -> Tensor:
     """x₀ predicted from the variance-preserving state x."""
-    return model.denoiser(labels, BATCH)(x / math.sqrt(bar), math.sqrt((1 - bar) / bar))
+    return denoiser(model, labels, BATCH)(x / math.sqrt(bar), math.sqrt((1 - bar) / bar))
 
 
 def gradient(model: ExactModel, x: Tensor, bar: float) -> Tensor:
@@ -75,7 +79,7 @@ def gradient(model: ExactModel, x: Tensor, bar: float) -> Tensor:
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         sigma = torch.full((BATCH,), math.sqrt((1 - bar) / bar), dtype=torch.float64)
-        log_p = model.classifier().logits(leaf / math.sqrt(bar), sigma).log_softmax(1)[INDEX, LABELS].sum()
+        log_p = model.own_classifier().logits(leaf / math.sqrt(bar), sigma).log_softmax(1)[INDEX, LABELS].sum()
     return torch.autograd.grad(log_p, leaf)[0]
 
 
@@ -91,7 +95,7 @@ def test_pc_is_algorithms_3_and_5_of_the_full_chain(model: ExactModel) -> None:
     noise, x = step_noise(model), start(model)
     grid = registry.parse("spacing", "trailing").grid(model.levels, 1000)
     sampler = registry.parse("sampler", "pc")
-    run = sampler.steps(model.denoiser(None, BATCH), model.prior(x, float(grid[0])), grid, step_noise(model))
+    run = sampler.steps(denoiser(model, None, BATCH), model.prior(x, float(grid[0])), grid, step_noise(model))
     for i, step in zip(range(998, 990, -1), run, strict=False):
         beta, bar = BETAS[i + 1], BARS[i + 1]
         score = -(x - math.sqrt(bar) * network(model, x, bar)) / (1 - bar)
@@ -108,7 +112,7 @@ def test_pc_on_a_variance_exploding_model_is_algorithm_4_without_alpha(model: Ex
     exploding = replace(model, process=VARIANCE_EXPLODING)
     levels = [50.0, 20.0, 6.0, 1.5, 0.3, 0.0]
     noise, x = step_noise(model), 50.0 * start(model)
-    denoise = model.denoiser(None, BATCH)
+    denoise = denoiser(model, None, BATCH)
     for s, t in itertools.pairwise(levels):
         variance, score = s**2 - t**2, (denoise(x, s) - x) / s**2
         x = x + variance * score + (math.sqrt(variance) * noise() if t else 0)
@@ -119,7 +123,7 @@ def test_pc_on_a_variance_exploding_model_is_algorithm_4_without_alpha(model: Ex
             x = x + epsilon * score + (2 * epsilon).sqrt() * z
     grid = torch.tensor(levels, dtype=torch.float64)
     found = drive(
-        registry.parse("sampler", "pc"), exploding.denoiser(None, BATCH), 50.0 * start(model), grid, step_noise(model)
+        registry.parse("sampler", "pc"), denoiser(exploding, None, BATCH), 50.0 * start(model), grid, step_noise(model)
     )
     assert difference(found, x) <= 1e-11
 
@@ -155,11 +159,15 @@ def algorithm_2(model: ExactModel, steps: int, limit: float = math.inf) -> Tenso
 class KnowsTheStep(Guidance):
     """D + g (α_t/α_s) v/(1 - t²/s²) ∇ log p, told the grid and the sampler's variance, which no guidance is."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"labels", "classifier"})
+    needs_labels: ClassVar[bool] = True
+    classifier: ClassVar[LoadedClassifier]
     grid: ClassVar[list[float]] = []
     variance: ClassVar[str] = "small"
 
-    def predict(self, denoise: Denoiser, x: Tensor, sigma: Sigma) -> Prediction:
+    def bind(self, model: ModelView) -> KnowsTheStep:
+        return self.with_state(classifier=classifier_of(model, ""))
+
+    def predict(self, denoise: ConditionalDenoiser, x: Tensor, sigma: Sigma) -> Prediction:
         s = float(sigma)
         t = self.grid[self.grid.index(s) + 1]
         small, large = t**2 * (1 - t**2 / s**2), (1 + t**2) * (s**2 - t**2) / (1 + s**2)
@@ -167,7 +175,8 @@ class KnowsTheStep(Guidance):
         shift = scale * (small if self.variance == "small" else large) / (1 - t**2 / s**2)
         if self.variance == "large":
             assert shift == pytest.approx(s**2 / scale)  # as the docstring of `classifier` has it
-        return Prediction(denoise.unconditional(x, sigma).x0 + SCALE * shift * denoise.classifier_score(x, sigma))
+        score = self.classifier.score(x, per_sample(sigma, x), denoise.inputs.labels)
+        return Prediction(denoise.unconditional(x, sigma).x0 + SCALE * shift * score)
 
 
 def classifier(**changes: Any) -> Guidance:
@@ -233,33 +242,45 @@ def test_clip_after_is_diffusers_order(clipping: ExactModel, spec: str) -> None:
     assert float(found.abs().max()) <= LIMIT
 
 
-Parts = Callable[[Denoiser, Tensor], tuple[Tensor, Tensor]]
+def score_of_the_image(denoise: Bound, x: Tensor) -> Tensor:
+    """∇ₓ log p(y | D(x, 1.3)), without labels."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        x0 = denoise.unconditional(leaf, 1.3).x0
+        log_p = denoise.model.own_image_classifier().logits(x0, per_sample(0.0, x)).log_softmax(1)[INDEX, LABELS].sum()
+    return torch.autograd.grad(log_p, leaf)[0]
+
+
+Parts = Callable[[Bound, Tensor], tuple[Tensor, Tensor]]
 GUIDANCES: dict[str, Parts] = {
     "cfg": lambda d, x: ((both := d.both(x, 1.3))[0].x0.clamp(-LIMIT, LIMIT), both[1].x0.clamp(-LIMIT, LIMIT)),
-    "classifier": lambda d, x: (d.unconditional(x, 1.3).x0.clamp(-LIMIT, LIMIT), d.classifier_score(x, 1.3)),
+    "classifier": lambda d, x: (
+        d.unconditional(x, 1.3).x0.clamp(-LIMIT, LIMIT),
+        d.model.own_classifier().score(x, per_sample(1.3, x), LABELS),
+    ),
     "image-classifier": lambda d, x: (
-        (out := d.denoised_score(x, 1.3))[0].x0.clamp(-LIMIT, LIMIT),
-        out[1],
+        d.unconditional(x, 1.3).x0.clamp(-LIMIT, LIMIT),
+        score_of_the_image(d, x),
     ),
 }
 
 
 @pytest.mark.parametrize("spec", GUIDANCES)
 def test_every_guidance_has_the_choice_and_the_protocol_tells_it(clipping: ExactModel, spec: str) -> None:
-    plain = replace(clipping, clip=False).denoiser(LABELS, BATCH)
+    plain = Bound(replace(clipping, clip=False), labelled(LABELS))
     x = 1.6 * start(clipping)
     guidance = replace(registry.parse("guidance", spec), scale=SCALE)
     before = replace(guidance, clip="before")
     first, second = GUIDANCES[spec](plain, x)
     expected = first + SCALE * ((second - first) if spec == "cfg" else 1.3**2 * second)
-    guided = clipping.denoiser(LABELS, BATCH, before)
+    guided = denoiser(clipping, LABELS, BATCH, before)
     assert difference(guided(x, 1.3), expected) <= 1e-12
     assert difference(guided.rows(INDEX[2:5])(x[2:5], 1.3), expected[2:5]) <= 1e-12
-    after = guidance.guide(plain)(x, 1.3).clamp(-LIMIT, LIMIT)
-    assert difference(clipping.denoiser(LABELS, BATCH, guidance)(x, 1.3), after) == 0
+    after = bind_guidance(guidance, plain.model).guide(plain)(x, 1.3).clamp(-LIMIT, LIMIT)
+    assert difference(denoiser(clipping, LABELS, BATCH, guidance)(x, 1.3), after) == 0
     assert difference(after, expected) > 0.01
     assert guidance.spec == f"{spec}:scale={SCALE:g}" or guidance.spec == spec
     assert before.spec.endswith("clip=before")
     unclipped = replace(clipping, clip=False)
-    first, second = (unclipped.denoiser(LABELS, BATCH, g)(x, 1.3) for g in (before, guidance))
+    first, second = (denoiser(unclipped, LABELS, BATCH, g)(x, 1.3) for g in (before, guidance))
     assert torch.equal(first, second)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import CPU, make_cell
+from support.denoising import denoiser, labelled
 from torch import Tensor
 
 import samplerbench
@@ -18,7 +20,7 @@ from samplerbench.bench.request import Grid, Request, prepare
 from samplerbench.errors import UserError
 from samplerbench.figures.scene import NoNoise, Scene
 from samplerbench.models import Model
-from samplerbench.models.sample import prepare_model, sample_states, start_batch, start_noise, start_states
+from samplerbench.models.sample import bind, sample_states, start_batch, start_noise, start_states
 from samplerbench.sampling import Noise, Step
 from samplerbench.sampling.driver import drive
 from samplerbench.sampling.noise import Purpose, normal
@@ -41,7 +43,7 @@ def by_hand(model: Model, spec: str, index: Tensor, guidance: str = "none") -> T
     dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
     x = model.prior(normal(SEED, Purpose.PRIOR, index, 0, model.shape).to(dtype), float(cell.sigmas[0]))
     noise = Noise(SEED, index, model.shape, dtype)
-    denoise = model.denoiser(labels()[index], len(index), cell.guidance)
+    denoise = denoiser(model, labels()[index], len(index), cell.guidance)
     return drive(cell.sampler, denoise, x, cell.sigmas, noise)
 
 
@@ -52,10 +54,12 @@ def test_it_is_the_run_written_out_the_engine_s_and_the_figure_s(spec: str, guid
     cell = make_cell(model, spec, None, STEPS, guidance)
     index = torch.arange(N)
     expected = by_hand(model, spec, index, guidance)
-    given = sample_states(model, cell.sampler, cell.sigmas, index, labels(), guidance=cell.guidance, seed=SEED)
+    given = sample_states(
+        model, cell.sampler, cell.sigmas, index, labelled(labels()), guidance=cell.guidance, seed=SEED
+    )
     assert torch.equal(given, expected)
     assert given.dtype == (torch.float64 if model.dtype == torch.float64 else torch.float32)
-    batches = generate(model, cell, index, labels(), SEED, N, decode=False)
+    batches = generate(model, cell, index, labelled(labels()), SEED, N, decode=False)
     assert torch.equal(torch.cat([batch.states for batch in batches]), expected)
     asked = Request([Grid([cell.sampler], [STEPS], [], [guidance], [None])], model="digits", labels="balanced")
     scene = Scene(prepare(asked, "cpu", model), N, SEED)
@@ -65,13 +69,13 @@ def test_it_is_the_run_written_out_the_engine_s_and_the_figure_s(spec: str, guid
 def test_a_sample_has_its_own_start_and_its_own_noise_in_any_batch(model: Model) -> None:
     """On a network the last digits depend on the batch, so this is said of what goes in, not of what comes out."""
     cell = make_cell(model, "ddpm", None, STEPS)
-    whole = start_batch(model, cell.sampler, cell.sigmas, torch.arange(N), labels(), seed=SEED)
+    whole = start_batch(model, cell.sampler, cell.sigmas, torch.arange(N), labelled(labels()), seed=SEED)
     some = torch.tensor([4, 1])
-    part = start_batch(model, cell.sampler, cell.sigmas, some, labels()[some], seed=SEED)
+    part = start_batch(model, cell.sampler, cell.sigmas, some, labelled(labels()[some]), seed=SEED)
     assert torch.equal(part.x, whole.x[some])
     assert torch.equal(part.noise(), whole.noise()[some])
     assert torch.equal(part.noise(), whole.noise()[some])
-    other = start_batch(model, cell.sampler, cell.sigmas, some, labels()[some], seed=SEED + 1)
+    other = start_batch(model, cell.sampler, cell.sigmas, some, labelled(labels()[some]), seed=SEED + 1)
     assert not torch.isclose(other.x, part.x).any()
 
 
@@ -87,10 +91,12 @@ def test_the_start_is_the_prior_s(model: Model) -> None:
 def test_a_start_and_a_noise_that_are_given_are_used(model: Model) -> None:
     cell = make_cell(model, "ddpm", None, STEPS)
     x = start_states(model, float(cell.sigmas[0]), torch.arange(N), SEED + 1)
-    batch = start_batch(model, cell.sampler, cell.sigmas, torch.arange(N), labels(), seed=SEED, x=x)
+    batch = start_batch(model, cell.sampler, cell.sigmas, torch.arange(N), labelled(labels()), seed=SEED, x=x)
     assert batch.x is x
     assert torch.equal(batch.noise(), start_batch(model, cell.sampler, cell.sigmas, torch.arange(N), seed=SEED).noise())
-    silent = start_batch(model, cell.sampler, cell.sigmas, torch.arange(N), labels(), x=x, noise=NoNoise(cell.sampler))
+    silent = start_batch(
+        model, cell.sampler, cell.sigmas, torch.arange(N), labelled(labels()), x=x, noise=NoNoise(cell.sampler)
+    )
     with pytest.raises(UserError, match="sampler ddpm draws noise on its way"):
         silent.states()
 
@@ -104,12 +110,14 @@ def test_a_run_can_be_watched_and_taken_step_by_step(model: Model) -> None:
         cell.sampler,
         cell.sigmas,
         torch.arange(N),
-        labels(),
+        labelled(labels()),
         seed=SEED,
         on_step=lambda i, step: seen.append(step),
     )
     with torch.no_grad():
-        steps = list(start_batch(model, cell.sampler, cell.sigmas, torch.arange(N), labels(), seed=SEED).steps())
+        steps = list(
+            start_batch(model, cell.sampler, cell.sigmas, torch.arange(N), labelled(labels()), seed=SEED).steps()
+        )
     assert [step.sigma for step in steps] == cell.sigmas[1:].tolist()
     assert all(torch.equal(a.x, b.x) for a, b in zip(seen, steps, strict=True))
     assert torch.equal(final, steps[-1].x)
@@ -132,11 +140,19 @@ def test_runs_begin_in_one_place() -> None:
 
 
 def test_a_plugin_is_prepared_only_where_it_needs_something(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Tensor] = []
-    monkeypatch.setattr(model, "estimate_posterior_variances", asked.append)
+    requested: list[str] = []
+    estimates = type(model).estimates
+
+    def watched(self: Model, name: str, **settings: int) -> Any:
+        requested.append(name)
+        return estimates(self, name, **settings)
+
+    monkeypatch.setattr(type(model), "estimates", watched)
     sigmas = make_cell(model, "ddim", None, STEPS).sigmas
-    prepare_model(model, registry.parse("sampler", "ddim"), sigmas)
-    assert asked == []
-    prepare_model(model, registry.parse("sampler", "analytic-dpm"), sigmas)
-    assert len(asked) == 1
-    assert asked[0] is sigmas
+    plain = registry.parse("sampler", "ddim")
+    assert bind(model, plain, sigmas) is plain
+    assert requested == []
+    bound = bind(model, registry.parse("sampler", "analytic-dpm"), sigmas)
+    assert requested == ["posterior-variance"]
+    assert bound == registry.parse("sampler", "analytic-dpm")
+    assert set(bound.variances) == set(sigmas[:-1].tolist())

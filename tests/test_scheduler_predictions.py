@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from support.denoising import denoiser
 from test_pipelines import tiny_stable_diffusion
 
 from samplerbench import registry
@@ -85,7 +86,7 @@ def ours(pipeline: Any, embeddings: torch.Tensor, spec: str, prediction: Any, gi
         null_embedding=embeddings[:1],
     )
     index = torch.arange(BATCH)
-    denoise = model.denoiser(index, BATCH, replace(registry.parse("guidance", "cfg"), scale=SCALE))
+    denoise = denoiser(model, index, BATCH, replace(registry.parse("guidance", "cfg"), scale=SCALE))
     if given is not None:
         denoise.prediction = given
     grid = make_grid(registry.parse("spacing", "trailing"), model.levels, STEPS)
@@ -167,7 +168,7 @@ def test_heun_is_the_schedulers_own_loop_in_float64(prediction: Any) -> None:
     model, index = exact("mixture", shape="1x4x4"), torch.arange(3)
     grid = make_grid(registry.parse("spacing", "trailing"), model.levels, STEPS)
     z = normal(0, Purpose.PRIOR, index, 0, model.shape)
-    denoise = model.denoiser(None, len(index))
+    denoise = denoiser(model, None, len(index))
     denoise.prediction = prediction
     noise = Noise(0, index, model.shape, torch.float64)
     sampler = registry.parse("sampler", "diffusers/HeunDiscreteScheduler")
@@ -255,6 +256,6 @@ def test_shifted_noise_levels_are_the_models_again() -> None:
     for spec in ("CogVideoXDDIMScheduler:timestep_spacing=trailing", "DDIMScheduler:timestep_spacing=trailing"):
         noise = Noise(SEED, torch.arange(BATCH), model.shape, torch.float64)
         sampler = registry.parse("sampler", f"diffusers/{spec}")
-        runs.append([step.x for step in sampler.steps(model.denoiser(None, BATCH), x, grid, noise)])
+        runs.append([step.x for step in sampler.steps(denoiser(model, None, BATCH), x, grid, noise)])
     for a, b in zip(*runs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

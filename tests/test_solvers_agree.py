@@ -29,6 +29,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
+from support.denoising import denoiser
 from torch import Tensor
 
 from samplerbench import registry
@@ -61,7 +62,7 @@ def ours(model: ExactModel, spec: str, grid: Tensor, denoise: Denoiser | None = 
     """Our final state on a grid, whatever level it ends at."""
     x = model.prior(prior(model), float(grid[0]))
     sampler = registry.parse("sampler", spec)
-    return drive(sampler, denoise or model.denoiser(None, BATCH), x, grid, step_noise(model))
+    return drive(sampler, denoise or denoiser(model, None, BATCH), x, grid, step_noise(model))
 
 
 def difference(a: Tensor | Array, b: Tensor | Array) -> float:
@@ -111,7 +112,7 @@ def theirs(model: ExactModel, made: Any, monkeypatch: pytest.MonkeyPatch, **argu
         made.set_begin_index(0)
     else:
         levels = torch.cat([model.levels[made.timesteps], torch.zeros(1, dtype=torch.float64)])
-    noise, denoise = step_noise(model), model.denoiser(None, BATCH)
+    noise, denoise = step_noise(model), denoiser(model, None, BATCH)
     module = sys.modules[type(made).__module__]
     if hasattr(module, "randn_tensor"):
         monkeypatch.setattr(module, "randn_tensor", lambda *_, dtype=torch.float64, **__: noise().to(dtype))
@@ -357,7 +358,7 @@ class Network:
     """What the papers call ε_θ, x_θ and s_θ, of a variance-preserving state in NumPy."""
 
     def __init__(self, model: ExactModel) -> None:
-        self.denoise = model.denoiser(None, BATCH)
+        self.denoise = denoiser(model, None, BATCH)
 
     def data(self, x: Array, sigma: float) -> Array:
         return self.denoise(torch.from_numpy(x / alpha(sigma)), sigma).numpy()
@@ -672,7 +673,7 @@ def test_deis_takes_the_time_from_the_models_levels(model: ExactModel, order: in
         process = VARIANCE_PRESERVING
 
         def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
-            return model.denoiser(None, BATCH).predict(x, sigma)
+            return denoiser(model, None, BATCH).predict(x, sigma)
 
         def rows(self, index: Tensor) -> Denoiser:
             return self
@@ -688,7 +689,7 @@ def test_variance_exploding_sdes_are_the_papers(model: ExactModel, spec: str) ->
     exploding = dataclasses.replace(model, process=VARIANCE_EXPLODING)
     noise, x = step_noise(model), prior(model) * LEVELS[0]
     for s, t in pairs(LEVELS):
-        score = (model.denoiser(None, BATCH)(x, s) - x) / s**2
+        score = (denoiser(model, None, BATCH)(x, s) - x) / s**2
         variance = s**2 - t**2 if spec == "reverse-diffusion" else 2 * s**2 * np.log(s / max(t, 1e-300))
         x = x + variance * score + np.sqrt(variance) * noise() if t > 0 else x + s**2 * score
     found = ours(exploding, spec, torch.tensor(LEVELS, dtype=torch.float64))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,20 +16,31 @@ import pytest
 import torch
 from conftest import CPU, make_cell
 from diffusers.models.unets.unet_2d import UNet2DOutput
+from support.denoising import denoiser, labelled
 from torch import Tensor, nn
 
 import samplerbench
 from samplerbench import cli, registry
 from samplerbench.bench import batch_size as sizes
 from samplerbench.bench import engine, generate, replay, request, setup
+from samplerbench.bench.generate import SamplerOnModel
 from samplerbench.errors import RunError, UserError
 from samplerbench.models import Model
 from samplerbench.models.files import LoadOptions
-from samplerbench.models.runner import Runner, check_compiler
+from samplerbench.models.runner import HowRun, Runner, check_compiler, how_run
 from samplerbench.results.store import Store
-from samplerbench.sampling import Noise, Sampler, Step
+from samplerbench.sampling import Inputs, Noise, Sampler, Step
 from samplerbench.sampling import driver as driving
 from samplerbench.sampling.meter import Meter
+
+
+def run_as(model: Model, how: HowRun) -> Model:
+    """The model with a network that says it is run like this, and is run as it was."""
+    made = copy.copy(model)
+    made.network = Runner(model.network.inner, CPU)
+    made.network.how = how
+    return made
+
 
 # --- the sizes of batches
 
@@ -141,8 +155,7 @@ def test_where_the_size_of_a_batch_matters_all_are_of_one_size(
     option: dict[str, bool], batch_size: int, digits: Model, tmp_path: Path
 ) -> None:
     """18 images in batches of at most 8 are 8 + 8 + 2, or 6 + 6 + 6."""
-    model = copy.copy(digits)
-    model.compiled, model.graphs = "compile" in option, "graphs" in option
+    model = run_as(digits, HowRun("fp32", compiled="compile" in option, graphs="graphs" in option))
     asked = request.Request([request.Grid(["ddim"], [1])], n=18, batch_size=8)
     prepared = request.prepare(asked, "cpu", model)
     session = request.make_session(prepared, request.measure_reference(prepared), 0, Store(tmp_path))
@@ -184,9 +197,7 @@ def test_the_protocol_says_whether_the_network_was_compiled(digits: Model, make_
     plain = make_session(4).measurement.shared
     assert "compile" not in plain
     assert plain["dtype"] == "float32"
-    changed = copy.copy(digits)
-    changed.compiled, changed.precision = True, "tf32"
-    session = make_session(4, model=changed)
+    session = make_session(4, model=run_as(digits, HowRun("tf32", compiled=True)))
     assert session.measurement.shared == plain | {"compile": True, "dtype": "tf32"}
 
 
@@ -194,13 +205,15 @@ def test_a_compiled_model_says_so_and_a_suite_can_ask_for_it(monkeypatch: pytest
     """The option reaches the network from the command line, a suite and Python."""
     asked: list[bool] = []
 
-    def compiled(network: nn.Module, device: torch.device, compiled: bool = False) -> nn.Module:
+    def runner(network: nn.Module, device: torch.device, compiled: bool = False, **how: Any) -> Runner:
         asked.append(compiled)
-        return network
+        made = Runner(network, device, **how)
+        made.how = dataclasses.replace(made.how, compiled=compiled)
+        return made
 
-    monkeypatch.setattr(setup, "Runner", compiled)
+    monkeypatch.setattr(setup, "Runner", runner)
     monkeypatch.setattr(setup, "check_compiler", lambda: None)
-    assert samplerbench.load_model("digits", compile=True).compiled
+    assert how_run(samplerbench.load_model("digits", compile=True).network).compiled
     suite = tmp_path / "a.toml"
     suite.write_text('compile = true\nn = 20\n[[grid]]\nsamplers = ["ddim"]\nsteps = [1]\n', "utf-8")
     for command in (["run", str(suite)], ["run", "-s", "ddim", "--steps", "1", "--n", "20", "--compile"]):
@@ -316,18 +329,16 @@ WATCHED = [
     *("dpm-solver:order=3", "dpm++", "dpm++:order=3", "dpm++:sde=true", "dpm++:method=singlestep", "unipc", "deis"),
     *("ipndm", "analytic-dpm"),
 ]
-"""All but `pf-ode:solver=rk45`, whose step size depends on the state, `diffusers/*`, whose code is not ours, and
-`autoencoder-prior`, which has no steps."""
+"""All but `pf-ode:solver=rk45`, whose step size depends on the state, and `diffusers/*`, whose code is not ours."""
 
 
 def watched_walk(model: Model, sampler: str, guidance: str = "none") -> driving.Walk:
-    cell = make_cell(model, sampler, None, 4, guidance)
-    generate.prepare(model, cell)
+    cell = generate.bound_cell(model, make_cell(model, sampler, None, 4, guidance))
     rows = torch.arange(4)
     noise = WatchedNoise(rows, model.shape)
     x = model.prior(torch.randn(4, *model.shape), float(cell.sigmas[0])).as_subclass(Watched)
     labels = torch.arange(4).as_subclass(Watched)
-    denoise = model.denoiser(labels, 4, cell.guidance)
+    denoise = denoiser(model, labels, 4, cell.guidance)
     return driving.walk(cell.sampler, denoise, x, cell.sigmas, noise)
 
 
@@ -356,7 +367,7 @@ def test_no_guidance_reads_the_state(guidance: str, digits: Model) -> None:
 def test_every_built_in_sampler_is_watched() -> None:
     """A new one is added to the list, or to its reasons."""
     own = {e.name for e in registry.entries("sampler") if e.origin.startswith(registry.OWN)}
-    assert own - {registry.split(s)[0] for s in WATCHED} == {"diffusers", "autoencoder-prior"}
+    assert own - {registry.split(s)[0] for s in WATCHED} == {"diffusers"}
 
 
 class Peeking(Sampler):
@@ -376,7 +387,7 @@ def test_a_sampler_that_reads_its_state_is_caught(digits: Model) -> None:
     x = torch.zeros(2, *digits.shape).as_subclass(Watched)
     noise = WatchedNoise(torch.arange(2), digits.shape)
     with pytest.raises(RunError, match="__bool__ waits for the device"):
-        driving.walk(Peeking(), digits.denoiser(torch.zeros(2).long(), 2), x, cell.sigmas, noise)
+        driving.walk(Peeking(), denoiser(digits, torch.zeros(2).long(), 2), x, cell.sigmas, noise)
 
 
 @pytest.mark.usefixtures("as_on_a_device")
@@ -393,7 +404,7 @@ def test_on_a_device_a_bad_state_is_found_at_the_end_with_its_step(digits: Model
 
     cell = make_cell(digits, "ddim", None, 3)
     noise = Noise(0, torch.arange(2), digits.shape, torch.float32)
-    walked = driving.walk(Broken(), digits.denoiser(None, 2), torch.ones(2, *digits.shape), cell.sigmas, noise)
+    walked = driving.walk(Broken(), denoiser(digits, None, 2), torch.ones(2, *digits.shape), cell.sigmas, noise)
     with pytest.raises(RunError, match="not finite after step 2 of 3"):
         walked.check()
 
@@ -430,9 +441,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[FakeGraph]:
     """Captures are of fake graphs, which are kept here."""
     made: list[FakeGraph] = []
 
-    def capture(model: Model, run: replay.Run, rows: Tensor, labels: Tensor | None) -> replay.Replay | None:
+    def capture(model: Model, run: replay.Run, rows: Tensor, inputs: Inputs) -> replay.Replay | None:
         graph = FakeGraph()
-        captured = replay.capture(model, run, rows, labels, graph)
+        captured = replay.capture(model, run, rows, inputs, graph)
         if captured is not None:
             hooks = (model.network._forward_pre_hooks, model.network._forward_hooks)
 
@@ -440,7 +451,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[FakeGraph]:
                 kept = [dict(h) for h in hooks]
                 for h in hooks:
                     h.clear()
-                walked = run(captured.rows, captured.labels)[0]
+                walked = run(captured.rows, captured.inputs)[0]
                 for h, k in zip(hooks, kept, strict=True):
                     h.update(k)
                 return walked
@@ -458,20 +469,21 @@ def test_replayed_batches_are_the_same_images_and_are_counted(
     guidance: str, graphs: list[FakeGraph], digits: Model, make_session: Any, tmp_path: Path
 ) -> None:
     """The first batch is run, the second captured and replayed, so is a last one that is smaller."""
-    model = copy.copy(digits)
-    model.graphs, model.replays = True, {}
+    model = run_as(digits, HowRun("fp32", graphs=True))
     cell = make_cell(digits, "ddpm", None, 3, guidance)
     labels = torch.arange(11) % 10
-    plain = list(engine.generate(digits, cell, torch.arange(11), labels, 0, 3))
+    plain = list(engine.generate(digits, cell, torch.arange(11), labelled(labels), 0, 3))
     steps: list[int] = []
-    replayed = list(engine.generate(model, cell, torch.arange(11), labels, 0, 3, lambda i, step: steps.append(i)))
+    replayed = list(
+        engine.generate(model, cell, torch.arange(11), labelled(labels), 0, 3, lambda i, step: steps.append(i))
+    )
     assert [g.replays for g in graphs] == [3]
     for a, b in zip(plain, replayed, strict=True):
         assert torch.equal(a.index, b.index)
         assert (a.images - b.images).abs().max() <= 1e-5
         assert b.stochastic
     assert steps == [0, 1, 2] * 4
-    model.replays = {}  # captured anew, under the eyes of the run's meter
+    # Captured anew, under the eyes of the run's meter.
     session = make_session(11, model=model, batch_size=3)
     session.execution.store = Store(tmp_path / "graphs")
     outcome = engine.run_cell(session, cell)
@@ -480,23 +492,58 @@ def test_replayed_batches_are_the_same_images_and_are_counted(
 
 
 def test_another_cell_is_captured_anew(graphs: list[FakeGraph], digits: Model) -> None:
-    """And the graph of the cell before, which holds its own memory, is let go."""
-    model = copy.copy(digits)
-    model.graphs, model.replays = True, {}
+    """And its run alone holds its graph, so that the graph of the cell before, with its memory, can be let go."""
+    model = run_as(digits, HowRun("fp32", graphs=True))
     for steps in (2, 3):
         cell = make_cell(digits, "ddim", None, steps)
-        list(engine.generate(model, cell, torch.arange(8), torch.arange(8), 0, 4))
-        assert len(model.replays) == 1
+        made = engine.prepare(model, cell)
+        list(made.generate(torch.arange(8), labelled(torch.arange(8)), 0, 4))
+        assert isinstance(made, SamplerOnModel)
+        assert len(made.replays) == 1
     assert [g.replays for g in graphs] == [1, 1]
+
+
+def test_another_size_of_batches_is_captured_anew(graphs: list[FakeGraph], digits: Model) -> None:
+    """And the graph of the size before, which holds its own memory, is let go."""
+    made = engine.prepare(run_as(digits, HowRun("fp32", graphs=True)), make_cell(digits, "ddim", None, 2))
+    assert isinstance(made, SamplerOnModel)
+    for size in (4, 2):
+        list(made.generate(torch.arange(8), labelled(torch.arange(8)), 0, size))
+        assert len(made.replays) == 1
+    assert [(len(g.walk.x), g.replays) for g in graphs] == [(4, 1), (2, 3)]
+
+
+def test_a_cell_that_is_done_leaves_no_graph(
+    graphs: list[FakeGraph], digits: Model, make_session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even until the garbage collector comes by: the next cell needs the memory."""
+    made: list[weakref.ref[SamplerOnModel]] = []
+    start = SamplerOnModel.__init__
+
+    def watched(self: SamplerOnModel, *given: Any) -> None:
+        start(self, *given)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(SamplerOnModel, "__init__", watched)
+    session = make_session(8, model=run_as(digits, HowRun("fp32", graphs=True)), batch_size=4)
+    gc.collect()
+    gc.disable()
+    try:
+        assert engine.run_cell(session, make_cell(digits, "ddim", None, 2)).error is None
+        assert [g.replays for g in graphs] == [1]
+        graphs.clear()  # the test's own, which hold the run that they repeat
+        assert [ref() for ref in made] == [None]
+    finally:
+        gc.enable()
 
 
 def test_a_remainder_is_not_captured(graphs: list[FakeGraph], digits: Model) -> None:
     """A graph of fewer rows could not hold the next block's whole batches."""
-    model = copy.copy(digits)
-    model.graphs, model.replays = True, {}
+    model = run_as(digits, HowRun("fp32", graphs=True))
     cell = make_cell(digits, "ddim", None, 2)
+    made = engine.prepare(model, cell)
     for _ in range(2):
-        list(engine.generate(model, cell, torch.arange(5), torch.arange(5), 0, 3))
+        list(made.generate(torch.arange(5), labelled(torch.arange(5)), 0, 3))
     assert [(len(g.walk.x), g.replays) for g in graphs] == [(3, 2)]
 
 
@@ -510,31 +557,32 @@ def test_a_run_that_cannot_be_captured_is_sampled_without(
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     monkeypatch.setattr(generate, "capture", lambda *given: replay.capture(*given, Refusing()))
-    model = copy.copy(digits)
-    model.graphs, model.replays = True, {}
+    model = run_as(digits, HowRun("fp32", graphs=True))
     cell = make_cell(digits, "ddim", None, 2)
     labels = torch.arange(9)
-    plain = torch.cat([b.images for b in engine.generate(digits, cell, torch.arange(9), labels, 0, 3)])
-    found = torch.cat([b.images for b in engine.generate(model, cell, torch.arange(9), labels, 0, 3)])
+    plain = torch.cat([b.images for b in engine.generate(digits, cell, torch.arange(9), labelled(labels), 0, 3)])
+    found = torch.cat([b.images for b in engine.generate(model, cell, torch.arange(9), labelled(labels), 0, 3)])
     assert torch.equal(plain, found)
     assert capsys.readouterr().err.count("cannot be made a CUDA graph (operation not permitted") == 1
 
 
 def test_what_is_too_long_or_guided_by_a_classifier_is_not_captured(graphs: list[FakeGraph], digits: Model) -> None:
     """A graph of so many kernels costs more than it saves; a classifier's gradient is left alone."""
-    model = copy.copy(digits)
-    model.graphs, model.replays = True, {}
+    model = run_as(digits, HowRun("fp32", graphs=True))
     guided = make_cell(digits, "ddim", None, 2, "classifier")
-    long = SimpleNamespace(guidance=None, sigmas=torch.zeros(generate.LONGEST + 2))
+    long = dataclasses.replace(make_cell(digits, "ddim", None, 2), sigmas=torch.zeros(generate.LONGEST + 2))
     for cell in (guided, long):
-        assert generate._replay(model, cell, torch.arange(3), None, 0, 3) is None
-    assert model.replays == {}
+        made = SamplerOnModel(model, cell)
+        assert made._replay(torch.arange(3), Inputs(3), 0, 3) is None
+        assert made.replays == {}
+    assert not graphs
 
 
 def test_graphs_are_asked_for_where_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU the option reaches the model; elsewhere it is refused."""
+    """On a GPU the option reaches the network; elsewhere it is refused."""
     with pytest.raises(UserError, match="--graphs is of NVIDIA GPUs"):
         setup.load_model("digits", CPU, "fp32", LoadOptions(graphs=True))
     monkeypatch.setattr(setup, "_load", lambda source, device, dtype, options: SimpleNamespace(network=nn.Identity()))
     monkeypatch.setattr(setup, "set_precision", lambda dtype, device: torch.float32)
-    assert setup.load_model("digits", torch.device("cuda"), "fp32", LoadOptions(graphs=True)).graphs
+    loaded = setup.load_model("digits", torch.device("cuda"), "fp32", LoadOptions(graphs=True))
+    assert how_run(loaded.network) == HowRun("fp32", graphs=True)

@@ -119,6 +119,7 @@ def measure_throughput(chosen: argparse.Namespace) -> dict[str, Any]:
     from samplerbench import registry
     from samplerbench.bench import engine, setup
     from samplerbench.data.pixels import quantise
+    from samplerbench.sampling import Inputs
 
     device, batch, steps = torch.device(chosen.device), chosen.batch, chosen.steps
     if chosen.small:
@@ -129,11 +130,12 @@ def measure_throughput(chosen: argparse.Namespace) -> dict[str, Any]:
     )
     sampler = registry.parse("sampler", "ddim")
     (cell,), _ = engine.plan(model, [sampler], [steps], [None], lambda s: setup.pick_spacing(s, None))
+    generator = engine.prepare(model, cell)
 
     def sample(batches: int) -> float:
         synchronise(device)
         begun = time.perf_counter()
-        for part in engine.generate(model, cell, torch.arange(batches * batch), None, 0, batch):
+        for part in generator.generate(torch.arange(batches * batch), Inputs(batches * batch), 0, batch):
             quantise(part.images)
         synchronise(device)
         return time.perf_counter() - begun
@@ -156,26 +158,28 @@ def measure_waiting(chosen: argparse.Namespace) -> dict[str, Any]:
 
     import samplerbench
     from samplerbench import registry
-    from samplerbench.bench import engine, generate, setup
+    from samplerbench.bench import engine, setup
+    from samplerbench.bench.generate import SamplerOnModel
     from samplerbench.errors import RunError
+    from samplerbench.sampling import Inputs
 
     if not chosen.device.startswith("cuda"):
         raise SystemExit("torch's sync debug mode is of NVIDIA GPUs.")
     model = samplerbench.load_model("digits", device=chosen.device)
     rows = torch.arange(64, device=model.device)
     found: dict[str, str] = {}
-    runs = [(e.name, "none") for e in registry.entries("sampler") if e.name not in ("diffusers", "autoencoder-prior")]
+    runs = [(e.name, "none") for e in registry.entries("sampler") if e.name != "diffusers"]
     for name, guidance in [*runs, ("ddim", "cfg:scale=2"), ("ddim", "classifier")]:
         sampler = registry.parse("sampler", name)
         guided = [setup.pick_guidance(guidance)]
         (cell,), _ = engine.plan(model, [sampler], [5], guided, lambda s: setup.pick_spacing(s, None))
-        engine.prepare(model, cell)
-        labels = rows % 10
-        generate._walk(model, cell, rows, labels, 0)  # what is loaded once may wait
+        run, inputs = engine.prepare(model, cell), Inputs(len(rows), rows % 10)
+        assert isinstance(run, SamplerOnModel)
+        run._walk(rows, inputs, 0)  # what is loaded once may wait
         synchronise(model.device)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            generate._walk(model, cell, rows, labels, 0)
+            run._walk(rows, inputs, 0)
             waits = ""
         except (RuntimeError, RunError) as error:
             waits = str(error).splitlines()[0]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from torch import Tensor
 
-from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option
+from samplerbench.models import posterior_variances
+from samplerbench.sampling import Denoiser, ModelView, Noise, Sampler, Step, intervals, option
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,17 @@ class AnalyticDPM(Sampler):
     """
 
     spacing = "leading"
-    needs: ClassVar[frozenset[str]] = frozenset({"posterior variance"})
+    variances: ClassVar[Mapping[float, float]]
 
     form: Literal["ddpm", "ddim"] = option("ddpm", "the process whose reverse variance is optimal")
     y: float | None = option(
         2.0, "bound on the noise of the last step but one, in grey levels; none is no bound", gt=0.0
     )
+
+    def bind(self, model: ModelView, sigmas: Tensor) -> Self:
+        """With κ of the grid's levels."""
+        variances, evaluations = posterior_variances(model, sigmas)
+        return self.with_state(variances=variances, bound_evaluations=evaluations)
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         n = len(sigmas) - 1
@@ -41,7 +47,7 @@ class AnalyticDPM(Sampler):
             else:
                 u2 = t**2 * (1 - (t / s) ** 2) if self.form == "ddpm" else 0.0
                 c = math.sqrt(t**2 - u2) / s
-                deviation = math.sqrt(u2 + (1 - c) ** 2 * denoise.posterior_variance(s))
+                deviation = math.sqrt(u2 + (1 - c) ** 2 * self.variances[s])
                 if self.y is not None and i == n - 2:
                     deviation = min(deviation, self.y * (2 / 255) * math.sqrt(math.pi / 2))
                 x = x0 + c * (x - x0) + deviation * noise()

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from samplerbench.sampling import Denoiser, Guidance, Prediction, Sigma, option
+from samplerbench.sampling import ConditionalDenoiser, Guidance, Prediction, Sigma, option
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class ClassifierFree(Guidance):
     conditional prediction's.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"labels", "null"})
+    needs_condition: ClassVar[bool] = True
+    needs_unconditional: ClassVar[bool] = True
 
     scale: float = option(2.0, "g: 1 is the conditional model, more is nearer to the label", ge=0.0)
     clip: Literal["after", "before"] = option(
@@ -30,7 +31,7 @@ class ClassifierFree(Guidance):
     def evaluations(self) -> int:
         return 1 if self.scale in (0, 1) else 2
 
-    def predict(self, denoise: Denoiser, x: Tensor, sigma: Sigma) -> Prediction:
+    def predict(self, denoise: ConditionalDenoiser, x: Tensor, sigma: Sigma) -> Prediction:
         if self.scale == 1:
             return denoise.conditional(x, sigma)
         if self.scale == 0:

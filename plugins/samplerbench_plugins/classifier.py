@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from samplerbench.sampling import Denoiser, Guidance, Prediction, Sigma, coefficient, option
+from samplerbench.models import LoadedClassifier, classifier_of
+from samplerbench.sampling import (
+    ConditionalDenoiser,
+    Guidance,
+    ModelView,
+    Prediction,
+    Sigma,
+    coefficient,
+    option,
+    per_sample,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,9 @@ class ClassifierGuidance(Guidance):
     clip=before is guided-diffusion's order: x₀ is clipped, then guided.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"labels", "classifier"})
+    needs_labels: ClassVar[bool] = True
+    differentiates: ClassVar[bool] = True
+    classifier: ClassVar[LoadedClassifier]
 
     scale: float = option(1.0, "g: how much of the classifier's gradient is added", ge=0.0)
     conditional: bool = option(False, "guide the class-conditional prediction instead of the unconditional one")
@@ -36,9 +48,25 @@ class ClassifierGuidance(Guidance):
         "after", "whether a model that clips x₀ clips the guided one, or the one that is guided"
     )
 
-    def predict(self, denoise: Denoiser, x: Tensor, sigma: Sigma) -> Prediction:
+    def bind(self, model: ModelView) -> Self:
+        return self.with_state(classifier=classifier_of(model, self.weights, self.conditional))
+
+    @property
+    def classes(self) -> int | None:
+        return self.classifier.classes
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"classifier": self.classifier.sha256}
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.classifier.module,)
+
+    def predict(self, denoise: ConditionalDenoiser, x: Tensor, sigma: Sigma) -> Prediction:
         base = denoise.conditional(x, sigma) if self.conditional else denoise.unconditional(x, sigma)
-        if self.scale == 0:
+        labels = denoise.inputs.labels
+        if self.scale == 0 or labels is None:
             return base
-        shift = self.scale * coefficient(sigma, x) ** 2 * denoise.classifier_score(x, sigma, self.weights)
-        return Prediction(base.x0 + shift, base.variance)
+        score = self.classifier.score(x, per_sample(sigma, x), labels)
+        return Prediction(base.x0 + self.scale * coefficient(sigma, x) ** 2 * score, base.variance)

@@ -59,8 +59,7 @@ class _Distance(Accumulator):
             chosen = batch.index.cpu() % self.context.n < self.most
         if not chosen.any():
             return
-        labels = None if batch.labels is None else batch.labels[chosen]
-        truth = self.context.solve(batch.index[chosen], labels, self.solver)
+        truth = self.context.solve(batch.index[chosen], self.solver)
         distance = (
             (batch.states[chosen.to(batch.states.device)].double() - truth.double()).square().flatten(1).mean(dim=1)
         )

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from samplerbench.sampling import Denoiser, Guidance, Prediction, Sigma, coefficient, option
+from samplerbench.models import LoadedClassifier, image_classifier_of
+from samplerbench.sampling import (
+    ConditionalDenoiser,
+    Guidance,
+    ModelView,
+    Prediction,
+    Sigma,
+    coefficient,
+    option,
+    per_sample,
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +31,10 @@ class ImageClassifierGuidance(Guidance):
     is counted beside the classifier's.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"labels", "image classifier"})
+    needs_labels: ClassVar[bool] = True
+    differentiates: ClassVar[bool] = True
+    classifier: ClassVar[LoadedClassifier]
+    model: ClassVar[ModelView]
     bayes: ClassVar[bool] = False
 
     scale: float = option(1.0, "g: how much of the classifier's gradient is added", ge=0.0)
@@ -30,8 +44,29 @@ class ImageClassifierGuidance(Guidance):
         "after", "whether a model that clips x₀ clips the guided one, or the one that is guided"
     )
 
-    def predict(self, denoise: Denoiser, x: Tensor, sigma: Sigma) -> Prediction:
-        if self.scale == 0:
+    def bind(self, model: ModelView) -> Self:
+        return self.with_state(classifier=image_classifier_of(model, self.weights, self.conditional), model=model)
+
+    @property
+    def classes(self) -> int | None:
+        return self.classifier.classes
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"classifier": self.classifier.sha256}
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.classifier.module,)
+
+    def predict(self, denoise: ConditionalDenoiser, x: Tensor, sigma: Sigma) -> Prediction:
+        labels = denoise.inputs.labels
+        if self.scale == 0 or labels is None:
             return denoise.conditional(x, sigma) if self.conditional else denoise.unconditional(x, sigma)
-        base, score = denoise.denoised_score(x, sigma, self.conditional, self.weights)
-        return Prediction(base.x0 + self.scale * coefficient(sigma, x) ** 2 * score, base.variance)
+        base, pull = denoise.pullback(x, sigma, conditional=self.conditional)
+        with torch.enable_grad():
+            x0 = base.x0.requires_grad_(True)
+            log_p = self.classifier.logits(self.model.decode(x0), per_sample(0.0, x)).log_softmax(dim=1)
+            (slope,) = torch.autograd.grad(log_p[torch.arange(len(x), device=x.device), labels].sum(), x0)
+        shift = self.scale * coefficient(sigma, x) ** 2 * pull(slope)
+        return Prediction(denoise.clipped(base).x0.detach() + shift, base.variance)

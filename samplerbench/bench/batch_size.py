@@ -9,7 +9,8 @@ import torch
 from samplerbench.cache import cached_json
 from samplerbench.errors import is_out_of_memory
 from samplerbench.models.model import Model
-from samplerbench.models.runner import Runner
+from samplerbench.models.runner import Runner, how_run
+from samplerbench.sampling.inputs import Inputs
 
 SIZES = tuple(2**power for power in range(4, 13))
 """16 to 4,096."""
@@ -29,7 +30,7 @@ def fastest_batch_size(model: Model, n: int, evaluations: int = 1) -> int:
     identity = {
         "weights": model.identity.get("weights"),
         "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
-        "precision": model.precision,
+        "precision": how_run(model.network).precision,
         "threads": torch.get_num_threads(),
         "evaluations": evaluations,
         "torch": torch.__version__,
@@ -52,12 +53,16 @@ def _rate(model: Model, size: int, evaluations: int) -> float:
     """Images per second through one evaluation of the network in batches of `size`; 0 where it does not fit."""
     rows = size * evaluations
     sigma = float(model.levels[len(model.levels) // 2])
-    labels = torch.zeros(rows, dtype=torch.int64, device=model.device) if model.classes is not None else None
+    chosen = None if model.classes is None else torch.zeros(rows, dtype=torch.int64, device=model.device)
+    inputs = model.inputs(
+        torch.arange(rows, device=model.device),
+        Inputs(rows, prompts=chosen) if model.text else Inputs(rows, labels=chosen),
+    )
     if isinstance(model.network, Runner):
         model.network.eager = True
     try:
         x = torch.randn(rows, *model.shape, device=model.device)
-        denoise = model.denoiser(labels, rows)
+        denoise = model.denoiser(inputs)
         denoise(x, sigma)
         seconds: list[float] = []
         while sum(seconds) < 0.25 or len(seconds) < 3:

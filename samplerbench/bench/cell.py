@@ -17,10 +17,10 @@ from torch import Tensor
 import samplerbench
 from samplerbench import plugin_file, registry
 from samplerbench.boundary import plugin_call, shown
-from samplerbench.errors import RunError, SamplerbenchError
+from samplerbench.errors import RunError, SamplerbenchError, UserError
 from samplerbench.metrics.metric import Metric
 from samplerbench.options import Configurable
-from samplerbench.sampling import Guidance, Sampler, Spacing
+from samplerbench.sampling import Generator, Guidance, Sampler, Spacing
 
 QUANTISATION = "round(clamp(x, -1, 1) * 127.5 + 127.5)"
 FORMAT = 1
@@ -28,12 +28,19 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Cell:
-    """One sampler at one number of steps. `steps` and `spacing` are None where the sampler chooses its own.
+    """One sampler at one number of steps, or one generator.
 
-    budget: the evaluations that `steps` was chosen to fit into, if any. error: why it could not be planned, if so.
+    Attributes:
+        method: the sampler or the generator.
+        guidance: bound to the model; None without guidance.
+        spacing: None where the method chooses its own levels or has none.
+        steps: None where the method chooses its own steps or has none.
+        sigmas: (N+1,) float64 on the CPU, the grid; of a generator, only 0.
+        budget: the evaluations that `steps` was chosen to fit into; None without a budget.
+        error: why the cell could not be planned; None where it could.
     """
 
-    sampler: Sampler
+    method: Sampler | Generator
     guidance: Guidance | None
     spacing: Spacing | None
     steps: int | None
@@ -42,8 +49,17 @@ class Cell:
     error: SamplerbenchError | None = field(default=None, compare=False)
 
     @property
+    def sampler(self) -> Sampler:
+        """The sampler. Raises UserError for a generator."""
+        if isinstance(self.method, Generator):
+            raise UserError(f"{self.method.spec} is a generator and has no noise levels; name a sampler.")
+        return self.method
+
+    @property
     def title(self) -> str:
         """`ddim:eta=0.5 + cfg, 50 steps`."""
+        if isinstance(self.method, Generator):
+            return self.method.spec
         guided = f" + {self.guidance.spec}" if self.guidance else ""
         own = "its own steps" if self.error is None else f"a budget of {self.budget}"
         return f"{self.sampler.spec}{guided}, " + (f"{self.steps} steps" if self.steps else own)
@@ -57,22 +73,22 @@ class Cell:
     def pending(self) -> dict[str, Any]:
         """What stands in the place of a result while there is none."""
         return {
-            "sampler": self.sampler.spec,
+            "sampler": self.method.spec,
             "guidance": None if self.guidance is None else self.guidance.spec,
             "spacing": None if self.spacing is None else self.spacing.spec,
             "steps": self.steps,
             "budget": self.budget,
             "metrics": {},
             "pending": True,
-            "protocol_fields": plugin_parameters(self.sampler, self.guidance, self.spacing),
+            "protocol_fields": plugin_parameters(self.method, self.guidance, self.spacing),
         }
 
 
 def plugin_parameters(
-    sampler: Sampler, guidance: Guidance | None, spacing: Spacing | None = None
+    method: Sampler | Generator, guidance: Guidance | None, spacing: Spacing | None = None
 ) -> dict[str, dict[str, Any] | None]:
     """The part of a protocol that row names are made from, for records of cells that have no result."""
-    plugins = {"sampler": sampler, "guidance": guidance, "spacing": spacing}
+    plugins = {"sampler": method, "guidance": guidance, "spacing": spacing}
     return {kind: None if p is None else {"parameters": p.parameters} for kind, p in plugins.items()}
 
 
@@ -84,7 +100,7 @@ def protocol_of(cell: Cell, shared: dict[str, Any]) -> dict[str, Any]:
     spacing = None if cell.spacing is None else describe_plugin(cell.spacing)
     return {
         "format": FORMAT,
-        "sampler": describe_plugin(cell.sampler),
+        "sampler": describe_plugin(cell.method),
         "guidance": None if cell.guidance is None else describe_plugin(cell.guidance),
         "spacing": spacing,
         "sigmas": cell.sigmas.tolist(),

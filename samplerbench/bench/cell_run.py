@@ -15,22 +15,22 @@ import torch
 from torch import Tensor
 
 from samplerbench.bench.cell import Cell, versions
-from samplerbench.bench.generate import Batched, explain_memory, generate, prepare
+from samplerbench.bench.generate import Batched, Generates, SamplerOnModel, explain_memory, generate, prepare
 from samplerbench.bench.plan import plan
 from samplerbench.bench.session import Session
 from samplerbench.bench.span import Span
 from samplerbench.boundary import plugin_call
-from samplerbench.data.pixels import quantise
+from samplerbench.data.pixels import dequantise, quantise
 from samplerbench.errors import SamplerbenchError, Stopped, UserError
 from samplerbench.metrics.guarded import Guarded
-from samplerbench.metrics.metric import Accumulator, Batch, Context
+from samplerbench.metrics.metric import Accumulator, Batch, Context, Metric
 from samplerbench.metrics.reference import Reference
 from samplerbench.metrics.summary import summarise_blocks
 from samplerbench.models.model import Model, check_guidance
 from samplerbench.results.claims import Lease
 from samplerbench.results.files import write_atomically
 from samplerbench.results.partial import PARTIAL, Extent, Progress, load_partial, save_partial
-from samplerbench.sampling import Guidance, Sampler, Spacing, Step
+from samplerbench.sampling import Denoiser, Guidance, Inputs, Sampler, Spacing, Step
 from samplerbench.sampling.cost import Cost, Seconds
 from samplerbench.sampling.driver import OnStep
 from samplerbench.sampling.meter import Meter
@@ -65,6 +65,7 @@ class CellRun:
 
     Attributes:
         progress: how far it is.
+        generator: what makes the images; None before `resume`.
         whole: the accumulators of the block at work, one for each metric.
         shown: (k, C, H, W) uint8, the images of the sample grid so far.
         lease: this run's claim of the cell; looked at before anything is written.
@@ -77,14 +78,7 @@ class CellRun:
         measurement, execution = session.measurement, session.execution
         self.model, self.team, self.store = measurement.model, execution.team, execution.store
         self.n, self.blocks, self.keep = measurement.n, measurement.blocks, execution.keep
-        self.context = Context(
-            cast(Reference, measurement.reference),  # a metric that needs no reference is not given one
-            measurement.real,
-            solver(session, cell),
-            measurement.n,
-            measurement.stratified,
-            measurement.strata,
-        )
+        self.generator: Generates | None = None
         self.progress = Progress()
         self.shown = torch.empty(0, *self.model.image_shape, dtype=torch.uint8)
         self.whole: list[Accumulator] = []
@@ -99,9 +93,9 @@ class CellRun:
         """
         self.progress.conditions = self.session.conditions
         with self._together("in preparing the cell"):
-            check_guidance(self.model, self.cell.guidance, self.session.measurement.labels)
+            check_guidance(self.model, self.cell.guidance, self.session.measurement.inputs)
             # Before the meter: what is estimated once per model is no evaluation of this run.
-            prepare(self.model, self.cell)
+            self.generator = prepare(self.model, self.cell)
             self.whole = self._accumulators()
             if self.team.main and not self.session.execution.rerun:
                 file = self.store.path(self.key, PARTIAL)
@@ -207,16 +201,27 @@ class CellRun:
         model, measurement = self.model, self.session.measurement
         part = Part(pixels=torch.empty(0, *model.image_shape, dtype=torch.uint8))
         accumulators = self._accumulators()
+        of = [metric.of for metric in measurement.metrics]
         share = self.team.share(first, last)
         within = torch.arange(share.start, share.stop)
-        labels = None if measurement.labels is None else measurement.labels[within]
+        if "samples" in of or not of:
+            self._sample(block, within, accumulators, part)
+        if "data" in of:
+            self._take_in_data(block, within, accumulators, part)
+        part.states = [accumulator.state() for accumulator in accumulators]
+        return part
+
+    def _sample(self, block: int, within: Tensor, accumulators: list[Accumulator], part: Part) -> None:
+        """Sample the images `within` (k,) of a block, and measure them."""
+        model, measurement, generator = self.model, self.session.measurement, self._prepared()
         decoder = None if model.autoencoder is None else model.autoencoder.decoder
         sampling: list[Span] = []
         decoding: list[Span] = []
         measuring: list[Span] = []
-        with Meter(model.network, model.classifiers, decoder) as meter:
+        with Meter(generator.network, generator.beside, decoder) as meter:
             index, batch_size = within + block * self.n, self.session.execution.batch_size
-            for batch in generate(model, self.cell, index, labels, measurement.seed, batch_size, self.on_step):
+            inputs = measurement.inputs.rows(within)
+            for batch in generator.generate(index, inputs, measurement.seed, batch_size, self.on_step):
                 quantising = Span(model.device)
                 pixels = quantise(batch.images)
                 sampling += [batch.sampling, quantising.stop()]
@@ -229,25 +234,96 @@ class CellRun:
                 if block == 0 and len(part.pixels) < self.keep:
                     part.pixels = torch.cat([part.pixels, pixels[: self.keep - len(part.pixels)].cpu()])
                 measuring.append(taking.stop())
-        part.seconds = Seconds(*(sum(span.seconds for span in spans) for spans in (sampling, decoding, measuring)))
-        part.states = [accumulator.state() for accumulator in accumulators]
+        part.seconds += Seconds(*(sum(span.seconds for span in spans) for spans in (sampling, decoding, measuring)))
         part.cost += meter.cost
-        return part
+
+    def _prepared(self) -> Generates:
+        if self.generator is None:
+            self.generator = prepare(self.model, self.cell)
+        return self.generator
 
     def _accumulators(self) -> list[Accumulator]:
-        return [Guarded(metric, self.context) for metric in self.session.measurement.metrics]
+        return [Guarded(metric, self._context(metric)) for metric in self.session.measurement.metrics]
+
+    def _context(self, metric: Metric) -> Context:
+        """What a metric measures against: the real images in its own feature space, and the cell."""
+        measurement, generator = self.session.measurement, self._prepared()
+        space = measurement.space(metric)
+        bound = generator.cell if isinstance(generator, SamplerOnModel) else None
+
+        def denoiser(inputs: Inputs) -> Denoiser:
+            return self.model.denoiser(inputs.to(self.model.device), self.cell.guidance)
+
+        return Context(
+            cast(Reference, None if space is None else space.reference),  # None for a metric that needs none
+            None if space is None else space.real,
+            solver(self.session, self.cell),
+            measurement.n,
+            measurement.stratified,
+            measurement.strata,
+            denoiser,
+            None if bound is None else bound.sampler,
+            torch.empty(0, dtype=torch.float64) if bound is None else bound.sigmas,
+        )
+
+    def _features(self, pixels: Tensor, of: str) -> dict[str, dict[str, Tensor]]:
+        """The features of images in the spaces and layers that the metrics need, by space and layer."""
+        measurement = self.session.measurement
+        found: dict[str, dict[str, Tensor]] = {}
+        for metric in measurement.metrics:
+            space = measurement.space(metric)
+            if space is not None and metric.of == of and metric.feature_space not in found:
+                with explain_memory(len(pixels)):
+                    found[metric.feature_space] = space.extractor.all(pixels)
+        return found
 
     def _take_in(self, accumulators: list[Accumulator], batch: Batched, pixels: Tensor) -> None:
         measurement = self.session.measurement
-        features: dict[str, Tensor] = {}
-        if measurement.extractor is not None:
-            with explain_memory(len(pixels)):
-                features = measurement.extractor.all(pixels)
-        none = torch.empty(len(pixels), 0)
-        labels = None if measurement.labels is None else measurement.labels[batch.index % self.n]
-        for metric, accumulator in zip(measurement.metrics, accumulators, strict=True):
-            given = features.get(metric.layer, none) if metric.needs_features else none
-            accumulator.update(Batch(pixels, given, labels, batch.index, batch.states, batch.stochastic))
+        given = measurement.inputs.rows(batch.index % self.n)
+        complete = self.model.inputs(batch.index.to(self.model.device), given.to(self.model.device)).to("cpu")
+        self._update(
+            accumulators,
+            "samples",
+            Batch(
+                pixels,
+                torch.empty(len(pixels), 0),
+                given.labels,
+                batch.index,
+                batch.states,
+                batch.stochastic,
+                complete,
+                self._prompts(given),
+            ),
+        )
+
+    def _update(self, accumulators: list[Accumulator], of: str, batch: Batch) -> None:
+        """Give a batch to the metrics of samples or of the data, each with the features that it declares."""
+        features = self._features(batch.images, of)
+        for metric, accumulator in zip(self.session.measurement.metrics, accumulators, strict=True):
+            if metric.of != of:
+                continue
+            own = features.get(metric.feature_space, {}).get(metric.layer) if metric.needs_features else None
+            accumulator.update(batch if own is None else replace(batch, features=own))
+
+    def _prompts(self, inputs: Inputs) -> tuple[str, ...] | None:
+        texts: tuple[str, ...] = getattr(self.model, "prompts", ())
+        return None if inputs.prompts is None or not texts else tuple(texts[i] for i in inputs.prompts.tolist())
+
+    def _take_in_data(self, block: int, within: Tensor, accumulators: list[Accumulator], part: Part) -> None:
+        """Give the real images `within` (k,) of a block to the metrics of the data."""
+        data = self.session.measurement.data
+        assert data is not None, "a metric of the data without data"
+        model, index = self.model, within + block * self.n
+        taking = Span(model.device)
+        for rows in index.split(self.session.execution.batch_size):
+            pixels = data.images[rows]
+            labels = None if data.labels is None else data.labels[rows]
+            with torch.no_grad(), explain_memory(len(rows)):
+                states = model.encode(dequantise(pixels).to(model.device)).to(model.state_dtype)
+            inputs = model.inputs(rows.to(model.device), Inputs(len(rows), labels).to(model.device)).to("cpu")
+            empty = torch.empty(len(rows), 0)
+            self._update(accumulators, "data", Batch(pixels, empty, labels, rows, states, False, inputs))
+        part.seconds += Seconds(measuring=taking.stop().seconds)
 
     def _results(self) -> list[dict[str, Any]]:
         return [accumulator.result() for accumulator in self.whole]
@@ -264,6 +340,7 @@ class CellRun:
         }
         return describe(self.session, self.cell) | {
             **self.progress.cost.per_image(n),
+            **({"bound_evaluations": bound} if (bound := self._prepared().bound_evaluations) else {}),
             "metrics": self._summary() if self.team.main else {},
             **timing,
             "timings": [] if self.progress.mixed else [timing],
@@ -278,10 +355,10 @@ class CellRun:
             entry = summarise_blocks([block[i] for block in self.progress.results])
             if not entry:
                 continue
-            extractor = measurement.extractor if metric.needs_features else None
-            reference = measurement.reference if metric.needs_features else None
-            values[metric.label()] = entry | {
-                "features": "" if extractor is None else extractor.name,
+            space = measurement.space(metric)
+            reference = None if space is None else space.reference
+            values[measurement.names[i]] = entry | {
+                "features": "" if space is None else space.extractor.name,
                 "reference": "" if reference is None else reference.label,
                 "better": metric.better,
             }
@@ -290,6 +367,8 @@ class CellRun:
     def _write_grid(self) -> None:
         from samplerbench.data.grid import save_grid
 
+        if not len(self.shown):  # every metric is of the data
+            return
         buffer = io.BytesIO()
         save_grid(self.shown, buffer)
         write_atomically(self.store.path(self.key, ".png"), buffer.getvalue())
@@ -299,8 +378,8 @@ def describe(session: Session, cell: Cell) -> dict[str, Any]:
     """The part of a record that is known before anything has run."""
     measurement = session.measurement
     return {
-        "sampler": cell.sampler.spec,
-        "parameters": cell.sampler.parameters,
+        "sampler": cell.method.spec,
+        "parameters": cell.method.parameters,
         "guidance": None if cell.guidance is None else cell.guidance.spec,
         "spacing": None if cell.spacing is None else cell.spacing.spec,
         "steps": cell.steps,
@@ -314,7 +393,7 @@ def describe(session: Session, cell: Cell) -> dict[str, Any]:
     }
 
 
-def solver(session: Session, cell: Cell) -> Callable[[Tensor, Tensor | None, Sampler], Tensor]:
+def solver(session: Session, cell: Cell) -> Callable[[Tensor, Sampler], Tensor]:
     """For metrics of the discretisation error: the converged solution from the same x_T, under the same guidance.
 
     It is the same for all cells of a session, and kept for them as long as there is room. A request to stop is obeyed
@@ -328,7 +407,7 @@ def solver(session: Session, cell: Cell) -> Callable[[Tensor, Tensor | None, Sam
         wanted = [metric.solution(measurement.n) for metric in measurement.metrics]
         return max((w[1] for w in wanted if w is not None and w[0] == sampler), default=0) * measurement.blocks
 
-    def solve(index: Tensor, labels: Tensor | None, sampler: Sampler) -> Tensor:
+    def solve(index: Tensor, sampler: Sampler) -> Tensor:
         key = (sampler.spec, guidance, tuple(index.tolist()))
         if key in session.solutions:
             return session.solutions[key].to(model.device)
@@ -344,7 +423,8 @@ def solver(session: Session, cell: Cell) -> Callable[[Tensor, Tensor | None, Sam
                     on_step(i, step)
 
             seed, size = session.measurement.seed, len(index)
-            found = generate(model, solving, index, labels, seed, size, stop_or_go_on, decode=False)
+            inputs = measurement.inputs.rows(index.cpu() % measurement.n)
+            found = generate(model, solving, index, inputs, seed, size, stop_or_go_on, decode=False)
             states = torch.cat([batch.states for batch in found])
         if sum(s.nbytes for s in session.solutions.values()) + states.nbytes <= SOLUTIONS:
             session.solutions[key] = states.cpu()

@@ -10,11 +10,11 @@ import torch
 
 from samplerbench.bench.cell import Cell
 from samplerbench.bench.cell_run import SOLUTIONS, solution_cell
-from samplerbench.bench.generate import generate, prepare
+from samplerbench.bench.generate import SamplerOnModel, prepare
 from samplerbench.bench.request import Prepared, check_measurement
 from samplerbench.boundary import plugin_call
 from samplerbench.models.sample import start_batch
-from samplerbench.sampling import Step
+from samplerbench.sampling import Generator, Step
 from samplerbench.sampling.guidance import evaluations_of
 from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.sampler import planned_nfe
@@ -76,7 +76,7 @@ def estimate(prepared: Prepared) -> Estimate:
     for cell, *_ in prepared.runs:
         if cell.error is not None:  # it will fail at once
             continue
-        planned = planned_nfe(cell.sampler, cell.steps or 1)
+        planned = None if isinstance(cell.method, Generator) else planned_nfe(cell.sampler, cell.steps or 1)
         measured = planned is None
         nfe = measured_nfe(prepared, cell) if planned is None else planned * evaluations_of(cell.guidance)
         rows.append(row(cell, (), nfe, measured, n * blocks))
@@ -130,11 +130,12 @@ def draws_noise(prepared: Prepared, cell: Cell) -> bool:
 
     One image is sampled, up to the first noise that is drawn.
     """
-    labels = prepared.labels(1)
-    prepare(prepared.model, cell)
-    seed = prepared.request.seeds[0]
+    generator = prepare(prepared.model, cell)
+    if not isinstance(generator, SamplerOnModel):
+        return True
+    inputs, cell, seed = prepared.inputs(1), generator.cell, prepared.request.seeds[0]
     batch = start_batch(
-        prepared.model, cell.sampler, cell.sigmas, torch.arange(1), labels, guidance=cell.guidance, seed=seed
+        prepared.model, cell.sampler, cell.sigmas, torch.arange(1), inputs, guidance=cell.guidance, seed=seed
     )
 
     def stop(_index: int, _step: Step) -> None:
@@ -152,8 +153,8 @@ def seconds_per_evaluation(prepared: Prepared, batch: int) -> float:
     """Seconds for one evaluation of one image, in batches of `batch` images."""
     model, trials = prepared.model, 3
     x = torch.zeros(batch, *model.shape, device=model.device, dtype=torch.float32)
-    labels = prepared.labels(batch)
-    denoise = model.denoiser(None if labels is None else labels.to(model.device), batch)
+    index = torch.arange(batch, device=model.device)
+    denoise = model.denoiser(model.inputs(index, prepared.inputs(batch).to(model.device)))
     with torch.no_grad():
         denoise(x, 1.0)
         if model.device.type == "cuda":
@@ -169,8 +170,9 @@ def seconds_per_evaluation(prepared: Prepared, batch: int) -> float:
 def measured_nfe(prepared: Prepared, cell: Cell) -> float:
     """Network evaluations per image of a sampler that chooses its own steps, on the first images of the run."""
     model = prepared.model
-    with Meter(model.network, model.classifiers) as meter:
-        labels = prepared.labels(TRIAL)
-        for _ in generate(model, cell, torch.arange(TRIAL), labels, prepared.request.seeds[0], TRIAL, decode=False):
+    generator = prepare(model, cell)
+    with Meter(generator.network) as meter:
+        inputs, seed = prepared.inputs(TRIAL), prepared.request.seeds[0]
+        for _ in generator.generate(torch.arange(TRIAL), inputs, seed, TRIAL, decode=False):
             pass
     return meter.network / TRIAL

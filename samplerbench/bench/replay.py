@@ -14,11 +14,12 @@ from samplerbench.errors import SamplerbenchError
 from samplerbench.models.model import Model
 from samplerbench.sampling.cost import Cost
 from samplerbench.sampling.driver import Walk
+from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.meter import Meter
 from samplerbench.text import note
 
-Run = Callable[[Tensor, Tensor | None], tuple[Walk, int]]
-"""Samples the batch of these rows (B,) and labels (B,) or None; gives the walk and how often noise was drawn."""
+Run = Callable[[Tensor, Inputs], tuple[Walk, int]]
+"""Samples the batch of these rows (B,) with these inputs; gives the walk and how often noise was drawn."""
 
 LONGEST = 256
 """Steps beyond which a run is not captured: a graph of 10⁵ kernels takes longer to build than it saves."""
@@ -28,25 +29,28 @@ LONGEST = 256
 class Replay:
     """A captured run: what it reads, what it writes, and what it costs.
 
-    rows, labels: (B,) on the device, read anew by every replay. walk, draws: what a run gives; the walk's tensors are
-    written anew. cost: what the meter counts for one image.
+    Attributes:
+        graph: the captured graph.
+        rows: (B,) int64 on the device, read anew by every replay.
+        inputs: of the B samples on the device, read anew by every replay.
+        walk: what a run gives; its tensors are overwritten by every replay.
+        draws: how often noise was drawn.
+        cost: what the meter counts for one image.
     """
 
     graph: Any
     rows: Tensor
-    labels: Tensor | None
+    inputs: Inputs
     walk: Walk
     draws: int
     cost: Cost
 
-    def __call__(self, rows: Tensor, labels: Tensor | None) -> Walk:
+    def __call__(self, rows: Tensor, inputs: Inputs) -> Walk:
         """The walk of at most B samples."""
         count = len(rows)
         self.rows[:count].copy_(rows)
         self.rows[count:].copy_(rows[-1])
-        if self.labels is not None and labels is not None:
-            self.labels[:count].copy_(labels)
-            self.labels[count:].copy_(labels[-1])
+        self.inputs.copy_(inputs)
         self.graph.replay()
         # The next replay writes over them.
         return Walk(
@@ -58,7 +62,7 @@ class Replay:
         )
 
 
-def capture(model: Model, run: Run, rows: Tensor, labels: Tensor | None, graph: Any = None) -> Replay | None:
+def capture(model: Model, run: Run, rows: Tensor, inputs: Inputs, graph: Any = None) -> Replay | None:
     """Capture the run of a batch of this size, which must have been run once before; None where it cannot be.
 
     A run cannot be captured that looks at its own values, as an adaptive step size or a scheduler on the CPU does. A
@@ -66,16 +70,16 @@ def capture(model: Model, run: Run, rows: Tensor, labels: Tensor | None, graph: 
 
     graph: what records and replays; a CUDA graph unless given.
     """
-    rows, labels = rows.clone(), None if labels is None else labels.clone()
+    rows, inputs = rows.clone(), inputs.clone()
     graph = torch.cuda.CUDAGraph() if graph is None else graph
     try:
         with _unseen(model.network), Meter(model.network) as meter, _recording(graph):
-            walk, draws = run(rows, labels)
+            walk, draws = run(rows, inputs)
     except (RuntimeError, SamplerbenchError) as error:
         note(f"note: this run cannot be made a CUDA graph ({str(error).splitlines()[0]}); it is sampled without.")
         return None
     cost = Cost(meter.network // len(rows), meter.network_backward // len(rows))
-    return Replay(graph, rows, labels, walk, draws, cost)
+    return Replay(graph, rows, inputs, walk, draws, cost)
 
 
 @contextmanager

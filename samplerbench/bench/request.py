@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from torch import Tensor
-
 from samplerbench import registry
 from samplerbench.bench import setup
 from samplerbench.bench.cell import Cell
 from samplerbench.bench.labels import make_labels
 from samplerbench.bench.plan import Unmet, plan
-from samplerbench.bench.session import Execution, Measurement, Session, check_metrics
+from samplerbench.bench.session import Execution, FeatureSpace, Measurement, RealData, Session, check_metrics
 from samplerbench.bench.team import Team
 from samplerbench.boundary import plugin_call
 from samplerbench.errors import RunError, UserError
@@ -23,12 +21,15 @@ from samplerbench.metrics.extractors import Extractor
 from samplerbench.metrics.metric import Metric, check_requirements
 from samplerbench.metrics.reference import Reference
 from samplerbench.models.files import LoadOptions
-from samplerbench.models.model import Model, check_guidance, check_sampler
+from samplerbench.models.legacy import check_legacy
+from samplerbench.models.model import Model, check_guidance
+from samplerbench.models.runner import how_run
 from samplerbench.options import show_value
 from samplerbench.results.names import RowNames
 from samplerbench.results.seal import canonical
 from samplerbench.results.store import Store
-from samplerbench.sampling import Guidance, Sampler, Spacing
+from samplerbench.sampling import Generator, Guidance, Inputs, Sampler, Spacing
+from samplerbench.sampling.generator import bind_generator
 from samplerbench.sampling.guidance import evaluations_of
 from samplerbench.untrusted import shorten
 
@@ -112,13 +113,17 @@ class Prepared:
         own = "its own steps" if cell.error is None else f"a budget of {cell.budget}"
         return f"{self.names.row(cell.pending)}, " + (f"{cell.steps} steps" if cell.steps else own)
 
-    def labels(self, n: int) -> Tensor | None:
-        """The labels of n samples, checked against the model and the guidances. Raises UserError."""
-        found = make_labels(self.mode, n, self.classes, self.model.class_counts)
-        self.model.check_labels(found)
+    def inputs(self, n: int) -> Inputs:
+        """The labels or prompts of n samples, checked against the model, guidances and generators. Raises UserError."""
+        chosen = make_labels(self.mode, n, self.classes, self.model.class_counts)
+        inputs = Inputs(n, prompts=chosen) if self.model.text else Inputs(n, labels=chosen)
+        self.model.check_inputs(inputs)
         for guidance in self.guidances:
-            check_guidance(self.model, guidance, found)
-        return found
+            check_guidance(self.model, guidance, inputs)
+        for cell in self.cells:
+            if isinstance(cell.method, Generator) and cell.method.needs_labels and inputs.labels is None:
+                raise UserError(f"generator {cell.method.label()} needs labels: use --labels balanced or a label.")
+        return inputs
 
 
 def prepare(request: Request, device: str, model: Model | None = None, team: Team | None = None) -> Prepared:
@@ -128,7 +133,7 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
     parsed = [
         (
             grid,
-            list(dict.fromkeys(registry.parse("sampler", spec) for spec in grid.samplers)),
+            list(dict.fromkeys(setup.pick_method(spec) for spec in grid.samplers)),
             [setup.pick_guidance(spec) for spec in grid.guidances],
         )
         for grid in request.grids
@@ -136,7 +141,8 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
     for grid, samplers, _ in parsed:
         for spacing in grid.spacings:
             for sampler in samplers:
-                setup.pick_spacing(sampler, spacing)
+                if isinstance(sampler, Sampler):
+                    setup.pick_spacing(sampler, spacing)
     if model is None:
         model = setup.load_model(request.model, setup.pick_device(device), request.dtype, request.load)
     cells: dict[str, Cell] = {}
@@ -144,9 +150,15 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
     guidances: list[Guidance | None] = []
     published: list[tuple[Cell, Published]] = []
     for grid, samplers, guided in parsed:
-        for sampler in samplers:
-            check_sampler(model, sampler)
-        guidances += [g for g in guided if g not in guidances]
+        for method in samplers:
+            if isinstance(method, Generator):
+                bind_generator(method, model)
+            else:
+                check_legacy(method, model)
+        for guidance in guided:
+            if guidance not in guidances:
+                guidances.append(setup.try_to_bind(guidance, model))
+        guided = [guidances[guidances.index(guidance)] for guidance in guided]
         for spacing in grid.spacings:
 
             def spacing_of(sampler: Sampler, asked: str | None = spacing) -> Spacing:
@@ -156,12 +168,12 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
             # The same cell may stand in two grids; it is run once.
             cells |= {_identity(cell): cell for cell in found if _identity(cell) not in cells}
             unmet += [gap for gap in gaps if gap not in unmet]
-            of = {spec: registry.parse("sampler", spec) for spec in {p.sampler for p in grid.published}}
+            of = {spec: setup.pick_method(spec) for spec in {p.sampler for p in grid.published}}
             under = {spec: setup.pick_guidance(spec) for spec in {p.guidance for p in grid.published}}
             for p in grid.published:
                 reported = (of[p.sampler], under[p.guidance], p.column)
                 published += [
-                    (cells[_identity(c)], p) for c in found if (c.sampler, c.guidance, c.budget or c.steps) == reported
+                    (cells[_identity(c)], p) for c in found if (c.method, c.guidance, c.budget or c.steps) == reported
                 ]
     classes = setup.label_classes(model, guidances)
     mode = request.labels or ("none" if classes is None else "balanced")
@@ -169,7 +181,7 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
     prepared = Prepared(
         request, model, guidances, list(cells.values()), unmet, mode, classes, batch_size, metrics, published
     )
-    prepared.labels(1)
+    prepared.inputs(1)
     return prepared
 
 
@@ -213,7 +225,7 @@ def _identity(cell: Cell, budget: bool = True) -> str:
     guidance = None if cell.guidance is None else cell.guidance.spec
     spacing = None if cell.spacing is None else cell.spacing.spec
     grid = cell.sigmas.tolist() if cell.error is None else cell.steps
-    return canonical([cell.sampler.spec, guidance, spacing, grid, cell.budget if budget else None])
+    return canonical([cell.method.spec, guidance, spacing, grid, cell.budget if budget else None])
 
 
 @dataclass
@@ -225,12 +237,16 @@ class Measured:
         reference: statistics of the real images; None where no metric needs them.
         n: images per block.
         real: the features of the real images in a layer, (N, d).
+        spaces: the feature spaces that metrics name themselves, by name.
+        data: the real images, where a metric is of the data.
     """
 
     extractor: Extractor | None
     reference: Reference | None
     n: int
     real: setup.RealImages | None
+    spaces: dict[str, FeatureSpace] = field(default_factory=dict)
+    data: RealData | None = None
 
 
 def measure_reference(prepared: Prepared) -> Measured:
@@ -240,17 +256,41 @@ def measure_reference(prepared: Prepared) -> Measured:
         UserError: a metric needs real images, or statistics of them, and there are none.
     """
     request, model = prepared.request, prepared.model
-    using = [m for m in prepared.metrics if m.needs_features]
+    using = [m for m in prepared.metrics if m.needs_features and not m.feature_space]
     images = _check_needs(prepared)
-    if not using:
-        return Measured(None, None, _n(prepared), None)
-    extractor = setup.pick_extractor(model, request.features, request.features_weights, model.device, using)
-    if images is None:
-        return Measured(extractor, None, _n(prepared), None)
-    reference = setup.pick_reference(model, request.data, extractor)
-    real = setup.RealImages(model, request.data, extractor) if images else None
-    n = setup.default_n(reference.data["n"]) if request.n is None else request.n
-    return Measured(extractor, reference, n, real)
+    measured = Measured(None, None, 0, None)
+    if using:
+        measured.extractor = setup.pick_extractor(
+            model, request.features, request.features_weights, model.device, using
+        )
+        if images is not None:
+            measured.reference = setup.pick_reference(model, request.data, measured.extractor)
+            measured.real = setup.RealImages(model, request.data, measured.extractor) if images else None
+    measured.spaces = _own_spaces(prepared)
+    reference = measured.reference
+    measured.n = _n(prepared) if reference is None or request.n is not None else setup.default_n(reference.data["n"])
+    if any(metric.of == "data" for metric in prepared.metrics):
+        measured.data = setup.real_data(model, request.data, measured.n * request.blocks)
+    return measured
+
+
+def _own_spaces(prepared: Prepared) -> dict[str, FeatureSpace]:
+    """The feature spaces that metrics name themselves, each with the real images in it as far as they are needed."""
+    request, model = prepared.request, prepared.model
+    by_name: dict[str, list[Metric]] = {}
+    for metric in prepared.metrics:
+        if metric.needs_features and metric.feature_space:
+            by_name.setdefault(metric.feature_space, []).append(metric)
+    spaces = {}
+    for name, metrics in by_name.items():
+        extractor = setup.pick_extractor(model, name, None, model.device, metrics)
+        needed = any(m.needs_reference or m.needs_real_images for m in metrics)
+        reference = setup.pick_reference(model, request.data, extractor) if needed else None
+        images = any(m.needs_real_images for m in metrics)
+        spaces[name] = FeatureSpace(
+            extractor, reference, setup.RealImages(model, request.data, extractor) if images else None
+        )
+    return spaces
 
 
 def check_measurement(prepared: Prepared) -> int:
@@ -271,9 +311,9 @@ def check_measurement(prepared: Prepared) -> int:
     elif any(m.needs_features for m in prepared.metrics):
         setup.known_dimension(setup.features_name(model, request.features), request.features_weights)
     n = _n(prepared) if n is None else n
-    labels = prepared.labels(n)
+    inputs = prepared.inputs(n)
     sizes: dict[str, int | None] = {"dimension": real.dimension, "real_images": real.n}
-    check_metrics(model, prepared.metrics, labels, prepared.mode, n, has_real_images=images, **sizes)
+    check_metrics(model, prepared.metrics, inputs, prepared.mode, n, has_real_images=images, **sizes)
     return n
 
 
@@ -335,19 +375,23 @@ def make_session(
     """The session of one seed. Raises UserError where a metric needs more images, RunError where a plugin fails."""
     request, size = prepared.request, prepared.batch_size
     team = team or Team()
-    if prepared.model.compiled or prepared.model.graphs:
+    how = how_run(prepared.model.network)
+    if how.compiled or how.graphs:
         size = even_batches(measured.n, size, team.size)
     measurement = Measurement(
         prepared.model,
         measured.reference,
         measured.extractor,
         prepared.metrics,
-        prepared.labels(measured.n),
+        prepared.inputs(measured.n),
         prepared.mode,
         measured.n,
         seed,
         request.blocks,
         measured.real,
-        *([measured.real.labels] if measured.real is not None else []),
+        spaces=measured.spaces,
+        data=measured.data,
     )
+    if measured.real is not None:
+        measurement.real_labels = measured.real.labels
     return Session(measurement, Execution(store, size, rerun, team=team))

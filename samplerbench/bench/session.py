@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,13 +15,46 @@ from samplerbench.bench.cell import Cell, metric_sources, protocol_of
 from samplerbench.bench.team import Team
 from samplerbench.boundary import plugin_call
 from samplerbench.metrics.extractors import Extractor
-from samplerbench.metrics.guarded import fewest_images
+from samplerbench.metrics.guarded import min_images_of
 from samplerbench.metrics.metric import Layer, Metric, check_requirements
 from samplerbench.metrics.reference import Reference
 from samplerbench.models.model import Model
+from samplerbench.models.runner import how_run
 from samplerbench.results.store import Store
+from samplerbench.sampling import Generator, Guidance, Inputs
 from samplerbench.sampling.driver import OnStep
+from samplerbench.sampling.generator import bind_generator
 from samplerbench.text import note
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """A feature space, and the real images in it.
+
+    Attributes:
+        extractor: of the features.
+        reference: statistics of the real images; None where no metric needs them.
+        real: gives the features of the real images in a layer, (N, d); None where no metric needs them.
+    """
+
+    extractor: Extractor
+    reference: Reference | None = None
+    real: Callable[[Layer], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class RealData:
+    """The real images themselves, for metrics of the data.
+
+    Attributes:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64; None without labels.
+        identity: what the protocol records of them.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    identity: dict[str, Any]
 
 
 @dataclass
@@ -32,26 +66,30 @@ class Measurement:
         reference: statistics of the real images; None where no metric needs them.
         extractor: the feature space; None where no metric needs features.
         metrics: what is computed.
-        labels: (n,) int64, the label of each sample of a block; None without labels.
+        inputs: the labels or prompts of the samples of a block, n rows.
         mode: how the labels were requested ("balanced", "none", a number).
         n: images per block.
         seed: of all noise.
         blocks: disjoint sets of samples; block b holds the samples b·n … (b+1)·n - 1.
         real: the features of the real images in a layer, (N, d), for the metrics that need them.
         real_labels: the labels of the real images, (N,) int64, or None where they have none.
+        spaces: the feature spaces that metrics name themselves (`Metric.feature_space`), by name.
+        data: the real images, for metrics of the data; None where there is no such metric.
     """
 
     model: Model
     reference: Reference | None
     extractor: Extractor | None
     metrics: Sequence[Metric]
-    labels: Tensor | None
+    inputs: Inputs
     mode: str
     n: int
     seed: int
     blocks: int = 1
     real: Callable[[Layer], Tensor] | None = None
     real_labels: Callable[[], Tensor | None] = lambda: None
+    spaces: Mapping[str, FeatureSpace] = field(default_factory=dict)
+    data: RealData | None = None
     shared: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -59,32 +97,63 @@ class Measurement:
         check_metrics(
             self.model,
             self.metrics,
-            self.labels,
+            self.inputs,
             self.mode,
             self.n,
             dimension=None if reference is None else len(reference.moments.mean),
             has_real_images=None if reference is None else self.real is not None,
             real_images=None if reference is None else reference.data.get("n"),
         )
-        counts = None if self.labels is None else torch.bincount(self.labels).tolist()
+        chosen, how = self.inputs.chosen, how_run(self.model.network)
+        counts = None if chosen is None else torch.bincount(chosen).tolist()
         self.shared = {
             "model": self.model.identity,
             "labels": {"mode": self.mode, "counts": counts},
             "n": self.n,
             "blocks": self.blocks,
             "seed": self.seed,
-            "dtype": "tf32" if self.model.precision == "tf32" else str(self.model.dtype).removeprefix("torch."),
-            **({"compile": True} if self.model.compiled else {}),
+            "dtype": "tf32" if how.precision == "tf32" else str(self.model.dtype).removeprefix("torch."),
+            **({"compile": True} if how.compiled else {}),
             "metrics": [m.spec for m in self.metrics],
             **metric_sources(self.metrics, self.stratified),
             "features": None if self.extractor is None else self.extractor.identity,
             "reference": None if self.reference is None else self.reference.data,
+            **self._own_spaces(),
         }
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What each metric is called in a record: its label, or its spec where several metrics have that label."""
+        labels = [metric.label() for metric in self.metrics]
+        return [m.spec if labels.count(m.label()) > 1 else m.label() for m in self.metrics]
+
+    def space(self, metric: Metric) -> FeatureSpace | None:
+        """The feature space of a metric; None where it takes no features."""
+        if not metric.needs_features:
+            return None
+        if metric.feature_space:
+            return self.spaces[metric.feature_space]
+        return None if self.extractor is None else FeatureSpace(self.extractor, self.reference, self.real)
+
+    def _own_spaces(self) -> dict[str, Any]:
+        """The protocol's fields for named feature spaces and for the data; {} without them."""
+        fields: dict[str, Any] = {}
+        if self.spaces:
+            fields["feature spaces"] = {
+                name: {
+                    "features": space.extractor.identity,
+                    "reference": None if space.reference is None else space.reference.data,
+                }
+                for name, space in self.spaces.items()
+            }
+        if self.data is not None:
+            fields["data"] = self.data.identity
+        return fields
 
     @property
     def stratified(self) -> bool:
         """Whether the number of images of each label is fixed, so that the images are not independent draws."""
-        return is_stratified(self.model, self.labels, self.mode)
+        return is_stratified(self.model, self.inputs, self.mode)
 
     def strata(self) -> Tensor | None:
         """The labels of the real images, (N,) int64, where the generated ones have the same proportions; else None."""
@@ -100,28 +169,35 @@ class Measurement:
         return labels if same else None
 
     def protocol(self, cell: Cell) -> dict[str, Any]:
-        """The protocol of a cell, with the weights of the classifier that guides it, if any."""
+        """The protocol of a cell, with the identity of its guidance or generator: the weights of a classifier.
+
+        Raises:
+            UserError: a generator that cannot stand beside the model. RunError: a plugin failed.
+        """
         fields = protocol_of(cell, self.shared)
-        classifier = None if cell.guidance is None else self.model.guide_classifier(cell.guidance)
-        if classifier is not None:
-            fields["classifier"] = classifier.sha256
+        bound: Guidance | Generator | None = cell.guidance
+        if isinstance(cell.method, Generator):
+            bound = bind_generator(cell.method, self.model)
+        if bound is not None:
+            with plugin_call(bound, "in identity"):
+                fields |= bound.identity
         return fields
 
 
-def is_stratified(model: Model, labels: Tensor | None, mode: str) -> bool:
+def is_stratified(model: Model, inputs: Inputs, mode: str) -> bool:
     """Whether the number of images of each label (n,) is fixed, so that the images are not independent draws.
 
     It is under balanced labels. Prompts that are used once each are a sample of prompts, not strata.
     """
-    if labels is None or mode != "balanced":
+    if inputs.chosen is None or mode != "balanced":
         return False
-    return not model.text or len(labels) > (model.classes or 0)
+    return not model.text or len(inputs) > (model.classes or 0)
 
 
 def check_metrics(
     model: Model,
     metrics: Sequence[Metric],
-    labels: Tensor | None,
+    inputs: Inputs,
     mode: str,
     n: int,
     *,
@@ -134,7 +210,7 @@ def check_metrics(
     Args:
         model: the checkpoint.
         metrics: what is to be computed.
-        labels: (n,) int64, of the samples of a block; None without labels.
+        inputs: the labels or prompts of the samples of a block, n rows.
         mode: how the labels were requested.
         n: images per block.
         dimension: d, the number of features; None where it is not known.
@@ -144,17 +220,22 @@ def check_metrics(
     Raises:
         UserError: what a metric lacks. RunError: a plugin failed.
     """
-    stratified = is_stratified(model, labels, mode)
+    stratified = is_stratified(model, inputs, mode)
+    first = torch.arange(min(1, len(inputs)))
+    with plugin_call(f"model {model.identity.get('source')}", "in inputs"):
+        complete = model.inputs(first.to(model.device), inputs.rows(first).to(model.device))
     for metric in metrics:
-        fewest_images(metric)
+        min_images_of(metric)
         features = metric.needs_features
         with plugin_call(metric, "in what it needs"):
             check_requirements(
                 metric,
                 n=n,
-                dimension=dimension if features else None,
-                has_labels=labels is not None,
-                labels=labels if stratified else None,
+                dimension=dimension if features and not metric.feature_space else None,
+                has_labels=inputs.labels is not None,
+                has_prompts=inputs.prompts is not None,
+                has_truth="truth" in complete.tensors,
+                labels=inputs.chosen if stratified else None,
                 has_real_images=has_real_images if features else None,
                 real_images=real_images if features else None,
             )
@@ -210,7 +291,7 @@ class Session:
             "device": str(model.device),
             "device_name": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "",
             "threads": torch.get_num_threads(),
-            "graphs": bool(model.graphs),
+            "graphs": how_run(model.network).graphs,
         }
 
     @property

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from samplerbench import plugin_file, registry
+from samplerbench.bench.session import RealData
 from samplerbench.boundary import plugin_call
 from samplerbench.data import ImageSet, load_data
 from samplerbench.data.load import find_data
@@ -34,7 +35,8 @@ from samplerbench.metrics.reference import (
 from samplerbench.models.files import LoadOptions, check_no_prompts
 from samplerbench.models.model import Model
 from samplerbench.models.runner import Runner, check_compiler, set_precision
-from samplerbench.sampling import Guidance
+from samplerbench.sampling import Generator, Guidance, Sampler
+from samplerbench.sampling.guidance import bind_guidance
 from samplerbench.sampling.spacing import pick_spacing as pick_spacing
 from samplerbench.untrusted import is_dir, is_file, shorten, user_path
 
@@ -74,9 +76,11 @@ def load_model(source: str, device: torch.device, dtype: str, options: LoadOptio
     if options.compile:
         check_compiler()
     model = _load(source, device, weights, options)
-    model.precision, model.compiled, model.graphs = dtype, options.compile, options.graphs
-    if any(True for _ in model.network.parameters()):  # an exact problem has nothing to run faster
-        model.network = Runner(model.network, device, options.compile)
+    learned = any(True for _ in model.network.parameters())  # an exact problem has nothing to run faster
+    if learned or options.graphs or dtype == "tf32":
+        model.network = Runner(
+            model.network, device, options.compile and learned, precision=dtype, graphs=options.graphs
+        )
     return model
 
 
@@ -101,20 +105,62 @@ def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOp
     return load_pipeline(source, device, dtype, options)
 
 
+def pick_method(spec: str | Sampler | Generator) -> Sampler | Generator:
+    """The sampler or generator of a spec. Raises UserError."""
+    if isinstance(spec, Sampler | Generator):
+        kind = spec.kind
+    elif isinstance(spec, str) and plugin_file.split(name := registry.split(spec)[0]) is not None:
+        kind = registry.kind_of(name, ("sampler", "generator"))
+    else:
+        generators = {entry.name for entry in registry.entries("generator")}
+        kind = "generator" if isinstance(spec, str) and name in generators else "sampler"
+    method: Sampler | Generator = registry.parse(kind, spec)
+    return method
+
+
+def try_to_bind(guidance: Guidance | None, model: Model) -> Guidance | None:
+    """A guidance bound to the model; as it is where its plugin failed, which is then the error of its cells.
+
+    Raises:
+        UserError: the model lacks what the guidance needs.
+    """
+    try:
+        return bind_guidance(guidance, model)
+    except RunError:
+        return guidance
+
+
+def real_data(model: Model, data: str | None, n: int) -> RealData:
+    """The first n real images in a fixed random order, for metrics of the data.
+
+    Raises:
+        UserError: there are no images, fewer than n, or images of another shape than the model's.
+    """
+    source = reference_source(model, data)
+    if not has_real_images(model, data):
+        raise UserError("a metric needs the real images, not their statistics alone: name the data with --data.")
+    images = load_data(source) if source else _drawn(model, max(n, DRAWS))
+    if images.shape != model.image_shape:
+        real, own = ("x".join(map(str, shape)) for shape in (images.shape, model.image_shape))
+        raise UserError(f"the images of {images.name} are {real}, and the model's are {own}; name others with --data.")
+    if len(images) < n:
+        raise UserError(f"a metric needs {n:,} real images, and {images.name} has {len(images):,}; use a smaller --n.")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:n]
+    labels = None if images.labels is None or model.classes is None or model.text else images.labels[order]
+    identity = {"name": images.name, "split": images.split, "n": len(images), "sha256": images.sha256}
+    return RealData(images.images[order], labels, identity)
+
+
 def pick_guidance(spec: str) -> Guidance | None:
     """The guidance of a spec; "none" is none."""
     return None if spec == "none" else registry.parse("guidance", spec)
 
 
-def label_classes(model: Model, guidances: list[Guidance | None]) -> int | None:
-    """How many labels there are to choose from: the model's, or those of a classifier that guides it."""
+def label_classes(model: Model, guidances: Sequence[Guidance | None]) -> int | None:
+    """How many labels (or prompts) there are to choose from: the model's, or those that a bound guidance knows."""
     if model.classes is not None:
         return model.classes
-    for guidance in guidances:
-        classifier = None if guidance is None else model.guide_classifier(guidance)
-        if classifier is not None:
-            return classifier.classes
-    return None
+    return next((g.classes for g in guidances if g is not None and g.classes is not None), None)
 
 
 def pick_extractor(

@@ -10,7 +10,7 @@ import typer
 from samplerbench.errors import UserError
 from samplerbench.text import console, literal, print_json
 
-Kind = Literal["sampler", "guidance", "spacing", "metric", "model"]
+Kind = Literal["sampler", "guidance", "spacing", "generator", "metric", "model"]
 
 
 def check(

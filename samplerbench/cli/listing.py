@@ -61,7 +61,7 @@ def show(
 
     out = console(120)
     if plugin_file.split(name):
-        kinds = ("sampler", "guidance", "spacing", "metric", "model")
+        kinds = ("sampler", "guidance", "spacing", "generator", "metric", "model")
         _show_plugin(out, registry.find(registry.kind_of(name, kinds), registry.split(name)[0]))
         return
     named = [e for kind in registry.BASES for e in registry.entries(kind) if e.name == name.partition(":")[0]]
@@ -130,7 +130,7 @@ def _show_checkpoint(out: Any, source: str, revision: str | None, variant: str |
         "classes": classes,
         "noise levels": f"{len(levels)}, σ from {float(levels[0]):.4g} to {float(levels[-1]):.4g}",
         "learned variance": "yes" if model.learned_variance else "no",
-        "classifier": "yes" if model.default_classifier else "no",
+        "classifier": "yes" if model.classifier_folder else "no",
         "features": model.features or "inception-v3-compat (default)",
         **{k: v for k, v in model.identity.items() if v != ""},
         **model.notes,

@@ -13,7 +13,7 @@ from samplerbench.errors import UserError
 from samplerbench.text import say
 from samplerbench.untrusted import user_path
 
-Kind = Literal["sampler", "guidance", "spacing", "metric", "model"]
+Kind = Literal["sampler", "guidance", "spacing", "generator", "metric", "model"]
 
 FILES = {
     "pyproject.toml": "common/pyproject.toml",
@@ -30,6 +30,7 @@ USAGE = {
     "sampler": "samplerbench check $name\nsamplerbench run --sampler $name --sampler ddim --nfe 10,20",
     "guidance": "samplerbench check $name\nsamplerbench run -s ddim --guidance $name --guidance cfg --steps 10,20",
     "spacing": "samplerbench check $name\nsamplerbench run --sampler ddim --spacing $name --steps 10,20",
+    "generator": "samplerbench check $name\nsamplerbench run --sampler $name --sampler ddim --steps 20",
     "metric": "samplerbench check $name\nsamplerbench run --sampler ddim --steps 10,20 --metric $name --metric fid",
     "model": "samplerbench check $name\nsamplerbench run --model $name --sampler ddim --steps 10,20 --n 500",
 }

@@ -478,13 +478,13 @@ def sample(
         load=LoadOptions(revision, variant, prompts, negative_prompt, offline, compile=compile, graphs=graphs),
     )
     prepared = request.prepare(asked, device)
-    found = prepared.labels(n)
+    inputs = prepared.inputs(n)
     cell = prepared.cells[0]
     with (
         common.Progress(1, quiet=True).running() as progress,
         progress.cell(cell.title, cell.steps, n, prepared.batch_size) as on_step,
     ):
-        batches = engine.generate(prepared.model, cell, torch.arange(n), found, seed, prepared.batch_size, on_step)
+        batches = engine.generate(prepared.model, cell, torch.arange(n), inputs, seed, prepared.batch_size, on_step)
         parts = [quantise(batch.images).cpu() for batch in batches]
     pixels = torch.cat(parts)
     buffer = io.BytesIO()
@@ -498,9 +498,9 @@ def sample(
     if npz is not None:
         buffer = io.BytesIO()
         channels_last = pixels.permute(0, 2, 3, 1).numpy()
-        if found is None:
+        if inputs.chosen is None:
             np.savez_compressed(buffer, images=channels_last)
         else:
-            np.savez_compressed(buffer, images=channels_last, labels=found.numpy())
+            np.savez_compressed(buffer, images=channels_last, labels=inputs.chosen.numpy())
         write_atomically(npz, buffer.getvalue())
     say(out)

@@ -43,13 +43,10 @@ class Subject:
 
     def check(self) -> Plan:
         """A plan for ten levels. Raises UserError for a sampler that cannot be a scheduler on any grid."""
-        if self.sampler.needs:
-            needed = " and ".join(sorted(self.sampler.needs))
-            self.refuse(f"it needs the model's {needed}, and a scheduler sees only what the network says")
+        if type(self.sampler).bind is not Sampler.bind or getattr(self.sampler, "needs", None):
+            self.refuse("it needs more of the model than D, and a scheduler sees only the network's output")
         if self.sampler.nfe(1) is None:
             self.refuse("it chooses its levels from the image, and a pipeline wants all timesteps before it begins")
-        if self.sampler.nfe(1) == 0:
-            self.refuse("it never asks the network")
         index = torch.linspace(len(self.levels) - 1, 0, 10).round().long().unique().flip(0)
         return self.plan(torch.cat([self.levels[index], self.levels.new_zeros(1)]))
 
@@ -149,6 +146,13 @@ class Plan:
         return next(alone.walk()).x
 
 
+_OF_A_MODEL = (
+    *("conditional", "unconditional", "both", "pullback", "inputs"),
+    *("classifier_score", "denoised_score", "posterior_variance", "scale_latents"),
+)
+"""What a model's denoiser has besides D, or had in version 0.1."""
+
+
 class Bare(Denoiser):
     """A denoiser that gives D for the whole batch at one level, and nothing else; D itself comes from elsewhere."""
 
@@ -171,11 +175,11 @@ class Bare(Denoiser):
     def rows(self, index: Tensor) -> Denoiser:
         self.subject.refuse("it steps each image alone, and a pipeline evaluates the whole batch")
 
-    def _more(self, *_: Any, **__: Any) -> NoReturn:
-        self.subject.refuse("it asks a model for more than D, and a scheduler sees only what the network says")
-
-    conditional = unconditional = both = classifier_score = denoised_score = _more
-    posterior_variance = scale_latents = _more
+    def __getattr__(self, name: str) -> Any:
+        """Refuse a sampler that uses what only a model has."""
+        if name in _OF_A_MODEL:
+            self.subject.refuse("it needs more of the model than D, and a scheduler sees only the network's output")
+        raise AttributeError(name)
 
 
 class _Rehearsal(Bare):

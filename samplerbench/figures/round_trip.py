@@ -70,13 +70,13 @@ def round_trip(
             "--sampler, or leave it out with --round-trip none."
         )
     model = scene.model
-    model.check_labels(labels)
-    with Meter(model.network, model.classifiers) as meter:
+    model.check_inputs(scene.inputs(labels, torch.arange(len(x0), device=model.device)))
+    with Meter(model.network) as meter:
         z = normal(scene.seed, Purpose.ESTIMATE, torch.arange(len(x0)), 0, model.shape).to(x0) if noised else None
         parts = []
         for rows in torch.arange(len(x0), device=model.device).split(scene.batch_size):
             with explain_memory(len(rows)):
-                denoise = model.denoiser(scene.given(labels, rows), len(rows), cell.guidance)
+                denoise = model.denoiser(scene.inputs(labels, rows), cell.guidance)
                 parts.append(encode(denoise, x0[rows], cell.sigmas, method, None if z is None else z[rows]))
         x_T = torch.cat(parts)
         back = scene.run(cell, x_T, labels, deterministic=True)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from samplerbench.bench.cell import Cell
-from samplerbench.bench.generate import explain_memory, prepare
+from samplerbench.bench.generate import bound_cell, explain_memory
 from samplerbench.bench.request import Prepared
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import UserError
 from samplerbench.models.model import Model
 from samplerbench.models.sample import start_batch, start_noise
-from samplerbench.sampling import Noise, Sampler
+from samplerbench.sampling import Inputs, Noise, Sampler
 from samplerbench.sampling.driver import OnStep
 from samplerbench.sampling.noise import Purpose, uniform
 from samplerbench.sampling.process import VARIANCE_PRESERVING
@@ -65,8 +65,8 @@ class Scene:
 
     @cached_property
     def labels(self) -> Tensor | None:
-        """(n,) int64, or None. Raises UserError as `Prepared.labels`."""
-        return self.prepared.labels(self.n)
+        """(n,) int64, the label or prompt of each sample, or None. Raises UserError as `Prepared.inputs`."""
+        return self.prepared.inputs(self.n).chosen
 
     @property
     def name(self) -> str:
@@ -98,10 +98,10 @@ class Scene:
         Raises:
             UserError: a sampler that draws noise where it must be deterministic. RunError: what the sampler meets.
         """
-        prepare(self.model, cell)
+        cell = bound_cell(self.model, cell)
         rows, parts = torch.arange(len(x), device=self.model.device), []
         for part in rows.split(self.batch_size):
-            given = self.given(labels, part)
+            inputs = self.inputs(labels, part)
             noise = NoNoise(cell.sampler) if deterministic else None
             with explain_memory(len(part)):
                 batch = start_batch(
@@ -109,7 +109,7 @@ class Scene:
                     cell.sampler,
                     cell.sigmas,
                     part,
-                    given,
+                    inputs,
                     guidance=cell.guidance,
                     seed=self.seed,
                     x=x[part],
@@ -118,9 +118,12 @@ class Scene:
                 parts.append(batch.states(on_step))
         return torch.cat(parts)
 
-    def given(self, labels: Tensor | None, rows: Tensor) -> Tensor | None:
-        """The labels of some rows, on the model's device."""
-        return None if labels is None else labels.to(self.model.device)[rows]
+    def inputs(self, labels: Tensor | None, rows: Tensor) -> Inputs:
+        """The inputs of some rows with these labels or prompts (B,), on the model's device."""
+        chosen = None if labels is None else labels.to(self.model.device)[rows]
+        count = len(rows)
+        given = Inputs(count, prompts=chosen) if self.model.text else Inputs(count, labels=chosen)
+        return self.model.inputs(rows, given)
 
     def pixels(self, x: Tensor, sigma: float = 0.0) -> Tensor:
         """States at level sigma (B, *shape) as uint8 images (B, C, H, W), in a scale in which they can be seen.
@@ -182,7 +185,7 @@ class Scene:
         rows, parts = torch.arange(len(x), device=self.model.device), []
         for part in rows.split(self.batch_size):
             with torch.no_grad(), explain_memory(len(part)):
-                denoise = self.model.denoiser(self.given(labels, part), len(part), cell.guidance)
+                denoise = self.model.denoiser(self.inputs(labels, part), cell.guidance)
                 parts.append(denoise(x[part], sigma))
         return torch.cat(parts)
 

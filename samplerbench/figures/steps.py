@@ -26,7 +26,7 @@ def columns(scene: Scene) -> list[Column]:
     """A run of every cell of the scene. All start from the same z, so from the same x_T where the grids begin alike."""
     found = []
     for cell in scene.cells:
-        with Meter(scene.model.network, scene.model.classifiers) as meter:
+        with Meter(scene.model.network) as meter:
             x = scene.run(cell, scene.start(cell), scene.labels)
         found.append(Column(cell, scene.pixels(x), meter.network / scene.n))
     return found

@@ -22,7 +22,7 @@ class FID(Metric):
     its own, so it always carries the space's name.
     """
 
-    fewest: ClassVar[int] = 2
+    min_images: ClassVar[int] = 2
 
     def start(self, context: Context) -> Accumulator:
         return _Stream(context.reference)

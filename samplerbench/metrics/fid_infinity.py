@@ -28,8 +28,8 @@ class FIDInfinity(Metric):
     1/N down to the smallest subset, and the extrapolated value is biased by more than its error.
     """
 
-    fewest: ClassVar[int] = 20
-    fewest_per_feature: ClassVar[int] = 24
+    min_images: ClassVar[int] = 20
+    min_images_per_feature: ClassVar[int] = 24
     layer: ClassVar[Layer] = "fid"
     ordered: ClassVar[bool] = True
 

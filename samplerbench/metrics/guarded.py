@@ -122,16 +122,16 @@ class Guarded(Accumulator):
         return plugin_call(self.metric, f"in {method}", memory=False)
 
 
-def fewest_images(metric: Metric) -> int:
+def min_images_of(metric: Metric) -> int:
     """The fewest images the metric has a value for, checked.
 
     Raises:
         RunError: the plugin raised, or gave something else than a whole number of at least 1.
     """
-    with plugin_call(metric, "in fewest"):
-        found = metric.fewest
+    with plugin_call(metric, "in min_images"):
+        found = metric.min_images
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-        raise RunError(f"metric {metric.label()}: fewest is {shown(found)}; it must be a whole number, at least 1.")
+        raise RunError(f"metric {metric.label()}: min_images is {shown(found)}; it must be a whole number, at least 1.")
     return found
 
 

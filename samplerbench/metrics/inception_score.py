@@ -27,7 +27,7 @@ class InceptionScore(Metric):
     splits: int = option(10, "parts over which the score is averaged", ge=1, le=1_000_000)
 
     @property
-    def fewest(self) -> int:  # type: ignore[override]
+    def min_images(self) -> int:  # type: ignore[override]
         """Two images for every split: the score of one image is 1, whatever it is."""
         return 2 * self.splits
 

@@ -28,11 +28,11 @@ class KID(Metric):
     the real images too where they have the same shares; the estimate is unbiased again.
     """
 
-    fewest: ClassVar[int] = 2
+    min_images: ClassVar[int] = 2
     layer: ClassVar[Layer] = "kid"
     needs_real_images: ClassVar[bool] = True
     needs_class_pairs: ClassVar[bool] = True
-    fewest_real: ClassVar[int] = 2
+    min_real_images: ClassVar[int] = 2
 
     degree: int = option(3, "degree of the polynomial kernel", ge=1, le=100)
 

@@ -22,12 +22,12 @@ class _Manifold(Metric):
     k: int = option(3, "which nearest neighbour bounds a ball", ge=1, le=1_000_000)
 
     @property
-    def fewest(self) -> int:  # type: ignore[override]
+    def min_images(self) -> int:  # type: ignore[override]
         """An image, k others for its ball, and one more."""
         return self.k + 2
 
     @property
-    def fewest_real(self) -> int:  # type: ignore[override]
+    def min_real_images(self) -> int:  # type: ignore[override]
         """An image and k others for its ball."""
         return self.k + 1
 

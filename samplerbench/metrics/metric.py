@@ -14,7 +14,7 @@ from samplerbench.errors import RunError, UserError
 from samplerbench.metrics.reference import Reference
 from samplerbench.metrics.strata import SINGLE_SHARE, single_images
 from samplerbench.options import Configurable
-from samplerbench.sampling import Sampler
+from samplerbench.sampling import Denoiser, Inputs, Sampler
 
 Layer = Literal["fid", "kid", "isc", "prc"]
 """Which of an extractor's layers a metric takes: the one that torch-fidelity's metric of that name takes."""
@@ -22,11 +22,17 @@ Layer = Literal["fid", "kid", "isc", "prc"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Generated images and what is known of them.
+    """Images and what is known of them: generated ones, or real ones for a metric of the data.
 
-    images: (B, C, H, W) uint8. features: (B, d), of the layer the metric asks for. labels: (B,) int64 that were asked
-    for, or None. index: (B,) int64, which samples. states: (B, C, H, W), the sampler's last state at σ = 0.
-    stochastic: whether the sampler drew noise on the way.
+    Attributes:
+        images: (B, C, H, W) uint8.
+        features: (B, d), of the layer and the feature space that the metric declares; (B, 0) where it takes none.
+        labels: (B,) int64, the labels of the images; None without labels.
+        index: (B,) int64, which samples.
+        states: (B, C, H, W), the sampler's last states at σ = 0; of real images, their states.
+        stochastic: whether the sampler drew noise on the way.
+        inputs: what the samples were given besides noise.
+        prompts: the B prompts of the samples; None without prompts.
     """
 
     images: Tensor
@@ -35,27 +41,50 @@ class Batch:
     index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     states: Tensor = field(default_factory=lambda: torch.empty(0))
     stochastic: bool = False
+    inputs: Inputs | None = None
+    prompts: tuple[str, ...] | None = None
+
+    @property
+    def chosen(self) -> Tensor | None:
+        """(B,) int64, the label or the prompt of each sample; None where samples have neither."""
+        return self.inputs.chosen if self.labels is None and self.inputs is not None else self.labels
+
+    @property
+    def truth(self) -> Tensor | None:
+        """(B, ...), the truth behind the observation of each sample; None where there is none."""
+        return None if self.inputs is None else self.inputs.tensors.get("truth")
 
 
 @dataclass
 class Context:
     """What a metric measures against.
 
-    reference: statistics of the real images. real: their features in a layer, (N, d), loaded when asked for.
-    solve: (index (B,), labels, sampler) → the states (B, ...) that another sampler, one that chooses its own steps,
-    reaches from the same x_T under the same guidance; for metrics of the discretisation error. None outside a run.
-    n: images in a block; sample i of the run is number i mod n of its block. 0 outside a run.
-    stratified: whether the number of generated images of each label is fixed (balanced labels), so that the images are
-    independent draws within each label and not as a whole. strata: the labels of the real images, (N,) int64, where the
-    generated images have the same proportions; else None.
+    Attributes:
+        reference: statistics of the real images.
+        real: gives the features of the real images in a layer, (N, d). They are computed when first asked for.
+        solve: (index (B,), sampler) → the states (B, ...) that another sampler, one that chooses its own steps, reaches
+            from the same x_T with the same inputs and guidance; for metrics of the discretisation error. None outside a
+            run.
+        n: images in a block. Sample i of the run is number i mod n of its block. 0 outside a run.
+        stratified: whether the number of generated images of each label is fixed (balanced labels), so that the images
+            are independent draws within each label and not as a whole.
+        strata: gives the labels of the real images, (N,) int64, where the generated images have the same proportions;
+            else None.
+        denoiser: gives the denoiser of a batch for its inputs, guided and clipped as in the run; for metrics of the
+            data. None outside a run.
+        sampler: the sampler of the cell, bound to the model; None for a generator and outside a run.
+        sigmas: (N+1,) float64, the grid of the cell; empty outside a run.
     """
 
     reference: Reference
     real: Callable[[Layer], Tensor] | None = None
-    solve: Callable[[Tensor, Tensor | None, Sampler], Tensor] | None = None
+    solve: Callable[[Tensor, Sampler], Tensor] | None = None
     n: int = 0
     stratified: bool = False
     strata: Callable[[], Tensor | None] | None = None
+    denoiser: Callable[[Inputs], Denoiser] | None = None
+    sampler: Sampler | None = None
+    sigmas: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
 
     def real_features(self, layer: Layer) -> Tensor:
         """Features of the real images, (N, d). Raises UserError where only their statistics are at hand."""
@@ -122,9 +151,9 @@ class LabelledStore(FeatureStore):
     def update(self, batch: Batch) -> None:
         super().update(batch)
         if self.context.stratified:
-            if batch.labels is None:
+            if batch.chosen is None:
                 raise RunError("the images are said to be stratified by their labels, and have none.")
-            self.label_parts.append(batch.labels.cpu())
+            self.label_parts.append(batch.chosen.cpu())
 
     def labels(self) -> Tensor | None:
         """The labels of all images seen, (n,) int64; None where the images are independent draws."""
@@ -139,18 +168,24 @@ class LabelledStore(FeatureStore):
             self.label_parts.append(state["labels"])
 
 
+_RENAMED = {"fewest": "min_images", "fewest_per_feature": "min_images_per_feature", "fewest_real": "min_real_images"}
+
+
 @dataclass(frozen=True)
 class Metric(Configurable, ABC):
     """Base of metric plugins.
 
-    What a metric needs is declared here, so that it is checked before anything is sampled (`check_requirements`).
+    What a metric is of and what it needs is declared here, so that it is checked before anything is sampled
+    (`check_requirements`), and a run loads what its metrics need and nothing else.
     """
 
     kind: ClassVar[str] = "metric"
     better: ClassVar[Literal["lower", "higher"]] = "lower"
-    fewest: ClassVar[int] = 1
+    of: ClassVar[Literal["samples", "data"]] = "samples"
+    """What the metric is computed from: generated images, or the real images (a likelihood, for example)."""
+    min_images: ClassVar[int] = 1
     """The fewest images the metric has a value for."""
-    fewest_per_feature: ClassVar[int] = 0
+    min_images_per_feature: ClassVar[int] = 0
     """The fewest images for each of the d features, for a metric whose value is wrong with fewer."""
     layer: ClassVar[Layer] = "fid"
     needs_features: ClassVar[bool] = True
@@ -163,12 +198,28 @@ class Metric(Configurable, ABC):
     ordered: ClassVar[bool] = False
     """Whether the value is of the images in their order (of consecutive parts, or of subsets by a fixed seed), so that
     another order gives a slightly other one. A run always has the order of the samples' numbers."""
-    fewest_real: ClassVar[int] = 1
+    min_real_images: ClassVar[int] = 1
     """The fewest real images the metric has a value for, where it needs real images."""
     needs_labels: ClassVar[bool] = False
     """Whether each generated image must have a label."""
+    needs_prompts: ClassVar[bool] = False
+    """Whether each generated image must have a prompt (`Batch.prompts`)."""
+    needs_truth: ClassVar[bool] = False
+    """Whether the truth behind each sample must be known (`Batch.truth`)."""
     needs_class_pairs: ClassVar[bool] = False
     """Whether the metric averages over pairs of images of one class, where the labels are balanced."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Accept the attribute names of version 0.1 (`fewest`, `fewest_per_feature`, `fewest_real`)."""
+        super().__init_subclass__(**kwargs)
+        for old, new in _RENAMED.items():
+            if old in vars(cls) and new not in vars(cls):
+                setattr(cls, new, vars(cls)[old])
+
+    @property
+    def feature_space(self) -> str:
+        """The feature space of the metric, by name; empty is that of the run. Metrics may use different ones."""
+        return ""
 
     @abstractmethod
     def start(self, context: Context) -> Accumulator:
@@ -202,6 +253,8 @@ def check_requirements(
     n: int | None = None,
     dimension: int | None = None,
     has_labels: bool | None = None,
+    has_prompts: bool | None = None,
+    has_truth: bool | None = None,
     labels: Tensor | None = None,
     has_real_images: bool | None = None,
     real_images: int | None = None,
@@ -215,6 +268,8 @@ def check_requirements(
         n: generated images in a block.
         dimension: d, the number of features.
         has_labels: whether the generated images have labels.
+        has_prompts: whether they have prompts.
+        has_truth: whether the truth behind each of them is known.
         labels: (n,) int64, where the number of images of each label is fixed (`Context.stratified`).
         has_real_images: whether the real images are available, and not only their statistics.
         real_images: how many real images there are.
@@ -223,22 +278,28 @@ def check_requirements(
         UserError: with the metric's name, and what it needs.
     """
     name = metric.label()
-    if n is not None and n < metric.fewest:
-        raise UserError(f"--n {n}: the metric {name} needs at least {metric.fewest} images.")
-    if n is not None and dimension is not None and n < metric.fewest_per_feature * dimension:
+    if n is not None and n < metric.min_images:
+        raise UserError(f"--n {n}: the metric {name} needs at least {metric.min_images} images.")
+    if n is not None and dimension is not None and n < metric.min_images_per_feature * dimension:
         raise UserError(
-            f"--n {n}: the metric {name} needs at least {metric.fewest_per_feature} images per feature, "
-            f"{metric.fewest_per_feature * dimension} for these {dimension} features."
+            f"--n {n}: the metric {name} needs at least {metric.min_images_per_feature} images per feature, "
+            f"{metric.min_images_per_feature * dimension} for these {dimension} features."
         )
     if metric.needs_labels and has_labels is False:
         raise UserError(f"the metric {name} needs labels: use --labels balanced or a label.")
+    if metric.needs_prompts and has_prompts is False:
+        raise UserError(f"the metric {name} needs prompts: use a text-to-image model.")
+    if metric.needs_truth and has_truth is False:
+        raise UserError(f"the metric {name} needs the truth behind each sample, and this model has no such input.")
     if metric.needs_real_images and has_real_images is False:
         raise UserError(
             f"the metric {name} needs the real images, and there are only their statistics: name the images with "
             "--data."
         )
-    if metric.needs_real_images and real_images is not None and real_images < metric.fewest_real:
-        raise UserError(f"the metric {name} needs at least {metric.fewest_real} real images; there are {real_images}.")
+    if metric.needs_real_images and real_images is not None and real_images < metric.min_real_images:
+        raise UserError(
+            f"the metric {name} needs at least {metric.min_real_images} real images; there are {real_images}."
+        )
     if metric.needs_class_pairs and labels is not None:
         single = single_images(labels)
         if single > SINGLE_SHARE * len(labels):

@@ -1,5 +1,34 @@
-"""Models: checkpoints, by name, path or hub id, as denoisers."""
+"""Models: checkpoints, by name, path or hub id, as denoisers; and what plugins estimate or load beside them."""
 
-from samplerbench.models.model import Model, ModelSource
+from samplerbench.models.classifier import LoadedClassifier
+from samplerbench.models.guiding import classifier_of, image_classifier_of
+from samplerbench.models.model import Condition, Model, ModelSource
+from samplerbench.models.posterior_variance import posterior_variances
+from samplerbench.models.preconditioning import (
+    DENOISED,
+    EPSILON,
+    FLOW,
+    SAMPLE,
+    SCORE,
+    VELOCITY,
+    Preconditioning,
+    edm,
+)
 
-__all__ = ["Model", "ModelSource"]
+__all__ = [
+    "DENOISED",
+    "EPSILON",
+    "FLOW",
+    "SAMPLE",
+    "SCORE",
+    "VELOCITY",
+    "Condition",
+    "LoadedClassifier",
+    "Model",
+    "ModelSource",
+    "Preconditioning",
+    "classifier_of",
+    "edm",
+    "image_classifier_of",
+    "posterior_variances",
+]

@@ -26,6 +26,21 @@ class LoadedClassifier:
     logits: Callable[[Tensor, Tensor], Tensor]
     classes: int
 
+    def score(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        """∇ₓ log p(y | x, σ), (B, C, H, W): one forward and one backward pass.
+
+        Args:
+            x: (B, C, H, W), noisy states, or clean images.
+            sigma: (B,), their noise levels.
+            labels: (B,) int64, y.
+        """
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            log_p = self.logits(leaf, sigma).log_softmax(dim=1)
+            chosen = log_p[torch.arange(len(x), device=x.device), labels.to(x.device)].sum()
+            (score,) = torch.autograd.grad(chosen, leaf)
+        return score
+
 
 class Classified(Protocol):
     """What a classifier has to fit: a model's shapes, labels, device and dtype."""

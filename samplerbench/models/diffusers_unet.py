@@ -18,6 +18,7 @@ from samplerbench.models.latent import Autoencoder
 from samplerbench.models.model import Condition
 from samplerbench.models.preconditioning import DISCRETE
 from samplerbench.models.schedule import Schedule, read_schedule
+from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 
@@ -30,15 +31,15 @@ class DiffusersUNet(DiscreteVP):
 
     null_label: int | None = None
 
-    def condition(self, labels: Tensor | None) -> Condition:
-        if labels is None or self.classes is None:
-            return {}
-        return {"labels": labels.to(self.device)}
+    def condition(self, inputs: Inputs) -> Condition:
+        if inputs.labels is None or self.classes is None:
+            return self.null_condition(inputs)
+        return {"labels": inputs.labels.to(self.device)}
 
-    def null_condition(self, batch: int) -> Condition:
+    def null_condition(self, inputs: Inputs) -> Condition:
         if self.null_label is None:
             return {}
-        return {"labels": torch.full((batch,), self.null_label, device=self.device)}
+        return {"labels": torch.full((len(inputs),), self.null_label, device=self.device)}
 
     def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         return self.network(x.to(self.dtype), time, class_labels=condition.get("labels")).sample
@@ -102,7 +103,7 @@ def unet_model(
         clip_range=schedule.clip_range,
         learned_variance=schedule.variance == "learned_range",
         doubled=schedule.doubled,
-        default_classifier=str(classifier) if classifier.is_dir() else "",
+        classifier_folder=str(classifier) if classifier.is_dir() else "",
         identity=identity_of(checkpoint, part.sha256) | schedule.identity | {"rounding": rounding},
         preconditioning=DISCRETE[schedule.prediction],
         rounding=rounding,

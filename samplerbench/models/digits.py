@@ -25,5 +25,5 @@ class Digits(ModelSource):
         model = load_diffusers_unet(str(asset("digits")), device, dtype, self.rounding)
         model.identity["source"] = "digits"
         model.features = "digits-cnn"
-        model.default_classifier = str(asset("digits-classifier"))
+        model.classifier_folder = str(asset("digits-classifier"))
         return model

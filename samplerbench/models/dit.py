@@ -15,6 +15,7 @@ from samplerbench.models.discrete import DiscreteVP
 from samplerbench.models.latent import load_autoencoder
 from samplerbench.models.model import Condition
 from samplerbench.models.preconditioning import DISCRETE
+from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 
@@ -25,11 +26,13 @@ class DiT(DiscreteVP):
     Its guidance is on all latent channels, as in diffusers. The authors' code guides the first three only.
     """
 
-    def condition(self, labels: Tensor | None) -> Condition:
-        return {} if labels is None else {"labels": labels.to(self.device)}
+    def condition(self, inputs: Inputs) -> Condition:
+        if inputs.labels is None:
+            return self.null_condition(inputs)
+        return {"labels": inputs.labels.to(self.device)}
 
-    def null_condition(self, batch: int) -> Condition:
-        return {"labels": torch.full((batch,), self.classes or 0, device=self.device)}
+    def null_condition(self, inputs: Inputs) -> Condition:
+        return {"labels": torch.full((len(inputs),), self.classes or 0, device=self.device)}
 
     def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         return self.network(x.to(self.dtype), timestep=time, class_labels=condition["labels"]).sample

@@ -19,6 +19,7 @@ from samplerbench.models.fields import Fields
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Condition, Model
 from samplerbench.models.preconditioning import edm
+from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.process import VARIANCE_EXPLODING
 from samplerbench.untrusted import read_json
 
@@ -86,10 +87,10 @@ class EDM(Model):
 
     null_label: int | None = None
 
-    def null_condition(self, batch: int) -> Condition:
+    def null_condition(self, inputs: Inputs) -> Condition:
         if self.null_label is None:
             return {}
-        return {"labels": torch.full((batch,), self.null_label, device=self.device)}
+        return {"labels": torch.full((len(inputs),), self.null_label, device=self.device)}
 
     def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         return self.network(x, time, condition.get("labels"))

@@ -19,6 +19,7 @@ from samplerbench.models.classifier import LoadedClassifier
 from samplerbench.models.model import Condition, Model, ModelSource
 from samplerbench.models.schedule import alphas_cumprod, noise_levels
 from samplerbench.options import option
+from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.noise import Purpose, normal, uniform
 from samplerbench.sampling.process import VARIANCE_PRESERVING
 from samplerbench.untrusted import shorten
@@ -92,7 +93,7 @@ class MixtureDenoiser(nn.Module):
 
 
 class LabelPosterior(nn.Module):
-    """log p(y | x, σ) of the same mixture: the classifier that classifier guidance dreams of."""
+    """log p(y | x, σ) of the same mixture: the exact classifier for classifier guidance."""
 
     def __init__(self, denoiser: MixtureDenoiser) -> None:
         super().__init__()
@@ -115,30 +116,22 @@ class ExactModel(Model):
     def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         return self.network(x, time, condition.get("labels"))
 
-    def null_condition(self, batch: int) -> Condition:
-        return {} if self.classes is None else {"labels": torch.full((batch,), NO_LABEL, device=self.device)}
+    def null_condition(self, inputs: Inputs) -> Condition:
+        return {} if self.classes is None else {"labels": torch.full((len(inputs),), NO_LABEL, device=self.device)}
 
-    def classifier(self, weights: str = "") -> LoadedClassifier:
-        if weights:
-            return super().classifier(weights)
-        if "" not in self._classifiers:
-            posterior = LabelPosterior(self.problem)
-            identity = str(self.identity["weights"])
-            self._classifiers[""] = LoadedClassifier(posterior, identity, posterior, self.problem.classes)
-        return self._classifiers[""]
+    def own_classifier(self) -> LoadedClassifier:
+        """The exact label posterior p(y | x, σ)."""
+        posterior = LabelPosterior(self.problem)
+        return LoadedClassifier(posterior, str(self.identity["weights"]), posterior, self.problem.classes)
 
-    def image_classifier(self, weights: str = "") -> LoadedClassifier:
-        if weights:
-            return super().image_classifier(weights)
-        if "" not in self._image_classifiers:
-            posterior = LabelPosterior(self.problem)
-            identity = str(self.identity["weights"])
-            # What is left of p(y | x, σ) on a clean image; at σ = 0 a point of the data has no density.
-            loaded = LoadedClassifier(
-                posterior, identity, lambda x, sigma: posterior(x, sigma.clamp(min=CLEAN)), self.problem.classes
-            )
-            self._image_classifiers[""] = loaded
-        return self._image_classifiers[""]
+    def own_image_classifier(self) -> LoadedClassifier:
+        """What is left of p(y | x, σ) on a clean image; at σ = 0 a point of the data has no density."""
+        posterior = LabelPosterior(self.problem)
+
+        def logits(x: Tensor, sigma: Tensor) -> Tensor:
+            return posterior(x, sigma.clamp(min=CLEAN))
+
+        return LoadedClassifier(posterior, str(self.identity["weights"]), logits, self.problem.classes)
 
     def prior(self, z: Tensor, sigma: float) -> Tensor:
         """A Gaussian problem starts from its exact marginal; the others from N(0, 1+σ²), as a DDPM does."""

@@ -1,9 +1,10 @@
-"""A model: a network with its noise levels, its prior and its labels, met through one interface."""
+"""A model: a network with its noise levels, its prior and its inputs, behind one interface."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,17 +17,20 @@ from samplerbench.models.preconditioning import DENOISED, Preconditioning
 from samplerbench.options import Configurable
 from samplerbench.sampling.denoiser import (
     Clipped,
+    ClippedConditional,
+    ConditionalDenoiser,
     Denoiser,
     Prediction,
     PredictionType,
     Sigma,
+    VectorJacobian,
     coefficient,
     per_sample,
 )
 from samplerbench.sampling.guidance import Guidance, guide
-from samplerbench.sampling.noise import Purpose, normal
+from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.process import Process
-from samplerbench.sampling.sampler import Sampler
+from samplerbench.sampling.view import Estimates
 
 if TYPE_CHECKING:
     from samplerbench.models.latent import Autoencoder
@@ -39,16 +43,29 @@ Condition = Mapping[str, Tensor]
 class Model(ABC):
     """Base of all adapters from a checkpoint to the denoiser protocol.
 
-    network: the innermost module, where evaluations are counted. shape: (C, H, W) of the state. classes: number of
-    labels, or None. null: whether it can be asked without a label. clip: whether D is clamped to ±clip_range.
-    process: the forward process. preconditioning: what the
-    network's input and output are. doubled: whether half of its output channels are about the variance.
-    autoencoder: what makes images of its states, where those are latents. text: whether its labels are prompts.
-    default_classifier: folder of the classifier that comes with it. data, features: names of the data set it was
-    trained on and of the feature space to measure it in, where known. class_counts: images of each class in that
-    data. draws: whether `real` draws from the distribution itself, so that it can be its own reference.
-    precision: in which the network multiplies, as --dtype says it. compiled: whether the network is. graphs: whether
-    whole batches are replayed as CUDA graphs. identity: what the protocol says of it. notes: what `show` says besides.
+    Attributes:
+        network: the innermost module, where evaluations are counted.
+        shape: (C, H, W) of the state.
+        levels: (T,) float64 on the CPU, increasing: the noise levels.
+        process: the forward process.
+        device: where the network is.
+        dtype: of the network's weights.
+        classes: the number of labels, or of prompts of a text model; None without either.
+        null: whether the model also predicts without label or prompt.
+        clip: whether D is clamped to ±clip_range.
+        clip_range: the limit of x₀.
+        autoencoder: what decodes its states to images, for a latent model; else None.
+        text: whether it is conditioned on prompts.
+        learned_variance: whether its output has a learned variance.
+        doubled: whether half of its output channels belong to a variance.
+        preconditioning: how the network's input and output are scaled.
+        classifier_folder: folder of the noise-conditional classifier that comes with it; empty without one.
+        data: name of the data set it was trained on, where known.
+        features: name of the feature space to measure it in, where known.
+        class_counts: images of each class in that data, where known.
+        draws: whether `real` draws from the distribution itself, so that the model can be its own reference.
+        identity: what the protocol records of it.
+        notes: what `samplerbench show` prints besides.
     """
 
     network: nn.Module
@@ -66,21 +83,13 @@ class Model(ABC):
     learned_variance: bool = False
     doubled: bool = False
     preconditioning: Preconditioning = DENOISED
-    default_classifier: str = ""
+    classifier_folder: str = ""
     data: str | None = None
     features: str | None = None
     class_counts: list[int] | None = None
     draws: bool = False
-    precision: str = ""
-    compiled: bool = False
-    graphs: bool = False
     identity: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
-    replays: dict[Any, Any] = field(default_factory=dict, repr=False)
-    """The captured run of the cell at work, kept by `samplerbench.bench.generate`."""
-    _classifiers: dict[str, LoadedClassifier] = field(default_factory=dict, repr=False)
-    _image_classifiers: dict[str, LoadedClassifier] = field(default_factory=dict, repr=False)
-    _variances: dict[float, float] = field(default_factory=dict, repr=False)
 
     @abstractmethod
     def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
@@ -110,19 +119,41 @@ class Model(ABC):
         names: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
         return next((name for name in names if name == self.preconditioning.name), "epsilon")
 
-    def condition(self, labels: Tensor | None) -> Condition:
-        """What the network is told for these labels (B,) int64; None: no label."""
-        if labels is None:
-            return {}
-        return {"labels": labels}
+    def inputs(self, index: Tensor, inputs: Inputs) -> Inputs:
+        """The inputs of the samples `index`, completed by the model. By default, unchanged.
 
-    def null_condition(self, batch: int) -> Condition:
-        """What the network is told when it is asked without labels."""
+        A model that needs more than labels or prompts, such as an observation, adds it here (`Inputs.extended`) as a
+        function of each sample's index.
+
+        Args:
+            index: (B,) int64 on the model's device, which samples.
+            inputs: their labels or prompts.
+        """
+        return inputs
+
+    def condition(self, inputs: Inputs) -> Condition:
+        """What the network is given for the inputs of a batch."""
+        # A label that only a classifier knows is no condition of the network.
+        if inputs.labels is None or self.classes is None:
+            return self.null_condition(inputs)
+        return {"labels": inputs.labels}
+
+    def null_condition(self, inputs: Inputs) -> Condition:
+        """What the network is given without label and prompt. Inputs that are neither remain."""
         return {}
+
+    def alpha(self, sigma: float) -> float:
+        """α(σ): the scale of the model's own coordinates, y = α(σ) x."""
+        return self.process.alpha(sigma)
 
     def prior(self, z: Tensor, sigma: float) -> Tensor:
         """The start of a run at level sigma from z ~ N(0, I): √(1+σ²) z for VP, σ z for VE, (1+σ) z for a flow."""
         return z * self.process.prior_scale(sigma)
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """The precision of the states: float64 for a float64 network, else float32."""
+        return state_dtype(self.dtype)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -137,54 +168,20 @@ class Model(ABC):
         """States at σ = 0 of images (B, C, H, W) in [-1, 1]; of an autoencoder, the posterior's mode."""
         return images if self.autoencoder is None else self.autoencoder.encode(images)
 
-    def scale_latents(self, z: Tensor) -> Tensor:
-        """States of the autoencoder's own latents z, both (B, *shape): (z - shift)·scale.
+    def own_classifier(self) -> LoadedClassifier | None:
+        """The noise-conditional classifier that comes with the model; None without one.
 
         Raises:
-            UserError: the model has no autoencoder.
+            UserError: its folder cannot be loaded.
         """
-        if self.autoencoder is None:
-            raise UserError("the model is one of pixels: it has no autoencoder.")
-        return (z - self.autoencoder.shift) * self.autoencoder.scale
+        if not self.classifier_folder:
+            return None
+        from samplerbench.models.classifier_guide import load_classifier
 
-    def classifier(self, weights: str = "") -> LoadedClassifier:
-        """The classifier in the folder `weights`, or the one that comes with the model; loaded once.
+        return load_classifier(self.classifier_folder, self)
 
-        Raises:
-            UserError: there is none, or it is of other images or classes.
-        """
-        weights = weights or self.default_classifier
-        if not weights:
-            raise UserError(
-                "the model comes without a classifier; name one with weights=FOLDER in the guidance's spec."
-            )
-        if weights not in self._classifiers:
-            from samplerbench.models.classifier_guide import load_classifier
-
-            self._classifiers[weights] = load_classifier(weights, self)
-        return self._classifiers[weights]
-
-    def image_classifier(self, weights: str = "") -> LoadedClassifier:
-        """The transformers classifier of clean images in the folder `weights`; loaded once.
-
-        Raises:
-            UserError: there is none, or it is of other images or classes.
-        """
-        if not weights:
-            raise UserError("guidance by an image classifier needs its folder: name it with weights=FOLDER.")
-        if weights not in self._image_classifiers:
-            from samplerbench.models.image_classifier import load_image_classifier
-
-            self._image_classifiers[weights] = load_image_classifier(weights, self)
-        return self._image_classifiers[weights]
-
-    def guide_classifier(self, guidance: Guidance) -> LoadedClassifier | None:
-        """The classifier that a guidance needs; None where it needs none. Raises UserError."""
-        weights = str(guidance.parameters.get("weights", ""))
-        if "classifier" in guidance.needs:
-            return self.classifier(weights)
-        if "image classifier" in guidance.needs:
-            return self.image_classifier(weights)
+    def own_image_classifier(self) -> LoadedClassifier | None:
+        """The classifier of clean images that comes with the model; None without one."""
         return None
 
     def real(self, n: int) -> tuple[Tensor, Tensor | None]:
@@ -202,49 +199,23 @@ class Model(ABC):
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:n]
         return self.encode(dequantise(data.images[order])), None if data.labels is None else data.labels[order]
 
-    def posterior_variance(self, sigma: float) -> float:
-        """κ(σ), estimated by `estimate_posterior_variances` before."""
-        return self._variances[sigma]
+    def estimates(self, name: str, **settings: str | int | float) -> AbstractContextManager[Estimates]:
+        """Numbers estimated from this model, kept in the user's cache under the hash of its weights.
 
-    def estimate_posterior_variances(self, sigmas: Tensor, images: int = 1000) -> None:
-        """Estimate κ(σ) = E‖x₀ - D(x, σ)‖²/d at the levels that are not known yet, from noised real images.
-
-        The figures are kept in the user's cache, under the hash of the weights. These evaluations are no sampling,
-        so call it outside the meter.
+        Args:
+            name: of the quantity.
+            settings: what the numbers depend on besides the weights and their precision.
         """
-        from samplerbench.cache import cached_json
+        from samplerbench.models.estimates import estimates
 
         # The same network sees other states through another autoencoder.
         of = {key: value for key, value in self.identity.items() if key in ("weights", "autoencoder weights")}
-        identity = of | {"dtype": str(self.dtype), "images": images}
-        with cached_json("posterior-variance", identity) as known:
-            wanted = [s for s in sigmas.tolist() if s > 0 and s not in self._variances]
-            missing = [s for s in wanted if repr(s) not in known]
-            if missing:
-                x0, labels = self.real(images)
-                known |= {repr(s): self._denoising_error(s, x0, labels) for s in missing}
-            self._variances |= {s: known[repr(s)] for s in wanted}
+        return estimates(self.network, name, of | {"dtype": str(self.dtype), "format": 2} | settings)
 
-    @torch.no_grad()
-    def _denoising_error(self, sigma: float, x0: Tensor, labels: Tensor | None) -> float:
-        total = 0.0
-        for first in range(0, len(x0), 250):
-            part = x0[first : first + 250].to(self.device)
-            index = torch.arange(first, first + len(part), device=self.device)
-            z = normal(0, Purpose.ESTIMATE, index, 0, self.shape).to(part.dtype)
-            given = labels[first : first + 250].to(self.device) if labels is not None and self.classes else None
-            denoised = self.denoiser(given, len(part))(part + sigma * z, sigma)
-            total += float((part - denoised).double().square().sum())
-        return total / x0.numel()
-
-    @property
-    def classifiers(self) -> list[nn.Module]:
-        """The classifiers loaded so far: what the meter counts beside the network."""
-        return [c.module for c in (*self._classifiers.values(), *self._image_classifiers.values())]
-
-    def check_labels(self, labels: Tensor | None) -> None:
-        """Raise UserError where the labels are not ones the model knows, or it cannot do without."""
-        if labels is None:
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Raise UserError where the labels or prompts are not ones the model knows, or it cannot do without."""
+        chosen = inputs.chosen
+        if chosen is None:
             if self.classes is not None and not self.null:
                 raise UserError(
                     "the model is class-conditional and was trained without a null label; it cannot be sampled with "
@@ -252,30 +223,32 @@ class Model(ABC):
                 )
             return
         known = self.classes
-        if known is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < known:
-            raise UserError(f"--labels {int(labels.max())}: the model has the labels 0 to {known - 1}.")
+        if known is not None and len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < known:
+            raise UserError(f"--labels {int(chosen.max())}: the model has the labels 0 to {known - 1}.")
 
-    def denoiser(self, labels: Tensor | None, batch: int, guidance: Guidance | None = None) -> Denoiser:
-        """The denoiser of one batch: bound to its labels, guided, and clipped where the guidance's `clip` says."""
-        denoise: Denoiser = Bound(self, labels, batch)
+    def denoiser(self, inputs: Inputs, guidance: Guidance | None = None) -> Denoiser:
+        """The denoiser of one batch: bound to its inputs, guided, and clipped where the guidance's `clip` says.
+
+        Args:
+            inputs: of the batch, on the model's device.
+            guidance: a guidance bound to this model (`bind_guidance`); None is the model's own D.
+        """
+        denoise = Bound(self, inputs)
         if guidance is None:
             return Clipped(denoise, self.clip_range) if self.clip else denoise
         if self.clip and guidance.clip == "before":
-            return guide(guidance, Clipped(denoise, self.clip_range))
+            return guide(guidance, ClippedConditional(denoise, self.clip_range))
         guided = guide(guidance, denoise)
         return Clipped(guided, self.clip_range) if self.clip else guided
 
 
-class Bound(Denoiser):
-    """A model bound to the labels of one batch."""
+class Bound(ConditionalDenoiser):
+    """A model bound to the inputs of one batch."""
 
-    def __init__(self, model: Model, labels: Tensor | None, batch: int) -> None:
-        self.model, self.labels, self.batch = model, labels, batch
+    def __init__(self, model: Model, inputs: Inputs, condition: Condition | None = None) -> None:
+        self.model, self.inputs = model, inputs
         self.levels, self.process, self.prediction = model.levels, model.process, model.prediction
-        # A label that only a classifier knows is no condition of the network.
-        self.given = model.condition(labels if model.classes is not None else None)
-        if labels is None:
-            self.given = model.null_condition(batch)
+        self.given = model.condition(inputs) if condition is None else condition
 
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
         return self.model.evaluate(x, sigma, self.given)
@@ -283,10 +256,10 @@ class Bound(Denoiser):
     conditional = predict
 
     def unconditional(self, x: Tensor, sigma: Sigma) -> Prediction:
-        return self.model.evaluate(x, sigma, self.model.null_condition(len(x)))
+        return self.model.evaluate(x, sigma, self.model.null_condition(self.inputs))
 
     def both(self, x: Tensor, sigma: Sigma) -> tuple[Prediction, Prediction]:
-        null = self.model.null_condition(len(x))
+        null = self.model.null_condition(self.inputs)
         joint = {key: torch.cat([null[key], value]) for key, value in self.given.items()}
         doubled = torch.cat([sigma, sigma]) if isinstance(sigma, Tensor) and sigma.ndim else sigma
         out = self.model.evaluate(torch.cat([x, x]), doubled, joint)
@@ -294,73 +267,45 @@ class Bound(Denoiser):
         first, second = (Prediction(x0, variance) for x0, variance in parts)
         return first, second
 
-    def classifier_score(self, x: Tensor, sigma: Sigma, weights: str = "") -> Tensor:
-        if self.labels is None:
-            raise UserError("classifier guidance needs labels to steer towards: use --labels balanced or a label.")
-        classifier = self.model.classifier(weights)
+    def pullback(self, x: Tensor, sigma: Sigma, *, conditional: bool = True) -> tuple[Prediction, VectorJacobian]:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
-            log_p = classifier.logits(leaf, per_sample(sigma, x)).log_softmax(dim=1)
-            chosen = log_p[torch.arange(len(x), device=x.device), self.labels].sum()
-            (score,) = torch.autograd.grad(chosen, leaf)
-        return score
+            found = (self.conditional if conditional else self.unconditional)(leaf, sigma)
 
-    def denoised_score(
-        self, x: Tensor, sigma: Sigma, conditional: bool = False, weights: str = ""
-    ) -> tuple[Prediction, Tensor]:
-        if self.labels is None:
-            raise UserError("classifier guidance needs labels to steer towards: use --labels balanced or a label.")
-        classifier = self.model.image_classifier(weights)
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_(True)
-            base = (self.conditional if conditional else self.unconditional)(leaf, sigma)
-            log_p = classifier.logits(self.model.decode(base.x0), per_sample(0.0, x)).log_softmax(dim=1)
-            chosen = log_p[torch.arange(len(x), device=x.device), self.labels].sum()
-            (score,) = torch.autograd.grad(chosen, leaf)
-        variance = None if base.variance is None else base.variance.detach()
-        return Prediction(base.x0.detach(), variance), score
+        def multiply(v: Tensor, *, retain_graph: bool = False) -> Tensor:
+            (product,) = torch.autograd.grad(found.x0, leaf, v, retain_graph=retain_graph)
+            return product
 
-    def posterior_variance(self, sigma: float) -> float:
-        return self.model.posterior_variance(sigma)
+        variance = None if found.variance is None else found.variance.detach()
+        return Prediction(found.x0.detach(), variance), multiply
 
-    def scale_latents(self, z: Tensor) -> Tensor:
-        return self.model.scale_latents(z)
-
-    def rows(self, index: Tensor) -> Denoiser:
-        part = Bound(self.model, None if self.labels is None else self.labels[index], len(index))
-        part.given = {key: value[index] for key, value in self.given.items()}
-        return part
+    def rows(self, index: Tensor) -> ConditionalDenoiser:
+        part = {key: value[index] for key, value in self.given.items()}
+        return Bound(self.model, self.inputs.rows(index), part)
 
 
-def check_sampler(model: Model, sampler: Sampler) -> None:
-    """Raise UserError where the model lacks what the sampler needs."""
-    if "autoencoder" in sampler.needs and model.autoencoder is None:
-        raise UserError(
-            f"sampler {sampler.label()} draws from an autoencoder's prior, and this model is one of pixels; name a "
-            "latent model with --model, or leave the sampler out."
-        )
-
-
-def check_guidance(model: Model, guidance: Guidance | None, labels: Tensor | None) -> None:
-    """Raise UserError where the model lacks what the guidance needs."""
+def check_guidance(model: Model, guidance: Guidance | None, inputs: Inputs) -> None:
+    """Raise UserError where the model or its inputs lack what a bound guidance needs."""
     if guidance is None:
         return
     name = f"guidance {guidance.label()}"
-    if "null" in guidance.needs and (model.classes is None or not model.null):
+    if guidance.needs_unconditional and (model.classes is None or not model.null):
         raise UserError(
             f"{name} needs a class-conditional model that was also trained without labels (with label dropout); "
             f"this one {'has no classes' if model.classes is None else 'has no null label'}."
         )
-    if "labels" in guidance.needs and labels is None:
+    missing = (guidance.needs_condition and inputs.chosen is None) or (guidance.needs_labels and inputs.labels is None)
+    if missing:
         raise UserError(f"{name} needs labels to steer towards, but there are none: use --labels balanced or a label.")
-    if guidance.needs & {"classifier", "image classifier"}:
-        if model.classes is not None and not model.null and not guidance.parameters.get("conditional", False):
-            raise UserError(
-                f"{name} guides the model without labels, and this one cannot do without; use conditional=true."
-            )
-        loaded = model.guide_classifier(guidance)
-        if loaded is not None and labels is not None and int(labels.max()) >= loaded.classes:
-            raise UserError(f"--labels {int(labels.max())}: the classifier has the labels 0 to {loaded.classes - 1}.")
+    if guidance.classes is not None and inputs.labels is not None and len(inputs):
+        largest = int(inputs.labels.max())
+        if largest >= guidance.classes:
+            raise UserError(f"--labels {largest}: the classifier has the labels 0 to {guidance.classes - 1}.")
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The precision of the states for a network of this precision: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True)
@@ -374,4 +319,4 @@ class ModelSource(Configurable, ABC):
         """The model on a device; `dtype` is the network's, the state is float32 (float64 for a float64 network)."""
 
 
-__all__ = ["Bound", "Condition", "Model", "ModelSource", "check_guidance", "check_sampler", "coefficient"]
+__all__ = ["Bound", "Condition", "Model", "ModelSource", "check_guidance", "coefficient", "state_dtype"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,26 @@ SMALL = 10_000_000
 """Parameters up to which the rows that fill such a batch cost next to nothing."""
 
 
+@dataclass(frozen=True)
+class HowRun:
+    """How a network is executed.
+
+    Attributes:
+        precision: in which it multiplies, as `dtype` names it; "" where only its weights' dtype is known.
+        compiled: whether it is compiled by torch.compile.
+        graphs: whether whole batches are replayed as CUDA graphs.
+    """
+
+    precision: str = ""
+    compiled: bool = False
+    graphs: bool = False
+
+
+def how_run(network: nn.Module) -> HowRun:
+    """How a network is executed: what its `Runner` says, or the default for a network without one."""
+    return network.how if isinstance(network, Runner) else HowRun()
+
+
 class Runner(nn.Module):
     """A network, called with batches of sizes that suit it: rows are repeated to fill a batch, and cut off again.
 
@@ -36,13 +57,19 @@ class Runner(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, device: torch.device, compiled: bool = False, backend: Any = "inductor"
+        self,
+        network: nn.Module,
+        device: torch.device,
+        compiled: bool = False,
+        backend: Any = "inductor",
+        precision: str = "",
+        graphs: bool = False,
     ) -> None:
         super().__init__()
         self.inner = network
         small = sum(p.numel() for p in network.parameters()) <= SMALL
         self.fewest = FEWEST if device.type == "cpu" and small else 1
-        self.compiled = compiled
+        self.how = HowRun(precision, compiled, graphs)
         self.sizes: set[int] = set()
         """The sizes that a compiled network has met."""
         self.eager = False
@@ -75,7 +102,7 @@ class Runner(nn.Module):
 
     def size(self, rows: int) -> int:
         """The size of the batch that `rows` rows are run in."""
-        if self.eager or not self.compiled:
+        if self.eager or not self.how.compiled:
             return max(rows, self.fewest)
         # Rows that are computed for nothing cost less than another compilation.
         size = min((s for s in self.sizes if s >= rows), default=rows)

@@ -1,9 +1,9 @@
 """Sampling states of a model by index: the start, the denoiser and the noise of a batch, and its run.
 
-    states = sample_states(model, sampler, sigmas, torch.arange(16), labels)
+    states = sample_states(model, sampler, sigmas, torch.arange(16), Inputs(16, labels))
 
 The engine, the figures and the checks begin every batch here, so sample i is the same state in all of them: a function
-of the seed, i, its label and the run alone.
+of the seed, i, its inputs and the run alone.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from samplerbench.boundary import plugin_call
-from samplerbench.models.model import Model
+from samplerbench.models.legacy import LegacyDenoiser, bind_legacy
+from samplerbench.models.model import Model, state_dtype
 from samplerbench.sampling.denoiser import Denoiser
 from samplerbench.sampling.driver import OnStep, Walk, drive, walk
 from samplerbench.sampling.guidance import Guidance
+from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.noise import Noise, Purpose, normal
-from samplerbench.sampling.sampler import Sampler, Step
+from samplerbench.sampling.sampler import Sampler, Step, bind_sampler
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class BatchRun:
 
     Attributes:
         sampler: which method.
-        denoise: D of the batch: bound to its labels, guided, clipped.
+        denoise: D of the batch: bound to its inputs, guided, clipped.
         x: (B, *shape), the start, at level sigmas[0].
         sigmas: (N+1,) float64 on the CPU, the grid.
         noise: the noise of the steps, and how often it was drawn.
@@ -59,7 +61,7 @@ def sample_states(
     sampler: Sampler,
     sigmas: Tensor,
     index: Tensor,
-    labels: Tensor | None = None,
+    inputs: Inputs | None = None,
     *,
     guidance: Guidance | None = None,
     seed: int = 0,
@@ -69,12 +71,12 @@ def sample_states(
     """The last states of the samples `index`, (B, *shape), as one batch.
 
     Args:
-        model: which model; `prepare_model` has been called for this sampler and grid.
-        sampler: which method.
+        model: which model.
+        sampler: which method, bound to the model and the grid (`bind_sampler`) if it needs that.
         sigmas: (N+1,) float64 on the CPU, decreasing: the grid.
         index: (B,) int64, which samples.
-        labels: (B,) int64, their labels; None: no labels.
-        guidance: None is the model's own D.
+        inputs: their labels or prompts, B rows; None is neither.
+        guidance: bound to the model (`bind_guidance`); None is the model's own D.
         seed: of the start and of the noise of the steps.
         dtype: of the states; None is that of the model's own.
         on_step: called after each step.
@@ -82,7 +84,7 @@ def sample_states(
     Raises:
         UserError, RunError: what the sampler meets.
     """
-    return start_batch(model, sampler, sigmas, index, labels, guidance=guidance, seed=seed, dtype=dtype).states(on_step)
+    return start_batch(model, sampler, sigmas, index, inputs, guidance=guidance, seed=seed, dtype=dtype).states(on_step)
 
 
 def start_batch(
@@ -90,7 +92,7 @@ def start_batch(
     sampler: Sampler,
     sigmas: Tensor,
     index: Tensor,
-    labels: Tensor | None = None,
+    inputs: Inputs | None = None,
     *,
     guidance: Guidance | None = None,
     seed: int = 0,
@@ -109,15 +111,26 @@ def start_batch(
         x = start_states(model, float(sigmas[0]), index, seed, dtype)
     if noise is None:
         noise = Noise(seed, index, model.shape, x.dtype)
-    given = None if labels is None else labels.to(model.device)
+    given = Inputs(len(index)) if inputs is None else inputs.to(model.device)
     with plugin_call(_name(model), "in denoiser"):
-        denoise = model.denoiser(given, len(index), guidance)
+        denoise = model.denoiser(model.inputs(index, given), guidance)
+    if getattr(sampler, "needs", None):
+        denoise = LegacyDenoiser(denoise, model, sampler)
     return BatchRun(sampler, denoise, x, sigmas, noise)
+
+
+def bind(model: Model, sampler: Sampler, sigmas: Tensor) -> Sampler:
+    """The sampler prepared for a model and a grid. What it estimates is no part of sampling: call it outside the meter.
+
+    Raises:
+        UserError: the model lacks what the sampler needs. RunError: the plugin failed.
+    """
+    return bind_legacy(bind_sampler(sampler, model, sigmas), model, sigmas)
 
 
 def start_noise(model: Model, index: Tensor, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
     """z ~ N(0, I) of the samples `index` (B,), from which their starts are made: (B, *shape) on the device of index."""
-    return normal(seed, Purpose.PRIOR, index, 0, model.shape).to(dtype or state_dtype(model.dtype))
+    return normal(seed, Purpose.PRIOR, index, 0, model.shape).to(dtype or model.state_dtype)
 
 
 def start_states(model: Model, sigma: float, index: Tensor, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
@@ -127,17 +140,8 @@ def start_states(model: Model, sigma: float, index: Tensor, seed: int = 0, dtype
         return model.prior(z, sigma)
 
 
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The precision of the state for a network of this one: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def prepare_model(model: Model, sampler: Sampler, sigmas: Tensor) -> None:
-    """Estimate what the sampler needs of the model besides D, where it is not known yet; no part of sampling."""
-    if "posterior variance" in sampler.needs:
-        with plugin_call(_name(model), "in estimate_posterior_variances"):
-            model.estimate_posterior_variances(sigmas)
-
-
 def _name(model: Model) -> str:
     return f"model {model.identity.get('source', type(model).__name__)}"
+
+
+__all__ = ["BatchRun", "bind", "sample_states", "start_batch", "start_noise", "start_states", "state_dtype"]

@@ -16,6 +16,7 @@ from samplerbench.models.latent import load_autoencoder
 from samplerbench.models.model import Condition
 from samplerbench.models.preconditioning import DISCRETE
 from samplerbench.models.prompts import load_text_encoder, read_prompts
+from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 _EXTRA = ("class_embed_type", "addition_embed_type", "time_cond_proj_dim", "encoder_hid_dim_type", "num_class_embeds")
@@ -24,21 +25,25 @@ _EXTRA = ("class_embed_type", "addition_embed_type", "time_cond_proj_dim", "enco
 
 @dataclass
 class StableDiffusion(DiscreteVP):
-    """A `UNet2DConditionModel` of latents; label k is prompt k, and "none" is the empty or the negative prompt.
+    """A `UNet2DConditionModel` of latents, conditioned on prompts; "none" is the empty or the negative prompt.
 
-    embeddings: (K, L, d) of the prompts, encoded once, on the CPU, as there may be many. null_embedding: (1, L, d).
+    Attributes:
+        embeddings: (K, L, d) of the prompts, encoded once. They stay on the CPU, as there may be many.
+        null_embedding: (1, L, d), of the empty or the negative prompt.
+        prompts: the K prompts as text.
     """
 
     embeddings: Tensor = field(default_factory=lambda: torch.empty(0))
     null_embedding: Tensor = field(default_factory=lambda: torch.empty(0))
+    prompts: tuple[str, ...] = ()
 
-    def condition(self, labels: Tensor | None) -> Condition:
-        if labels is None:
-            return {}
-        return {"text": self.embeddings[labels.cpu()].to(self.device, self.dtype)}
+    def condition(self, inputs: Inputs) -> Condition:
+        if inputs.prompts is None:
+            return self.null_condition(inputs)
+        return {"text": self.embeddings[inputs.prompts.cpu()].to(self.device, self.dtype)}
 
-    def null_condition(self, batch: int) -> Condition:
-        return {"text": self.null_embedding.expand(batch, -1, -1)}
+    def null_condition(self, inputs: Inputs) -> Condition:
+        return {"text": self.null_embedding.expand(len(inputs), -1, -1)}
 
     def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         return self.network(x.to(self.dtype), time, encoder_hidden_states=condition["text"]).sample
@@ -106,6 +111,7 @@ def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: t
         },
         preconditioning=DISCRETE[schedule.prediction],
         embeddings=embeddings.to(dtype),
+        prompts=() if prompts is None else tuple(prompts.lines),
         null_embedding=null_embedding.to(device, dtype),
         **made,
     )

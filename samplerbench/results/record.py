@@ -129,6 +129,9 @@ class ResultRecord(Timing):
     classifier_forward: Amount = Field(description="classifier rows evaluated per image, counted")
     classifier_backward: Amount = Field(description="classifier rows differentiated per image, counted")
     decoder_passes: Amount = Field(0, description="autoencoder rows decoded per image, counted; not in nfe")
+    bound_evaluations: Count = _optional(
+        description="network rows of the estimates that a plugin was bound with; not in nfe"
+    )
     n: Positive = Field(description="images per block")
     blocks: Positive = Field(description="disjoint blocks of images")
     seed: int = Field(ge=0, lt=2**64)

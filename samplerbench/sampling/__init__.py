@@ -1,4 +1,4 @@
-"""The heart: what a plugin is written against.
+"""The interfaces that plugins are written against.
 
     from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option  # and Guidance, Spacing, …
 
@@ -7,19 +7,34 @@ One coordinate system throughout: the state is x = x₀ + σ z, whatever the che
 
 from samplerbench.errors import UserError
 from samplerbench.options import option
-from samplerbench.sampling.denoiser import Denoiser, Prediction, PredictionType, Sigma, coefficient
+from samplerbench.sampling.denoiser import (
+    ConditionalDenoiser,
+    Denoiser,
+    Prediction,
+    PredictionType,
+    Sigma,
+    coefficient,
+    per_sample,
+)
+from samplerbench.sampling.generator import Generator
 from samplerbench.sampling.guidance import Guidance
+from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.noise import Noise
 from samplerbench.sampling.process import RECTIFIED_FLOW, VARIANCE_EXPLODING, VARIANCE_PRESERVING, Process
 from samplerbench.sampling.sampler import Sampler, Step, intervals
 from samplerbench.sampling.spacing import Spacing
+from samplerbench.sampling.view import ModelView
 
 __all__ = [
     "RECTIFIED_FLOW",
     "VARIANCE_EXPLODING",
     "VARIANCE_PRESERVING",
+    "ConditionalDenoiser",
     "Denoiser",
+    "Generator",
     "Guidance",
+    "Inputs",
+    "ModelView",
     "Noise",
     "Prediction",
     "PredictionType",
@@ -32,4 +47,5 @@ __all__ = [
     "coefficient",
     "intervals",
     "option",
+    "per_sample",
 ]

@@ -1,14 +1,15 @@
-"""The denoiser D(x, σ) = E[x₀ | x]: the one thing a sampler asks of a model."""
+"""The denoiser D(x, σ) = E[x₀ | x]: what a sampler sees of a model, and what a guidance sees."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.process import VARIANCE_PRESERVING, Process
 
 Sigma = float | Tensor
@@ -20,11 +21,13 @@ PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of a noisy state.
+    """What a model predicts for a noisy state.
 
-    x0: the denoised state D(x, σ), (B, C, H, W). variance: for a model that learned it, the network's output that
-    interpolates between the two log variances, (B, C, H, W): 0 is the small one, 1 the large one
-    (Nichol & Dhariwal 2021 eq. 15); else None.
+    Attributes:
+        x0: (B, C, H, W), the denoised state D(x, σ).
+        variance: (B, C, H, W), for a model that learned the variance: the network's output that interpolates between
+            the two log variances, 0 for the small one and 1 for the large one (Nichol & Dhariwal 2021 eq. 15); None
+            for other models.
     """
 
     x0: Tensor
@@ -32,12 +35,12 @@ class Prediction:
 
 
 class Denoiser(ABC):
-    """A model bound to the labels (or prompts) of one batch, perhaps guided.
+    """D(x, σ) of one batch, perhaps guided: all that a sampler sees of a model.
 
     Attributes:
-        levels: (T,) float64 on the CPU, increasing: the noise levels the model was trained at (for a continuous
-            model, a fine grid in its own time).
-        process: the model's forward process, which says how its own coordinates y = α(σ) x are scaled.
+        levels: (T,) float64 on the CPU, increasing: the noise levels the model was trained at. For a continuous
+            model, a fine grid in its own time.
+        process: the model's forward process, which defines `alpha`.
         prediction: what the network predicts, for a sampler that combines the network's own outputs. D is the same.
     """
 
@@ -51,7 +54,7 @@ class Denoiser(ABC):
 
     @property
     def variance_preserving(self) -> bool:
-        """Whether the forward process keeps the variance. Deprecated: `alpha` says what a method needs."""
+        """Whether the forward process keeps the variance. Deprecated: use `alpha`."""
         return self.process is VARIANCE_PRESERVING
 
     @abstractmethod
@@ -66,91 +69,110 @@ class Denoiser(ABC):
     def rows(self, index: Tensor) -> Denoiser:
         """The same denoiser for a part of the batch: index (k,) int64. For solvers that step each sample alone."""
 
-    # What a guidance may ask for. A denoiser that is no model (one that is guided already) has none of them.
 
+class VectorJacobian(Protocol):
+    """v ↦ vᵀ ∂D/∂x at the state of a `pullback`, (B, C, H, W) → (B, C, H, W)."""
+
+    def __call__(self, v: Tensor, *, retain_graph: bool = False) -> Tensor:
+        """The product with v (B, C, H, W). Unless `retain_graph` is set, it can be called once."""
+
+
+class ConditionalDenoiser(Denoiser):
+    """D with and without the inputs of a batch, and its derivative: what a guidance is given.
+
+    Attributes:
+        inputs: the labels, prompts and other inputs of the batch.
+    """
+
+    inputs: Inputs
+
+    @abstractmethod
     def conditional(self, x: Tensor, sigma: Sigma) -> Prediction:
-        """The prediction given the labels: one network evaluation."""
-        raise NotImplementedError
+        """The prediction given the inputs: one network evaluation."""
 
+    @abstractmethod
     def unconditional(self, x: Tensor, sigma: Sigma) -> Prediction:
-        """The prediction given no labels: one network evaluation."""
-        raise NotImplementedError
+        """The prediction without label or prompt: one network evaluation."""
 
+    @abstractmethod
     def both(self, x: Tensor, sigma: Sigma) -> tuple[Prediction, Prediction]:
         """(unconditional, conditional) as one batch of 2B: two network evaluations per sample."""
-        raise NotImplementedError
 
-    def classifier_score(self, x: Tensor, sigma: Sigma, weights: str = "") -> Tensor:
-        """∇ₓ log p(y | x, σ) of a noise-conditional classifier, (B, C, H, W): one forward and one backward pass.
+    @abstractmethod
+    def pullback(self, x: Tensor, sigma: Sigma, *, conditional: bool = True) -> tuple[Prediction, VectorJacobian]:
+        """The prediction, and v ↦ vᵀ ∂D/∂x: one network evaluation, and one backward pass for each product.
 
-        weights: a classifier's folder; empty is the classifier that comes with the model.
+        D is differentiated as the network gives it. Where the model clips x₀, the prediction here is not clipped:
+        `clipped` clips it.
+
+        Args:
+            x: (B, C, H, W), the state.
+            sigma: its noise level.
+            conditional: whether the inputs are used.
+
+        Returns:
+            The prediction, detached, and the function that multiplies with the Jacobian.
         """
-        raise NotImplementedError
 
-    def denoised_score(
-        self, x: Tensor, sigma: Sigma, conditional: bool = False, weights: str = ""
-    ) -> tuple[Prediction, Tensor]:
-        """The prediction, and ∇ₓ log p(y | D(x, σ)) (B, C, H, W) of a classifier of clean images.
+    def clipped(self, prediction: Prediction) -> Prediction:
+        """The prediction with x₀ clipped where `conditional` and `unconditional` clip it; unchanged elsewhere."""
+        return prediction
 
-        One network evaluation for both, which is differentiated; one forward and one backward pass of the classifier.
-        weights: the classifier's folder.
-        """
-        raise NotImplementedError
-
-    def posterior_variance(self, sigma: float) -> float:
-        """κ(σ) = E tr Cov[x₀ | x]/d = σ²(1 - σ² E‖score‖²/d), for a sampler that `needs` it."""
-        raise NotImplementedError
-
-    def scale_latents(self, z: Tensor) -> Tensor:
-        """The states of the autoencoder's own latents z (B, C, H, W), for a sampler that `needs` an autoencoder."""
-        raise NotImplementedError
+    @abstractmethod
+    def rows(self, index: Tensor) -> ConditionalDenoiser:
+        """The same denoiser for a part of the batch: index (k,) int64."""
 
 
 class Clipped(Denoiser):
-    """A denoiser whose D is clamped to [-limit, limit], as `clip_sample` in a scheduler's configuration asks.
-
-    Around a guided denoiser the guided D is clamped, as by diffusers' schedulers. Around the model that a guidance is
-    given, what it guides is clamped and the result is not, as by guided-diffusion (Dhariwal & Nichol 2021); a
-    classifier's gradient is the same in both.
-    """
+    """A denoiser whose D is clamped to [-limit, limit], as by diffusers' schedulers under `clip_sample`."""
 
     def __init__(self, inner: Denoiser, limit: float = 1.0) -> None:
         self.inner, self.limit = inner, limit
         self.levels, self.process, self.prediction = inner.levels, inner.process, inner.prediction
 
-    def _clip(self, prediction: Prediction) -> Prediction:
-        return Prediction(prediction.x0.clamp(-self.limit, self.limit), prediction.variance)
-
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
-        return self._clip(self.inner.predict(x, sigma))
-
-    def conditional(self, x: Tensor, sigma: Sigma) -> Prediction:
-        return self._clip(self.inner.conditional(x, sigma))
-
-    def unconditional(self, x: Tensor, sigma: Sigma) -> Prediction:
-        return self._clip(self.inner.unconditional(x, sigma))
-
-    def both(self, x: Tensor, sigma: Sigma) -> tuple[Prediction, Prediction]:
-        free, given = self.inner.both(x, sigma)
-        return self._clip(free), self._clip(given)
-
-    def classifier_score(self, x: Tensor, sigma: Sigma, weights: str = "") -> Tensor:
-        return self.inner.classifier_score(x, sigma, weights)
-
-    def denoised_score(
-        self, x: Tensor, sigma: Sigma, conditional: bool = False, weights: str = ""
-    ) -> tuple[Prediction, Tensor]:
-        prediction, score = self.inner.denoised_score(x, sigma, conditional, weights)
-        return self._clip(prediction), score
+        return clamp(self.inner.predict(x, sigma), self.limit)
 
     def rows(self, index: Tensor) -> Denoiser:
         return Clipped(self.inner.rows(index), self.limit)
 
-    def posterior_variance(self, sigma: float) -> float:
-        return self.inner.posterior_variance(sigma)
 
-    def scale_latents(self, z: Tensor) -> Tensor:
-        return self.inner.scale_latents(z)
+class ClippedConditional(ConditionalDenoiser):
+    """A model's denoiser whose predictions are clamped before a guidance combines them.
+
+    The guided x₀ is not clamped. That is the order of guided-diffusion (Dhariwal & Nichol 2021).
+    """
+
+    def __init__(self, inner: ConditionalDenoiser, limit: float = 1.0) -> None:
+        self.inner, self.limit, self.inputs = inner, limit, inner.inputs
+        self.levels, self.process, self.prediction = inner.levels, inner.process, inner.prediction
+
+    def clipped(self, prediction: Prediction) -> Prediction:
+        return clamp(prediction, self.limit)
+
+    def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
+        return self.clipped(self.inner.predict(x, sigma))
+
+    def conditional(self, x: Tensor, sigma: Sigma) -> Prediction:
+        return self.clipped(self.inner.conditional(x, sigma))
+
+    def unconditional(self, x: Tensor, sigma: Sigma) -> Prediction:
+        return self.clipped(self.inner.unconditional(x, sigma))
+
+    def both(self, x: Tensor, sigma: Sigma) -> tuple[Prediction, Prediction]:
+        free, given = self.inner.both(x, sigma)
+        return self.clipped(free), self.clipped(given)
+
+    def pullback(self, x: Tensor, sigma: Sigma, *, conditional: bool = True) -> tuple[Prediction, VectorJacobian]:
+        return self.inner.pullback(x, sigma, conditional=conditional)
+
+    def rows(self, index: Tensor) -> ConditionalDenoiser:
+        return ClippedConditional(self.inner.rows(index), self.limit)
+
+
+def clamp(prediction: Prediction, limit: float) -> Prediction:
+    """The prediction with x₀ clamped to [-limit, limit]."""
+    return Prediction(prediction.x0.clamp(-limit, limit), prediction.variance)
 
 
 def per_sample(sigma: Sigma, x: Tensor) -> Tensor:

@@ -6,26 +6,32 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from samplerbench.boundary import plugin_call, shown
 from samplerbench.errors import RunError
 from samplerbench.limits import MAX_INTEGER
 from samplerbench.options import Configurable
-from samplerbench.sampling.denoiser import Denoiser, Prediction, Sigma
+from samplerbench.sampling.denoiser import ConditionalDenoiser, Denoiser, Prediction, Sigma
+from samplerbench.sampling.view import ModelView
 
 
 @dataclass(frozen=True)
 class Guidance(Configurable, ABC):
     """Base of guidance plugins: one method, `predict`.
 
-    `needs` says what a model must offer: "labels" (what to steer towards), "null" (the same network without labels),
-    "classifier" (p(y | x, σ)), "image classifier" (p(y | image)). A model that lacks one is refused before anything
-    runs.
+    What a guidance needs of a model is declared here. A model that lacks it is refused before anything runs.
     """
 
     kind: ClassVar[str] = "guidance"
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs_condition: ClassVar[bool] = False
+    """Whether each sample must have a label or a prompt."""
+    needs_labels: ClassVar[bool] = False
+    """Whether each sample must have a class label."""
+    needs_unconditional: ClassVar[bool] = False
+    """Whether the model must also predict without label or prompt."""
+    differentiates: ClassVar[bool] = False
+    """Whether `predict` computes gradients, so that a run cannot be captured as a CUDA graph."""
     bayes: ClassVar[bool] = True
     """Whether scale 1 is the conditional model where the model and its classifier are exact: Bayes' rule."""
 
@@ -42,16 +48,51 @@ class Guidance(Configurable, ABC):
         """Network evaluations per prediction: for planning a budget. What is reported is counted."""
         return 1
 
-    @abstractmethod
-    def predict(self, denoise: Denoiser, x: Tensor, sigma: Sigma) -> Prediction:
-        """The guided prediction, built from `denoise.conditional`, `.unconditional`, `.both`, `.classifier_score`."""
+    def bind(self, model: ModelView) -> Guidance:
+        """The guidance prepared for a model: with its classifier loaded, for example. By default, itself.
 
-    def guide(self, denoise: Denoiser) -> Denoiser:
+        Args:
+            model: the model that will be guided.
+
+        Returns:
+            A copy made by `with_state`. The instance itself is shared between models and must not change.
+
+        Raises:
+            UserError: the model lacks what the guidance needs.
+        """
+        return self
+
+    @property
+    def classes(self) -> int | None:
+        """The number of labels that a bound guidance knows, for a model without labels; None where it knows none."""
+        return None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the protocol records of a bound guidance besides its parameters, as the hash of a classifier."""
+        return {}
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The networks of a bound guidance, whose forward and backward passes are counted beside the model's."""
+        return ()
+
+    @abstractmethod
+    def predict(self, denoise: ConditionalDenoiser, x: Tensor, sigma: Sigma) -> Prediction:
+        """The guided prediction.
+
+        Args:
+            denoise: the model: `conditional`, `unconditional`, `both`, `pullback`, and the `inputs` of the batch.
+            x: (B, C, H, W), the state.
+            sigma: its noise level.
+        """
+
+    def guide(self, denoise: ConditionalDenoiser) -> Denoiser:
         """The guided denoiser."""
         return _Guided(self, denoise)
 
 
-def guide(guidance: Guidance, denoise: Denoiser) -> Denoiser:
+def guide(guidance: Guidance, denoise: ConditionalDenoiser) -> Denoiser:
     """`guidance.guide(denoise)`, checked.
 
     Raises:
@@ -62,6 +103,25 @@ def guide(guidance: Guidance, denoise: Denoiser) -> Denoiser:
     if not isinstance(found, Denoiser):
         raise RunError(f"guidance {guidance.label()}: guide returned a {type(found).__name__}; it must be a Denoiser.")
     return found
+
+
+def bind_guidance(guidance: Guidance | None, model: ModelView) -> Guidance | None:
+    """`guidance.bind(model)`, checked; None for None.
+
+    Raises:
+        UserError: the model lacks what the guidance needs.
+        RunError: the plugin raised, or returned something else than a guidance of the same spec.
+    """
+    if guidance is None or getattr(guidance, "bound_to", None) is model:
+        return guidance
+    with plugin_call(guidance, "in bind"):
+        bound = guidance.bind(model)
+    if not isinstance(bound, Guidance) or bound != guidance:
+        raise RunError(
+            f"guidance {guidance.label()}: bind returned {shown(bound)}; it must be a guidance with the same "
+            "parameters."
+        )
+    return bound.with_state(bound_to=model)
 
 
 def evaluations_of(guidance: Guidance | None) -> int:
@@ -83,7 +143,7 @@ def evaluations_of(guidance: Guidance | None) -> int:
 
 
 class _Guided(Denoiser):
-    def __init__(self, guidance: Guidance, inner: Denoiser) -> None:
+    def __init__(self, guidance: Guidance, inner: ConditionalDenoiser) -> None:
         self.guidance, self.inner = guidance, inner
         self.levels, self.process, self.prediction = inner.levels, inner.process, inner.prediction
 
@@ -101,9 +161,3 @@ class _Guided(Denoiser):
 
     def rows(self, index: Tensor) -> Denoiser:
         return _Guided(self.guidance, self.inner.rows(index))
-
-    def posterior_variance(self, sigma: float) -> float:
-        return self.inner.posterior_variance(sigma)
-
-    def scale_latents(self, z: Tensor) -> Tensor:
-        return self.inner.scale_latents(z)

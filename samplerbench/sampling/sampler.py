@@ -16,13 +16,17 @@ from samplerbench.limits import MAX_INTEGER
 from samplerbench.options import Configurable
 from samplerbench.sampling.denoiser import Denoiser
 from samplerbench.sampling.noise import Noise
+from samplerbench.sampling.view import ModelView
 
 
 @dataclass(frozen=True)
 class Step:
     """What a sampler yields after each interval of the grid.
 
-    sigma: the level now reached. x: the state there, (B, C, H, W). x0: the denoised state the step was made with.
+    Attributes:
+        sigma: the noise level now reached.
+        x: (B, C, H, W), the state there.
+        x0: (B, C, H, W), the denoised state that the step was made with.
     """
 
     sigma: float
@@ -53,9 +57,23 @@ class Sampler(Configurable, ABC):
     """Whether the order of convergence is claimed on grids even in `even_in` only, as of constant multistep weights.
     A method without it must keep its order on uneven grids, where `samplerbench check` measures it too."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """What the method asks of a model besides D: "posterior variance", estimated once per model and level;
-    "autoencoder", the one whose latents are the state. A model that lacks one is refused before anything runs."""
+    def bind(self, model: ModelView, sigmas: Tensor) -> Sampler:
+        """The sampler prepared for a model and a grid: with estimates that it needs, for example. By default, itself.
+
+        Estimates are made by `model.estimates`, which keeps them under the hash of the weights and counts their network
+        evaluations apart from those of sampling.
+
+        Args:
+            model: the model that will be sampled.
+            sigmas: (N+1,) float64 on the CPU, the grid.
+
+        Returns:
+            A copy made by `with_state`. The instance itself is shared between models and must not change.
+
+        Raises:
+            UserError: the model lacks what the sampler needs.
+        """
+        return self
 
     @abstractmethod
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
@@ -65,7 +83,8 @@ class Sampler(Configurable, ABC):
         or `nfe` returns None. Each state has the shape, dtype and device of x.
 
         Args:
-            denoise: D(x, σ), counted. x: the start, (B, C, H, W), at level sigmas[0].
+            denoise: D(x, σ), counted.
+            x: (B, C, H, W), the start, at level sigmas[0].
             sigmas: (N+1,) float64 on the CPU, strictly decreasing, the last 0 (above 0 where the order of convergence
                 is measured: then the last state is one at that level).
             noise: each call gives the next z ~ N(0, I), (B, C, H, W).
@@ -74,9 +93,8 @@ class Sampler(Configurable, ABC):
     def nfe(self, steps: int) -> int | None:
         """Network evaluations for a grid of so many steps, without guidance.
 
-        For planning only: what is reported is counted. None: the solver chooses its own steps, and the number of
-        steps asked for has no meaning to it. 0: a baseline that never asks the model for D, to which neither steps nor
-        guidance mean anything; it is one row of a table.
+        For planning only: what is reported is counted. None: the solver chooses its own steps, and the requested
+        number of steps has no meaning for it.
         """
         return steps
 
@@ -113,6 +131,22 @@ def planned_nfe(sampler: Sampler, steps: int) -> int | None:
             "and below 2**63, or None."
         )
     return found
+
+
+def bind_sampler(sampler: Sampler, model: ModelView, sigmas: Tensor) -> Sampler:
+    """`sampler.bind(model, sigmas)`, checked.
+
+    Raises:
+        UserError: the model lacks what the sampler needs.
+        RunError: the plugin raised, or returned something else than a sampler of the same spec.
+    """
+    with plugin_call(sampler, "in bind"):
+        bound = sampler.bind(model, sigmas.clone())
+    if not isinstance(bound, Sampler) or bound != sampler:
+        raise RunError(
+            f"sampler {sampler.label()}: bind returned {shown(bound)}; it must be a sampler with the same parameters."
+        )
+    return bound
 
 
 def intervals(sigmas: Tensor) -> Iterator[tuple[float, float]]:

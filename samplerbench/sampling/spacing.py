@@ -1,4 +1,4 @@
-"""Spacings: where on the way from σ_max to 0 the steps are. A plugin; one function."""
+"""Spacings: the grid of noise levels from σ_max to 0. A plugin; one function."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from samplerbench import registry
-from samplerbench.boundary import plugin_call
-from samplerbench.errors import UserError
+from samplerbench.boundary import plugin_call, shown
+from samplerbench.errors import RunError, UserError
 from samplerbench.limits import MAX_STEPS
 from samplerbench.options import Configurable
 from samplerbench.sampling.sampler import Sampler
+from samplerbench.sampling.view import ModelView
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,21 @@ class Spacing(Configurable, ABC):
     """Base of spacing plugins."""
 
     kind: ClassVar[str] = "spacing"
+
+    def bind(self, model: ModelView, sampler: Sampler) -> Spacing:
+        """The spacing prepared for a model and a sampler: with a learned schedule, for example. By default, itself.
+
+        Args:
+            model: the model that will be sampled.
+            sampler: the sampler that will walk the grid.
+
+        Returns:
+            A copy made by `with_state`. The instance itself is shared between models and must not change.
+
+        Raises:
+            UserError: the model lacks what the spacing needs.
+        """
+        return self
 
     @abstractmethod
     def grid(self, levels: Tensor, steps: int) -> Tensor:
@@ -68,6 +84,22 @@ def pick_spacing(sampler: Sampler | type[Sampler], requested: str | Spacing | No
         cls = sampler if isinstance(sampler, type) else type(sampler)
         raise UserError(f"the default spacing of the sampler {vars(cls).get('name', cls.__name__)}: {error}") from None
     return found
+
+
+def bind_spacing(spacing: Spacing, model: ModelView, sampler: Sampler) -> Spacing:
+    """`spacing.bind(model, sampler)`, checked.
+
+    Raises:
+        UserError: the model lacks what the spacing needs.
+        RunError: the plugin raised, or returned something else than a spacing of the same spec.
+    """
+    with plugin_call(spacing, "in bind"):
+        bound = spacing.bind(model, sampler)
+    if not isinstance(bound, Spacing) or bound != spacing:
+        raise RunError(
+            f"spacing {spacing.label()}: bind returned {shown(bound)}; it must be a spacing with the same parameters."
+        )
+    return bound
 
 
 def make_grid(spacing: Spacing, levels: Tensor, steps: int) -> Tensor:

@@ -176,21 +176,16 @@ class _Exchange:
         return prediction
 
 
-_BESIDES = (
-    *("conditional", "unconditional", "both", "classifier_score", "denoised_score"),
-    *("posterior_variance", "scale_latents"),
-)
-"""What a denoiser can be asked besides D, by a sampler or by a guidance within it."""
-
-
 class _Asking(Denoiser):
     """The denoiser that the sampler sees: D comes from the caller, everything else from the denoiser inside."""
 
     def __init__(self, exchange: _Exchange, inner: Denoiser, index: Tensor | None = None) -> None:
         self.exchange, self.inner, self.index = exchange, inner, index
         self.levels, self.process, self.prediction = inner.levels, inner.process, inner.prediction
-        for name in _BESIDES:
-            setattr(self, name, getattr(inner, name))
+
+    def __getattr__(self, name: str) -> Any:
+        """What the denoiser inside has besides, as one for samplers of version 0.1 does."""
+        return getattr(self.inner, name)
 
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
         return self.exchange.ask(State(x, sigma, self.index))

@@ -12,7 +12,7 @@ from samplerbench.boundary import describe, restore, torch_state
 from samplerbench.errors import SamplerbenchError, UserError
 from samplerbench.options import Configurable
 
-Kind = Literal["sampler", "guidance", "spacing", "metric", "model"]
+Kind = Literal["sampler", "guidance", "spacing", "generator", "metric", "model"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """The kinds that have checks."""
 
@@ -112,6 +112,11 @@ def check_guidance(guidance: Configurable | str) -> list[Result]:
 def check_spacing(spacing: Configurable | str) -> list[Result]:
     """Run every check on a spacing (an instance or a spec). Raises CheckFailedError with all that failed."""
     return _assert_checks("spacing", spacing)
+
+
+def check_generator(generator: Configurable | str) -> list[Result]:
+    """Run every check on a generator (an instance or a spec). Raises CheckFailedError with all that failed."""
+    return _assert_checks("generator", generator)
 
 
 def check_metric(metric: Configurable | str) -> list[Result]:

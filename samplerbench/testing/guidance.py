@@ -9,7 +9,8 @@ from torch import Tensor
 
 from samplerbench.models.exact import ExactModel, exact
 from samplerbench.options import parameters_of
-from samplerbench.sampling import Guidance
+from samplerbench.sampling import Denoiser, Guidance, Inputs
+from samplerbench.sampling.guidance import bind_guidance
 from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.testing.checks import NotApplicableError
@@ -31,9 +32,13 @@ def _setting(dtype: torch.dtype = torch.float64) -> tuple[ExactModel, Tensor, Te
     return model, x, torch.tensor([0, 1, 0, 1, 1, 0])
 
 
+def _denoiser(model: ExactModel, labels: Tensor, guidance: Guidance | None = None) -> Denoiser:
+    return model.denoiser(Inputs(len(labels), labels), bind_guidance(guidance, model))
+
+
 def _guided(guidance: Guidance, model: ExactModel, x: Tensor, labels: Tensor, sigma: float | Tensor) -> Tensor:
     with torch.no_grad():
-        return model.denoiser(labels, len(x), guidance)(x * (1 + sigma if isinstance(sigma, float) else 1), sigma)
+        return _denoiser(model, labels, guidance)(x * (1 + sigma if isinstance(sigma, float) else 1), sigma)
 
 
 def check_scale_one(guidance: Guidance) -> str:
@@ -49,8 +54,8 @@ def check_scale_one(guidance: Guidance) -> str:
     for sigma in _LEVELS:
         state = x * (1 + sigma)
         with torch.no_grad():
-            plain = model.denoiser(labels, len(x))(state, sigma)
-            worst = max(worst, same(model.denoiser(labels, len(x), one)(state, sigma), plain))
+            plain = _denoiser(model, labels)(state, sigma)
+            worst = max(worst, same(_denoiser(model, labels, one)(state, sigma), plain))
     require(worst <= 1e-8, f"scale 1 differs from the conditional model by {worst:.1e}")
     return f"differ by {worst:.1e}"
 
@@ -64,9 +69,9 @@ def check_steers(guidance: Guidance) -> str:
         state = x * (1 + sigma)
         small = torch.full((len(x),), 0.3, dtype=torch.float64)
         with torch.no_grad():
-            guided = model.denoiser(labels, len(x), guidance)(state, sigma)
-            free = model.denoiser(None, len(x))(state, sigma)
-            posterior = model.classifier().logits
+            guided = _denoiser(model, labels, guidance)(state, sigma)
+            free = model.denoiser(Inputs(len(x)))(state, sigma)
+            posterior = model.own_classifier().logits
             gains.append(float((posterior(guided, small) - posterior(free, small))[rows, labels].mean()))
     gain = min(gains)
     if guidance.parameters.get("scale") == 0:
@@ -93,7 +98,7 @@ def check_batch_split(guidance: Guidance) -> str:
     alone = torch.cat([_guided(guidance, model, x[i : i + 1], labels[i : i + 1], sigma[i : i + 1]) for i in range(6)])
     part = torch.tensor([4, 1])
     with torch.no_grad():
-        rows = model.denoiser(labels, 6, guidance).rows(part)(x[part], sigma[part])
+        rows = _denoiser(model, labels, guidance).rows(part)(x[part], sigma[part])
     worst = max(same(together, alone), same(together[part], rows))
     require(worst <= 1e-9, f"a prediction changes by {worst:.1e} with the batch it is in")
     return f"differ by {worst:.1e}"
@@ -117,7 +122,7 @@ def check_no_writes(guidance: Guidance) -> str:
     model, x, labels = _setting()
     copy = x.clone()
     with torch.no_grad():
-        out = model.denoiser(labels, len(x), guidance)(x, 1.0)
+        out = _denoiser(model, labels, guidance)(x, 1.0)
     require(torch.equal(x, copy), "the state was written into")
     require(not out.requires_grad and x.grad is None, "a gradient is left behind")
     return "unchanged"

@@ -76,7 +76,7 @@ def _samples(good: bool, n: int) -> tuple[Tensor, dict[str, Tensor]]:
     return images, _extractor().all(images)
 
 
-def _solve(index: Tensor, labels: Tensor | None, sampler: Sampler) -> Tensor:
+def _solve(index: Tensor, sampler: Sampler) -> Tensor:
     """What stands for the converged solution: the good samples, and an error of 0.01 that is not the sampler's."""
     truth = dequantise(_digits()[0][REAL:][index])
     return truth + 0.01 * normal(0, Purpose.ESTIMATE, index, 0, tuple(truth.shape[1:])).float()
@@ -90,7 +90,7 @@ def _context(n: int) -> Context:
 
 
 def _size(metric: Metric) -> int:
-    n = max(IMAGES, metric.fewest)
+    n = max(IMAGES, metric.min_images)
     if n > LIMIT:
         raise NotApplicableError(f"it needs {n} images, and at most {LIMIT} are measured here")
     return n
@@ -185,10 +185,10 @@ def check_declared(metric: Metric) -> str:
     require(metric.better in ("lower", "higher"), f'better is "{metric.better}"; it is "lower" or "higher"')
     known = get_args(Layer)
     require(metric.layer in known, f'layer is "{metric.layer}"; it is one of {", ".join(known)}')
-    fewest = metric.fewest
-    sound = isinstance(fewest, int) and not isinstance(fewest, bool) and fewest >= 1
-    require(sound, f"fewest is {fewest!r}; it is a number of images, at least 1")
-    return f"{metric.better} is better; layer {metric.layer}; at least {_images(fewest)}"
+    min_images = metric.min_images
+    sound = isinstance(min_images, int) and not isinstance(min_images, bool) and min_images >= 1
+    require(sound, f"min_images is {min_images!r}; it is a number of images, at least 1")
+    return f"{metric.better} is better; layer {metric.layer}; at least {_images(min_images)}"
 
 
 def check_result(metric: Metric) -> str:
@@ -299,9 +299,9 @@ def check_checkpoint(metric: Metric) -> str:
     return f"{told}; the state is {', '.join(sorted(names))}"
 
 
-def check_fewest(metric: Metric) -> str:
+def check_min_images(metric: Metric) -> str:
     """It has a value for as few images as it says it needs."""
-    n = metric.fewest
+    n = metric.min_images
     _size(metric)
     value = _measure(metric, [_batch(metric, n)], _context(n))
     return f"{_images(n)}: {value:.4g}"
@@ -404,7 +404,7 @@ CHECKS: Checks = [
     ("order", check_order),
     ("snapshot", check_snapshot),
     ("checkpoint", check_checkpoint),
-    ("fewest", check_fewest),
+    ("min-images", check_min_images),
     ("memory", check_memory),
     ("no-state", check_no_state),
     ("lacking", check_lacking),

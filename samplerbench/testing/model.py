@@ -16,7 +16,7 @@ from samplerbench.errors import UserError
 from samplerbench.models import Model, ModelSource
 from samplerbench.models.model import Bound
 from samplerbench.models.sample import start_states
-from samplerbench.sampling import Sigma
+from samplerbench.sampling import Inputs, Sigma
 from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.testing.checks import NotApplicableError
@@ -69,9 +69,15 @@ def _labels(model: Model, n: int) -> Tensor | None:
     return None if model.classes is None else torch.arange(n) % model.classes
 
 
+def _inputs(model: Model, labels: Tensor | None, n: int) -> Inputs:
+    """The inputs of n samples with these labels or prompts, completed by the model."""
+    given = Inputs(n, prompts=labels) if model.text else Inputs(n, labels=labels)
+    return model.inputs(torch.arange(n), given)
+
+
 @torch.no_grad()
 def _denoise(model: Model, x: Tensor, sigma: Sigma, labels: Tensor | None) -> Tensor:
-    return model.denoiser(labels, len(x))(x, sigma)
+    return model.denoiser(_inputs(model, labels, len(x)))(x, sigma)
 
 
 def _allowed(sigma: float) -> float:
@@ -202,7 +208,7 @@ def check_batch_split(source: ModelSource) -> str:
         together = _denoise(model, x, sigma, labels)
         alone = [_denoise(model, x[i : i + 1], sigma, None if labels is None else labels[i : i + 1]) for i in range(n)]
         with torch.no_grad():
-            rows = model.denoiser(labels, n).rows(part)(x[part], sigma)
+            rows = model.denoiser(_inputs(model, labels, n)).rows(part)(x[part], sigma)
         difference = max(same(together, torch.cat(alone)), same(together[part], rows))
         require(
             difference <= _allowed(sigma), f"D at σ = {sigma:.4g} changes by {difference:.1e} with the batch it is in"
@@ -290,7 +296,7 @@ def check_nfe(source: ModelSource) -> str:
     if not model.null:
         return "1 for each D"
     with Meter(model.network) as meter, torch.no_grad():
-        Bound(model, labels, n).both(x, sigma)
+        Bound(model, _inputs(model, labels, n)).both(x, sigma)
     require(meter.network == 2 * n, f"{meter.network / n:g} evaluations an image are counted for both at once, not 2")
     return "1 for each D, 2 for both"
 
@@ -404,7 +410,7 @@ def check_labels(source: ModelSource) -> str:
         raise NotApplicableError("it has no labels")
     beyond = torch.tensor([model.classes])
     try:
-        model.check_labels(beyond)
+        model.check_inputs(_inputs(model, beyond, 1))
     except UserError:
         pass
     else:
@@ -430,7 +436,7 @@ def check_null(source: ModelSource) -> str:
         raise NotApplicableError("it has no labels")
     if not model.null:
         try:
-            model.check_labels(None)
+            model.check_inputs(_inputs(model, None, 1))
         except UserError:
             return "it has none, and says so"
         require(False, "null is false, and yet to be asked without a label is not refused")
@@ -438,11 +444,11 @@ def check_null(source: ModelSource) -> str:
     labels = _labels(model, n)
     for sigma in _some(model):
         x = _state(model, sigma, n)
-        denoiser = Bound(model, labels, n)  # what a guidance is given: not clipped yet
+        denoiser = Bound(model, _inputs(model, labels, n))  # what a guidance is given: not clipped yet
         with torch.no_grad():
             free, given = (prediction.x0 for prediction in denoiser.both(x, sigma))
             alone = denoiser.unconditional(x, sigma).x0, denoiser.conditional(x, sigma).x0
-            without = Bound(model, None, n)(x, sigma)
+            without = Bound(model, _inputs(model, None, n))(x, sigma)
         worst = max(same(free, alone[0]), same(given, alone[1]), same(free, without))
         require(worst <= _allowed(sigma), f"at σ = {sigma:.4g} both at once differ from each alone by {worst:.1e}")
         most = max(most, same(free, given) / _allowed(sigma))
@@ -458,7 +464,7 @@ def check_images(source: ModelSource) -> str:
     require(bool(x0.isfinite().all()), "a real image is not finite")
     if labels is not None:
         require(labels.shape == (n,), f"the labels of {n} real images are {tuple(labels.shape)}")
-        model.check_labels(labels)
+        model.check_inputs(_inputs(model, labels, n))
     with torch.no_grad():
         images = model.decode(x0)
     wanted = (n, *model.image_shape)

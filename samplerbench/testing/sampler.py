@@ -14,8 +14,9 @@ from torch import Tensor
 
 from samplerbench.models.exact import ExactModel, _model, exact
 from samplerbench.models.latent import Autoencoder
-from samplerbench.models.sample import prepare_model, sample_states, start_batch, start_states
-from samplerbench.sampling import Denoiser, Guidance, Noise, Prediction, Sampler, Sigma
+from samplerbench.models.legacy import LegacyDenoiser
+from samplerbench.models.sample import bind, sample_states, start_batch, start_states
+from samplerbench.sampling import ConditionalDenoiser, Denoiser, Guidance, Inputs, Noise, Prediction, Sampler, Sigma
 from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.sampling.spacing import make_grid, pick_spacing
@@ -49,11 +50,11 @@ def _grid(sampler: Sampler, model: ExactModel, steps: int) -> Tensor:
     return make_grid(pick_spacing(sampler), model.levels, steps)
 
 
-def _prepare(sampler: Sampler, model: ExactModel, grid: Tensor) -> None:
-    """Give the model what the sampler needs besides D."""
-    prepare_model(model, sampler, grid)
-    if "autoencoder" in sampler.needs:  # the states stand for latents, scaled by a half
+def _bind(sampler: Sampler, model: ExactModel, grid: Tensor) -> Sampler:
+    """The sampler bound to the model. One of version 0.1 may need an autoencoder: the states then stand for latents."""
+    if "autoencoder" in getattr(sampler, "needs", ()):
         model.autoencoder = Autoencoder(torch.nn.Identity(), model.shape, model.shape, 0.5)
+    return bind(model, sampler, grid)
 
 
 def _require_solver(sampler: Sampler) -> None:
@@ -74,17 +75,18 @@ def _run(
 ) -> Tensor:
     """The final states of samples first … first+batch-1."""
     grid = _grid(sampler, model, steps)
-    _prepare(sampler, model, grid)
     index = torch.arange(first, first + batch)
-    return sample_states(model, sampler, grid, index, labels, guidance=guidance, seed=seed, dtype=dtype)
+    inputs = Inputs(batch, labels)
+    return sample_states(
+        model, _bind(sampler, model, grid), grid, index, inputs, guidance=guidance, seed=seed, dtype=dtype
+    )
 
 
 def _draws(sampler: Sampler, steps: int = 4) -> int:
     """How often the sampler draws noise: 0 for a deterministic one."""
     model = _problem("mixture")
     grid = _grid(sampler, model, steps)
-    _prepare(sampler, model, grid)
-    batch = start_batch(model, sampler, grid, torch.arange(2))
+    batch = start_batch(model, _bind(sampler, model, grid), grid, torch.arange(2))
     batch.states()
     return batch.noise.draws
 
@@ -109,7 +111,7 @@ def check_nfe(sampler: Sampler) -> str:
     """The counted network evaluations are what nfe() says."""
     model, told = _problem("mixture"), []
     for steps in (1, 2, 5, 9):
-        _prepare(sampler, model, _grid(sampler, model, steps))
+        _bind(sampler, model, _grid(sampler, model, steps))  # what is estimated once is not counted
         with Meter(model.network) as meter:
             _run(sampler, model, steps, batch=3)
         said, counted = sampler.nfe(steps), meter.network / 3
@@ -139,15 +141,13 @@ def check_first_evaluation(sampler: Sampler) -> str:
         def rows(self, index: Tensor) -> Denoiser:
             return self
 
-        def posterior_variance(self, sigma: float) -> float:
-            return 0.0
-
-    inner = model.denoiser(None, 2)
+    inner = model.denoiser(Inputs(2))
     grid = _grid(sampler, model, 8)
     x = mean + float(grid[0]) * normal(0, Purpose.PRIOR, torch.arange(2), 0, model.shape)
-    for _ in zip(
-        sampler.steps(Watching(), x, grid, Noise(0, torch.arange(2), model.shape, x.dtype)), range(3), strict=False
-    ):
+    bound = _bind(sampler, model, grid)
+    watched = LegacyDenoiser(Watching(), model, bound)
+    run = bound.steps(watched, x, grid, Noise(0, torch.arange(2), model.shape, x.dtype))
+    for _ in zip(run, range(3), strict=False):
         pass
     first = seen[0][0]
     require(
@@ -327,7 +327,7 @@ def _adaptive_error(sampler: Sampler) -> str:
         model = _problem(name)
         low, high = float(model.levels[0]), float(model.levels[-1])
         end = _truth(name, high, low)
-        truth = model.denoiser(None, 4)(end, low)
+        truth = model.denoiser(Inputs(4))(end, low)
         worst = max(worst, same(_run(sampler, model, 1, batch=4), truth))
     allowed = 50 * max(sampler.parameters.get("rtol", 1e-4), sampler.parameters.get("atol", 1e-4))
     require(worst <= allowed, f"the error is {worst:.1e}; 50 times the tolerance is {allowed:.1e}")
@@ -392,8 +392,9 @@ def check_same_seed(sampler: Sampler) -> str:
 def check_no_state(sampler: Sampler) -> str:
     """Keeps no state between runs: interleaved with another run it gives the same."""
     model = _problem("mixture")
-    before, grid = dict(vars(sampler)), _grid(sampler, model, 6)
-    _prepare(sampler, model, grid)
+    grid = _grid(sampler, model, 6)
+    sampler = _bind(sampler, model, grid)
+    before = dict(vars(sampler))
 
     def start(first: int) -> Iterator[Tensor]:
         return (step.x for step in start_batch(model, sampler, grid, torch.arange(first, first + 2)).steps())
@@ -442,7 +443,7 @@ class _Sum(Guidance):
 
     name: ClassVar[str] = "scale 1"
 
-    def predict(self, denoise: Denoiser, x: Tensor, sigma: Sigma) -> Prediction:
+    def predict(self, denoise: ConditionalDenoiser, x: Tensor, sigma: Sigma) -> Prediction:
         free, given = denoise.both(x, sigma)
         return Prediction(free.x0 + (given.x0 - free.x0))
 
@@ -451,8 +452,7 @@ def check_no_writes(sampler: Sampler) -> str:
     """Never writes into a tensor it was given or has yielded."""
     model = _problem("mixture")
     grid = _grid(sampler, model, 6)
-    _prepare(sampler, model, grid)
-    batch = start_batch(model, sampler, grid, torch.arange(3))
+    batch = start_batch(model, _bind(sampler, model, grid), grid, torch.arange(3))
     kept, copies = [batch.x, grid], [batch.x.clone(), grid.clone()]
     with torch.no_grad():
         for step in batch.steps():

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
 
 from samplerbench.errors import UserError
+from samplerbench.models.exact import exact
 from samplerbench.models.schedule import alphas_cumprod, noise_levels
-from samplerbench.sampling import Spacing
-from samplerbench.sampling.spacing import make_grid
+from samplerbench.sampling import Denoiser, Noise, Sampler, Spacing, Step, intervals
+from samplerbench.sampling.spacing import bind_spacing, make_grid
 from samplerbench.testing.checks import NotApplicableError
 from samplerbench.testing.common import Checks, check_documented, check_picklable, require, untouched_random_state
 
 _LEVELS = noise_levels(alphas_cumprod({}))
+
+
+@dataclass(frozen=True)
+class _Euler(Sampler):
+    """Euler's method on the probability-flow ODE: the sampler that spacings are bound with here."""
+
+    def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+        for s, t in intervals(sigmas):
+            x0 = denoise(x, s)
+            x = x0 + t / s * (x - x0)
+            yield Step(t, x, x0)
+
+
+def _bound(spacing: Spacing) -> Spacing:
+    """The spacing bound to a Gaussian problem, whose levels are _LEVELS."""
+    return bind_spacing(spacing, exact("gaussian", shape="1x2x2"), _Euler())
 
 
 def _fixed(spacing: Spacing) -> int | None:
@@ -33,6 +54,7 @@ def _gives(spacing: Spacing, steps: int) -> bool:
 
 def check_grid(spacing: Spacing) -> str:
     """Gives N+1 finite float64 levels, strictly decreasing, the last 0, for N = 1, 2, 10, 50 and 1000."""
+    spacing = _bound(spacing)
     fixed = _fixed(spacing)
     if fixed == 0:
         raise NotApplicableError("it has no levels of its own to check (give some)")
@@ -47,6 +69,7 @@ def check_grid(spacing: Spacing) -> str:
 
 def check_range(spacing: Spacing) -> str:
     """Stays within the model's noise levels."""
+    spacing = _bound(spacing)
     fixed = _fixed(spacing)
     if fixed is not None:
         raise NotApplicableError("its levels are its own")
@@ -62,6 +85,7 @@ def check_range(spacing: Spacing) -> str:
 
 def check_too_many(spacing: Spacing) -> str:
     """More steps than it can give are refused in one clear line, or given."""
+    spacing = _bound(spacing)
     steps = len(_LEVELS) + 1
     try:
         make_grid(spacing, _LEVELS, steps)
@@ -73,6 +97,7 @@ def check_too_many(spacing: Spacing) -> str:
 
 def check_random_state(spacing: Spacing) -> str:
     """Deterministic, and touches no global random state."""
+    spacing = _bound(spacing)
     fixed = _fixed(spacing)
     if fixed == 0:
         raise NotApplicableError("it has no levels of its own to check (give some)")
