@@ -98,9 +98,8 @@ def check_nfe(generator: Generator) -> str:
         with Meter(bound.network) as meter, torch.no_grad():
             bound.images(index, _inputs(model, index), 0)
         counts.append(meter.network / n)
-    require(
-        counts[0] == counts[1] > 0, f"{counts[0]:g} evaluations are counted for one image, {counts[1]:g} in a batch"
-    )
+    alone, together = counts
+    require(alone == together > 0, f"{alone:g} evaluations are counted for one image, {together:g} each in a batch")
     return f"{alone:g} per image"
 
 
