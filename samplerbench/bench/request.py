@@ -17,7 +17,7 @@ from samplerbench.bench.plan import Unmet, plan
 from samplerbench.bench.session import Execution, Measurement, Session, check_metrics
 from samplerbench.bench.team import Team
 from samplerbench.boundary import plugin_call
-from samplerbench.errors import RunError, UserError
+from samplerbench.errors import RunError, UserError, argument
 from samplerbench.limits import MAX_IMAGES, MAX_SEED
 from samplerbench.metrics.extractors import Extractor
 from samplerbench.metrics.metric import Metric, check_requirements
@@ -316,7 +316,7 @@ def _n(prepared: Prepared) -> int:
         return request.n
     found = setup.count_images(model, request.data)
     if found is None:
-        raise UserError("there are no real images to take the number of images from; give it with --n.")
+        raise UserError(f"there are no real images to take the number of images from; give it with {argument('n')}.")
     return setup.default_n(found)
 
 

@@ -18,7 +18,7 @@ from samplerbench.boundary import plugin_call
 from samplerbench.data import ImageSet, load_data
 from samplerbench.data.load import find_data
 from samplerbench.data.pixels import quantise
-from samplerbench.errors import RunError, UserError
+from samplerbench.errors import RunError, UserError, argument
 from samplerbench.limits import MAX_BATCH, MAX_STEPS
 from samplerbench.metrics.extractors import DIGITS, Extractor, known_dimension, load_extractor
 from samplerbench.metrics.metric import Layer, Metric
@@ -59,7 +59,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()  # "meta" makes tensors and cannot give them back
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: it cannot be used here ({str(error).splitlines()[0]}).") from None
+        raise UserError(f"{argument('device', name)}: it cannot be used here ({str(error).splitlines()[0]}).") from None
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # what is timed, copied and captured is of the current device's stream
     return device
@@ -70,7 +70,7 @@ def load_model(source: str, device: torch.device, dtype: str, options: LoadOptio
     options = options or LoadOptions()
     weights = set_precision(dtype, device)
     if options.graphs and device.type != "cuda":
-        raise UserError("--graphs is of NVIDIA GPUs; on this device leave it out.")
+        raise UserError(f"{argument('graphs')} is of NVIDIA GPUs; on this device leave it out.")
     if options.compile:
         check_compiler()
     model = _load(source, device, weights, options)
@@ -86,9 +86,11 @@ def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOp
     is_folder = is_dir(source)
     registered = plugin_file.split(name) is not None or any(e.name == name for e in registry.entries("model"))
     if not is_folder and registered:
-        for given, flag in ((options.revision, "--revision"), (options.variant, "--variant")):
-            if given is not None:
-                raise UserError(f"{flag} {given} is of checkpoints; the model {source} is built in: leave it out.")
+        for field in ("revision", "variant"):
+            if (given := getattr(options, field)) is not None:
+                raise UserError(
+                    f"{argument(field, given)} is of checkpoints; the model {source} is built in: leave it out."
+                )
         check_no_prompts(source, options)
         named = registry.parse("model", source)
         with plugin_call(named, "in load"):
@@ -131,7 +133,7 @@ def features_name(model: Model, features: str | None) -> str:
         UserError: an empty name.
     """
     if features is not None and not features.strip():
-        raise UserError("--features is empty; name a feature space, or leave it out.")
+        raise UserError(f"{argument('features')} is empty; name a feature space, or leave it out.")
     return features or model.features or "inception-v3-compat"
 
 
@@ -170,7 +172,7 @@ def look_at_reference(model: Model, data: str | None, features: str | None, weig
         if dimension not in (None, d):
             raise UserError(
                 f"{source} holds statistics of {d} features, but {features_name(model, features)} has {dimension}; "
-                "name the features they were taken in with --features."
+                f"name the features they were taken in with {argument('features')}."
             )
         return RealSizes(None, d)
     images = load_data(source)
@@ -182,7 +184,7 @@ class RealImages:
     """The real images of a run: their features in a layer, and their labels, loaded when first asked for.
 
     Args:
-        model: what they are compared with. data: --data, or None. extractor: the feature space.
+        model: what they are compared with. data: the name of their source, or None. extractor: the feature space.
     """
 
     def __init__(self, model: Model, data: str | None, extractor: Extractor) -> None:
@@ -205,7 +207,9 @@ class RealImages:
             return
         source = reference_source(self.model, self.data)
         if not has_real_images(self.model, self.data):
-            raise UserError("a metric needs the real images, not their statistics alone: name the data with --data.")
+            raise UserError(
+                f"a metric needs the real images, not their statistics alone: name the data with {argument('data')}."
+            )
         found = load_data(source) if source else _drawn(self.model)
         check_shape(self.model, found.shape_as_seen, found.name)
         parts = [self.extractor.all(part) for part in found.images.split(self.extractor.chunk)]
@@ -240,7 +244,7 @@ def check_shape(model: Model, shape: tuple[int, int, int] | None, name: str) -> 
     real, made = (f"{w}x{h} {'grey' if c == 1 else 'RGB'}" for c, h, w in (shape, own))
     raise UserError(
         f"the images of {name} are {real}, and the model makes {made} images: they cannot be compared; name images of "
-        "that kind with --data."
+        f"that kind with {argument('data')}."
     )
 
 
@@ -251,10 +255,10 @@ def reference_source(model: Model, data: str | None) -> str:
         UserError: neither says.
     """
     if data is not None and not data.strip():
-        raise UserError("--data is empty; name the real images, or leave it out.")
+        raise UserError(f"{argument('data')} is empty; name the real images, or leave it out.")
     source = data or model.data or ("" if model.draws else None)
     if source is None:
-        raise UserError("the model does not say what it was trained on; name the real images with --data.")
+        raise UserError(f"the model does not say what it was trained on; name the real images with {argument('data')}.")
     return source
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.models.classifier import LoadedClassifier
 from samplerbench.models.preconditioning import DENOISED, Preconditioning
 from samplerbench.options import Configurable
@@ -47,7 +47,7 @@ class Model(ABC):
     default_classifier: folder of the classifier that comes with it. data, features: names of the data set it was
     trained on and of the feature space to measure it in, where known. class_counts: images of each class in that
     data. draws: whether `real` draws from the distribution itself, so that it can be its own reference.
-    precision: in which the network multiplies, as --dtype says it. compiled: whether the network is. graphs: whether
+    precision: in which the network multiplies, as `dtype` says it. compiled: whether the network is. graphs: whether
     whole batches are replayed as CUDA graphs. identity: what the protocol says of it. notes: what `show` says besides.
     """
 
@@ -248,12 +248,13 @@ class Model(ABC):
             if self.classes is not None and not self.null:
                 raise UserError(
                     "the model is class-conditional and was trained without a null label; it cannot be sampled with "
-                    f"--labels none. Use --labels balanced, or a label from 0 to {self.classes - 1}."
+                    f"{argument('labels', 'none')}. Use {argument('labels', 'balanced')}, or a label from 0 to "
+                    f"{self.classes - 1}."
                 )
             return
         known = self.classes
         if known is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < known:
-            raise UserError(f"--labels {int(labels.max())}: the model has the labels 0 to {known - 1}.")
+            raise UserError(f"{argument('labels', int(labels.max()))}: the model has the labels 0 to {known - 1}.")
 
     def denoiser(self, labels: Tensor | None, batch: int, guidance: Guidance | None = None) -> Denoiser:
         """The denoiser of one batch: bound to its labels, guided, and clipped where the guidance's `clip` says."""
@@ -296,7 +297,9 @@ class Bound(Denoiser):
 
     def classifier_score(self, x: Tensor, sigma: Sigma, weights: str = "") -> Tensor:
         if self.labels is None:
-            raise UserError("classifier guidance needs labels to steer towards: use --labels balanced or a label.")
+            raise UserError(
+                f"classifier guidance needs labels to steer towards: use {argument('labels', 'balanced')} or a label."
+            )
         classifier = self.model.classifier(weights)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
@@ -309,7 +312,9 @@ class Bound(Denoiser):
         self, x: Tensor, sigma: Sigma, conditional: bool = False, weights: str = ""
     ) -> tuple[Prediction, Tensor]:
         if self.labels is None:
-            raise UserError("classifier guidance needs labels to steer towards: use --labels balanced or a label.")
+            raise UserError(
+                f"classifier guidance needs labels to steer towards: use {argument('labels', 'balanced')} or a label."
+            )
         classifier = self.model.image_classifier(weights)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
@@ -337,7 +342,7 @@ def check_sampler(model: Model, sampler: Sampler) -> None:
     if "autoencoder" in sampler.needs and model.autoencoder is None:
         raise UserError(
             f"sampler {sampler.label()} draws from an autoencoder's prior, and this model is one of pixels; name a "
-            "latent model with --model, or leave the sampler out."
+            f"latent model with {argument('model')}, or leave the sampler out."
         )
 
 
@@ -352,7 +357,10 @@ def check_guidance(model: Model, guidance: Guidance | None, labels: Tensor | Non
             f"this one {'has no classes' if model.classes is None else 'has no null label'}."
         )
     if "labels" in guidance.needs and labels is None:
-        raise UserError(f"{name} needs labels to steer towards, but there are none: use --labels balanced or a label.")
+        raise UserError(
+            f"{name} needs labels to steer towards, but there are none: use {argument('labels', 'balanced')} or a "
+            "label."
+        )
     if guidance.needs & {"classifier", "image classifier"}:
         if model.classes is not None and not model.null and not guidance.parameters.get("conditional", False):
             raise UserError(
@@ -360,7 +368,9 @@ def check_guidance(model: Model, guidance: Guidance | None, labels: Tensor | Non
             )
         loaded = model.guide_classifier(guidance)
         if loaded is not None and labels is not None and int(labels.max()) >= loaded.classes:
-            raise UserError(f"--labels {int(labels.max())}: the classifier has the labels 0 to {loaded.classes - 1}.")
+            raise UserError(
+                f"{argument('labels', int(labels.max()))}: the classifier has the labels 0 to {loaded.classes - 1}."
+            )
 
 
 @dataclass(frozen=True)
