@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence
 
 from samplerbench import cli, registry
-from samplerbench.bench import engine, request, setup
+from samplerbench.bench import engine, prepare, request, setup
 from samplerbench.data import ImageSet, load_data
 from samplerbench.data.pixels import dequantise
 from samplerbench.errors import UserError
@@ -309,12 +309,12 @@ def test_it_is_one_row_without_evaluations_steps_or_guidance(
     record = engine.run_cell(make_session(model=model), make_cell(model, "autoencoder-prior", None, 4)).record
     assert (record["nfe"], record["steps"], record["spacing"], record["guidance"]) == (0, None, None, None)
     grid = request.Grid(["ddim", "autoencoder-prior"], [2, 3], [], ["cfg", "none"])
-    prepared = request.prepare(request.Request([grid], model=str(latent_model)), "cpu")
+    prepared = prepare.prepare(request.Request([grid], model=str(latent_model)), "cpu")
     assert [cell.title for cell in prepared.cells] == [
         *(f"ddim{guided}, {steps} steps" for guided in (" + cfg", "") for steps in (2, 3)),
         "autoencoder-prior, its own steps",
     ]
-    within = request.prepare(request.Request([replace(grid, steps=[], nfe=[7])], model=str(latent_model)), "cpu")
+    within = prepare.prepare(request.Request([grid.replace(steps=[], nfe=[7])], model=str(latent_model)), "cpu")
     assert [c.title for c in within.cells if c.sampler.spec == "autoencoder-prior"] == [
         "autoencoder-prior, its own steps"
     ]
@@ -323,7 +323,7 @@ def test_it_is_one_row_without_evaluations_steps_or_guidance(
 def test_a_model_of_pixels_refuses_it_before_anything_runs() -> None:
     asked = request.Request([request.Grid(["ddim", "autoencoder-prior"], [2])], model="digits")
     with pytest.raises(UserError, match="draws from an autoencoder's prior, and this model is one of pixels"):
-        request.prepare(asked, "cpu")
+        prepare.prepare(asked, "cpu")
 
 
 def test_its_latents_have_the_scale_of_the_models_states(model: Model) -> None:

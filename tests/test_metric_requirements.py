@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from samplerbench import registry
-from samplerbench.bench import engine, request, setup
+from samplerbench.bench import engine, prepare, request, setup
 from samplerbench.bench.labels import balanced_labels
 from samplerbench.cli.app import main
 from samplerbench.errors import UserError
@@ -203,8 +203,8 @@ def test_a_dry_run_counts_the_images_that_the_run_takes(
 ) -> None:
     for data, n in (("digits", 1797), (statistics["safetensors"], 1797), (statistics["npz"], 50_000)):
         asked = request.Request([request.Grid(["ddim"], [2])], data=data)
-        prepared = request.prepare(asked, "cpu")
-        assert request.check_measurement(prepared) == request.measure_reference(prepared).n == n
+        prepared = prepare.prepare(asked, "cpu")
+        assert prepare.check_measurement(prepared) == prepare.measure_reference(prepared).n == n
 
 
 def test_statistics_with_images_beside_them_do(tmp_path: Path) -> None:
@@ -215,8 +215,8 @@ def test_statistics_with_images_beside_them_do(tmp_path: Path) -> None:
     asked = request.Request(
         [request.Grid(["ddim"], [2])], n=40, metrics=("fid", "kid"), data=str(tmp_path / "both.npz")
     )
-    prepared = request.prepare(asked, "cpu")
-    measured = request.measure_reference(prepared)
+    prepared = prepare.prepare(asked, "cpu")
+    measured = prepare.measure_reference(prepared)
     assert measured.real is not None
     assert measured.real("kid").shape == (30, 64)
-    request.make_session(prepared, measured, 0, Store(tmp_path / "out"))
+    prepare.make_session(prepared, measured, 0, Store(tmp_path / "out"))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +17,6 @@ from samplerbench.data import ImageSet, load_data
 from samplerbench.data.load import find_data
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import RunError, UserError, argument
-from samplerbench.limits import MAX_BATCH, MAX_STEPS
 from samplerbench.metrics.extractors import DIGITS, Extractor, known_dimension, load_extractor
 from samplerbench.metrics.metric import Layer, Metric
 from samplerbench.metrics.reference import (
@@ -103,9 +100,9 @@ def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOp
     return load_pipeline(source, device, dtype, options)
 
 
-def pick_guidance(spec: str) -> Guidance | None:
-    """The guidance of a spec; "none" is none."""
-    return None if spec == "none" else registry.parse("guidance", spec)
+def pick_guidance(spec: str | Guidance | None) -> Guidance | None:
+    """The guidance of a spec or an instance; "none" is none."""
+    return None if spec is None or spec == "none" else registry.parse("guidance", spec)
 
 
 def label_classes(model: Model, guidances: list[Guidance | None]) -> int | None:
@@ -326,56 +323,6 @@ DRAWS = 10_000
 def _drawn(model: Model, n: int = DRAWS) -> ImageSet:
     """Draws from an exact problem, quantised as generated images are."""
     return ImageSet(str(model.identity["source"]), "draws", quantise(model.real(n)[0]), None, None)
-
-
-def parse_steps(text: str, flag: str = "--steps") -> list[int]:
-    """`10,20,50` as numbers, without repetitions. Raises UserError for anything else and for less than 1."""
-    found: list[int] = []
-    if not text.strip(" ,"):
-        raise UserError(f"{flag} is empty; write {flag} 10,20,50.")
-    for part in (p.strip() for p in text.split(",")):
-        if not part:
-            raise UserError(f"{flag} {shorten(text)}: a number is missing beside a comma; write {flag} 10,20,50.")
-        try:
-            number = _whole(part)
-        except ValueError:
-            what = f'{flag} {shorten(text)}: "{shorten(part)}"'
-            raise UserError(f"{what} is no whole number; write {flag} 10,20,50.") from None
-        check_steps(number, flag, shorten(part))
-        if number not in found:
-            found.append(number)
-    return found
-
-
-def _whole(text: str) -> int:
-    """A whole number in the digits 0 to 9. Raises ValueError: `int` alone takes digits of any script, and 1_000."""
-    if not re.fullmatch("[+-]?[0-9]+", text):
-        raise ValueError(text)
-    return int(text)
-
-
-def check_steps(number: int, flag: str, shown: str | None = None) -> None:
-    """Raise UserError where a number of steps, or a budget of evaluations, is below 1 or above the limit."""
-    shown = str(number) if shown is None else shown
-    if number < 1:
-        raise UserError(f"{flag} {shown}: at least 1 {flag.removeprefix('--').removesuffix('s')} is needed.")
-    if number > MAX_STEPS:
-        raise UserError(f"{flag} {shown}: at most {MAX_STEPS:,} are possible.")
-
-
-def parse_batch_size(text: str | int) -> int | Literal["auto"]:
-    """A number of images, or "auto". Raises UserError for anything else and for less than 1."""
-    if text == "auto":
-        return "auto"
-    try:
-        number = _whole(str(text))
-    except ValueError:
-        raise UserError(f'--batch-size {shorten(str(text))}: it is a whole number, or "auto".') from None
-    if number < 1:
-        raise UserError(f"--batch-size {number}: at least 1 image is needed.")
-    if number > MAX_BATCH:
-        raise UserError(f"--batch-size {shorten(str(text))}: at most {MAX_BATCH:,} images are possible.")
-    return number
 
 
 def default_n(real_images: int | None) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samplerbench.bench.cell import Cell
 from samplerbench.bench.generate import explain_memory, prepare
-from samplerbench.bench.request import Prepared
+from samplerbench.bench.prepare import Prepared
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import UserError, argument
 from samplerbench.models.model import Model

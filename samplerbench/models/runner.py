@@ -103,6 +103,12 @@ def check_compiler() -> None:
         )
 
 
+def check_dtype(name: str) -> None:
+    """Raise UserError for a `dtype` that there is not."""
+    if name not in PRECISIONS:
+        raise UserError(f"{argument('dtype', name)}: known are {', '.join(PRECISIONS)}.")
+
+
 def set_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of the network's weights, with the device set to multiply in that precision.
 
@@ -111,8 +117,7 @@ def set_precision(name: str, device: torch.device) -> torch.dtype:
     Raises:
         UserError: there is no such precision, or it is not one of the device.
     """
-    if name not in PRECISIONS:
-        raise UserError(f"{argument('dtype', name)}: known are {', '.join(PRECISIONS)}.")
+    check_dtype(name)
     if name == "tf32" and device.type != "cuda":
         raise UserError(
             f"{argument('dtype', 'tf32')} is of NVIDIA GPUs; on this device use {argument('dtype', 'fp32')}."
