@@ -349,7 +349,7 @@ def test_a_suite_takes_files(here: Path) -> None:
     suite.write_text(text.replace(':eta=1"', '"'), "utf-8")
     samplers = load_suite(suite).grids[0].samplers
     assert [sampler.spec for sampler in samplers] == [
-        "./mine.py:Mine:eta=0.25",
+        "./mine.py:Mine/one:eta=0.25",
         "mine.py:Mine/two:eta=0.25",
     ]
     suite.write_text(text.replace("./mine.py:Mine", "./mine.py:Mime"), "utf-8")

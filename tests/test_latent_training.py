@@ -190,7 +190,7 @@ def test_the_log_says_what_the_loss_is_made_of(
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"channels": (8, 10)}, "--channels 8,10: give multiples of --groups 4"),
+        ({"channels": (8, 10)}, "channels=(8, 10): give multiples of groups=4"),
         ({"channels": (8,) * 5}, "an autoencoder of 5 resolutions needs sides that are multiples of 16"),
     ],
 )
@@ -266,7 +266,7 @@ def test_colour_images_of_28_pixels_have_7x7_latents(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["learn_variance", "clip_sample", "flip"])
 def test_what_is_of_images_is_refused_for_latents(data: ImageSet, autoencoder: Path, option: str) -> None:
-    with pytest.raises(UserError, match=f"--{option.replace('_', '-')} is of images, and --latents"):
+    with pytest.raises(UserError, match=f"`{option}` is of images, and `autoencoder`"):
         LatentUNetTask(data, replace(NETWORK, **{option: True}), str(autoencoder))
 
 

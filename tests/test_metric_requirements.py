@@ -40,10 +40,10 @@ def test_nothing_is_lacking_in_an_ordinary_run_nor_where_nothing_is_known(name: 
 @pytest.mark.parametrize(
     ("spec", "lacking", "reason"),
     [
-        ("fid", {"n": 1}, "--n 1: the metric fid needs at least 2 images"),
-        ("isc", {"n": 10}, "--n 10: the metric isc needs at least 20 images"),
-        ("isc:splits=4", {"n": 7}, "--n 7: the metric isc needs at least 8 images"),
-        ("precision:k=9", {"n": 10}, "--n 10: the metric precision needs at least 11 images"),
+        ("fid", {"n": 1}, "n=1: the metric fid needs at least 2 images"),
+        ("isc", {"n": 10}, "n=10: the metric isc needs at least 20 images"),
+        ("isc:splits=4", {"n": 7}, "n=7: the metric isc needs at least 8 images"),
+        ("precision:k=9", {"n": 10}, "n=10: the metric precision needs at least 11 images"),
         ("precision:k=9", {"real_images": 9}, "the metric precision needs at least 10 real images; there are 9"),
         ("recall", {"real_images": 3}, "the metric recall needs at least 4 real images; there are 3"),
         ("kid", {"real_images": 1}, "the metric kid needs at least 2 real images; there are 1"),
@@ -51,7 +51,7 @@ def test_nothing_is_lacking_in_an_ordinary_run_nor_where_nothing_is_known(name: 
             (name, {"has_real_images": False}, f"the metric {name} needs the real images, and there are only their")
             for name in ("kid", "precision", "recall")
         ),
-        ("label-accuracy", {"has_labels": False}, "the metric label-accuracy needs labels: use --labels balanced"),
+        ("label-accuracy", {"has_labels": False}, 'the metric label-accuracy needs labels: use labels="balanced"'),
         (
             "fid-inf",
             {"n": 1535},
@@ -60,7 +60,7 @@ def test_nothing_is_lacking_in_an_ordinary_run_nor_where_nothing_is_known(name: 
         (
             "kid",
             {"labels": balanced_labels(12, [1] * 10)},
-            "under --labels balanced, the metric kid needs at least 2 images of each class, and 8 of 12 images are",
+            'under labels="balanced", the metric kid needs at least 2 images of each class, and 8 of 12 images are',
         ),
     ],
 )

@@ -174,9 +174,9 @@ def test_large_values_are_short_in_tables() -> None:
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
-    with pytest.raises(UserError, match="a: it is a file, not a folder; choose another --out"):
+    with pytest.raises(UserError, match="a: it is a file, not a folder; choose another `out`"):
         Store(tmp_path / "a").prepare()
-    with pytest.raises(UserError, match="a is a file, not a folder; choose another --out"):
+    with pytest.raises(UserError, match="a is a file, not a folder; choose another `out`"):
         Store(tmp_path / "a" / "b" / "c").prepare()
 
 
@@ -294,13 +294,13 @@ class Lost(Sampler):
 
 def test_empty_values_of_suites_and_of_the_api_are_refused(digits: Model, extractor: Extractor) -> None:
     cpu = torch.device("cpu")
-    with pytest.raises(UserError, match="--data is empty"):
+    with pytest.raises(UserError, match="`data` is empty"):
         pick_reference(digits, "", extractor)
-    with pytest.raises(UserError, match="--features is empty"):
+    with pytest.raises(UserError, match="`features` is empty"):
         pick_extractor(digits, "", None, cpu)
-    with pytest.raises(UserError, match="--features-weights is empty"):
+    with pytest.raises(UserError, match="`features_weights` is empty"):
         pick_extractor(digits, None, "", cpu)
-    with pytest.raises(UserError, match="--spacing is empty"):
+    with pytest.raises(UserError, match="`spacing` is empty"):
         pick_spacing(Lost(), "")
 
 

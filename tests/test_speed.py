@@ -533,7 +533,7 @@ def test_what_is_too_long_or_guided_by_a_classifier_is_not_captured(graphs: list
 
 def test_graphs_are_asked_for_where_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU the option reaches the model; elsewhere it is refused."""
-    with pytest.raises(UserError, match="--graphs is of NVIDIA GPUs"):
+    with pytest.raises(UserError, match="`graphs` is of NVIDIA GPUs"):
         setup.load_model("digits", CPU, "fp32", LoadOptions(graphs=True))
     monkeypatch.setattr(setup, "_load", lambda source, device, dtype, options: SimpleNamespace(network=nn.Identity()))
     monkeypatch.setattr(setup, "set_precision", lambda dtype, device: torch.float32)

@@ -54,7 +54,7 @@ def make_labels(mode: str, n: int, classes: int | None, counts: Sequence[int] | 
     label = parse_label(mode)
     if label == "none":
         return None
-    given = argument("labels", shorten(mode))
+    given = argument("labels", label if isinstance(label, int) and len(mode) < 40 else shorten(mode))
     if classes is None:
         raise UserError(
             f"{given}: the model has no classes; use {argument('labels', 'none')}, or guide it by a classifier."
