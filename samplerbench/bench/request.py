@@ -49,7 +49,8 @@ class Checked(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             reason = first.get("ctx", {}).get("error")
-            raise RequestError(_explain(type(self), first), first["loc"]) from reason
+            inside = reason.place if isinstance(reason, RequestError) else ()
+            raise RequestError(_explain(type(self), first), (*first["loc"], *inside)) from reason
 
     def replace(self, **changes: Any) -> Self:
         """A copy with other values of some fields, checked like a new one."""
