@@ -15,10 +15,11 @@ from torch import Tensor
 from samplerbench.bench import engine, setup
 from samplerbench.bench.cell import describe_plugin
 from samplerbench.bench.prepare import Prepared, prepare
-from samplerbench.bench.request import Grid, Request, one_grid
+from samplerbench.bench.request import Grid, Request, check_whole, one_grid
 from samplerbench.bench.run import Observer, Run
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import UserError
+from samplerbench.limits import MAX_IMAGES
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Model
 from samplerbench.options import Configurable
@@ -96,8 +97,8 @@ def sample(
     from samplerbench.notebook import progress_bars
 
     grid = Grid([sampler], [steps], [], [guidance], [spacing])
-    asked = {"labels": labels, "n": n, "seeds": (seed,), "batch_size": batch_size, "dtype": dtype}
-    prepared = _prepare(grid, model, device, **asked)
+    n = check_whole("n", n, 1, MAX_IMAGES)  # there is no default, unlike in a run
+    prepared = _prepare(grid, model, device, labels=labels, n=n, seeds=(seed,), batch_size=batch_size, dtype=dtype)
     found = prepared.labels(n)
     cell = prepared.cells[0]
     with (
@@ -150,16 +151,21 @@ def evaluate(
     from samplerbench.notebook import progress_bars
 
     grid = one_grid(_list(samplers), _list(steps), _list(nfe), _list(guidances), spacing)
-    asked: dict[str, Any] = {
-        "labels": labels,
-        "n": n,
-        "blocks": blocks,
-        "seeds": (seed,),
-        "batch_size": batch_size,
-        "dtype": dtype,
-    }
-    asked |= {"metrics": _list(metrics), "features": features, "features_weights": features_weights, "data": data}
-    prepared = _prepare(grid, model, device, **asked)
+    prepared = _prepare(
+        grid,
+        model,
+        device,
+        labels=labels,
+        n=n,
+        blocks=blocks,
+        seeds=(seed,),
+        batch_size=batch_size,
+        dtype=dtype,
+        metrics=_list(metrics),
+        features=features,
+        features_weights=features_weights,
+        data=data,
+    )
     if out is not None:
         _check_sources(prepared)
     with tempfile.TemporaryDirectory(prefix="samplerbench-") as scratch:

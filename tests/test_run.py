@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from samplerbench.bench import engine
 from samplerbench.bench.prepare import Prepared, prepare
 from samplerbench.bench.request import Grid, Request
 from samplerbench.bench.run import Observer, Run
+from samplerbench.cli.app import main
 from samplerbench.errors import Stopped, UserError
 from samplerbench.metrics.metric import check_requirements
 from samplerbench.results.seal import digest
@@ -116,3 +118,18 @@ def test_few_images_are_warned_of(tmp_path: Path) -> None:
     )
     check_requirements(run.prepared.metrics[0], n=640, dimension=64)
     assert Run(prepared(), Store(tmp_path)).warnings() == []
+
+
+def test_what_a_plugin_prints_while_it_is_imported_is_not_in_the_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = "print('printed')\nfrom samplerbench.sampling import Sampler, Step\n\n\nclass Talks(Sampler):\n"
+    body = "    def steps(self, denoise, x, sigmas, noise):\n        yield Step(0.0, denoise(x, float(sigmas[0])))\n"
+    Path("talks.py").write_text(source + body)
+    run = ["run", "-s", "./talks.py:Talks", "--steps", "1", "--n", "2", "-m", "exact:mixture", "--metric", "gap"]
+    with pytest.raises(SystemExit) as ended:
+        main([*run, "--json"])
+    out, err = capsys.readouterr()
+    assert (ended.value.code, len(json.loads(out))) == (0, 1)
+    assert "printed" in err

@@ -138,16 +138,17 @@ def run(
     options |= {"batch_size": parse_batch_size(batch_size), "dtype": dtype, "metrics": metric, "features": features}
     options |= {"features_weights": features_weights, "data": data, "revision": revision, "variant": variant}
     options |= {"prompts": prompts, "negative_prompt": negative_prompt, "compile": compile, "graphs": graphs}
-    if suite is not None:
-        asked = load_suite(suite)
-        if sampler or steps or nfe or guidance or spacing:
-            raise UserError(f"{suite} says which samplers and steps; leave --sampler, --steps and the like out.")
-        # What is said on the command line goes before what the suite says.
-        asked = asked.replace(**_given(context, options), offline=offline)
-    else:
-        if not sampler:
+    with _stdout_kept(as_json):  # plugins are imported
+        if suite is not None:
+            asked = load_suite(suite)
+            if sampler or steps or nfe or guidance or spacing:
+                raise UserError(f"{suite} says which samplers and steps; leave --sampler, --steps and the like out.")
+            # What is said on the command line goes before what the suite says.
+            asked = asked.replace(**_given(context, options), offline=offline)
+        elif sampler:
+            asked = Request([_grid(sampler, steps, nfe, guidance, spacing)], **options, offline=offline)
+        else:
             raise UserError("name a sampler with --sampler, or a suite file; `samplerbench list samplers` shows them.")
-        asked = Request([_grid(sampler, steps, nfe, guidance, spacing)], **options, offline=offline)
     team, device = join_team(device)
     with _stdout_kept(as_json):
         prepared = prepare(asked, device, team=team)
