@@ -29,7 +29,7 @@ from label_modes import draw, of_population
 from scipy.stats import binom, t
 from torch import Tensor
 
-from samplerbench.bench import engine, request
+from samplerbench.bench import engine, prepare, request
 from samplerbench.bench.labels import balanced_labels
 from samplerbench.data import load_data
 from samplerbench.metrics.extractors import load_extractor
@@ -158,12 +158,12 @@ def digits(metric: str, n: int) -> list[Source]:
 def of_blocks(sampler: str, steps: int, n: int, blocks: int, count: int) -> None:
     """Print the coverage of Student's interval from the blocks of real cells."""
     asked = request.Request([request.Grid([sampler], [steps])], n=n, blocks=blocks, metrics=("fid",))
-    prepared = request.prepare(asked, "cpu")
-    measured = request.measure_reference(prepared)
+    prepared = prepare.prepare(asked, "cpu")
+    measured = prepare.measure_reference(prepared)
     repeats: list[list[float]] = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(1000, 1000 + count):
-            session = request.make_session(prepared, measured, seed, Store(Path(folder)))
+            session = prepare.make_session(prepared, measured, seed, Store(Path(folder)))
             outcome = engine.run_cell(session, prepared.cells[0])
             if outcome.error is not None:
                 raise SystemExit(str(outcome.error))

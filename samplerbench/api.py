@@ -14,22 +14,27 @@ from torch import Tensor
 
 from samplerbench.bench import engine, setup
 from samplerbench.bench.cell import describe_plugin
-from samplerbench.bench.request import Grid, Prepared, Request, check_seed, make_session, measure_reference, prepare
+from samplerbench.bench.prepare import Prepared, prepare
+from samplerbench.bench.request import Grid, Request, check_whole, one_grid
+from samplerbench.bench.run import Observer, Run
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import UserError
+from samplerbench.limits import MAX_IMAGES
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Model
-from samplerbench.options import Configurable, show_value
+from samplerbench.options import Configurable
 from samplerbench.results.store import Store
 from samplerbench.sampling import Guidance, Sampler, Spacing
 from samplerbench.text import printable
-from samplerbench.untrusted import shorten, user_path
+from samplerbench.untrusted import user_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
     from samplerbench.metrics import Metric
+    from samplerbench.notebook import NotebookProgress
+    from samplerbench.progress import Progress
 
 Record = dict[str, Any]
 
@@ -91,21 +96,9 @@ def sample(
     """
     from samplerbench.notebook import progress_bars
 
-    _at_least_1(n=n)
-    check_seed(seed)
-    prepared = _prepare(
-        [sampler],
-        [steps],
-        [],
-        [guidance],
-        spacing,
-        model,
-        labels,
-        dtype,
-        device,
-        n=n,
-        batch_size=setup.parse_batch_size(batch_size),
-    )
+    grid = Grid([sampler], [steps], [], [guidance], [spacing])
+    n = check_whole("n", n, 1, MAX_IMAGES)  # there is no default, unlike in a run
+    prepared = _prepare(grid, model, device, labels=labels, n=n, seeds=(seed,), batch_size=batch_size, dtype=dtype)
     inputs = prepared.inputs(n)
     cell = prepared.cells[0]
     with (
@@ -157,25 +150,18 @@ def evaluate(
     """
     from samplerbench.notebook import progress_bars
 
-    _at_least_1(n=1 if n is None else n, blocks=blocks)
-    check_seed(seed)
-    if steps != () and nfe != ():
-        raise UserError("steps and nfe both say how long a run is; give one of them.")
-    numbers = [] if nfe != () else _list(50 if steps == () else steps)
+    grid = one_grid(_list(samplers), _list(steps), _list(nfe), _list(guidances), spacing)
     prepared = _prepare(
-        _list(samplers),
-        _counts("steps", numbers),
-        _counts("nfe", _list(nfe)),
-        _list(guidances),
-        spacing,
+        grid,
         model,
-        labels,
-        dtype,
         device,
-        metrics=_list(metrics),
+        labels=labels,
         n=n,
         blocks=blocks,
-        batch_size=setup.parse_batch_size(batch_size),
+        seeds=(seed,),
+        batch_size=batch_size,
+        dtype=dtype,
+        metrics=_list(metrics),
         features=features,
         features_weights=features_weights,
         data=data,
@@ -183,24 +169,25 @@ def evaluate(
     if out is not None:
         _check_sources(prepared)
     with tempfile.TemporaryDirectory(prefix="samplerbench-") as scratch:
-        store = Store(user_path(scratch if out is None else out))
-        store.prepare()
-        measured = measure_reference(prepared)
-        session = make_session(prepared, measured, seed, store, rerun)
-        found: dict[int, engine.Outcome] = {}
-        with progress_bars(len(prepared.runs), quiet).running() as progress:
-            session.execution.solving = progress.solution
-            for cells in prepared.runs:
-                cell, title = cells[0], prepared.title(cells[0])
-                with progress.cell(title, cell.steps, measured.n * blocks, prepared.batch_size) as on_step:
-                    outcome = engine.run_cell(session, cell, on_step)
-                found |= {id(o.cell): o for o in engine.under_budgets(outcome, cells)}
-                progress.done(title if outcome.error is None else f"{title}: failed: {outcome.error}")
-        outcomes = [found[id(cell)] for cell in prepared.cells]
-    failed = [o.error for o in outcomes if o.error is not None]
-    if failed and len(failed) == len(outcomes):
-        raise failed[0]
-    return Results([o.record for o in outcomes] + [gap.record for gap in prepared.unmet])
+        run = Run(prepared, Store(user_path(scratch if out is None else out)), rerun)
+        run.run(_Bars(progress_bars(len(run.units), quiet)))
+    if run.failed and len(run.failed) == len(run.outcomes):
+        assert run.failed[0].error is not None
+        raise run.failed[0].error
+    return Results(run.records)
+
+
+class _Bars(Observer):
+    """Shows a run by bars."""
+
+    def __init__(self, bars: Progress | NotebookProgress) -> None:
+        self.bars = bars
+        self.running = bars.running  # type: ignore[method-assign]
+        self.cell = bars.cell  # type: ignore[method-assign]
+        self.solution = bars.solution  # type: ignore[method-assign]
+
+    def done(self, outcome: engine.Outcome, title: str) -> None:
+        self.bars.done(title if outcome.error is None else f"{title}: failed: {outcome.error}")
 
 
 @dataclass(frozen=True)
@@ -292,26 +279,11 @@ class Results(Sequence[Record], JupyterMixin):
         return plain | values | {f"{name}_sd": e["sd"] for name, e in record["metrics"].items() if "sd" in e}
 
 
-def _prepare(
-    samplers: Sequence[Any],
-    steps: Sequence[int],
-    nfe: Sequence[int],
-    guidances: Sequence[Any],
-    spacing: Any,
-    model: str | Model,
-    labels: str | int | None,
-    dtype: str,
-    device: str,
-    **more: Any,
-) -> Prepared:
-    """The objects of a request, with instances in the place of specs where they were given."""
-    if not samplers:
-        raise UserError("name a sampler; `samplerbench list samplers` shows them.")
+def _prepare(grid: Grid, model: str | Model, device: str, **asked: Any) -> Prepared:
+    """The objects of a request with one grid; of a model that is loaded, by the name it was loaded from."""
     loaded = model if isinstance(model, Model) else None
     name = str(model.identity["source"]) if isinstance(model, Model) else model
-    mode = None if labels is None else str(labels)
-    asked = Request([Grid(samplers, steps, nfe, guidances, [spacing])], model=name, labels=mode, dtype=dtype, **more)
-    return prepare(asked, device, loaded)
+    return prepare(Request([grid], model=name, **asked), device, loaded)
 
 
 def _check_sources(prepared: Prepared) -> None:
@@ -329,15 +301,3 @@ def _check_sources(prepared: Prepared) -> None:
 def _list(value: Any) -> list[Any]:
     """One thing or several, as a list."""
     return [value] if isinstance(value, str | int | Configurable) else list(value)
-
-
-def _counts(name: str, values: Sequence[int]) -> list[int]:
-    for value in values:
-        _at_least_1(**{name: value})
-    return list(dict.fromkeys(values))
-
-
-def _at_least_1(**values: int) -> None:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{name} = {shorten(show_value(value))}: give a whole number of at least 1.")

@@ -12,6 +12,8 @@ import sys
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
+from samplerbench.errors import plain
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -42,7 +44,7 @@ def printable(text: object, lines: bool = False) -> str:
         lines: whether it may have several lines; then line feeds remain, and a tab is four spaces.
     """
     shown, marks = [], 0
-    text = str(text)
+    text = plain(str(text))
     if lines:
         text = text.replace("\r\n", "\n").replace("\t", "    ")
     for c in text:

@@ -12,7 +12,7 @@ from support.denoising import inputs_of, labelled
 from torch import Tensor
 
 from samplerbench import registry
-from samplerbench.bench import engine, setup
+from samplerbench.bench import engine, request, setup
 from samplerbench.bench.labels import balanced_labels
 from samplerbench.metrics.extractors import Extractor
 from samplerbench.metrics.reference import Reference
@@ -77,7 +77,7 @@ def make_cell(model: Model, sampler: str, spacing: str | None, steps: int, guida
     """The one cell of these specs."""
     (cell,), _ = engine.plan(
         model,
-        [setup.pick_method(sampler)],
+        [*request.Grid([sampler], [1]).samplers],
         [steps],
         [setup.pick_guidance(guidance)],
         lambda chosen: setup.pick_spacing(chosen, spacing),

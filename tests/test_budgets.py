@@ -237,7 +237,7 @@ def test_a_list_is_its_levels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("steps", [1, 4, 6])
 def test_a_list_of_another_length_says_which_steps_it_needs(steps: int) -> None:
-    with pytest.raises(UserError, match="spacing list: it has 5 levels above 0, so it needs --steps 5"):
+    with pytest.raises(UserError, match="spacing list: it has 5 levels above 0, so it needs steps=5"):
         grid("list:80;20;5;1;0.1", steps)
 
 

@@ -24,7 +24,8 @@ from test_pipelines import tiny_autoencoder, tiny_unet
 from torch import Tensor
 
 from samplerbench import cli
-from samplerbench.bench.request import Grid, Request, prepare
+from samplerbench.bench.prepare import prepare
+from samplerbench.bench.request import Grid, Request
 from samplerbench.bench.setup import load_model
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import RunError, UserError

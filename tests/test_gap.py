@@ -17,7 +17,7 @@ from rich.console import Console
 
 import samplerbench
 from samplerbench import registry
-from samplerbench.bench import cell_run, engine, request, setup
+from samplerbench.bench import cell_run, engine, prepare, request, setup
 from samplerbench.bench.estimate import estimate
 from samplerbench.cli.app import main
 from samplerbench.errors import Stopped, UserError
@@ -71,8 +71,8 @@ def test_gap_beside_fid_changes_nothing_of_the_protocol_but_its_metrics(tmp_path
     fields = {}
     for metrics in (("fid",), ("fid", "gap"), ("isc:splits=2",)):
         asked = request.Request([request.Grid(["ddim"], [2])], model="exact:mixture", n=40, metrics=metrics)
-        prepared = request.prepare(asked, "cpu")
-        session = request.make_session(prepared, request.measure_reference(prepared), 0, Store(tmp_path))
+        prepared = prepare.prepare(asked, "cpu")
+        session = prepare.make_session(prepared, prepare.measure_reference(prepared), 0, Store(tmp_path))
         fields[metrics] = session.measurement.protocol(prepared.cells[0]) | {"metrics": None}
     assert len({json.dumps(f, sort_keys=True) for f in fields.values()}) == 1
 
@@ -103,10 +103,10 @@ def test_a_table_says_failed_of_what_failed_alone(digits: Model) -> None:
 
 def session_of(tmp_path: Path, **more: Any) -> tuple[engine.Session, engine.Cell]:
     asked = request.Request([request.Grid(["ddim"], [2])], model="exact:mixture", n=6, metrics=["gap"], **more)
-    prepared = request.prepare(asked, "cpu")
+    prepared = prepare.prepare(asked, "cpu")
     store = Store(tmp_path)
     store.prepare()
-    return request.make_session(prepared, request.measure_reference(prepared), 0, store), prepared.cells[0]
+    return prepare.make_session(prepared, prepare.measure_reference(prepared), 0, store), prepared.cells[0]
 
 
 def test_a_stop_ends_the_converged_solution_at_its_next_step(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_the_estimate_counts_the_solution_and_solvers_that_choose_their_own_step
     spec = "pf-ode:solver=rk45,rtol=0.01,atol=0.01"
     grids = [request.Grid(["ddim", "heun", spec], [4])]
     asked = request.Request(grids, model="digits", n=8, blocks=3, metrics=["gap:images=5,tol=0.01"])
-    prepared = request.prepare(asked, "cpu")
+    prepared = prepare.prepare(asked, "cpu")
     found = estimate(prepared)
 
     rows: list[int] = []
@@ -161,7 +161,7 @@ def test_the_estimate_counts_the_solution_and_solvers_that_choose_their_own_step
 
 def test_solutions_that_do_not_fit_are_estimated_for_every_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = request.Request([request.Grid(["ddim"], [2, 3, 4])], model="exact:mixture", n=10, metrics=["gap:tol=0.01"])
-    prepared = request.prepare(asked, "cpu")
+    prepared = prepare.prepare(asked, "cpu")
     each = 4 * int(torch.tensor(prepared.model.shape).prod())
     for kept, images in ((10, 10), (4, 4 + 3 * 6), (0, 30)):
         monkeypatch.setattr("samplerbench.bench.estimate.SOLUTIONS", kept * each)
@@ -206,7 +206,7 @@ def test_no_solution_is_planned_where_every_sampler_draws_noise() -> None:
     for samplers, (steps, metrics) in tables.items():
         grid = request.Grid(list(samplers), [steps])
         asked = request.Request([grid], model="exact:mixture", n=4, metrics=["gap:tol=0.01"])
-        found = estimate(request.prepare(asked, "cpu"))
+        found = estimate(prepare.prepare(asked, "cpu"))
         assert [name for row in found.rows for name in row.metrics] == metrics, samplers
         assert found.n == 4
 
@@ -217,12 +217,12 @@ def test_solutions_that_do_not_fit_are_not_counted_for_samplers_that_draw_noise(
     grid = request.Grid(["ddim", "ddpm", "heun"], [3])
     asked = request.Request([grid], model="exact:mixture", n=10, metrics=["gap:tol=0.01"])
     monkeypatch.setattr("samplerbench.bench.estimate.SOLUTIONS", 0)
-    assert estimate(request.prepare(asked, "cpu")).rows[-1].images == 20
+    assert estimate(prepare.prepare(asked, "cpu")).rows[-1].images == 20
 
 
 def test_without_n_and_data_gap_asks_for_the_number_of_images(digits: Model) -> None:
     model = dataclasses.replace(digits, data=None, features=None, draws=False)
-    with pytest.raises(UserError, match="give it with --n"):
+    with pytest.raises(UserError, match="give it with `n`"):
         samplerbench.evaluate("ddim", steps=2, model=model, metrics="gap", quiet=True)
 
 

@@ -28,9 +28,10 @@ from safetensors.torch import load_file
 from synthetic_results import record as make_record
 
 from samplerbench import registry
-from samplerbench.bench import setup
+from samplerbench.bench.request import Request, one_grid
 from samplerbench.bench.suite import load_suite
 from samplerbench.cache import cached_json
+from samplerbench.cli import numbers
 from samplerbench.data import load_data
 from samplerbench.errors import SamplerbenchError
 from samplerbench.models.checkpoint import read_card
@@ -187,9 +188,9 @@ def test_grids(spec: str, steps: int) -> None:
 @LOOK
 @given(st.text(max_size=30) | TEXT | st.lists(TEXT, max_size=3).map(",".join))
 def test_numbers_of_the_command_line(text: str) -> None:
-    steps = clean(lambda: setup.parse_steps(text))
+    steps = clean(lambda: one_grid(["ddim"], numbers.parse_steps(text)).steps)
     assert steps is None or all(1 <= n <= 10**6 for n in steps)
-    size = clean(lambda: setup.parse_batch_size(text))
+    size = clean(lambda: Request([], batch_size=numbers.parse_batch_size(text)).batch_size)
     assert size in (None, "auto") or 1 <= int(size) <= 10**6
 
 

@@ -68,15 +68,15 @@ def test_the_modes_of_a_run() -> None:
 @pytest.mark.parametrize(
     ("mode", "classes", "reason"),
     [
-        ("10", 10, "--labels 10: the model has the labels 0 to 9."),
-        ("-1", 10, "--labels -1: the model has the labels 0 to 9."),
-        ("seven", 10, '--labels seven: give "balanced", "none" or one label.'),
-        ("--5", 10, '--labels --5: give "balanced", "none" or one label.'),
-        ("²", 10, '--labels ²: give "balanced", "none" or one label.'),
-        ("1.5", 10, '--labels 1.5: give "balanced", "none" or one label.'),
-        ("", 10, '--labels : give "balanced", "none" or one label.'),
-        ("balanced", None, "--labels balanced: the model has no classes; use --labels none"),
-        ("3", None, "--labels 3: the model has no classes; use --labels none"),
+        ("10", 10, "labels=10: the model has the labels 0 to 9."),
+        ("-1", 10, "labels=-1: the model has the labels 0 to 9."),
+        ("seven", 10, 'labels="seven": give "balanced", "none" or one label.'),
+        ("--5", 10, 'labels="--5": give "balanced", "none" or one label.'),
+        ("²", 10, 'labels="²": give "balanced", "none" or one label.'),
+        ("1.5", 10, 'labels="1.5": give "balanced", "none" or one label.'),
+        ("", 10, 'labels="": give "balanced", "none" or one label.'),
+        ("balanced", None, 'labels="balanced": the model has no classes; use labels="none"'),
+        ("3", None, 'labels=3: the model has no classes; use labels="none"'),
     ],
 )
 def test_other_labels_are_refused(mode: str, classes: int | None, reason: str) -> None:

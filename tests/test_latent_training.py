@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence
 
 from samplerbench import cli, registry
-from samplerbench.bench import engine, request, setup
+from samplerbench.bench import engine, prepare, request, setup
 from samplerbench.data import ImageSet, load_data
 from samplerbench.data.pixels import dequantise
 from samplerbench.errors import UserError
@@ -192,7 +192,7 @@ def test_the_log_says_what_the_loss_is_made_of(
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"channels": (8, 10)}, "--channels 8,10: give multiples of --groups 4"),
+        ({"channels": (8, 10)}, "channels=(8, 10): give multiples of groups=4"),
         ({"channels": (8,) * 5}, "an autoencoder of 5 resolutions needs sides that are multiples of 16"),
     ],
 )
@@ -268,7 +268,7 @@ def test_colour_images_of_28_pixels_have_7x7_latents(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["learn_variance", "clip_sample", "flip"])
 def test_what_is_of_images_is_refused_for_latents(data: ImageSet, autoencoder: Path, option: str) -> None:
-    with pytest.raises(UserError, match=f"--{option.replace('_', '-')} is of images, and --latents"):
+    with pytest.raises(UserError, match=f"`{option}` is of images, and `autoencoder`"):
         LatentUNetTask(data, replace(NETWORK, **{option: True}), str(autoencoder))
 
 
@@ -311,19 +311,19 @@ def test_it_is_one_row_without_evaluations_steps_or_guidance(
     record = engine.run_cell(make_session(model=model), make_cell(model, "autoencoder-prior", None, 4)).record
     assert (record["nfe"], record["steps"], record["spacing"], record["guidance"]) == (0, None, None, None)
     grid = request.Grid(["ddim", "autoencoder-prior"], [2, 3], [], ["cfg", "none"])
-    prepared = request.prepare(request.Request([grid], model=str(latent_model)), "cpu")
+    prepared = prepare.prepare(request.Request([grid], model=str(latent_model)), "cpu")
     assert [cell.title for cell in prepared.cells] == [
         *(f"ddim{guided}, {steps} steps" for guided in (" + cfg", "") for steps in (2, 3)),
         "autoencoder-prior",
     ]
-    within = request.prepare(request.Request([replace(grid, steps=[], nfe=[7])], model=str(latent_model)), "cpu")
+    within = prepare.prepare(request.Request([grid.replace(steps=[], nfe=[7])], model=str(latent_model)), "cpu")
     assert [c.title for c in within.cells if c.method.spec == "autoencoder-prior"] == ["autoencoder-prior"]
 
 
 def test_a_model_of_pixels_refuses_it_before_anything_runs() -> None:
     asked = request.Request([request.Grid(["ddim", "autoencoder-prior"], [2])], model="digits")
     with pytest.raises(UserError, match="draws from an autoencoder's prior, and this model works in pixel space"):
-        request.prepare(asked, "cpu")
+        prepare.prepare(asked, "cpu")
 
 
 def test_its_latents_have_the_scale_of_the_models_states(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

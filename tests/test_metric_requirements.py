@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from samplerbench import registry
-from samplerbench.bench import engine, request, setup
+from samplerbench.bench import engine, prepare, request, setup
 from samplerbench.bench.labels import balanced_labels
 from samplerbench.cli.app import main
 from samplerbench.errors import UserError
@@ -40,10 +40,10 @@ def test_nothing_is_lacking_in_an_ordinary_run_nor_where_nothing_is_known(name: 
 @pytest.mark.parametrize(
     ("spec", "lacking", "reason"),
     [
-        ("fid", {"n": 1}, "--n 1: the metric fid needs at least 2 images"),
-        ("isc", {"n": 10}, "--n 10: the metric isc needs at least 20 images"),
-        ("isc:splits=4", {"n": 7}, "--n 7: the metric isc needs at least 8 images"),
-        ("precision:k=9", {"n": 10}, "--n 10: the metric precision needs at least 11 images"),
+        ("fid", {"n": 1}, "n=1: the metric fid needs at least 2 images"),
+        ("isc", {"n": 10}, "n=10: the metric isc needs at least 20 images"),
+        ("isc:splits=4", {"n": 7}, "n=7: the metric isc needs at least 8 images"),
+        ("precision:k=9", {"n": 10}, "n=10: the metric precision needs at least 11 images"),
         ("precision:k=9", {"real_images": 9}, "the metric precision needs at least 10 real images; there are 9"),
         ("recall", {"real_images": 3}, "the metric recall needs at least 4 real images; there are 3"),
         ("kid", {"real_images": 1}, "the metric kid needs at least 2 real images; there are 1"),
@@ -51,7 +51,7 @@ def test_nothing_is_lacking_in_an_ordinary_run_nor_where_nothing_is_known(name: 
             (name, {"has_real_images": False}, f"the metric {name} needs the real images, and there are only their")
             for name in ("kid", "precision", "recall")
         ),
-        ("label-accuracy", {"has_labels": False}, "the metric label-accuracy needs labels: use --labels balanced"),
+        ("label-accuracy", {"has_labels": False}, 'the metric label-accuracy needs labels: use labels="balanced"'),
         (
             "fid-inf",
             {"n": 1535},
@@ -60,7 +60,7 @@ def test_nothing_is_lacking_in_an_ordinary_run_nor_where_nothing_is_known(name: 
         (
             "kid",
             {"labels": balanced_labels(12, [1] * 10)},
-            "under --labels balanced, the metric kid needs at least 2 images of each class, and 8 of 12 images are",
+            'under labels="balanced", the metric kid needs at least 2 images of each class, and 8 of 12 images are',
         ),
     ],
 )
@@ -203,8 +203,8 @@ def test_a_dry_run_counts_the_images_that_the_run_takes(
 ) -> None:
     for data, n in (("digits", 1797), (statistics["safetensors"], 1797), (statistics["npz"], 50_000)):
         asked = request.Request([request.Grid(["ddim"], [2])], data=data)
-        prepared = request.prepare(asked, "cpu")
-        assert request.check_measurement(prepared) == request.measure_reference(prepared).n == n
+        prepared = prepare.prepare(asked, "cpu")
+        assert prepare.check_measurement(prepared) == prepare.measure_reference(prepared).n == n
 
 
 def test_statistics_with_images_beside_them_do(tmp_path: Path) -> None:
@@ -215,8 +215,8 @@ def test_statistics_with_images_beside_them_do(tmp_path: Path) -> None:
     asked = request.Request(
         [request.Grid(["ddim"], [2])], n=40, metrics=("fid", "kid"), data=str(tmp_path / "both.npz")
     )
-    prepared = request.prepare(asked, "cpu")
-    measured = request.measure_reference(prepared)
+    prepared = prepare.prepare(asked, "cpu")
+    measured = prepare.measure_reference(prepared)
     assert measured.real is not None
     assert measured.real("kid").shape == (30, 64)
-    request.make_session(prepared, measured, 0, Store(tmp_path / "out"))
+    prepare.make_session(prepared, measured, 0, Store(tmp_path / "out"))

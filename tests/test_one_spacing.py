@@ -11,9 +11,10 @@ import torch
 
 import samplerbench
 from samplerbench import api, registry
-from samplerbench.bench.request import prepare
+from samplerbench.bench.prepare import prepare
+from samplerbench.bench.request import Grid, Request
 from samplerbench.cli.figure import Canvas
-from samplerbench.cli.run import _request
+from samplerbench.cli.run import _grid as grid_of_options
 from samplerbench.diffusers import SamplerScheduler
 from samplerbench.errors import UserError
 from samplerbench.models import Model
@@ -30,10 +31,9 @@ SAMPLERS = [NAMED.get(e.name, e.name) for e in registry.entries("sampler") if e.
 @pytest.mark.parametrize("spacing", [None, "karras:rho=5"])
 def test_figures_checks_and_python_take_the_grid_of_a_run(spec: str, spacing: str | None) -> None:
     sampler = registry.parse("sampler", spec)
-    request = _request([spec], "7", None, [], spacing)
-    (run,) = prepare(type(request)(request.grids, model=MODEL), "cpu").cells
+    (run,) = prepare(Request([grid_of_options([spec], "7", None, [], spacing)], model=MODEL), "cpu").cells
     (figure,) = Canvas(Path("x.png"), {"model": MODEL}, 1, 0, 16, "cpu").scene([spec], [7], spacing=spacing).cells
-    (python,) = api._prepare([sampler], [7], [], ["none"], spacing, MODEL, None, "fp32", "cpu", n=1).cells
+    (python,) = api._prepare(Grid([sampler], [7], spacings=[spacing]), MODEL, "cpu", n=1).cells
     for cell in (figure, python):
         assert cell.spacing == run.spacing
         assert torch.equal(cell.sigmas, run.sigmas)

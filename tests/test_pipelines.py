@@ -630,7 +630,7 @@ def test_a_variant_s_own_weights_are_loaded(pixel_folder: Path) -> None:
     with pytest.raises(UserError, match="has no weights of the variant fp16; it has non_ema, ema"):
         load(pixel_folder, variant="fp16")
     (pixel_folder / UNET_WEIGHTS).unlink()
-    with pytest.raises(UserError, match="there are only the variants non_ema; choose one with --variant"):
+    with pytest.raises(UserError, match="there are only the variants non_ema; choose one with `variant`"):
         load(pixel_folder)
 
 

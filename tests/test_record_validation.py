@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from synthetic_results import put, record
 from typer.testing import CliRunner
 
-from samplerbench.bench import engine, request
+from samplerbench.bench import engine, prepare, request
 from samplerbench.cli.app import app, main
 from samplerbench.cli.run import _line
 from samplerbench.report.load import load
@@ -265,9 +265,9 @@ def test_odd_numbers_in_one_table_are_drawn(tmp_path: Path, formats: str) -> Non
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[engine.Session, engine.Cell]:
     asked = request.Request([request.Grid(["ddim"], [2])], model="exact:gaussian", n=20, data="digits")
-    prepared = request.prepare(asked, "cpu")
+    prepared = prepare.prepare(asked, "cpu")
     store = Store(tmp_path_factory.mktemp("run"))
-    return request.make_session(prepared, request.measure_reference(prepared), 0, store), prepared.cells[0]
+    return prepare.make_session(prepared, prepare.measure_reference(prepared), 0, store), prepared.cells[0]
 
 
 def test_a_run_takes_a_valid_record_and_sets_any_other_aside(

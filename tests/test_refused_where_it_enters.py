@@ -21,9 +21,10 @@ from synthetic_results import record
 from torch import Tensor
 
 from samplerbench import entry_point_guard, registry
-from samplerbench.bench.setup import parse_batch_size, parse_steps, pick_extractor, pick_reference
+from samplerbench.bench.setup import pick_extractor, pick_reference
 from samplerbench.bench.suite import load_suite
 from samplerbench.cli.app import main
+from samplerbench.cli.numbers import parse_batch_size, parse_steps
 from samplerbench.errors import RunError, UserError
 from samplerbench.limits import MAX_KEY_PARTS, MAX_RECORDED_TEXT
 from samplerbench.metrics.extractors import Extractor, _misfit, load_extractor
@@ -173,9 +174,9 @@ def test_large_values_are_short_in_tables() -> None:
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
-    with pytest.raises(UserError, match="a: it is a file, not a folder; choose another --out"):
+    with pytest.raises(UserError, match="a: it is a file, not a folder; choose another `out`"):
         Store(tmp_path / "a").prepare()
-    with pytest.raises(UserError, match="a is a file, not a folder; choose another --out"):
+    with pytest.raises(UserError, match="a is a file, not a folder; choose another `out`"):
         Store(tmp_path / "a" / "b" / "c").prepare()
 
 
@@ -293,13 +294,13 @@ class Lost(Sampler):
 
 def test_empty_values_of_suites_and_of_the_api_are_refused(digits: Model, extractor: Extractor) -> None:
     cpu = torch.device("cpu")
-    with pytest.raises(UserError, match="--data is empty"):
+    with pytest.raises(UserError, match="`data` is empty"):
         pick_reference(digits, "", extractor)
-    with pytest.raises(UserError, match="--features is empty"):
+    with pytest.raises(UserError, match="`features` is empty"):
         pick_extractor(digits, "", None, cpu)
-    with pytest.raises(UserError, match="--features-weights is empty"):
+    with pytest.raises(UserError, match="`features_weights` is empty"):
         pick_extractor(digits, None, "", cpu)
-    with pytest.raises(UserError, match="--spacing is empty"):
+    with pytest.raises(UserError, match="`spacing` is empty"):
         pick_spacing(Lost(), "")
 
 
@@ -318,7 +319,7 @@ def test_steps_are_written_in_plain_digits(text: str) -> None:
 def test_a_batch_size_is_written_in_plain_digits() -> None:
     with pytest.raises(UserError, match="it is a whole number"):
         parse_batch_size("٢")
-    assert (parse_batch_size("12"), parse_batch_size(12), parse_steps("10, 20,10")) == (12, 12, [10, 20])
+    assert (parse_batch_size("12"), parse_batch_size("auto"), parse_steps("10, 20,10")) == (12, "auto", [10, 20])
 
 
 # --- Distributions --------------------------------------------------------------------------------------------------

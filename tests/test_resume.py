@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from samplerbench.bench import engine, launch, request
+from samplerbench.bench import engine, launch, prepare, request
 from samplerbench.cli.app import main
 from samplerbench.errors import Stopped
 from samplerbench.results.store import Store
@@ -73,10 +73,10 @@ def make(out: Path, metrics: tuple[str, ...] = ("fid", "isc"), blocks: int = 2) 
     asked = request.Request(
         [request.Grid(["ddpm"], [4])], model="exact:mixture", n=150, blocks=blocks, batch_size=16, metrics=metrics
     )
-    prepared = request.prepare(asked, "cpu")
+    prepared = prepare.prepare(asked, "cpu")
     store = Store(out)
     store.prepare()
-    return request.make_session(prepared, request.measure_reference(prepared), 0, store), prepared.cells[0]
+    return prepare.make_session(prepared, prepare.measure_reference(prepared), 0, store), prepared.cells[0]
 
 
 def test_stopped_after_any_checkpoint_a_cell_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
@@ -114,13 +114,13 @@ def test_stopped_after_any_checkpoint_a_cell_ends_bit_for_bit_the_same(tmp_path:
 def test_stopped_between_two_blocks_every_metric_goes_on(tmp_path: Path, model: str, metrics: tuple[str, ...]) -> None:
     grids = [request.Grid(["ddim"], [3])]
     asked = request.Request(grids, model=model, n=20, blocks=2, batch_size=20, metrics=metrics)
-    prepared = request.prepare(asked, "cpu")
-    measured = request.measure_reference(prepared)
+    prepared = prepare.prepare(asked, "cpu")
+    measured = prepare.measure_reference(prepared)
     found = []
     for name in ("whole", "stopped"):
         store = Store(tmp_path / name)
         store.prepare()
-        session = request.make_session(prepared, measured, 0, store)
+        session = prepare.make_session(prepared, measured, 0, store)
         if name == "stopped":
             # Not earlier: a converged solution is stopped before there is a checkpoint.
             session.execution.stop = lambda: bool(list((tmp_path / "stopped").glob("*.partial.safetensors")))

@@ -16,7 +16,8 @@ import samplerbench
 from samplerbench import registry
 from samplerbench.bench import setup
 from samplerbench.bench.generate import generate
-from samplerbench.bench.request import Grid, Request, prepare
+from samplerbench.bench.prepare import prepare
+from samplerbench.bench.request import Grid, Request
 from samplerbench.errors import UserError
 from samplerbench.figures.scene import NoNoise, Scene
 from samplerbench.models import Model

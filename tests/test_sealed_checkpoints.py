@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from samplerbench.assets import asset
-from samplerbench.bench import engine, request
+from samplerbench.bench import engine, prepare, request
 from samplerbench.errors import RunError, Stopped, UserError
 from samplerbench.metrics import Moments, Reference
 from samplerbench.metrics.reference import load_reference
@@ -207,7 +207,7 @@ def test_what_is_set_aside_replaces_nothing_set_aside_before(tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def prepared() -> tuple[request.Prepared, request.Measured]:
+def prepared() -> tuple[prepare.Prepared, prepare.Measured]:
     asked = request.Request(
         [request.Grid(["ddpm"], [2, 3])],
         model="exact:gaussian",
@@ -217,19 +217,19 @@ def prepared() -> tuple[request.Prepared, request.Measured]:
         metrics=("fid", "isc"),
         data="digits",
     )
-    made = request.prepare(asked, "cpu")
-    return made, request.measure_reference(made)
+    made = prepare.prepare(asked, "cpu")
+    return made, prepare.measure_reference(made)
 
 
 Make = Callable[[Path], engine.Session]
 
 
 @pytest.fixture(scope="module")
-def make(prepared: tuple[request.Prepared, request.Measured]) -> Make:
+def make(prepared: tuple[prepare.Prepared, prepare.Measured]) -> Make:
     def session(folder: Path) -> engine.Session:
         store = Store(folder)
         store.prepare()
-        return request.make_session(*prepared, 0, store)
+        return prepare.make_session(*prepared, 0, store)
 
     return session
 
@@ -295,7 +295,7 @@ TAMPERED += [pipe] if hasattr(os, "mkfifo") else []
 
 
 def test_a_tampered_checkpoint_is_set_aside_and_the_numbers_are_those_of_an_undisturbed_run(
-    tmp_path: Path, make: Make, prepared: tuple[request.Prepared, request.Measured], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, make: Make, prepared: tuple[prepare.Prepared, prepare.Measured], capsys: pytest.CaptureFixture[str]
 ) -> None:
     cell, another = prepared[0].cells
     whole = engine.run_cell(make(tmp_path / "whole"), cell).record
@@ -318,7 +318,7 @@ def test_a_tampered_checkpoint_is_set_aside_and_the_numbers_are_those_of_an_undi
 
 
 def test_an_intact_checkpoint_is_taken_over(
-    tmp_path: Path, make: Make, prepared: tuple[request.Prepared, request.Measured], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, make: Make, prepared: tuple[prepare.Prepared, prepare.Measured], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The counterpart of the test above: it is the tampering that is noticed."""
     cell = prepared[0].cells[0]

@@ -190,7 +190,7 @@ def test_a_grid_is_float64_decreasing_and_ends_at_zero(spec: str, steps: int) ->
 
 @pytest.mark.parametrize("steps", [0, -1])
 def test_less_than_one_step_is_refused(steps: int) -> None:
-    with pytest.raises(UserError, match=f"--steps {steps}: at least 1 step is needed"):
+    with pytest.raises(UserError, match=f"steps={steps}: at least 1 step is needed"):
         grid("karras", steps)
 
 

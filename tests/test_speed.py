@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import samplerbench
 from samplerbench import cli, registry
 from samplerbench.bench import batch_size as sizes
-from samplerbench.bench import engine, generate, replay, request, setup
+from samplerbench.bench import engine, generate, prepare, replay, request, setup
 from samplerbench.bench.generate import SamplerOnModel
 from samplerbench.errors import RunError, UserError
 from samplerbench.models import Model
@@ -144,7 +144,7 @@ def test_a_compiled_network_is_compiled_once_for_a_run_and_its_remainders() -> N
 )
 def test_batches_of_one_size_leave_little_to_fill(n: int, size: int, processes: int, even: int) -> None:
     """As many batches as before, of the same size; less than one row of each is missing from the last."""
-    assert request.even_batches(n, size, processes) == even
+    assert prepare.even_batches(n, size, processes) == even
     whole = even * processes
     assert -(-n // whole) == -(-n // (size * processes))
     assert -(-n // whole) * whole - n < -(-n // whole) * processes
@@ -157,8 +157,8 @@ def test_where_the_size_of_a_batch_matters_all_are_of_one_size(
     """18 images in batches of at most 8 are 8 + 8 + 2, or 6 + 6 + 6."""
     model = run_as(digits, HowRun("fp32", compiled="compile" in option, graphs="graphs" in option))
     asked = request.Request([request.Grid(["ddim"], [1])], n=18, batch_size=8)
-    prepared = request.prepare(asked, "cpu", model)
-    session = request.make_session(prepared, request.measure_reference(prepared), 0, Store(tmp_path))
+    prepared = prepare.prepare(asked, "cpu", model)
+    session = prepare.make_session(prepared, prepare.measure_reference(prepared), 0, Store(tmp_path))
     assert session.execution.batch_size == batch_size
 
 
@@ -580,7 +580,7 @@ def test_what_is_too_long_or_guided_by_a_classifier_is_not_captured(graphs: list
 
 def test_graphs_are_asked_for_where_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU the option reaches the network; elsewhere it is refused."""
-    with pytest.raises(UserError, match="--graphs is of NVIDIA GPUs"):
+    with pytest.raises(UserError, match="`graphs` is of NVIDIA GPUs"):
         setup.load_model("digits", CPU, "fp32", LoadOptions(graphs=True))
     monkeypatch.setattr(setup, "_load", lambda source, device, dtype, options: SimpleNamespace(network=nn.Identity()))
     monkeypatch.setattr(setup, "set_precision", lambda dtype, device: torch.float32)

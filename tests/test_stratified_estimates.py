@@ -14,7 +14,7 @@ from synthetic_results import record
 from torch import Tensor
 
 from samplerbench import registry
-from samplerbench.bench import request
+from samplerbench.bench import prepare, request
 from samplerbench.bench.cell import metric_sources
 from samplerbench.bench.labels import balanced_labels
 from samplerbench.cli.app import main
@@ -286,8 +286,8 @@ def test_a_run_takes_balanced_labels_as_strata_on_both_sides(
 )
 def test_what_a_session_says_of_its_labels(tmp_path: Path, mode: str, stratified: bool, strata: bool) -> None:
     asked = request.Request([request.Grid(["ddim"], [2])], n=40, labels=mode, metrics=("fid", "kid"))
-    prepared = request.prepare(asked, "cpu")
-    measurement = request.make_session(prepared, request.measure_reference(prepared), 0, Store(tmp_path)).measurement
+    prepared = prepare.prepare(asked, "cpu")
+    measurement = prepare.make_session(prepared, prepare.measure_reference(prepared), 0, Store(tmp_path)).measurement
     assert measurement.stratified is stratified
     found = measurement.strata()
     assert (found is not None) is strata

@@ -40,10 +40,10 @@ def test_a_suite_is_every_combination_of_its_grids(tmp_path: Path) -> None:
     request = load_suite(write(tmp_path, GOOD))
     assert (request.model, request.n, request.blocks, list(request.seeds)) == ("exact:mixture", 64, 2, [0])
     first, second = request.grids
-    assert list(first.samplers) == ["ddim", "heun"]
+    assert [sampler.spec for sampler in first.samplers] == ["ddim", "heun"]
     assert list(first.steps) == [2, 3]
-    assert list(second.samplers) == ["ddim:eta=0", "ddim:eta=0.5"]
-    assert list(second.spacings) == ["karras", None]
+    assert [sampler.spec for sampler in second.samplers] == ["ddim", "ddim:eta=0.5"]
+    assert [spacing and spacing.spec for spacing in second.spacings] == ["karras", None]
 
 
 def test_the_projects_own_suites_are_valid() -> None:
@@ -56,11 +56,11 @@ def test_the_projects_own_suites_are_valid() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "says"),
     [
-        ("n = 64", "n = 0", 2, "greater than or equal to 1"),
+        ("n = 64", "n = 0", 2, "n = 0: at least 1 image is needed."),
         ("n = 64", "n = ", 2, "value"),
         ("blocks = 2", "bloks = 2", 3, 'Did you mean "blocks"'),
         ('"ddim", "heun"', '"ddim", "heum"', 6, 'Did you mean "heun"'),
-        ("steps = [2, 3]", "steps = [2, 0]", 7, "greater than or equal to 1"),
+        ("steps = [2, 3]", "steps = [2, 0]", 7, "steps = 0: at least 1 step is needed."),
         ("steps = [2, 3]", "", 5, "neither steps nor nfe"),
         ("steps = [2, 3]", "steps = [2, 3]\nnfe = [4]", 5, "both steps and nfe"),
         ("nfe = [4]", "nfes = [4]", 11, 'Did you mean "nfe"'),

@@ -11,8 +11,9 @@ from rich.cells import cell_len
 from rich.console import Console
 from synthetic_results import record
 
-from samplerbench.bench.request import Grid, Request, make_session, measure_reference, prepare
-from samplerbench.cli.run import _so_far
+from samplerbench.bench.prepare import prepare
+from samplerbench.bench.request import Grid, Request
+from samplerbench.bench.run import Run
 from samplerbench.report.matrix import matrix
 from samplerbench.report.table import long_table, steps_table
 from samplerbench.report.terminal import matrix_table
@@ -75,9 +76,8 @@ def test_the_table_that_fills_in_while_a_run_goes_on_can_be_drawn(tmp_path: Path
     """A terminal shows it; the other tests have none."""
     request = Request([Grid(["ddim", "ddim:eta=0.5"], [2, 3])], model="exact:mixture", n=70)
     prepared = prepare(request, "cpu")
-    session = make_session(prepared, measure_reference(prepared), 0, Store(tmp_path))
-    jobs = [(session, cell) for cell in prepared.cells]
-    printed = lines(_so_far(jobs, [None] * len(jobs), prepared), 80)
+    pending = Run(prepared, Store(tmp_path)).pending
+    printed = lines(steps_table(pending, "fid"), 80)
     assert [line.split("│")[1:4] for line in printed if line.startswith("│")] == [
         [f" {name.ljust(15)} ", " … ", " … "] for name in ("ddim:eta=0", "ddim:eta=0.5")
     ]

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from synthetic_results import put, record
 
-from samplerbench.bench import engine, request
+from samplerbench.bench import engine, prepare, request
 from samplerbench.cli.app import main
 from samplerbench.errors import Stopped
 from samplerbench.report.formats import payload, rows
@@ -226,16 +226,16 @@ def test_a_result_of_an_older_version_is_reused_and_its_time_only_where_it_was_m
 @pytest.mark.parametrize("then", [10, 20])
 def test_a_cell_resumed_under_other_conditions_has_no_time(tmp_path: Path, then: int) -> None:
     asked = request.Request([request.Grid(["ddim"], [2])], model="exact:gaussian", n=40, data="digits")
-    prepared = request.prepare(asked, "cpu")
-    measured = request.measure_reference(prepared)
+    prepared = prepare.prepare(asked, "cpu")
+    measured = prepare.measure_reference(prepared)
     store = Store(tmp_path)
     store.prepare()
-    session = request.make_session(prepared, measured, 0, store)
+    session = prepare.make_session(prepared, measured, 0, store)
     session.execution.batch_size = 10
     session.execution.stop = lambda: True
     with pytest.raises(Stopped):
         engine.run_cell(session, prepared.cells[0])
-    session = request.make_session(prepared, measured, 0, store)
+    session = prepare.make_session(prepared, measured, 0, store)
     session.execution.batch_size = then
     outcome = engine.run_cell(session, prepared.cells[0])
     assert outcome.record["resumed"] == 1

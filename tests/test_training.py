@@ -153,15 +153,15 @@ def test_a_checkpoint_of_another_objective_or_of_other_data_is_refused(data: Ima
 def test_a_checkpoint_of_another_network_is_refused(data: ImageSet, trained: Path) -> None:
     task = tiny_task(data)
     task.network.conv_out = nn.Conv2d(8, 1, 1)
-    with pytest.raises(UserError, match="is of another network; use another --out"):
+    with pytest.raises(UserError, match="is of another network; use another `out`"):
         fit(task, data, SHORT, trained)
 
 
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"channels": (8, 10)}, "--channels 10: each width must be a multiple of --groups 4"),
-        ({"head_dim": 16}, "--channels 8: a width with attention must be a multiple of --head-dim 16"),
+        ({"channels": (8, 10)}, "channels=10: each width must be a multiple of groups=4"),
+        ({"head_dim": 16}, "channels=8: a width with attention must be a multiple of head_dim=16"),
         ({"channels": (8,) * 5}, "a U-Net of 5 resolutions needs square images whose side is a multiple of 16"),
     ],
 )

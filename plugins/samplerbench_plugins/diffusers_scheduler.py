@@ -31,7 +31,7 @@ class DiffusersScheduler(Sampler):
     Source: https://github.com/huggingface/diffusers, as installed; each scheduler's own documentation names its paper.
 
     The scheduler keeps its own timesteps, which its own parameters set (`timestep_spacing=trailing`), and its own
-    float32 tables, made from the model's noise levels; --spacing is not used. As in a pipeline it is given what the
+    float32 tables, made from the model's noise levels; the run's spacing is not used. It is given what the
     model predicts, made from D: ε = (x - D)/σ, v = (ε - σ D)/√(1+σ²), or D itself; and ε where it does not take what
     the model predicts. Its noise is this toolkit's, so sample i stays a function of seed and i.
     A sampler goes from noise to an image with a network's predictions alone. Refused are schedulers that go the other

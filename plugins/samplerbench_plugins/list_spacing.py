@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from samplerbench.sampling import Spacing, UserError, option
+from samplerbench.sampling import Spacing, UserError, argument, option
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Listed(Spacing):
         values = self.values()
         if len(values) - 1 != steps:
             raise UserError(
-                f"spacing list: it has {len(values) - 1} levels above 0, so it needs --steps {len(values) - 1}."
+                f"spacing list: it has {len(values) - 1} levels above 0, so it needs "
+                f"{argument('steps', len(values) - 1)}."
             )
         return torch.tensor(values, dtype=torch.float64)
 

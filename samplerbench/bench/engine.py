@@ -16,7 +16,7 @@ from samplerbench.bench.generate import Batched, generate, prepare
 from samplerbench.bench.plan import Unmet, most_steps, plan
 from samplerbench.bench.session import Execution, Measurement, Session
 from samplerbench.boundary import isolated
-from samplerbench.errors import LostProcess, SamplerbenchError, Stopped
+from samplerbench.errors import LostProcess, SamplerbenchError, Stopped, message_of
 from samplerbench.results.claims import Claimed, ClaimLost, Lease, Waiting
 from samplerbench.results.partial import PARTIAL
 from samplerbench.results.seal import digest
@@ -173,7 +173,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _failed(session: Session, cell: Cell, key: str, error: SamplerbenchError, fields: dict[str, Any]) -> Outcome:
-    failed = {**describe(session, cell), "metrics": {}, "error": str(error), "protocol": key, "protocol_fields": fields}
+    failed = {
+        **describe(session, cell),
+        "metrics": {},
+        "error": message_of(error),
+        "protocol": key,
+        "protocol_fields": fields,
+    }
     trace = "".join(traceback.format_exception(error)) if os.environ.get("SAMPLERBENCH_DEBUG") else ""
     # The outcome keeps the error, whose frames would keep the failed batch while the other cells run.
     for kept in _chain(error):

@@ -11,7 +11,7 @@ import torch
 from samplerbench.bench.cell import Cell
 from samplerbench.bench.cell_run import SOLUTIONS, solution_cell
 from samplerbench.bench.generate import SamplerOnModel, prepare
-from samplerbench.bench.request import Prepared, check_measurement
+from samplerbench.bench.prepare import Prepared, check_measurement
 from samplerbench.boundary import plugin_call
 from samplerbench.models.sample import start_batch
 from samplerbench.sampling import Generator, Step

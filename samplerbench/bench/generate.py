@@ -14,7 +14,7 @@ from samplerbench.bench.cell import Cell
 from samplerbench.bench.replay import LONGEST, Replay, capture
 from samplerbench.bench.span import Span
 from samplerbench.boundary import plugin_call, shown
-from samplerbench.errors import OutOfMemoryError, RunError, SamplerbenchError, is_out_of_memory
+from samplerbench.errors import OutOfMemoryError, RunError, SamplerbenchError, argument, is_out_of_memory
 from samplerbench.models.model import Model
 from samplerbench.models.runner import how_run
 from samplerbench.models.sample import bind, start_batch
@@ -299,5 +299,7 @@ def explain_memory(batch: int) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, SamplerbenchError) or not is_out_of_memory(error):
             raise
-        advice = f"try --batch-size {batch // 2}" if batch > 1 else "one image alone does not fit; use another --device"
+        advice = f"one image alone does not fit; use another {argument('device')}"
+        if batch > 1:
+            advice = f"try {argument('batch_size', batch // 2)}"
         raise OutOfMemoryError(f"the device has not enough memory for a batch of {batch}; {advice}.") from error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.untrusted import shorten
 
 
@@ -30,6 +31,16 @@ def balanced_labels(n: int, counts: Sequence[int] | Sequence[float]) -> Tensor:
     return labels
 
 
+def parse_label(mode: str) -> int | Literal["balanced", "none"]:
+    """What a user writes for the labels: a mode, or one label for all. Raises UserError for anything else."""
+    if mode in ("balanced", "none"):
+        return cast(Literal["balanced", "none"], mode)
+    try:
+        return int(mode)
+    except ValueError:
+        raise UserError(f'{argument("labels", shorten(mode))}: give "balanced", "none" or one label.') from None
+
+
 def make_labels(mode: str, n: int, classes: int | None, counts: Sequence[int] | None) -> Tensor | None:
     """The labels of a run: "balanced" as in the data, "none", or one label for all.
 
@@ -40,16 +51,16 @@ def make_labels(mode: str, n: int, classes: int | None, counts: Sequence[int] | 
     Raises:
         UserError: another mode, a label out of range, or labels where there are none.
     """
-    if mode == "none":
+    label = parse_label(mode)
+    if label == "none":
         return None
-    try:
-        label = None if mode == "balanced" else int(mode)
-    except ValueError:
-        raise UserError(f'--labels {shorten(mode)}: give "balanced", "none" or one label.') from None
+    given = argument("labels", label if isinstance(label, int) and len(mode) < 40 else shorten(mode))
     if classes is None:
-        raise UserError(f"--labels {mode}: the model has no classes; use --labels none, or guide it by a classifier.")
-    if label is None:
+        raise UserError(
+            f"{given}: the model has no classes; use {argument('labels', 'none')}, or guide it by a classifier."
+        )
+    if label == "balanced":
         return balanced_labels(n, counts or [1] * classes)
     if not 0 <= label < classes:
-        raise UserError(f"--labels {shorten(mode)}: the model has the labels 0 to {classes - 1}.")
+        raise UserError(f"{given}: the model has the labels 0 to {classes - 1}.")
     return torch.full((n,), label)

@@ -1,397 +1,315 @@
-"""What a user asked for, and the objects it names: everything checked before anything long begins."""
+"""What a user asks for: one `Request`, filled by the command line, a suite file or Python, and checked in one place."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from samplerbench import registry
-from samplerbench.bench import setup
-from samplerbench.bench.cell import Cell
-from samplerbench.bench.labels import make_labels
-from samplerbench.bench.plan import Unmet, plan
-from samplerbench.bench.session import Execution, FeatureSpace, Measurement, RealData, Session, check_metrics
-from samplerbench.bench.team import Team
-from samplerbench.boundary import plugin_call
-from samplerbench.errors import RunError, UserError
-from samplerbench.limits import MAX_IMAGES, MAX_SEED
-from samplerbench.metrics.extractors import Extractor
-from samplerbench.metrics.metric import Metric, check_requirements
-from samplerbench.metrics.reference import Reference
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StrictBool, ValidationError, model_validator
+
+from samplerbench import plugin_file, registry
+from samplerbench.bench.labels import parse_label
+from samplerbench.errors import Argument, Message, UserError, argument, message_of
+from samplerbench.limits import MAX_BATCH, MAX_CLASSES, MAX_IMAGES, MAX_SEED, MAX_STEPS
+from samplerbench.metrics.metric import Metric
 from samplerbench.models.files import LoadOptions
-from samplerbench.models.legacy import check_legacy
-from samplerbench.models.model import Model, check_guidance
-from samplerbench.models.runner import how_run
-from samplerbench.options import show_value
-from samplerbench.results.names import RowNames
-from samplerbench.results.seal import canonical
-from samplerbench.results.store import Store
-from samplerbench.sampling import Generator, Guidance, Inputs, Sampler, Spacing
-from samplerbench.sampling.generator import bind_generator
-from samplerbench.sampling.guidance import evaluations_of
+from samplerbench.models.runner import check_dtype
+from samplerbench.options import Configurable, did_you_mean, show_value
+from samplerbench.sampling import Generator, Guidance, Sampler, Spacing
 from samplerbench.untrusted import shorten
 
+DEFAULT_STEPS = 50
+"""Steps of a run that names neither steps nor budgets."""
 
-@dataclass(frozen=True)
-class Published:
-    """A value that a paper reports: of a sampler and a guidance (specs), at a number of steps (or a budget)."""
 
-    sampler: str
-    guidance: str
+class RequestError(UserError):
+    """A field of a request that cannot be.
+
+    Attributes:
+        place: where it is: ("n",), or ("samplers", 1) of a grid.
+    """
+
+    def __init__(self, message: object, place: tuple[int | str, ...] = ()) -> None:
+        super().__init__(message)
+        self.place = place
+
+
+class Checked(BaseModel):
+    """Base of the parts of a request: immutable, and checked when they are made.
+
+    Raises:
+        RequestError: a field that there is not, or a value that cannot be.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            reason = first.get("ctx", {}).get("error")
+            inside = reason.place if isinstance(reason, RequestError) else ()
+            raise RequestError(_explain(type(self), first), (*first["loc"], *inside)) from reason
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other values of some fields, checked like a new one."""
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
+
+
+def _explain(cls: type[BaseModel], error: Any) -> Message | str:
+    """A message for what pydantic found."""
+    if isinstance(reason := error.get("ctx", {}).get("error"), UserError):
+        return message_of(reason)
+    name = next((part for part in reversed(error["loc"]) if isinstance(part, str)), cls.__name__)
+    if error["type"] == "extra_forbidden":
+        return f'there is no field "{shorten(name)}".{did_you_mean(name, cls.model_fields)}'
+    if error["type"] in ("missing", "too_short"):
+        return f"{argument(name)} is missing; give at least one."
+    wanted = {"string_type": "give text", "bool_type": "give true or false", "tuple_type": "give a list"}
+    reason = wanted.get(error["type"], error["msg"][0].lower() + error["msg"][1:])
+    return f"{_given(name, error['input'])}: {reason}."
+
+
+def _given(name: str, value: Any) -> Argument:
+    """An argument with its value, as far as that can be shown."""
+    if isinstance(value, bool) or (isinstance(value, int) and value.bit_length() < 128):
+        return argument(name, value)
+    if isinstance(value, str | int | float):
+        return argument(name, shorten(show_value(value)) if not isinstance(value, float) else value)
+    return argument(name)
+
+
+def check_whole(name: str, value: Any, least: int, most: int) -> int:
+    """A whole number within bounds.
+
+    Args:
+        name: of the argument, for the error.
+
+    Raises:
+        UserError: another number, or no whole number.
+    """
+    given = _given(name, value)
+    if name == "seed":
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise UserError(f"{given}: give a whole number from {least} to {most}.")
+        return value
+    unit = {"steps": "step", "nfe": "evaluation"}.get(name, "image" if name in ("n", "batch_size") else "block")
+    if isinstance(value, bool) or not isinstance(value, int):
+        choice = ', or "auto"' if name == "batch_size" else ""
+        raise UserError(f"{given}: give a whole number of at least {least}{choice}.")
+    if value < least:
+        raise UserError(f"{given}: at least {least} {unit} is needed.")
+    if value > most:
+        raise UserError(f"{given}: at most {most:,}{' images' if unit == 'image' else ''} are possible.")
+    return value
+
+
+def _whole(name: str, least: int, most: int) -> PlainValidator:
+    return PlainValidator(lambda value: check_whole(name, value, least, most))
+
+
+def _plugin(kind: str, absent: tuple[str | None, ...] = ()) -> PlainValidator:
+    """A spec is parsed, an instance of the kind taken as it is; what is `absent` becomes None."""
+
+    def parse(value: Any) -> Any:
+        if any(value is word or (isinstance(value, str) and value == word) for word in absent):
+            return None
+        if not isinstance(value, str | Configurable):
+            raise UserError(f"{_given(kind, value)}: give a name, with parameters if need be: name:parameter=value.")
+        if isinstance(value, str) and not value.strip():
+            raise UserError(f"{argument(kind)} is empty; name a {kind}, or leave it out.")
+        if kind == "sampler":
+            return registry.parse(_kind_of_method(value), value)
+        return registry.parse(kind, value)
+
+    return PlainValidator(parse)
+
+
+def _kind_of_method(value: str | Configurable) -> str:
+    """Whether what stands in the place of a sampler is a sampler or a generator."""
+    if isinstance(value, Configurable):
+        return "generator" if isinstance(value, Generator) else "sampler"
+    name = registry.split(value)[0]
+    if plugin_file.split(name) is not None:
+        return registry.kind_of(name, ("sampler", "generator"))
+    return "generator" if any(e.name == name for e in registry.entries("generator")) else "sampler"
+
+
+def _labels(value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise UserError(f'{_given("labels", value)}: give "balanced", "none" or one label.')
+    if isinstance(value, int) and value > MAX_CLASSES:
+        raise UserError(f"{_given('labels', value)}: at most {MAX_CLASSES:,} labels are possible.")
+    parse_label(str(value))
+    return str(value)
+
+
+def _batch_size(value: Any) -> int | Literal["auto"]:
+    return "auto" if isinstance(value, str) and value == "auto" else check_whole("batch_size", value, 1, MAX_BATCH)
+
+
+def _dtype(value: Any) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{_given('dtype', value)}: give text.")
+    check_dtype(value)
+    return value
+
+
+OneSampler = Annotated[Sampler | Generator, _plugin("sampler")]
+OneGuidance = Annotated[Guidance | None, _plugin("guidance", (None, "none"))]
+OneSpacing = Annotated[Spacing | None, _plugin("spacing", (None,))]
+OneMetric = Annotated[Metric, _plugin("metric")]
+Steps = Annotated[int, _whole("steps", 1, MAX_STEPS)]
+Budget = Annotated[int, _whole("nfe", 1, MAX_STEPS)]
+Seed = Annotated[int, _whole("seed", 0, MAX_SEED)]
+Blocks = Annotated[int, _whole("blocks", 1, MAX_IMAGES)]
+Count = Annotated[int | None, PlainValidator(lambda n: None if n is None else check_whole("n", n, 1, MAX_IMAGES))]
+
+
+class Published(Checked):
+    """A value that a paper reports.
+
+    Attributes:
+        sampler, guidance: of which row.
+        column: the number of steps, or the budget.
+        metric, value: what is reported.
+        source: the paper and its table.
+    """
+
+    sampler: OneSampler
+    guidance: OneGuidance
     column: int
     metric: str
     value: float
     source: str
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(Checked):
     """Every sampler with every guidance and spacing, at every number of steps or budget of evaluations.
 
-    A spacing of None is the sampler's own default. published: what a paper reports for these cells.
+    Attributes:
+        samplers, guidances, spacings: instances; a spec that is given is parsed. A guidance of None (or "none") is no
+            guidance, a spacing of None the sampler's own.
+        steps, nfe: numbers of steps, or budgets of network evaluations per image; one of the two.
+        published: what a paper reports for these cells.
     """
 
-    samplers: Sequence[str]
-    steps: Sequence[int] = ()
-    nfe: Sequence[int] = ()
-    guidances: Sequence[str] = ("none",)
-    spacings: Sequence[str | None] = (None,)
-    published: Sequence[Published] = ()
+    samplers: Annotated[tuple[OneSampler, ...], Field(min_length=1)]
+    steps: tuple[Steps, ...] = ()
+    nfe: tuple[Budget, ...] = ()
+    guidances: Annotated[tuple[OneGuidance, ...], Field(min_length=1)] = (None,)
+    spacings: Annotated[tuple[OneSpacing, ...], Field(min_length=1)] = (None,)
+    published: tuple[Published, ...] = ()
+
+    def __init__(
+        self,
+        samplers: Sequence[str | Sampler],
+        steps: Sequence[int] = (),
+        nfe: Sequence[int] = (),
+        guidances: Sequence[str | Guidance | None] = (None,),
+        spacings: Sequence[str | Spacing | None] = (None,),
+        published: Sequence[Published] = (),
+    ) -> None:
+        super().__init__(
+            samplers=samplers, steps=steps, nfe=nfe, guidances=guidances, spacings=spacings, published=published
+        )
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> Self:
+        if self.steps and self.nfe:
+            raise UserError(f"{argument('steps')} and {argument('nfe')} both say how long a run is; give one of them.")
+        if not self.steps and not self.nfe:
+            raise UserError(
+                f"neither {argument('steps')} nor {argument('nfe')} says how long a run is; give one of them."
+            )
+        return self
 
 
-@dataclass(frozen=True)
-class Request:
-    """A run as asked for, by options or by a suite file."""
+class Request(Checked):
+    """A run as asked for.
 
-    grids: Sequence[Grid]
+    Attributes:
+        grids: the cells.
+        model: a registered name with parameters, a folder, or a hub id.
+        labels: "balanced", "none" or one label; None is balanced, if there are classes.
+        n: images per block; None is as many as there are real ones, at most 50,000.
+        blocks: disjoint sets of n images.
+        seeds: of all noise; each is a run of its own.
+        batch_size: images at a time; "auto" tries which is fastest.
+        dtype: of the network: fp32, tf32, bf16, fp16 or fp64.
+        metrics: what is measured; a spec that is given is parsed.
+        features, features_weights: the feature space of the metrics and its weights; None is the model's.
+        data: the real images or their statistics; None is what the model was trained on.
+        revision, variant, prompts, negative_prompt, offline, compile, graphs: how the model is loaded (`LoadOptions`).
+    """
+
+    grids: tuple[Grid, ...]
     model: str = "digits"
-    labels: str | None = None
-    n: int | None = None
-    blocks: int = 1
-    seeds: Sequence[int] = (0,)
-    batch_size: int | Literal["auto"] = 256
-    dtype: str = "fp32"
-    metrics: Sequence[str] = ("fid",)
+    labels: Annotated[str | None, PlainValidator(_labels)] = None
+    n: Count = None
+    blocks: Blocks = 1
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    batch_size: Annotated[int | Literal["auto"], PlainValidator(_batch_size)] = 256
+    dtype: Annotated[str, PlainValidator(_dtype)] = "fp32"
+    metrics: tuple[OneMetric, ...] = Field(default_factory=lambda: (registry.parse("metric", "fid"),))
     features: str | None = None
     features_weights: str | None = None
     data: str | None = None
-    load: LoadOptions = field(default_factory=LoadOptions)
+    revision: str | None = None
+    variant: str | None = None
+    prompts: str | None = None
+    negative_prompt: str | None = None
+    offline: StrictBool = False
+    compile: StrictBool = False
+    graphs: StrictBool = False
 
+    def __init__(self, grids: Sequence[Grid], **fields: Any) -> None:
+        super().__init__(grids=grids, **fields)
 
-@dataclass
-class Prepared:
-    """The objects that a request names. batch_size: images at a time."""
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        n = self.n or 1
+        if n * self.blocks > MAX_IMAGES:
+            raise UserError(f"{n} x {self.blocks} images: at most {MAX_IMAGES:,} are possible.")
+        return self
 
-    request: Request
-    model: Model
-    guidances: list[Guidance | None]
-    cells: list[Cell]
-    unmet: list[Unmet]
-    mode: str
-    classes: int | None
-    batch_size: int
-    metrics: list[Metric] = field(default_factory=list)
-    published: list[tuple[Cell, Published]] = field(default_factory=list)
-
-    @cached_property
-    def runs(self) -> list[list[Cell]]:
-        """The cells, those together that differ in their budget of evaluations alone: they are sampled once."""
-        found: dict[str, list[Cell]] = {}
-        for cell in self.cells:
-            found.setdefault(_identity(cell, budget=False), []).append(cell)
-        return list(found.values())
-
-    @cached_property
-    def names(self) -> RowNames:
-        """What the cells are called beside one another, before any of them has a result."""
-        return RowNames([*(cell.pending for cell in self.cells), *(gap.record for gap in self.unmet)])
-
-    def title(self, cell: Cell) -> str:
-        """`ddim:eta=0.5 + cfg:scale=2, 50 steps`, with the names of the table."""
-        own = "its own steps" if cell.error is None else f"a budget of {cell.budget}"
-        return f"{self.names.row(cell.pending)}, " + (f"{cell.steps} steps" if cell.steps else own)
-
-    def inputs(self, n: int) -> Inputs:
-        """The labels or prompts of n samples, checked against the model, guidances and generators. Raises UserError."""
-        chosen = make_labels(self.mode, n, self.classes, self.model.class_counts)
-        inputs = Inputs(n, prompts=chosen) if self.model.text else Inputs(n, labels=chosen)
-        self.model.check_inputs(inputs)
-        for guidance in self.guidances:
-            check_guidance(self.model, guidance, inputs)
-        for cell in self.cells:
-            if isinstance(cell.method, Generator) and cell.method.needs_labels and inputs.labels is None:
-                raise UserError(f"generator {cell.method.label()} needs labels: use --labels balanced or a label.")
-        return inputs
-
-
-def prepare(request: Request, device: str, model: Model | None = None, team: Team | None = None) -> Prepared:
-    """Parse, load and check; `model` is one that is loaded already. Raises UserError."""
-    check_numbers(request)
-    metrics = [registry.parse("metric", spec) for spec in request.metrics]
-    parsed = [
-        (
-            grid,
-            list(dict.fromkeys(setup.pick_method(spec) for spec in grid.samplers)),
-            [setup.pick_guidance(spec) for spec in grid.guidances],
+    @property
+    def load(self) -> LoadOptions:
+        """How the model is loaded."""
+        return LoadOptions(
+            self.revision,
+            self.variant,
+            self.prompts,
+            self.negative_prompt,
+            self.offline,
+            compile=self.compile,
+            graphs=self.graphs,
         )
-        for grid in request.grids
-    ]
-    for grid, samplers, _ in parsed:
-        for spacing in grid.spacings:
-            for sampler in samplers:
-                if isinstance(sampler, Sampler):
-                    setup.pick_spacing(sampler, spacing)
-    if model is None:
-        model = setup.load_model(request.model, setup.pick_device(device), request.dtype, request.load)
-    cells: dict[str, Cell] = {}
-    unmet: list[Unmet] = []
-    guidances: list[Guidance | None] = []
-    published: list[tuple[Cell, Published]] = []
-    for grid, samplers, guided in parsed:
-        for method in samplers:
-            if isinstance(method, Generator):
-                bind_generator(method, model)
-            else:
-                check_legacy(method, model)
-        for guidance in guided:
-            if guidance not in guidances:
-                guidances.append(setup.try_to_bind(guidance, model))
-        guided = [guidances[guidances.index(guidance)] for guidance in guided]
-        for spacing in grid.spacings:
-
-            def spacing_of(sampler: Sampler, asked: str | None = spacing) -> Spacing:
-                return setup.pick_spacing(sampler, asked)
-
-            found, gaps = plan(model, samplers, grid.steps, guided, spacing_of, grid.nfe)
-            # The same cell may stand in two grids; it is run once.
-            cells |= {_identity(cell): cell for cell in found if _identity(cell) not in cells}
-            unmet += [gap for gap in gaps if gap not in unmet]
-            of = {spec: setup.pick_method(spec) for spec in {p.sampler for p in grid.published}}
-            under = {spec: setup.pick_guidance(spec) for spec in {p.guidance for p in grid.published}}
-            for p in grid.published:
-                reported = (of[p.sampler], under[p.guidance], p.column)
-                published += [
-                    (cells[_identity(c)], p) for c in found if (c.method, c.guidance, c.budget or c.steps) == reported
-                ]
-    classes = setup.label_classes(model, guidances)
-    mode = request.labels or ("none" if classes is None else "balanced")
-    batch_size = (team or Team()).tell(_batch_size(request, model, guidances))
-    prepared = Prepared(
-        request, model, guidances, list(cells.values()), unmet, mode, classes, batch_size, metrics, published
-    )
-    prepared.inputs(1)
-    return prepared
 
 
-def check_numbers(request: Request) -> None:
-    """Raise UserError where a number of a request is beyond what is possible, whoever made the request."""
-    n, blocks = request.n or 1, request.blocks
-    if n * blocks > MAX_IMAGES:
-        shown = " x ".join(shorten(show_value(number)) for number in (n, blocks))
-        raise UserError(f"{shown} images: at most {MAX_IMAGES:,} are possible.")
-    for grid in request.grids:
-        for flag, numbers in (("--steps", grid.steps), ("--nfe", grid.nfe)):
-            for number in numbers:
-                setup.check_steps(number, flag, shorten(show_value(number)))
-    for seed in request.seeds:
-        check_seed(seed)
+def one_grid(
+    samplers: Sequence[str | Sampler],
+    steps: Sequence[int] = (),
+    nfe: Sequence[int] = (),
+    guidances: Sequence[str | Guidance | None] = (None,),
+    spacing: str | Spacing | None = None,
+) -> Grid:
+    """The grid of a command or a call, which has one spacing; 50 steps where it names neither steps nor budgets.
 
-
-def check_seed(seed: int) -> None:
-    """Raise UserError for a seed that is no whole number from 0 to 2**64 - 1."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-        raise UserError(f"seed = {shorten(show_value(seed))}: give a whole number from 0 to {MAX_SEED}.")
-
-
-def _batch_size(request: Request, model: Model, guidances: Sequence[Guidance | None]) -> int:
-    if request.batch_size != "auto":
-        return request.batch_size
-    from samplerbench.bench.batch_size import fastest_batch_size
-
-    evaluations = max(map(_rows_of, guidances), default=1)
-    return fastest_batch_size(model, request.n or 50_000, evaluations)
-
-
-def _rows_of(guidance: Guidance | None) -> int:
-    try:
-        return evaluations_of(guidance)
-    except RunError:  # its cells will fail
-        return 1
-
-
-def _identity(cell: Cell, budget: bool = True) -> str:
-    guidance = None if cell.guidance is None else cell.guidance.spec
-    spacing = None if cell.spacing is None else cell.spacing.spec
-    grid = cell.sigmas.tolist() if cell.error is None else cell.steps
-    return canonical([cell.method.spec, guidance, spacing, grid, cell.budget if budget else None])
-
-
-@dataclass
-class Measured:
-    """The real side of a run.
-
-    Attributes:
-        extractor: the feature space; None where no metric needs features.
-        reference: statistics of the real images; None where no metric needs them.
-        n: images per block.
-        real: the features of the real images in a layer, (N, d).
-        spaces: the feature spaces that metrics name themselves, by name.
-        data: the real images, where a metric is of the data.
-    """
-
-    extractor: Extractor | None
-    reference: Reference | None
-    n: int
-    real: setup.RealImages | None
-    spaces: dict[str, FeatureSpace] = field(default_factory=dict)
-    data: RealData | None = None
-
-
-def measure_reference(prepared: Prepared) -> Measured:
-    """The extractor, the reference, and the number of images per block, as far as the metrics need them.
+    Args:
+        samplers, guidances: specs or instances. spacing: a spec, an instance, or None.
+        steps, nfe: numbers of steps, or budgets of evaluations.
 
     Raises:
-        UserError: a metric needs real images, or statistics of them, and there are none.
+        RequestError: see `Grid`.
     """
-    request, model = prepared.request, prepared.model
-    using = [m for m in prepared.metrics if m.needs_features and not m.feature_space]
-    images = _check_needs(prepared)
-    measured = Measured(None, None, 0, None)
-    if using:
-        measured.extractor = setup.pick_extractor(
-            model, request.features, request.features_weights, model.device, using
-        )
-        if images is not None:
-            measured.reference = setup.pick_reference(model, request.data, measured.extractor)
-            measured.real = setup.RealImages(model, request.data, measured.extractor) if images else None
-    measured.spaces = _own_spaces(prepared)
-    reference = measured.reference
-    measured.n = _n(prepared) if reference is None or request.n is not None else setup.default_n(reference.data["n"])
-    if any(metric.of == "data" for metric in prepared.metrics):
-        measured.data = setup.real_data(model, request.data, measured.n * request.blocks)
-    return measured
+    if not samplers:
+        raise RequestError("name a sampler; `samplerbench list samplers` shows them.", ("samplers",))
+    lengths = steps if steps or nfe else (DEFAULT_STEPS,)
+    return Grid(samplers, lengths, nfe, guidances or (None,), [spacing])
 
 
-def _own_spaces(prepared: Prepared) -> dict[str, FeatureSpace]:
-    """The feature spaces that metrics name themselves, each with the real images in it as far as they are needed."""
-    request, model = prepared.request, prepared.model
-    by_name: dict[str, list[Metric]] = {}
-    for metric in prepared.metrics:
-        if metric.needs_features and metric.feature_space:
-            by_name.setdefault(metric.feature_space, []).append(metric)
-    spaces = {}
-    for name, metrics in by_name.items():
-        extractor = setup.pick_extractor(model, name, None, model.device, metrics)
-        needed = any(m.needs_reference or m.needs_real_images for m in metrics)
-        reference = setup.pick_reference(model, request.data, extractor) if needed else None
-        images = any(m.needs_real_images for m in metrics)
-        spaces[name] = FeatureSpace(
-            extractor, reference, setup.RealImages(model, request.data, extractor) if images else None
-        )
-    return spaces
-
-
-def check_measurement(prepared: Prepared) -> int:
-    """Check all that a run checks before it samples, as far as no weights of a feature space are needed for it.
-
-    Returns:
-        The number of images per block.
-
-    Raises:
-        UserError: what `measure_reference` and `make_session` refuse. RunError: a plugin failed.
-    """
-    request, model = prepared.request, prepared.model
-    images = _check_needs(prepared)
-    real, n = setup.RealSizes(None, None), request.n
-    if images is not None:
-        real = setup.look_at_reference(model, request.data, request.features, request.features_weights)
-        n = setup.default_n(real.n) if n is None else n
-    elif any(m.needs_features for m in prepared.metrics):
-        setup.known_dimension(setup.features_name(model, request.features), request.features_weights)
-    n = _n(prepared) if n is None else n
-    inputs = prepared.inputs(n)
-    sizes: dict[str, int | None] = {"dimension": real.dimension, "real_images": real.n}
-    check_metrics(model, prepared.metrics, inputs, prepared.mode, n, has_real_images=images, **sizes)
-    return n
-
-
-def _check_needs(prepared: Prepared) -> bool | None:
-    """Check what can be checked before any weights are fetched or any image is read.
-
-    Returns:
-        Whether the real images are available, and not only their statistics; None where there is no reference.
-
-    Raises:
-        UserError: what a metric lacks.
-    """
-    request, model = prepared.request, prepared.model
-    using = [m for m in prepared.metrics if m.needs_features]
-    for metric in prepared.metrics:
-        _check(metric, n=request.n, has_labels=prepared.mode != "none")
-    needed = any(m.needs_reference or m.needs_real_images for m in using)
-    if not using or (not needed and not _has_reference(model, request.data)):
-        return None
-    setup.check_reference(model, request.data)
-    images = setup.has_real_images(model, request.data)
-    for metric in using:
-        _check(metric, has_real_images=images)
-    return images
-
-
-def _check(metric: Metric, **known: Any) -> None:
-    with plugin_call(metric, "in what it needs"):
-        check_requirements(metric, **known)
-
-
-def _has_reference(model: Model, data: str | None) -> bool:
-    return bool(data or model.data or model.draws)
-
-
-def _n(prepared: Prepared) -> int:
-    """Images per block of a run without a reference."""
-    request, model = prepared.request, prepared.model
-    if request.n is not None:
-        return request.n
-    found = setup.count_images(model, request.data)
-    if found is None:
-        raise UserError("there are no real images to take the number of images from; give it with --n.")
-    return setup.default_n(found)
-
-
-def even_batches(n: int, batch_size: int, processes: int = 1) -> int:
-    """The least batch size that needs no more batches than `batch_size`, for n images on so many processes.
-
-    Where every batch is filled to one size, as for a compiled network, hardly a row is then computed for nothing.
-    """
-    rounds = -(-n // (batch_size * processes))
-    return -(-n // (rounds * processes))
-
-
-def make_session(
-    prepared: Prepared, measured: Measured, seed: int, store: Store, rerun: bool = False, team: Team | None = None
-) -> Session:
-    """The session of one seed. Raises UserError where a metric needs more images, RunError where a plugin fails."""
-    request, size = prepared.request, prepared.batch_size
-    team = team or Team()
-    how = how_run(prepared.model.network)
-    if how.compiled or how.graphs:
-        size = even_batches(measured.n, size, team.size)
-    measurement = Measurement(
-        prepared.model,
-        measured.reference,
-        measured.extractor,
-        prepared.metrics,
-        prepared.inputs(measured.n),
-        prepared.mode,
-        measured.n,
-        seed,
-        request.blocks,
-        measured.real,
-        spaces=measured.spaces,
-        data=measured.data,
-    )
-    if measured.real is not None:
-        measurement.real_labels = measured.real.labels
-    return Session(measurement, Execution(store, size, rerun, team=team))
+__all__ = ["Grid", "Published", "Request", "RequestError", "check_whole", "one_grid"]

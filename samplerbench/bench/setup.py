@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,8 +17,7 @@ from samplerbench.boundary import plugin_call
 from samplerbench.data import ImageSet, load_data
 from samplerbench.data.load import find_data
 from samplerbench.data.pixels import quantise
-from samplerbench.errors import RunError, UserError
-from samplerbench.limits import MAX_BATCH, MAX_STEPS
+from samplerbench.errors import RunError, UserError, argument
 from samplerbench.metrics.extractors import DIGITS, Extractor, known_dimension, load_extractor
 from samplerbench.metrics.metric import Layer, Metric
 from samplerbench.metrics.reference import (
@@ -35,7 +32,7 @@ from samplerbench.metrics.reference import (
 from samplerbench.models.files import LoadOptions, check_no_prompts
 from samplerbench.models.model import Model
 from samplerbench.models.runner import Runner, check_compiler, set_precision
-from samplerbench.sampling import Generator, Guidance, Sampler
+from samplerbench.sampling import Guidance
 from samplerbench.sampling.guidance import bind_guidance
 from samplerbench.sampling.spacing import pick_spacing as pick_spacing
 from samplerbench.untrusted import is_dir, is_file, shorten, user_path
@@ -61,7 +58,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()  # "meta" makes tensors and cannot give them back
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: it cannot be used here ({str(error).splitlines()[0]}).") from None
+        raise UserError(f"{argument('device', name)}: it cannot be used here ({str(error).splitlines()[0]}).") from None
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # what is timed, copied and captured is of the current device's stream
     return device
@@ -72,7 +69,7 @@ def load_model(source: str, device: torch.device, dtype: str, options: LoadOptio
     options = options or LoadOptions()
     weights = set_precision(dtype, device)
     if options.graphs and device.type != "cuda":
-        raise UserError("--graphs is of NVIDIA GPUs; on this device leave it out.")
+        raise UserError(f"{argument('graphs')} is of NVIDIA GPUs; on this device leave it out.")
     if options.compile:
         check_compiler()
     model = _load(source, device, weights, options)
@@ -90,9 +87,11 @@ def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOp
     is_folder = is_dir(source)
     registered = plugin_file.split(name) is not None or any(e.name == name for e in registry.entries("model"))
     if not is_folder and registered:
-        for given, flag in ((options.revision, "--revision"), (options.variant, "--variant")):
-            if given is not None:
-                raise UserError(f"{flag} {given} is of checkpoints; the model {source} is built in: leave it out.")
+        for field in ("revision", "variant"):
+            if (given := getattr(options, field)) is not None:
+                raise UserError(
+                    f"{argument(field, given)} is of checkpoints; the model {source} is built in: leave it out."
+                )
         check_no_prompts(source, options)
         named = registry.parse("model", source)
         with plugin_call(named, "in load"):
@@ -103,19 +102,6 @@ def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOp
     from samplerbench.models.pipelines import load_pipeline
 
     return load_pipeline(source, device, dtype, options)
-
-
-def pick_method(spec: str | Sampler | Generator) -> Sampler | Generator:
-    """The sampler or generator of a spec. Raises UserError."""
-    if isinstance(spec, Sampler | Generator):
-        kind = spec.kind
-    elif isinstance(spec, str) and plugin_file.split(name := registry.split(spec)[0]) is not None:
-        kind = registry.kind_of(name, ("sampler", "generator"))
-    else:
-        generators = {entry.name for entry in registry.entries("generator")}
-        kind = "generator" if isinstance(spec, str) and name in generators else "sampler"
-    method: Sampler | Generator = registry.parse(kind, spec)
-    return method
 
 
 def try_to_bind(guidance: Guidance | None, model: Model) -> Guidance | None:
@@ -138,22 +124,28 @@ def real_data(model: Model, data: str | None, n: int) -> RealData:
     """
     source = reference_source(model, data)
     if not has_real_images(model, data):
-        raise UserError("a metric needs the real images, not their statistics alone: name the data with --data.")
+        raise UserError(
+            f"a metric needs the real images, not their statistics alone: name the data with {argument('data')}."
+        )
     images = load_data(source) if source else _drawn(model, max(n, DRAWS))
     if images.shape != model.image_shape:
         real, own = ("x".join(map(str, shape)) for shape in (images.shape, model.image_shape))
-        raise UserError(f"the images of {images.name} are {real}, and the model's are {own}; name others with --data.")
+        raise UserError(
+            f"the images of {images.name} are {real}, and the model's are {own}; name others with {argument('data')}."
+        )
     if len(images) < n:
-        raise UserError(f"a metric needs {n:,} real images, and {images.name} has {len(images):,}; use a smaller --n.")
+        raise UserError(
+            f"a metric needs {n:,} real images, and {images.name} has {len(images):,}; use a smaller {argument('n')}."
+        )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:n]
     labels = None if images.labels is None or model.classes is None or model.text else images.labels[order]
     identity = {"name": images.name, "split": images.split, "n": len(images), "sha256": images.sha256}
     return RealData(images.images[order], labels, identity)
 
 
-def pick_guidance(spec: str) -> Guidance | None:
-    """The guidance of a spec; "none" is none."""
-    return None if spec == "none" else registry.parse("guidance", spec)
+def pick_guidance(spec: str | Guidance | None) -> Guidance | None:
+    """The guidance of a spec or an instance; "none" is none."""
+    return None if spec is None or spec == "none" else registry.parse("guidance", spec)
 
 
 def label_classes(model: Model, guidances: Sequence[Guidance | None]) -> int | None:
@@ -177,7 +169,7 @@ def features_name(model: Model, features: str | None) -> str:
         UserError: an empty name.
     """
     if features is not None and not features.strip():
-        raise UserError("--features is empty; name a feature space, or leave it out.")
+        raise UserError(f"{argument('features')} is empty; name a feature space, or leave it out.")
     return features or model.features or "inception-v3-compat"
 
 
@@ -216,7 +208,7 @@ def look_at_reference(model: Model, data: str | None, features: str | None, weig
         if dimension not in (None, d):
             raise UserError(
                 f"{source} holds statistics of {d} features, but {features_name(model, features)} has {dimension}; "
-                "name the features they were taken in with --features."
+                f"name the features they were taken in with {argument('features')}."
             )
         return RealSizes(None, d)
     images = load_data(source)
@@ -228,7 +220,7 @@ class RealImages:
     """The real images of a run: their features in a layer, and their labels, loaded when first asked for.
 
     Args:
-        model: what they are compared with. data: --data, or None. extractor: the feature space.
+        model: what they are compared with. data: the name of their source, or None. extractor: the feature space.
     """
 
     def __init__(self, model: Model, data: str | None, extractor: Extractor) -> None:
@@ -251,7 +243,9 @@ class RealImages:
             return
         source = reference_source(self.model, self.data)
         if not has_real_images(self.model, self.data):
-            raise UserError("a metric needs the real images, not their statistics alone: name the data with --data.")
+            raise UserError(
+                f"a metric needs the real images, not their statistics alone: name the data with {argument('data')}."
+            )
         found = load_data(source) if source else _drawn(self.model)
         check_shape(self.model, found.shape_as_seen, found.name)
         parts = [self.extractor.all(part) for part in found.images.split(self.extractor.chunk)]
@@ -286,7 +280,7 @@ def check_shape(model: Model, shape: tuple[int, int, int] | None, name: str) -> 
     real, made = (f"{w}x{h} {'grey' if c == 1 else 'RGB'}" for c, h, w in (shape, own))
     raise UserError(
         f"the images of {name} are {real}, and the model makes {made} images: they cannot be compared; name images of "
-        "that kind with --data."
+        f"that kind with {argument('data')}."
     )
 
 
@@ -297,10 +291,10 @@ def reference_source(model: Model, data: str | None) -> str:
         UserError: neither says.
     """
     if data is not None and not data.strip():
-        raise UserError("--data is empty; name the real images, or leave it out.")
+        raise UserError(f"{argument('data')} is empty; name the real images, or leave it out.")
     source = data or model.data or ("" if model.draws else None)
     if source is None:
-        raise UserError("the model does not say what it was trained on; name the real images with --data.")
+        raise UserError(f"the model does not say what it was trained on; name the real images with {argument('data')}.")
     return source
 
 
@@ -368,56 +362,6 @@ DRAWS = 10_000
 def _drawn(model: Model, n: int = DRAWS) -> ImageSet:
     """Draws from an exact problem, quantised as generated images are."""
     return ImageSet(str(model.identity["source"]), "draws", quantise(model.real(n)[0]), None, None)
-
-
-def parse_steps(text: str, flag: str = "--steps") -> list[int]:
-    """`10,20,50` as numbers, without repetitions. Raises UserError for anything else and for less than 1."""
-    found: list[int] = []
-    if not text.strip(" ,"):
-        raise UserError(f"{flag} is empty; write {flag} 10,20,50.")
-    for part in (p.strip() for p in text.split(",")):
-        if not part:
-            raise UserError(f"{flag} {shorten(text)}: a number is missing beside a comma; write {flag} 10,20,50.")
-        try:
-            number = _whole(part)
-        except ValueError:
-            what = f'{flag} {shorten(text)}: "{shorten(part)}"'
-            raise UserError(f"{what} is no whole number; write {flag} 10,20,50.") from None
-        check_steps(number, flag, shorten(part))
-        if number not in found:
-            found.append(number)
-    return found
-
-
-def _whole(text: str) -> int:
-    """A whole number in the digits 0 to 9. Raises ValueError: `int` alone takes digits of any script, and 1_000."""
-    if not re.fullmatch("[+-]?[0-9]+", text):
-        raise ValueError(text)
-    return int(text)
-
-
-def check_steps(number: int, flag: str, shown: str | None = None) -> None:
-    """Raise UserError where a number of steps, or a budget of evaluations, is below 1 or above the limit."""
-    shown = str(number) if shown is None else shown
-    if number < 1:
-        raise UserError(f"{flag} {shown}: at least 1 {flag.removeprefix('--').removesuffix('s')} is needed.")
-    if number > MAX_STEPS:
-        raise UserError(f"{flag} {shown}: at most {MAX_STEPS:,} are possible.")
-
-
-def parse_batch_size(text: str | int) -> int | Literal["auto"]:
-    """A number of images, or "auto". Raises UserError for anything else and for less than 1."""
-    if text == "auto":
-        return "auto"
-    try:
-        number = _whole(str(text))
-    except ValueError:
-        raise UserError(f'--batch-size {shorten(str(text))}: it is a whole number, or "auto".') from None
-    if number < 1:
-        raise UserError(f"--batch-size {number}: at least 1 image is needed.")
-    if number > MAX_BATCH:
-        raise UserError(f"--batch-size {shorten(str(text))}: at most {MAX_BATCH:,} images are possible.")
-    return number
 
 
 def default_n(real_images: int | None) -> int:

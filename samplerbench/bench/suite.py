@@ -1,30 +1,34 @@
-"""Suites: TOML files that list cells as grids."""
+"""Suites: TOML files with the fields of a `Request`. Only a file's grids have `parameters` and tables of a paper."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from samplerbench import registry
-from samplerbench.bench.request import Grid, Published, Request
-from samplerbench.errors import UserError
-from samplerbench.limits import MAX_BATCH, MAX_CELLS, MAX_CLASSES, MAX_IMAGES, MAX_INTEGER, MAX_SEED, MAX_STEPS
-from samplerbench.models.files import LoadOptions
+from samplerbench.bench.request import Grid, Published, Request, RequestError
+from samplerbench.errors import Argument, Message, UserError, spell
+from samplerbench.limits import MAX_CELLS, MAX_INTEGER
 from samplerbench.options import did_you_mean, show_value
 from samplerbench.untrusted import parse_toml, read_text, shorten, user_path
 
-Count = Annotated[int, Field(ge=1, le=MAX_IMAGES)]
-Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Number = Annotated[float, Field(allow_inf_nan=True)] | Annotated[int, Field(ge=-(2**53), le=2**53)]
 Value = Annotated[float, Field(allow_inf_nan=False)] | Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]
 
+PLURAL = {name: f"{name}s" for name in ("sampler", "guidance", "spacing", "metric", "seed")}
+"""The keys of a suite that are not called as the argument of an error."""
 
-class SuitePublished(BaseModel):
+
+class Table(BaseModel):
     """What a paper reports for a `[[grid]]`: its source, and per metric a row for each sampler, a column for each step.
 
     The rows are in the order of samplers × parameters × guidances; a value that the paper does not give is nan.
@@ -36,44 +40,30 @@ class SuitePublished(BaseModel):
     source: Annotated[str, Field(min_length=1)]
 
 
-class SuiteGrid(BaseModel):
-    """One `[[grid]]`: samplers × parameters × guidances × spacings × steps (or nfe)."""
+class Expansion(BaseModel):
+    """What a `[[grid]]` of a file has besides the fields of a `Grid`.
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    Attributes:
+        parameters: values of parameters; every sampler is taken with each combination of them.
+        published: what a paper reports.
+    """
 
-    samplers: Annotated[list[str], Field(min_length=1)]
+    model_config = ConfigDict(strict=True)
+
     parameters: dict[str, list[Value | bool | str]] = {}
-    steps: list[Steps] = []
-    nfe: list[Steps] = []
-    guidances: list[str] = ["none"]
-    spacings: list[str] = ["default"]
-    published: SuitePublished | None = None
+    published: Table | None = None
 
 
-class Suite(BaseModel):
-    """The whole file."""
+TOP = ("name", *(name for name in Request.model_fields if name not in ("grids", "offline")), "grid")
+"""The keys of a suite."""
+KEYS = ("samplers", "parameters", "steps", "nfe", "guidances", "spacings", "published")
+"""The keys of a `[[grid]]`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: str = ""
-    model: str = "digits"
-    labels: str | Annotated[int, Field(ge=0, le=MAX_CLASSES)] | None = None
-    n: Count | None = None
-    blocks: Count = 1
-    seeds: Annotated[list[Annotated[int, Field(ge=0, le=MAX_SEED)]], Field(min_length=1)] = [0]
-    batch_size: Annotated[int, Field(ge=1, le=MAX_BATCH)] | Literal["auto"] = 256
-    dtype: str = "fp32"
-    metrics: Annotated[list[str], Field(min_length=1)] = ["fid"]
-    features: str | None = None
-    features_weights: str | None = None
-    data: str | None = None
-    revision: str | None = None
-    variant: str | None = None
-    prompts: str | None = None
-    negative_prompt: str | None = None
-    compile: bool = False
-    graphs: bool = False
-    grid: Annotated[list[SuiteGrid], Field(min_length=1)]
+def in_toml(given: Argument) -> str:
+    """How the error of a suite spells an argument: `labels = "balanced"`, `n = 5`."""
+    name = PLURAL.get(given.name, given.name)
+    return name if given.value is None else f"{name} = {json.dumps(given.value, ensure_ascii=False, default=str)}"
 
 
 def load_suite(file: Path) -> Request:
@@ -91,34 +81,134 @@ def load_suite(file: Path) -> Request:
     except ValueError as error:
         line = re.search(r"line (\d+)", str(error))
         raise UserError(f"{file}:{line.group(1) if line else 1}: {error}") from None
-    try:
-        suite = Suite.model_validate(data)
-    except ValidationError as error:
-        first, place = _first(error.errors())
-        raise UserError(f"{file}:{find_line(text, place)}: {_explain(first, place)}") from None
-    _check_specs(file, text, suite)
-    return Request(
-        grids=[_grid(file, text, i, grid) for i, grid in enumerate(suite.grid)],
-        model=suite.model,
-        labels=None if suite.labels is None else str(suite.labels),
-        n=suite.n,
-        blocks=suite.blocks,
-        seeds=suite.seeds,
-        batch_size=suite.batch_size,
-        dtype=suite.dtype,
-        metrics=suite.metrics,
-        features=suite.features,
-        features_weights=suite.features_weights,
-        data=suite.data,
-        load=LoadOptions(
-            suite.revision,
-            suite.variant,
-            suite.prompts,
-            suite.negative_prompt,
-            compile=suite.compile,
-            graphs=suite.graphs,
-        ),
-    )
+    return Suite(file, text, data).request()
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite file.
+
+    Attributes:
+        file, text: its name, and what is in it.
+        data: the same, parsed.
+    """
+
+    file: Path
+    text: str
+    data: dict[str, Any]
+
+    def request(self) -> Request:
+        """What the file asks for. Raises UserError with the line of what is wrong."""
+        self._check_keys(self.data, TOP, [])
+        if not isinstance(self.data.get("name", ""), str):
+            raise self.error(["name"], "name: give text.")
+        tables = self.data.get("grid", [])
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            raise self.error(["grid"], "grid: write each grid as a table, [[grid]].")
+        with self._placing([]):
+            request = Request((), **{key: value for key, value in self.data.items() if key not in ("name", "grid")})
+        if not request.metrics:
+            raise self.error(["metrics"], "metrics is empty; give at least one.")
+        if not tables:
+            raise self.error([], "grid is missing; a suite has at least one [[grid]].")
+        return request.replace(grids=[self._grid(i, table) for i, table in enumerate(tables)])
+
+    def error(self, place: Sequence[Any], message: object, value: str | None = None) -> UserError:
+        """`FILE:LINE: message`. value: see `find_line`."""
+        line = find_line(self.text, list(place), value)
+        return UserError(Message([f"{self.file}:{line}: {spell(message, in_toml)}"]))
+
+    @contextmanager
+    def _placing(self, place: list[Any]) -> Iterator[None]:
+        """Give an error of a request, or of a part of it, the line of what it is about."""
+        try:
+            yield
+        except RequestError as error:
+            at = [*place, *error.place]
+            value = self._at(at)
+            raise self.error(at, error, value if isinstance(value, str) else None) from error.__cause__
+
+    def _at(self, place: list[Any]) -> Any:
+        """What the file has at a place; None where it has nothing."""
+        found: Any = self.data
+        with suppress(KeyError, IndexError, TypeError):
+            for part in place:
+                found = found[part]
+            return found
+        return None
+
+    def _check_keys(self, table: dict[str, Any], known: Sequence[str], place: list[Any]) -> None:
+        for key in table:
+            if key not in known:
+                hint = f"{did_you_mean(key, known)} Known: {', '.join(known)}."
+                raise self.error([*place, key], f'there is no key "{shorten(key)}" here.{hint}')
+
+    def _grid(self, number: int, table: dict[str, Any]) -> Grid:
+        place: list[Any] = ["grid", number]
+        self._check_keys(table, KEYS, place)
+        if bool(table.get("steps")) == bool(table.get("nfe")):
+            what = "both steps and nfe" if table.get("steps") else "neither steps nor nfe"
+            raise self.error(place, f"this grid has {what}; give one of them.")
+        try:
+            more = Expansion(**{key: value for key, value in table.items() if key in Expansion.model_fields})
+        except ValidationError as error:
+            first, inside = _first(error.errors())
+            raise self.error([*place, *inside], _explain(first, ["grid", *inside])) from None
+        named = {key: value for key, value in table.items() if key in Grid.model_fields and key != "published"}
+        sizes = [len(value) for value in named.values() if value and isinstance(value, list)]
+        if math.prod([*sizes, *map(len, more.parameters.values())]) > MAX_CELLS:
+            raise self.error(place, f"this grid has more than {MAX_CELLS:,} cells; leave some out.")
+        if isinstance(named.get("spacings"), list):
+            named["spacings"] = [None if s == "default" else s for s in named["spacings"]]
+        with self._placing(place):
+            grid = Grid(**{"samplers": ()} | named)
+        if more.parameters:
+            specs = [spec for base in named["samplers"] for spec in _with(base, more.parameters)]
+            try:
+                grid = grid.replace(samplers=specs)
+            except RequestError as error:
+                raise self.error([*place, "parameters"], error) from error.__cause__
+        return grid.replace(published=self._published(place, grid, more.published))
+
+    def _published(self, place: list[Any], grid: Grid, table: Table | None) -> list[Published]:
+        """The published values of a grid, one per cell and metric."""
+        rows = [(sampler, guidance) for sampler in grid.samplers for guidance in grid.guidances]
+        columns = grid.steps or grid.nfe
+        found: list[Published] = []
+        for metric, values in ({} if table is None else table.__pydantic_extra__).items():
+            here = [*place, "published", metric]
+            if metric not in {e.name for e in registry.entries("metric")}:
+                raise self.error(here, f'there is no metric "{metric}" to compare with.')
+            if len(grid.spacings) != 1:
+                raise self.error(here, "published values belong to one spacing; this grid has several.")
+            if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
+                raise self.error(
+                    here,
+                    f"{metric} has {len(values)} rows of {sorted({len(row) for row in values})} values; this grid has "
+                    f"{len(rows)} rows (samplers × parameters × guidances) of {len(columns)}.",
+                )
+            assert table is not None
+            for (sampler, guidance), row in zip(rows, values, strict=True):
+                for column, value in zip(columns, row, strict=True):
+                    if value == value:
+                        found.append(
+                            Published(
+                                sampler=sampler,
+                                guidance=guidance,
+                                column=column,
+                                metric=metric,
+                                value=float(value),
+                                source=table.source,
+                            )
+                        )
+        return found
+
+
+def _with(spec: str, parameters: dict[str, list[Any]]) -> Iterator[str]:
+    """A spec with every combination of the parameters' values."""
+    for values in itertools.product(*parameters.values()):
+        extra = ",".join(f"{k}={show_value(v)}" for k, v in zip(parameters, values, strict=True))
+        yield registry.extend(spec, extra)
 
 
 _TYPES = ("str", "int", "float", "bool", "constrained-int", "constrained-float")
@@ -137,75 +227,9 @@ def _first(errors: list[Any]) -> tuple[Any, list[Any]]:
 
 def _explain(error: Any, place: list[Any]) -> str:
     name = ".".join(str(part) for part in place if not isinstance(part, int))
-    if error["type"] == "extra_forbidden":
-        known = SuiteGrid.model_fields if place[0] == "grid" else Suite.model_fields
-        key = shorten(str(place[-1]))
-        return f'there is no key "{key}" here.{did_you_mean(key, known)} Known: {", ".join(known)}.'
-    if error["type"] == "missing":
-        return f"{name} is missing" + ("; a suite has at least one [[grid]]." if name == "grid" else ".")
-    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}."
-
-
-def _check_specs(file: Path, text: str, suite: Suite) -> None:
-    """Every spec in the file, parsed, so that an error names its line."""
-    named: list[tuple[str, str, list[Any]]] = [("metric", m, ["metrics", i]) for i, m in enumerate(suite.metrics)]
-    for g, grid in enumerate(suite.grid):
-        named += [("sampler", s, ["grid", g, "samplers", i]) for i, s in enumerate(grid.samplers)]
-        named += [("guidance", s, ["grid", g, "guidances", i]) for i, s in enumerate(grid.guidances) if s != "none"]
-        named += [("spacing", s, ["grid", g, "spacings", i]) for i, s in enumerate(grid.spacings) if s != "default"]
-        if bool(grid.steps) == bool(grid.nfe):
-            what = "both steps and nfe" if grid.steps else "neither steps nor nfe"
-            raise UserError(f"{file}:{find_line(text, ['grid', g])}: this grid has {what}; give one of them.")
-    for kind, spec, place in named:
-        try:
-            registry.parse(kind, spec)
-        except UserError as error:
-            raise UserError(f"{file}:{find_line(text, place, spec)}: {error}") from None
-
-
-def _grid(file: Path, text: str, number: int, grid: SuiteGrid) -> Grid:
-    sizes = [len(grid.samplers), *map(len, grid.parameters.values()), len(grid.guidances), len(grid.spacings)]
-    if math.prod([*sizes, len(grid.steps) + len(grid.nfe)]) > MAX_CELLS:
-        line = find_line(text, ["grid", number])
-        raise UserError(f"{file}:{line}: this grid has more than {MAX_CELLS:,} cells; leave some out.")
-    samplers = []
-    for spec in grid.samplers:
-        for values in itertools.product(*grid.parameters.values()):
-            extra = ",".join(f"{k}={show_value(v)}" for k, v in zip(grid.parameters, values, strict=True))
-            full = registry.extend(spec, extra)
-            try:
-                registry.parse("sampler", full)
-            except UserError as error:
-                line = find_line(text, ["grid", number, "parameters"])
-                raise UserError(f"{file}:{line}: {error}") from None
-            samplers.append(full)
-    spacings = [None if s == "default" else s for s in grid.spacings]
-    rows = [(sampler, guidance) for sampler in samplers for guidance in grid.guidances]
-    return Grid(samplers, grid.steps, grid.nfe, grid.guidances, spacings, _published(file, text, number, grid, rows))
-
-
-def _published(file: Path, text: str, number: int, grid: SuiteGrid, rows: list[tuple[str, str]]) -> list[Published]:
-    """The published values of a grid, one per cell and metric."""
-    if grid.published is None:
-        return []
-    columns = grid.steps or grid.nfe
-    found = []
-    for metric, values in grid.published.__pydantic_extra__.items():
-        line = find_line(text, ["grid", number, "published", metric])
-        if metric not in {e.name for e in registry.entries("metric")}:
-            raise UserError(f'{file}:{line}: there is no metric "{metric}" to compare with.')
-        if len(grid.spacings) != 1:
-            raise UserError(f"{file}:{line}: published values belong to one spacing; this grid has several.")
-        if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
-            raise UserError(
-                f"{file}:{line}: {metric} has {len(values)} rows of {sorted({len(row) for row in values})} values; "
-                f"this grid has {len(rows)} rows (samplers × parameters × guidances) of {len(columns)}."
-            )
-        for (sampler, guidance), row in zip(rows, values, strict=True):
-            for column, value in zip(columns, row, strict=True):
-                if value == value:
-                    found.append(Published(sampler, guidance, column, metric, float(value), grid.published.source))
-    return found
+    return (
+        f"{name} is missing." if error["type"] == "missing" else f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}."
+    )
 
 
 def find_line(text: str, place: list[Any], value: str | None = None) -> int:

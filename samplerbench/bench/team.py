@@ -13,7 +13,7 @@ import torch
 
 from samplerbench.bench.launch import start_the_others
 from samplerbench.bench.presence import Presence
-from samplerbench.errors import LostProcess, SamplerbenchError, Stopped, UserError
+from samplerbench.errors import LostProcess, SamplerbenchError, Stopped, UserError, argument, message_of
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class Team:
             if error is not None:
                 raise error
             return
-        told = None if error is None else (type(error), f"process {self.rank}: {error}")
+        told = None if error is None else (type(error), message_of(error).after(f"process {self.rank}: "))
         for found in self.gather(told):
             if found is not None:
                 kind, text = found
@@ -125,7 +125,10 @@ def join_team(device: str) -> tuple[Team, str]:
     use_cpu = device == "cpu" or os.environ.get("ACCELERATE_USE_CPU") == "True" or not torch.cuda.is_available()
     state = PartialState(cpu=use_cpu)
     if not use_cpu and device not in ("auto", "cuda"):
-        raise UserError(f"--device {device}: with several processes each takes its own GPU; use --device auto.")
+        raise UserError(
+            f"{argument('device', device)}: with several processes each takes its own GPU; use "
+            f"{argument('device', 'auto')}."
+        )
     rank, size = state.process_index, state.num_processes
     group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
     team = Team(rank, size, group)

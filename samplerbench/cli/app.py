@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from samplerbench.cli import check, compare, figure, listing, new, plugins, report, results, run, stats, train
+from samplerbench.cli.spelling import with_options
 from samplerbench.errors import SamplerbenchError, UserError
 from samplerbench.text import note, one_line
 
@@ -86,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     except SamplerbenchError as error:
         if os.environ.get("SAMPLERBENCH_DEBUG"):
             raise
-        note(error)
+        note(with_options(error))
         sys.exit(error.exit_code)
     except ClickException as error:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "samplerbench"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from samplerbench.cli.spelling import with_options
 from samplerbench.errors import UserError
 from samplerbench.text import console, literal, print_json
 
@@ -70,10 +71,10 @@ def check(
             failed += result.passed is False
             told.append(
                 {"kind": plugin.kind, "spec": plugin.spec, "check": result.name, "passed": result.passed}
-                | {"figure": result.figure, "asserts": result.about}
+                | {"figure": with_options(result.figure), "asserts": result.about}
             )
             mark = {True: ("ok", "green"), False: ("FAILED", "red"), None: ("n/a", "dim")}[result.passed]
-            table.add_row(result.name, Text(*mark), literal(result.figure), literal(result.about))
+            table.add_row(result.name, Text(*mark), literal(with_options(result.figure)), literal(result.about))
         if status:
             status.stop()
         if not as_json:

@@ -47,7 +47,7 @@ def compare(
     one = load(first)
     two = one if second is None else load(second)
     chosen = [
-        select(merge_metrics(loaded.records), text, flag) for loaded, text, flag in ((one, a, "--a"), (two, b, "--b"))
+        select(merge_metrics(loaded.records), text, name) for loaded, text, name in ((one, a, "a"), (two, b, "b"))
     ]
     found = pair(chosen[0], chosen[1], a, b, metric)
     if as_json:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from samplerbench.cli import common
+from samplerbench.cli.numbers import parse_steps
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_BATCH, MAX_STEPS
 from samplerbench.text import console, json_text, say
@@ -94,7 +95,8 @@ class Canvas:
         data: str | None = None,
     ) -> Scene:
         """The model and the runs, checked."""
-        from samplerbench.bench.request import Grid, Request, prepare
+        from samplerbench.bench.prepare import prepare
+        from samplerbench.bench.request import Grid, Request
         from samplerbench.figures.scene import Scene
 
         grids = [Grid(samplers, steps, guidances=guidances, spacings=[spacing])] if samplers else []
@@ -140,10 +142,8 @@ def _figure(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., No
         _, *own = inspect.signature(function, eval_str=True).parameters.values()
 
         def run(**given: Any) -> None:
-            from samplerbench.models.files import LoadOptions
-
-            loading = {k: given.pop(k) for k in ("revision", "variant", "prompts", "negative_prompt", "offline")}
-            asked = {k: given.pop(k) for k in ("model", "labels", "dtype")} | {"load": LoadOptions(**loading)}
+            loading = ("revision", "variant", "prompts", "negative_prompt", "offline")
+            asked = {k: given.pop(k) for k in ("model", "labels", "dtype", *loading)}
             rest = {k: given.pop(k) for k in ("out", "n", "seed", "batch_size", "device")}
             function(Canvas(asked=asked, **rest), **given)
 
@@ -174,7 +174,6 @@ def steps(
 
     `samplerbench figure steps steps.gif -s ddim --n 8`
     """
-    from samplerbench.bench.setup import parse_steps
     from samplerbench.figures.steps import columns, frames, still
 
     moves = canvas.moves(animate)
@@ -253,7 +252,6 @@ def interpolate(
 
     `samplerbench figure interpolate interpolate.gif -s ddim --labels 3 --n 6`
     """
-    from samplerbench.bench.setup import parse_steps
     from samplerbench.figures import interpolate as arc
     from samplerbench.figures import round_trip as trip
     from samplerbench.figures.panel import Drawing

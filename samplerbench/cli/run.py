@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from samplerbench.cli import common
-from samplerbench.errors import LostProcess, SamplerbenchError, Stopped, UserError
+from samplerbench.cli.numbers import parse_batch_size, parse_steps
+from samplerbench.cli.spelling import with_options
+from samplerbench.errors import LostProcess, Stopped, UserError
 from samplerbench.limits import MAX_IMAGES, MAX_STEPS
 from samplerbench.text import console, literal, note, print_json, printable, say
 
 if TYPE_CHECKING:
+    from samplerbench.bench.engine import Outcome
     from samplerbench.bench.last_word import LastWord
-    from samplerbench.bench.request import Prepared, Request
-    from samplerbench.bench.team import Team
-    from samplerbench.results.store import Store
+    from samplerbench.bench.prepare import Prepared
+    from samplerbench.bench.request import Grid
+    from samplerbench.bench.run import Observer, Run
 
 
 def run(
@@ -124,46 +126,32 @@ def run(
 
     `accelerate launch --num_processes 8 -m samplerbench run benchmarks/suites/digits.toml`
     """
-    from samplerbench.bench import engine, last_word, request, setup
+    from samplerbench.bench import last_word
+    from samplerbench.bench.prepare import prepare
+    from samplerbench.bench.request import Request
+    from samplerbench.bench.run import Run
     from samplerbench.bench.suite import load_suite
     from samplerbench.bench.team import join_team
-    from samplerbench.metrics.fid import FID
-    from samplerbench.metrics.fid_infinity import FIDInfinity
     from samplerbench.results.store import Store
 
     options: dict[str, Any] = {"model": model, "labels": labels, "n": n, "blocks": blocks, "seeds": (seed,)}
-    options |= {
-        "batch_size": setup.parse_batch_size(batch_size),
-        "dtype": dtype,
-        "metrics": metric,
-        "features": features,
-        "features_weights": features_weights,
-    }
-    options |= {"data": data}
-    loading: dict[str, Any] = {
-        "revision": revision,
-        "variant": variant,
-        "prompts": prompts,
-        "negative_prompt": negative_prompt,
-        "compile": compile,
-        "graphs": graphs,
-    }
-    if suite is not None:
-        asked = load_suite(suite)
-        if sampler or steps or nfe or guidance or spacing:
-            raise UserError(f"{suite} says which samplers and steps; leave --sampler, --steps and the like out.")
-        # What is said on the command line goes before what the suite says.
-        options, loading = _given(context, options), _given(context, loading)
-    else:
-        if not sampler:
+    options |= {"batch_size": parse_batch_size(batch_size), "dtype": dtype, "metrics": metric, "features": features}
+    options |= {"features_weights": features_weights, "data": data, "revision": revision, "variant": variant}
+    options |= {"prompts": prompts, "negative_prompt": negative_prompt, "compile": compile, "graphs": graphs}
+    with _stdout_kept(as_json):  # plugins are imported
+        if suite is not None:
+            asked = load_suite(suite)
+            if sampler or steps or nfe or guidance or spacing:
+                raise UserError(f"{suite} says which samplers and steps; leave --sampler, --steps and the like out.")
+            # What is said on the command line goes before what the suite says.
+            asked = asked.replace(**_given(context, options), offline=offline)
+        elif sampler:
+            asked = Request([_grid(sampler, steps, nfe, guidance, spacing)], **options, offline=offline)
+        else:
             raise UserError("name a sampler with --sampler, or a suite file; `samplerbench list samplers` shows them.")
-        asked = _request(sampler, steps, nfe, guidance, spacing)
-    asked = replace(asked, **options, load=replace(asked.load, **loading))
-    asked = replace(asked, load=replace(asked.load, offline=offline))
     team, device = join_team(device)
     with _stdout_kept(as_json):
-        prepared = request.prepare(asked, device, team=team)
-    store = Store(out)
+        prepared = prepare(asked, device, team=team)
     if dry_run:
         if team.main:
             _dry_run(prepared)
@@ -175,41 +163,13 @@ def run(
             f"finished cells and the last checkpoint are kept in {printable(out)}/. "
             "Run the same command again to continue."
         )
-    _prepare(store, team)
     with _stdout_kept(as_json):
-        measured = request.measure_reference(prepared)
-        sessions = [request.make_session(prepared, measured, s, store, rerun, team) for s in asked.seeds]
-    if team.main and measured.reference is not None and any(isinstance(m, FID | FIDInfinity) for m in prepared.metrics):
-        _warn_few(measured.n, len(measured.reference.moments.mean))
-    runs = [(session, cells) for session in sessions for cells in prepared.runs]
-    jobs = [(session, cell) for session in sessions for cell in prepared.cells]
-    outcomes: list[engine.Outcome | None] = [None] * len(jobs)
-    watch = common.Interrupts(quiet=not team.main)
+        job = Run(prepared, Store(out), rerun, team)
+    for warning in job.warnings() if team.main else ():
+        note(f"note: {with_options(warning)}")
     interrupted = False
     try:
-        bars = common.Progress(len(runs), not team.main, out / "run.log", lambda: _so_far(jobs, outcomes, prepared))
-        with _stdout_kept(as_json), watch, bars.running() as progress:
-            for session in sessions:
-                session.execution.stop = watch.asked
-                session.execution.solving = progress.solution
-            # Cells that another run works on come last, when they may be finished already.
-            for wait in (False, True):
-                for session, cells in runs:
-                    cell, places = cells[0], [_place(jobs, session, cell) for cell in cells]
-                    if outcomes[places[0]] is not None:
-                        continue
-                    total, title = measured.n * asked.blocks, prepared.title(cell)
-                    with (
-                        suppress(engine.Claimed),
-                        progress.cell(title, cell.steps, total, prepared.batch_size * team.size) as on_step,
-                    ):
-                        outcome = engine.run_cell(session, cell, on_step, wait)
-                        for place, found in zip(places, engine.under_budgets(outcome, cells), strict=True):
-                            outcomes[place] = found
-                        if outcome.trace:
-                            say(outcome.trace, error=True)
-                        progress.done(_line(outcome, title))
-        team.close()
+        job.run(_terminal(job, out / "run.log", as_json))
     except (KeyboardInterrupt, Stopped):
         interrupted = True
     except LostProcess:
@@ -222,32 +182,48 @@ def run(
         # It has nothing left to say. Leaving at once spares it torch's threads, which may abort at a slow exit.
         sys.stderr.flush()
         os._exit(130 if interrupted else 0)
-    records = [o.record for o in outcomes if o is not None] + [gap.record for gap in prepared.unmet]
+    records = [_shown(record) for record in job.records]
     if as_json:
         keep = [{k: v for k, v in r.items() if k not in ("protocol_fields", "seal")} for r in records]
         print_json(keep)
     elif records:
-        floor = None
-        if asked.blocks > 1 and any(m.label() == "fid" for m in prepared.metrics):
-            floor = _floor(measured.real, measured.n)
-        _show(records, prepared.metrics, floor)
-        _show_published(jobs, outcomes, prepared)
+        _show(records, prepared.metrics, job.floor())
+        _show_published(job)
         say(f"results and sample grids: {out}/", error=True)
+    cells = len(job.units)
     if interrupted:
-        finished = sum(outcomes[_place(jobs, session, cells[0])] is not None for session, cells in runs)
-        line = f"stopped; {finished} of {len(runs)} cells are done and kept in {out}/. Run the same command to go on."
+        line = f"stopped; {job.finished} of {cells} cells are done and kept in {out}/. Run the same command to go on."
         _last_line(line, word)
         raise typer.Exit(130)
-    if code := _exit_code(outcomes):
+    if job.failed:
         if word is not None:
-            failed = len({id(o.error) for o in outcomes if o is not None and o.error is not None})
-            _last_line(f"{failed} of {len(runs)} cells failed (see above).", word)
-        raise typer.Exit(code)
+            _last_line(f"{len({id(o.error) for o in job.failed})} of {cells} cells failed (see above).", word)
+        raise typer.Exit(_exit_code(job.failed))
 
 
-def _place(jobs: Sequence[Any], session: Any, cell: Any) -> int:
-    """Which of the jobs a session's cell is."""
-    return next(i for i, (s, c) in enumerate(jobs) if s is session and c is cell)
+def _terminal(job: Run, log: Path, as_json: bool) -> Observer:
+    """What shows a run in the terminal, and stops it after Ctrl-C."""
+    from samplerbench.bench.run import Observer
+    from samplerbench.report.table import steps_table
+
+    metric, quiet = job.prepared.metrics[0].label(), not job.team.main
+    bars = common.Progress(len(job.units), quiet, log, lambda: steps_table(job.pending, metric))
+    watch = common.Interrupts(quiet)
+
+    class Terminal(Observer):
+        cell, solution, stop = bars.cell, bars.solution, watch.asked
+
+        @contextmanager
+        def running(self) -> Iterator[None]:
+            with _stdout_kept(as_json), watch, bars.running():
+                yield
+
+        def done(self, outcome: Outcome, title: str) -> None:
+            if outcome.trace:
+                say(outcome.trace, error=True)
+            bars.done(_line(outcome, title))
+
+    return Terminal()
 
 
 def _stdout_kept(as_json: bool) -> AbstractContextManager[Any]:
@@ -263,42 +239,20 @@ def _last_line(line: str, word: LastWord | None) -> None:
         word.keep(f"samplerbench: {printable(line)}")
 
 
-def _prepare(store: Store, team: Team) -> None:
-    """Make the folder of results, on the main process; where it cannot, all of them end."""
-    failure: SamplerbenchError | None = None
-    if team.main:
-        try:
-            store.prepare()
-        except SamplerbenchError as error:
-            failure = error
-    team.agree(failure)
+def _shown(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the options of this command in its error."""
+    return record | {"error": with_options(record["error"])} if "error" in record else record
 
 
-def _show_published(jobs: Sequence[Any], outcomes: Sequence[Any], prepared: Prepared) -> None:
+def _show_published(job: Run) -> None:
     """What a paper reports for these cells, beside what was measured."""
     from samplerbench.report.published import published_table
 
-    known = {metric.label() for metric in prepared.metrics}
-    pairs = list(zip(jobs, outcomes, strict=True))
-    rows = [
-        (outcome.record, p.metric, p.value, p.source)
-        for cell, p in prepared.published
-        for job, outcome in pairs
-        if job[1] is cell and outcome is not None and p.metric in known
-    ]
+    rows = [(record, p.metric, p.value, p.source) for record, p in job.published()]
     if rows:
         screen = console()
         screen.print()
         screen.print(published_table(rows))
-
-
-def _so_far(jobs: Sequence[Any], outcomes: Sequence[Any], prepared: Prepared) -> Any:
-    """The table of the first metric, with the cells that are still to come."""
-    from samplerbench.report.table import steps_table
-
-    pairs = zip(jobs, outcomes, strict=True)
-    records = [o.record if o is not None else job[1].pending | {"seed": job[0].measurement.seed} for job, o in pairs]
-    return steps_table([*records, *(gap.record for gap in prepared.unmet)], prepared.metrics[0].label())
 
 
 def _given(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
@@ -308,23 +262,20 @@ def _given(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in options.items() if (source := sources[k]) is not None and source.name == "COMMANDLINE"}
 
 
-def _exit_code(outcomes: Sequence[Any]) -> int:
-    codes = {o.error.exit_code for o in outcomes if o is not None and o.error is not None}
-    return 0 if not codes else 1 if 1 in codes else 2
+def _exit_code(failed: Sequence[Outcome]) -> int:
+    """1 if a cell failed while it ran; 2 if all were asked for what cannot be."""
+    return 1 if any(o.error is not None and o.error.exit_code == 1 for o in failed) else 2
 
 
-def _request(
-    samplers: list[str], steps: str | None, nfe: str | None, guidances: list[str], spacing: str | None
-) -> Request:
-    """The request of the command's options: one grid."""
-    from samplerbench.bench import setup
-    from samplerbench.bench.request import Grid, Request
+def _grid(samplers: list[str], steps: str | None, nfe: str | None, guidances: list[str], spacing: str | None) -> Grid:
+    """The grid of the command's options."""
+    from samplerbench.bench.request import one_grid
 
-    budgets = [] if nfe is None else setup.parse_steps(nfe, "--nfe")
-    if budgets and steps is not None:
+    if nfe is not None and steps is not None:
+        parse_steps(nfe, "--nfe")
         raise UserError("--steps and --nfe both say how long a run is; give one of them.")
-    numbers = [] if budgets else setup.parse_steps("50" if steps is None else steps)
-    return Request([Grid(samplers, numbers, budgets, guidances or ["none"], [spacing])])
+    numbers = () if steps is None else parse_steps(steps)
+    return one_grid(samplers, numbers, () if nfe is None else parse_steps(nfe, "--nfe"), guidances, spacing)
 
 
 def _dry_run(prepared: Prepared) -> None:
@@ -365,35 +316,17 @@ def _dry_run(prepared: Prepared) -> None:
         screen.print("≈: measured on two images.")
     for cell in prepared.cells:
         if cell.error is not None:
-            screen.print(literal(f"{cell.title}: will fail: {cell.error}"))
+            screen.print(literal(f"{cell.title}: will fail: {with_options(cell.error)}"))
     for gap in prepared.unmet:
         screen.print(literal(f"{gap.sampler.spec}: {gap.record['unmet']}"))
 
 
-def _floor(real: Any, n: int) -> tuple[float, float, int] | None:
-    """The noise floor, where the real images are at hand."""
-    from samplerbench.results.compare import noise_floor
-
-    try:
-        return None if real is None else noise_floor(real("fid"), n)
-    except UserError:
-        return None
-
-
-def _warn_few(n: int, dim: int) -> None:
-    if n <= dim:
-        note(
-            f"note: {n} images for {dim} features: the covariance is singular and the FID strongly "
-            f"biased; use --n {10 * dim} or more."
-        )
-
-
-def _line(outcome: Any, title: str) -> str:
+def _line(outcome: Outcome, title: str) -> str:
     from samplerbench.report.table import format_nfe, format_value
 
     record = outcome.record
     if outcome.error is not None:
-        return f"{title}: failed: {outcome.error}"
+        return f"{title}: failed: {with_options(outcome.error)}"
     values = "".join(f"{name} {format_value(m['value'])}, " for name, m in record["metrics"].items())
     timed = "" if record["seconds"] is None else f"{record['seconds']:.1f} s"
     how = "from an earlier run" if outcome.reused else timed
@@ -462,22 +395,32 @@ def sample(
     import numpy as np
     import torch
 
-    from samplerbench.bench import engine, request, setup
+    from samplerbench.bench import engine
+    from samplerbench.bench.prepare import prepare
+    from samplerbench.bench.request import Request
     from samplerbench.data.grid import save_grid
     from samplerbench.data.pixels import quantise
-    from samplerbench.models.files import LoadOptions
     from samplerbench.results.files import write_atomically
 
     if out.suffix.lower() != ".png":
         raise UserError(f"{out}: the grid is a PNG file; name one, like grid.png.")
-    asked = replace(_request([sampler], str(steps), None, [guidance], spacing), model=model, labels=labels, dtype=dtype)
-    asked = replace(
-        asked,
+    asked = Request(
+        [_grid([sampler], str(steps), None, [guidance], spacing)],
+        model=model,
+        labels=labels,
         n=n,
-        batch_size=setup.parse_batch_size(batch_size),
-        load=LoadOptions(revision, variant, prompts, negative_prompt, offline, compile=compile, graphs=graphs),
+        seeds=(seed,),
+        batch_size=parse_batch_size(batch_size),
+        dtype=dtype,
+        revision=revision,
+        variant=variant,
+        prompts=prompts,
+        negative_prompt=negative_prompt,
+        offline=offline,
+        compile=compile,
+        graphs=graphs,
     )
-    prepared = request.prepare(asked, device)
+    prepared = prepare(asked, device)
     inputs = prepared.inputs(n)
     cell = prepared.cells[0]
     with (

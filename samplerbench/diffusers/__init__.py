@@ -175,7 +175,7 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         The sampler is rehearsed on a few random numbers, which tells where it will ask for D.
 
         Args:
-            num_inference_steps: N ≥ 1, as --steps of the command line. device: of `timesteps`.
+            num_inference_steps: N ≥ 1, the number of steps. device: of `timesteps`.
 
         Raises:
             UserError: a grid that the spacing cannot make, and what `as_scheduler` refuses.

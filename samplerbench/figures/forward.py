@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.figures.panel import Drawing, Panel
 from samplerbench.figures.scene import Scene, name_sigma, spread
 from samplerbench.sampling.process import VARIANCE_PRESERVING
@@ -44,9 +44,13 @@ def pick_levels(
         return [Level(s, None) for s in sorted(sigmas)]
     if timesteps is not None:
         if not discrete:
-            raise UserError("--timesteps: the model's noise levels are continuous; choose with --sigmas.")
+            raise UserError(
+                f"{argument('timesteps')}: the model's noise levels are continuous; choose with {argument('sigmas')}."
+            )
         if max(timesteps) >= len(levels):
-            raise UserError(f"--timesteps {max(timesteps)}: the model has the timesteps 0 to {len(levels) - 1}.")
+            raise UserError(
+                f"{argument('timesteps', max(timesteps))}: the model has the timesteps 0 to {len(levels) - 1}."
+            )
         return [Level(0.0, None), *(Level(levels[t], t) for t in sorted(timesteps))]
     # Of `columns` marks along 0 … T-1 the first is the clean image's, which is no timestep.
     marks = spread(len(levels), columns)[1:]

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from samplerbench.errors import RunError
+from samplerbench.errors import RunError, argument
 from samplerbench.sampling import Denoiser
 
 Method = Literal["euler", "heun"]
@@ -65,5 +65,7 @@ def encode(denoise: Denoiser, x0: Tensor, sigmas: Tensor, method: Method = "eule
         if x.device.type == "cpu" and not bool(x.isfinite().all()):
             break
     if not bool(x.isfinite().all()):
-        raise RunError("the inversion left the finite numbers; try more steps, another spacing, or --dtype fp32.")
+        raise RunError(
+            f"the inversion left the finite numbers; try more steps, another spacing, or {argument('dtype', 'fp32')}."
+        )
     return x

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.figures.panel import SETTINGS, Drawing, draw
 
 Format = Literal["png", "svg", "gif", "apng"]
@@ -22,7 +22,7 @@ def pick_format(out: Path, animate: bool) -> Format:
     """
     suffix = out.suffix.lower()
     if suffix == ".svg" and animate:
-        raise UserError(f"{out}: an SVG does not move; name a .gif, .apng or .png for --animate.")
+        raise UserError(f"{out}: an SVG does not move; name a .gif, .apng or .png for {argument('animate')}.")
     if suffix == ".png":
         return "apng" if animate else "png"
     if suffix == ".svg":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from samplerbench.bench.cell import Cell
 from samplerbench.bench.generate import explain_memory
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.figures.invert import Method, encode
 from samplerbench.figures.panel import Panel
 from samplerbench.figures.scene import Scene, name_steps
@@ -67,7 +67,7 @@ def round_trip(
     if cell.steps is None:
         raise UserError(
             f"sampler {cell.sampler.spec} chooses its own steps, so there is no grid for the way up; name another "
-            "--sampler, or leave it out with --round-trip none."
+            f"{argument('sampler')}, or leave it out with {argument('round_trip', 'none')}."
         )
     model = scene.model
     model.check_inputs(scene.inputs(labels, torch.arange(len(x0), device=model.device)))

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from samplerbench.bench.cell import Cell
 from samplerbench.bench.generate import bound_cell, explain_memory
-from samplerbench.bench.request import Prepared
+from samplerbench.bench.prepare import Prepared
 from samplerbench.data.pixels import quantise
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.models.model import Model
 from samplerbench.models.sample import start_batch, start_noise
 from samplerbench.sampling import Inputs, Noise, Sampler
@@ -151,14 +151,18 @@ class Scene:
 
         source = self.data or self.model.data
         if source is None and not self.model.draws:
-            raise UserError("the model does not say what it was trained on; name the real images with --data.")
+            raise UserError(
+                f"the model does not say what it was trained on; name the real images with {argument('data')}."
+            )
         if source is None:
             x0, labels = self.model.real(n)
         else:
             found = load_data(source)
             if found.shape != self.model.image_shape:
                 here, there = ("x".join(map(str, shape)) for shape in (found.shape, self.model.image_shape))
-                raise UserError(f"{source} has images of {here}, the model makes {there}; name others with --data.")
+                raise UserError(
+                    f"{source} has images of {here}, the model makes {there}; name others with {argument('data')}."
+                )
             if len(found) < n:
                 raise UserError(f"{source} has {len(found)} image{'s' * (len(found) != 1)}; {n} are needed here.")
             order = uniform(self.seed, Purpose.ESTIMATE, torch.arange(len(found))).argsort()[:n]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplerbench.bench.cell import Cell
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.figures.panel import Drawing, Panel
 from samplerbench.figures.scene import Scene, name_sigma, nearest, spread
 from samplerbench.sampling import Step
@@ -36,7 +36,7 @@ def follow(scene: Scene, cell: Cell, columns: int, sigmas: list[float] | None = 
     if cell.steps is None:
         raise UserError(
             f"sampler {cell.sampler.spec} chooses its own steps, so there are no common levels to show; name another "
-            "--sampler."
+            f"{argument('sampler')}."
         )
     start = scene.start(cell)
     states: list[list[Tensor]] = [[start]]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.options import did_you_mean
 from samplerbench.untrusted import is_dir, read_json, reason, shorten, user_path
 
@@ -100,7 +100,7 @@ def load_extractor(
             raise UserError(
                 f"the weights of {name} are not in the cache and cannot be downloaded ({type(error).__name__}); put "
                 f"{_weights_file(cls)} into {Path(torch.hub.get_dir()) / 'checkpoints'}, or name the file with "
-                "--features-weights."
+                f"{argument('features_weights')}."
             ) from error
         raise UserError(f"the weights {weights} do not fit the features {name}: {_misfit(error)}") from error
     module.requires_grad_(False).eval().to(device)
@@ -156,7 +156,7 @@ def _find(name: str, weights: str | None) -> tuple[str, str | None, Any]:
     else:
         cls = registry[name]
     if weights is not None and not weights.strip():
-        raise UserError("--features-weights is empty; name a weights file, or leave it out.")
+        raise UserError(f"{argument('features_weights')} is empty; name a weights file, or leave it out.")
     if weights is not None and not user_path(weights).exists():
         raise UserError(f"the weights {weights} of the features {name} are not there.")
     return name, weights, cls
@@ -194,7 +194,8 @@ def _plain_weights(cls: type, name: str, weights: str | None) -> Iterator[str | 
     if name.startswith("clip-"):
         raise UserError(
             f"{name} takes a TorchScript archive as its weights, which is a program, and no code of a weights file is "
-            f"run; leave --features-weights out, with the weights in torch hub's cache, {torch.hub.get_dir()}."
+            f"run; leave {argument('features_weights')} out, with the weights in torch hub's cache, "
+            f"{torch.hub.get_dir()}."
         )
     state = _read_state(path, weights or "")
     with tempfile.TemporaryDirectory(prefix="samplerbench-") as folder:

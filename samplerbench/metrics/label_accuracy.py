@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from samplerbench.errors import RunError, UserError
+from samplerbench.errors import RunError, UserError, argument
 from samplerbench.metrics.metric import Accumulator, Batch, Context, Layer, Metric
 
 
@@ -31,9 +31,9 @@ class _Hits(Accumulator):
 
     def update(self, batch: Batch) -> None:
         if not bool(batch.features.isfinite().all()):
-            raise RunError("the features of the generated images are not finite; try --dtype fp32.")
+            raise RunError(f"the features of the generated images are not finite; try {argument('dtype', 'fp32')}.")
         if batch.labels is None:
-            raise UserError("the metric label-accuracy needs labels: use --labels balanced or a label.")
+            raise UserError(f"the metric label-accuracy needs labels: use {argument('labels', 'balanced')} or a label.")
         if int(batch.labels.max()) >= batch.features.shape[1]:
             raise UserError("the metric label-accuracy needs features whose classifier knows the model's labels.")
         self.hits += int((batch.features.argmax(dim=1).cpu() == batch.labels).sum())

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from samplerbench.errors import RunError, UserError
+from samplerbench.errors import RunError, UserError, argument
 from samplerbench.metrics.reference import Reference
 from samplerbench.metrics.strata import SINGLE_SHARE, single_images
 from samplerbench.options import Configurable
@@ -89,7 +89,9 @@ class Context:
     def real_features(self, layer: Layer) -> Tensor:
         """Features of the real images, (N, d). Raises UserError where only their statistics are at hand."""
         if self.real is None:
-            raise UserError("this metric needs the real images, not their statistics alone: give them with --data.")
+            raise UserError(
+                f"this metric needs the real images, not their statistics alone: give them with {argument('data')}."
+            )
         return self.real(layer)
 
 
@@ -129,7 +131,7 @@ class FeatureStore(Accumulator):
         """All features seen, (n, d). Raises RunError where they are not finite."""
         features = torch.cat(self.parts)
         if not bool(features.isfinite().all()):
-            raise RunError("the features of the generated images are not finite; try --dtype fp32.")
+            raise RunError(f"the features of the generated images are not finite; try {argument('dtype', 'fp32')}.")
         return features
 
     def state(self) -> dict[str, Tensor]:
@@ -279,14 +281,14 @@ def check_requirements(
     """
     name = metric.label()
     if n is not None and n < metric.min_images:
-        raise UserError(f"--n {n}: the metric {name} needs at least {metric.min_images} images.")
+        raise UserError(f"{argument('n', n)}: the metric {name} needs at least {metric.min_images} images.")
     if n is not None and dimension is not None and n < metric.min_images_per_feature * dimension:
         raise UserError(
-            f"--n {n}: the metric {name} needs at least {metric.min_images_per_feature} images per feature, "
+            f"{argument('n', n)}: the metric {name} needs at least {metric.min_images_per_feature} images per feature, "
             f"{metric.min_images_per_feature * dimension} for these {dimension} features."
         )
     if metric.needs_labels and has_labels is False:
-        raise UserError(f"the metric {name} needs labels: use --labels balanced or a label.")
+        raise UserError(f"the metric {name} needs labels: use {argument('labels', 'balanced')} or a label.")
     if metric.needs_prompts and has_prompts is False:
         raise UserError(f"the metric {name} needs prompts: use a text-to-image model.")
     if metric.needs_truth and has_truth is False:
@@ -294,7 +296,7 @@ def check_requirements(
     if metric.needs_real_images and has_real_images is False:
         raise UserError(
             f"the metric {name} needs the real images, and there are only their statistics: name the images with "
-            "--data."
+            f"{argument('data')}."
         )
     if metric.needs_real_images and real_images is not None and real_images < metric.min_real_images:
         raise UserError(
@@ -304,7 +306,7 @@ def check_requirements(
         single = single_images(labels)
         if single > SINGLE_SHARE * len(labels):
             raise UserError(
-                f"--n {len(labels)}: under --labels balanced, the metric {name} needs at least 2 images of each class, "
-                f"and {single} of {len(labels)} images are the only one of their class; use a larger --n, about twice "
-                "the number of classes."
+                f"{argument('n', len(labels))}: under {argument('labels', 'balanced')}, the metric {name} needs at "
+                f"least 2 images of each class, and {single} of {len(labels)} images are the only one of their class; "
+                f"use a larger {argument('n')}, about twice the number of classes."
             )

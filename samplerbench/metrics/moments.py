@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplerbench.errors import RunError, UserError
+from samplerbench.errors import RunError, UserError, argument
 
 
 class Moments:
@@ -140,5 +140,5 @@ class Moments:
         """
         covariance = self.covariance.cpu()
         if not (bool(covariance.isfinite().all()) and bool(self.mean.isfinite().all())):
-            raise RunError("the features are not finite, so they have no covariance; try --dtype fp32.")
+            raise RunError(f"the features are not finite, so they have no covariance; try {argument('dtype', 'fp32')}.")
         return covariance.numpy().T  # it is symmetric, so this is only its order in memory

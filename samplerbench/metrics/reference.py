@@ -19,7 +19,7 @@ import torch
 
 from samplerbench.cache import cache_dir
 from samplerbench.data.files import IMAGES
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.metrics.moments import Moments
 from samplerbench.tensor_seal import open_seal, sealed
 
@@ -126,7 +126,7 @@ def load_published(file: Path, extractor: Extractor) -> Reference | None:
     if dimension != d:
         raise UserError(
             f"{file} holds statistics of {d} features, but {extractor.name} has {dimension}; name the features they "
-            "were taken in with --features."
+            f"were taken in with {argument('features')}."
         )
     try:
         with np.load(file, allow_pickle=False) as arrays:

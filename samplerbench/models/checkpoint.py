@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.limits import MAX_CLASSES, MAX_IMAGES
 from samplerbench.models.fields import Fields
 from samplerbench.models.files import (
@@ -98,7 +98,7 @@ class Checkpoint:
         if not files:
             others = known_variants(folder)
             advice = (
-                f"there are only the variants {', '.join(others)}; choose one with --variant"
+                f"there are only the variants {', '.join(others)}; choose one with {argument('variant')}"
                 if others
                 else "weights in pickle files, .bin, are not loaded; convert them with diffusers"
             )

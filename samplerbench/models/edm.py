@@ -31,7 +31,7 @@ class EDMPreconditioned(ModelMixin, ConfigMixin):
     """D(x, σ) = c_skip x + c_out F(c_in x, c_noise) around a `UNet2DModel` F (Karras et al. 2022, eq. 7 and table 1).
 
     c_skip = σ_d²/(σ² + σ_d²), c_out = σ σ_d/√(σ² + σ_d²), c_in = 1/√(σ² + σ_d²), c_noise = ln(σ)/4, which F gets as
-    its timestep. `save_pretrained` writes config.json and safetensors; such a folder is a model: `--model FOLDER`.
+    its timestep. `save_pretrained` writes config.json and safetensors; such a folder is a model: `model="FOLDER"`.
 
     Args:
         unet: the configuration of F, the keywords of `UNet2DModel`. sigma_data: σ_d, the data's standard deviation.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.untrusted import is_dir, is_file, read_json, shorten, user_path
 
 STEMS = ("diffusion_pytorch_model", "model")
@@ -118,7 +118,9 @@ def resolve_checkpoint(source: str, options: LoadOptions | None = None) -> tuple
     path = user_path(source)
     if source and is_dir(path):
         if options.revision is not None:
-            raise UserError(f"--revision {options.revision} is of a hub repository, but {source} is a folder.")
+            raise UserError(
+                f"{argument('revision', options.revision)} is of a hub repository, but {source} is a folder."
+            )
         return path, ""
     a_file = path.suffix.lower() in (".safetensors", ".json", ".bin", ".ckpt", ".pt", ".pth")
     looks_like_id = source.count("/") == 1 and not source.startswith((".", "/", "~")) and not a_file
@@ -141,9 +143,9 @@ def resolve_checkpoint(source: str, options: LoadOptions | None = None) -> tuple
 
 def check_no_prompts(source: str, options: LoadOptions) -> None:
     """Raise UserError where prompts are given for a model without text."""
-    for given, flag in ((options.prompts, "--prompts"), (options.negative_prompt, "--negative-prompt")):
-        if given is not None:
-            raise UserError(f"{flag} is for models that draw from text; {source} is none: leave it out.")
+    for name in ("prompts", "negative_prompt"):
+        if getattr(options, name) is not None:
+            raise UserError(f"{argument(name)} is for models that draw from text; {source} is none: leave it out.")
 
 
 def _weight_patterns(parts: Iterable[str], variant: str | None) -> list[str]:
@@ -167,7 +169,7 @@ def _fetch(source: str, options: LoadOptions, patterns: list[str]) -> Path:
     offline = options.offline or constants.HF_HUB_OFFLINE
     by_hand = (
         "get its folder (model_index.json, and the config.json and *.safetensors of each part) by other means "
-        f"and give its path as --model, or put it into the cache, {constants.HF_HUB_CACHE}"
+        f"and give its path as {argument('model')}, or put it into the cache, {constants.HF_HUB_CACHE}"
     )
     at = "" if options.revision is None else f" at revision {options.revision}"
     try:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.limits import MAX_CHANNELS
 from samplerbench.models.checkpoint import Checkpoint
 
@@ -60,7 +60,9 @@ class Autoencoder:
         """
         if tuple(images.shape[1:]) != self.image_shape:
             found, wanted = ("x".join(map(str, shape)) for shape in (images.shape[1:], self.image_shape))
-            raise UserError(f"the images are {found}, but the model's are {wanted}; name others with --data.")
+            raise UserError(
+                f"the images are {found}, but the model's are {wanted}; name others with {argument('data')}."
+            )
         device = next(self.module.parameters()).device
         parts = []
         for part in images.split(self.chunk):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.models.classifier import LoadedClassifier
 from samplerbench.models.preconditioning import DENOISED, Preconditioning
 from samplerbench.options import Configurable
@@ -219,12 +219,13 @@ class Model(ABC):
             if self.classes is not None and not self.null:
                 raise UserError(
                     "the model is class-conditional and was trained without a null label; it cannot be sampled with "
-                    f"--labels none. Use --labels balanced, or a label from 0 to {self.classes - 1}."
+                    f"{argument('labels', 'none')}. Use {argument('labels', 'balanced')}, or a label from 0 to "
+                    f"{self.classes - 1}."
                 )
             return
         known = self.classes
         if known is not None and len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < known:
-            raise UserError(f"--labels {int(chosen.max())}: the model has the labels 0 to {known - 1}.")
+            raise UserError(f"{argument('labels', int(chosen.max()))}: the model has the labels 0 to {known - 1}.")
 
     def denoiser(self, inputs: Inputs, guidance: Guidance | None = None) -> Denoiser:
         """The denoiser of one batch: bound to its inputs, guided, and clipped where the guidance's `clip` says.
@@ -296,11 +297,16 @@ def check_guidance(model: Model, guidance: Guidance | None, inputs: Inputs) -> N
         )
     missing = (guidance.needs_condition and inputs.chosen is None) or (guidance.needs_labels and inputs.labels is None)
     if missing:
-        raise UserError(f"{name} needs labels to steer towards, but there are none: use --labels balanced or a label.")
+        raise UserError(
+            f"{name} needs labels to steer towards, but there are none: use {argument('labels', 'balanced')} or a "
+            "label."
+        )
     if guidance.classes is not None and inputs.labels is not None and len(inputs):
         largest = int(inputs.labels.max())
         if largest >= guidance.classes:
-            raise UserError(f"--labels {largest}: the classifier has the labels 0 to {guidance.classes - 1}.")
+            raise UserError(
+                f"{argument('labels', largest)}: the classifier has the labels 0 to {guidance.classes - 1}."
+            )
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.untrusted import read_text, reason, user_path
 
@@ -37,10 +37,10 @@ def read_prompts(file: str) -> Prompts:
     try:
         text = read_text(user_path(file))
     except (OSError, ValueError) as error:
-        raise UserError(f"--prompts {file}: the file cannot be read ({error}).") from None
+        raise UserError(f"{argument('prompts', str(file))}: the file cannot be read ({error}).") from None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise UserError(f"--prompts {file}: the file has no prompts; write one a line.")
+        raise UserError(f"{argument('prompts', str(file))}: the file has no prompts; write one a line.")
     return Prompts(lines)
 
 

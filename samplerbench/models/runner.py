@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 
 PRECISIONS = {
     "fp32": torch.float32,
@@ -19,7 +19,7 @@ PRECISIONS = {
     "fp16": torch.float16,
     "fp64": torch.float64,
 }
-"""What --dtype may be, and the dtype that the network's weights then have."""
+"""What `dtype` may be, and the dtype that the network's weights then have."""
 
 FEWEST = 4
 """Rows below which a CPU's matrix kernels add up in another order than for a larger batch."""
@@ -125,7 +125,15 @@ def check_compiler() -> None:
     """Raise UserError where torch.compile has nothing to compile with."""
     known = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
     if not any(shutil.which(name) for name in known if name):
-        raise UserError("--compile needs a C++ compiler (g++ or clang++), and there is none here: leave it out.")
+        raise UserError(
+            f"{argument('compile')} needs a C++ compiler (g++ or clang++), and there is none here: leave it out."
+        )
+
+
+def check_dtype(name: str) -> None:
+    """Raise UserError for a `dtype` that there is not."""
+    if name not in PRECISIONS:
+        raise UserError(f"{argument('dtype', name)}: known are {', '.join(PRECISIONS)}.")
 
 
 def set_precision(name: str, device: torch.device) -> torch.dtype:
@@ -136,10 +144,11 @@ def set_precision(name: str, device: torch.device) -> torch.dtype:
     Raises:
         UserError: there is no such precision, or it is not one of the device.
     """
-    if name not in PRECISIONS:
-        raise UserError(f"--dtype {name}: known are {', '.join(PRECISIONS)}.")
+    check_dtype(name)
     if name == "tf32" and device.type != "cuda":
-        raise UserError("--dtype tf32 is of NVIDIA GPUs; on this device use --dtype fp32.")
+        raise UserError(
+            f"{argument('dtype', 'tf32')} is of NVIDIA GPUs; on this device use {argument('dtype', 'fp32')}."
+        )
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
         torch.backends.cudnn.allow_tf32 = name == "tf32"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.limits import MAX_CHANNELS
 from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.models.diffusers_unet import card_fields, check_channels, identity_of, load_schedule
@@ -60,7 +60,7 @@ def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: t
 
     source, options = checkpoint.source, checkpoint.options
     if options.prompts is None and not options.show:
-        raise UserError(f"{source} draws from text: name a file with one prompt a line, --prompts FILE.")
+        raise UserError(f"{source} draws from text: name a file with one prompt a line, {argument('prompts', 'FILE')}.")
     prompts = None if options.prompts is None else read_prompts(options.prompts)
     checkpoint.require("unet", "UNet2DConditionModel")
     checkpoint.check_variant(["unet", "vae", "text_encoder"])

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from samplerbench.errors import RunError, SamplerbenchError, UserError
+from samplerbench.errors import RunError, SamplerbenchError, UserError, argument
 
 _FULL = ("ENOSPC", "EDQUOT", "EFBIG")
 _DEVICE = ("EIO", "ESTALE", "ETIMEDOUT", "ENXIO", "ENODEV", "EREMOTEIO", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH")
@@ -29,10 +29,10 @@ def write_error(file: Path, error: OSError) -> SamplerbenchError:
     """
     text = f"cannot write {file}: {error.strerror or error}; "
     if error.errno in _numbers(_FULL):
-        return RunError(f"{text}free some space and run the same command again, or choose another --out.")
+        return RunError(f"{text}free some space and run the same command again, or choose another {argument('out')}.")
     if error.errno in _numbers(_DEVICE):
         return RunError(f"{text}check the disk or the network and run the same command again.")
-    return UserError(f"{text}choose another --out.")
+    return UserError(f"{text}choose another {argument('out')}.")
 
 
 LARGEST_TEXT = 64 * 2**20
@@ -116,7 +116,7 @@ def refuse_links(folder: Path, root: Path) -> None:
         if part == root:
             return
         if part.is_symlink():
-            raise UserError(f"{part} is a symbolic link, which is not followed; name another --out.")
+            raise UserError(f"{part} is a symbolic link, which is not followed; name another {argument('out')}.")
 
 
 @contextmanager

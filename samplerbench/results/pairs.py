@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.results.compare import difference
 from samplerbench.results.groups import metric_identities
 from samplerbench.results.names import RowNames, row_order
@@ -54,8 +54,11 @@ class Paired:
     versions: str
 
 
-def parse_selection(text: str, flag: str) -> dict[str, str]:
+def parse_selection(text: str, name: str) -> dict[str, str]:
     """`sampler=ddim:eta=0.5,steps=5` as fields; a comma within a spec does not end it.
+
+    Args:
+        text: the selection. name: of the argument that it was given as, "a" or "b", for the error.
 
     Raises:
         UserError: a field that there is not, or a part that is no FIELD=VALUE.
@@ -63,24 +66,26 @@ def parse_selection(text: str, flag: str) -> dict[str, str]:
     names = "|".join(FIELDS)
     found: dict[str, str] = {}
     for part in re.split(rf",(?=\s*(?:{names})=)", text) if text.strip() else []:
-        name, equals, value = part.strip().partition("=")
-        if not equals or name not in FIELDS:
-            raise UserError(f"{flag} {text}: {part.strip()} is no FIELD=VALUE; the fields are {', '.join(FIELDS)}.")
-        found[name] = value.strip()
+        key, equals, value = part.strip().partition("=")
+        if not equals or key not in FIELDS:
+            raise UserError(
+                f"{argument(name, text)}: {part.strip()} is no FIELD=VALUE; the fields are {', '.join(FIELDS)}."
+            )
+        found[key] = value.strip()
     return found
 
 
-def select(records: Sequence[Record], text: str, flag: str) -> list[Record]:
+def select(records: Sequence[Record], text: str, name: str) -> list[Record]:
     """The records that a selection names; all for an empty one. `none` is null.
 
     Raises:
         UserError: it is no selection, or it names no record.
     """
-    wanted = parse_selection(text, flag)
-    found = [r for r in records if all(_matches(r.get(name), value) for name, value in wanted.items())]
+    wanted = parse_selection(text, name)
+    found = [r for r in records if all(_matches(r.get(key), value) for key, value in wanted.items())]
     if not found:
         specs = ", ".join(dict.fromkeys(str(r["sampler"]) for r in records))
-        raise UserError(f"{flag} {text}: no result is so; the samplers there are {specs}.")
+        raise UserError(f"{argument(name, text)}: no result is so; the samplers there are {specs}.")
     return found
 
 
@@ -100,18 +105,19 @@ def pair(ones: Sequence[Record], twos: Sequence[Record], a: str, b: str, metrics
         UserError: nothing pairs, a cell has two partners, or the protocols of a pair differ in more than what is
             compared.
     """
-    named = {*parse_selection(a, "--a"), *parse_selection(b, "--b")}
+    named = {*parse_selection(a, "a"), *parse_selection(b, "b")}
     free = named.union(*(BRINGS.get(name, set()) for name in named))
     keys = [name for name in IDENTITY if name not in free]
     ones, twos = sorted(ones, key=row_order), sorted(twos, key=row_order)
     names = RowNames([*ones, *twos])
-    left, right = _keyed(ones, keys, "--a", names), _keyed(twos, keys, "--b", names)
+    left, right = _keyed(ones, keys, "a", names), _keyed(twos, keys, "b", names)
     if len(left) == len(right) == 1 and named:
         right = dict(zip(left, right.values(), strict=True))
     common = [key for key in left if key in right]
     if not common:
         raise UserError(
-            f"no cell of A has a partner in B with the same {', '.join(keys)}; name what differs with --a and --b."
+            f"no cell of A has a partner in B with the same {', '.join(keys)}; name what differs with "
+            f"{argument('a')} and {argument('b')}."
         )
     rows = [row for key in common for row in _compare(left[key], right[key], metrics, names)]
     if not rows:
@@ -124,7 +130,7 @@ def pair(ones: Sequence[Record], twos: Sequence[Record], a: str, b: str, metrics
     )
 
 
-def _keyed(records: Sequence[Record], keys: Sequence[str], flag: str, names: RowNames) -> dict[tuple[Any, ...], Record]:
+def _keyed(records: Sequence[Record], keys: Sequence[str], side: str, names: RowNames) -> dict[tuple[Any, ...], Record]:
     found: dict[tuple[Any, ...], Record] = {}
     for r in records:
         key = tuple(r[name] for name in keys)
@@ -133,9 +139,9 @@ def _keyed(records: Sequence[Record], keys: Sequence[str], flag: str, names: Row
             apart = [n for n in FIELDS if r.get(n) != other.get(n)] or _differing(r, other, frozenset())
             todo = "keep results of different protocols in different folders"
             if apart[0] in FIELDS:
-                todo = f"narrow the selection, like {flag} {apart[0]}={r[apart[0]]}"
+                todo = f"narrow the selection, like {argument(side, f'{apart[0]}={r[apart[0]]}')}"
             raise UserError(
-                f"{flag}: {title(r, names)} and {title(other, names)} both fit, and differ in "
+                f"{argument(side)}: {title(r, names)} and {title(other, names)} both fit, and differ in "
                 f"{' and '.join(apart)}; {todo}."
             )
         found[key] = r

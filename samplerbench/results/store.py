@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samplerbench.errors import RunError, UserError
+from samplerbench.errors import RunError, UserError, argument
 from samplerbench.results.claims import Claims
 from samplerbench.results.files import LARGEST_TEXT, read_regular, refuse_links, set_aside, write_atomically
 from samplerbench.results.record import Record, schema_errors
@@ -47,7 +47,9 @@ class Store:
         for part in (self.folder, *self.folder.parents):
             if part.exists() and not part.is_dir():
                 what = "it" if part == self.folder else part
-                raise UserError(f"cannot write {self.folder}: {what} is a file, not a folder; choose another --out.")
+                raise UserError(
+                    f"cannot write {self.folder}: {what} is a file, not a folder; choose another {argument('out')}."
+                )
         refuse_links(self.folder / ".locks", self.folder)
         probe = self.folder / f".probe-{os.getpid()}"
         write_atomically(probe, b"")

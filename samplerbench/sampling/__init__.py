@@ -5,7 +5,7 @@
 One coordinate system throughout: the state is x = x₀ + σ z, whatever the checkpoint's own convention is.
 """
 
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.options import option
 from samplerbench.sampling.denoiser import (
     ConditionalDenoiser,
@@ -44,6 +44,7 @@ __all__ = [
     "Spacing",
     "Step",
     "UserError",
+    "argument",
     "coefficient",
     "intervals",
     "option",

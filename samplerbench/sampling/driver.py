@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from samplerbench.boundary import plugin_call, shown
-from samplerbench.errors import RunError
+from samplerbench.errors import RunError, argument
 from samplerbench.sampling.denoiser import Denoiser
 from samplerbench.sampling.noise import Noise
 from samplerbench.sampling.sampler import Sampler, Step, planned_nfe
@@ -50,7 +50,7 @@ class Walk:
             bad = sound.index(False)
             raise RunError(
                 f"sampler {self.sampler.label()}: the state is not finite after {_step(bad + 1, self.steps)} "
-                f"(σ = {self.levels[bad]:.4g}); try more steps, another spacing, or --dtype fp32."
+                f"(σ = {self.levels[bad]:.4g}); try more steps, another spacing, or {argument('dtype', 'fp32')}."
             )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samplerbench import registry
 from samplerbench.boundary import plugin_call, shown
-from samplerbench.errors import RunError, UserError
+from samplerbench.errors import RunError, UserError, argument
 from samplerbench.limits import MAX_STEPS
 from samplerbench.options import Configurable
 from samplerbench.sampling.sampler import Sampler
@@ -57,7 +57,7 @@ class Spacing(Configurable, ABC):
         if len(index) > len(levels) or bool((index[1:] >= index[:-1]).any()):
             raise UserError(
                 f"spacing {self.spec} cannot give {len(index)} steps: the model has {len(levels)} timesteps; "
-                "use fewer --steps, or a continuous spacing."
+                f"use fewer {argument('steps')}, or a continuous spacing."
             )
         return torch.cat([levels[index.long()], levels.new_zeros(1)])
 
@@ -73,7 +73,7 @@ def pick_spacing(sampler: Sampler | type[Sampler], requested: str | Spacing | No
         UserError: there is no such spacing.
     """
     if requested == "":
-        raise UserError("--spacing is empty; name a spacing, or leave it out.")
+        raise UserError(f"{argument('spacing')} is empty; name a spacing, or leave it out.")
     found: Spacing
     if requested is not None or not sampler.spacing:
         found = registry.parse("spacing", requested or registry.default("spacing"))
@@ -110,9 +110,9 @@ def make_grid(spacing: Spacing, levels: Tensor, steps: int) -> Tensor:
         RunError: the plugin raised.
     """
     if steps < 1:
-        raise UserError(f"--steps {steps}: at least 1 step is needed.")
+        raise UserError(f"{argument('steps', steps)}: at least 1 step is needed.")
     if steps > MAX_STEPS:
-        raise UserError(f"--steps {steps}: at most {MAX_STEPS:,} are possible.")
+        raise UserError(f"{argument('steps', steps)}: at most {MAX_STEPS:,} are possible.")
     with plugin_call(spacing, f"in grid for {steps} steps"):
         grid = spacing.grid(levels.double().clone(), steps)
     if not isinstance(grid, Tensor) or grid.is_complex() or grid.layout != torch.strided or grid.is_meta:
@@ -124,6 +124,6 @@ def make_grid(spacing: Spacing, levels: Tensor, steps: int) -> Tensor:
     if not sound or bool((grid[1:] >= grid[:-1]).any()):
         raise UserError(
             f"spacing {spacing.spec} gave no grid of {steps} decreasing levels that ends at 0; "
-            "use another --spacing or fewer --steps."
+            f"use another {argument('spacing')} or fewer {argument('steps')}."
         )
     return grid

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from samplerbench import registry
 from samplerbench.boundary import describe, restore, torch_state
-from samplerbench.errors import SamplerbenchError, UserError
+from samplerbench.errors import SamplerbenchError, UserError, message_of
 from samplerbench.options import Configurable
 
 Kind = Literal["sampler", "guidance", "spacing", "generator", "metric", "model"]
@@ -72,11 +72,11 @@ def run_check(check: Check) -> Result:
     try:
         return Result(check.name, check.about, True, check())
     except NotApplicableError as reason:
-        return Result(check.name, check.about, None, str(reason))
+        return Result(check.name, check.about, None, message_of(reason))
     except CheckFailedError as failure:
         return Result(check.name, check.about, False, str(failure))
     except SamplerbenchError as error:
-        return Result(check.name, check.about, False, str(error))
+        return Result(check.name, check.about, False, message_of(error))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin that raises has failed the check, whatever it raised

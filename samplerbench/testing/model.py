@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, message_of
 from samplerbench.models import Model, ModelSource
 from samplerbench.models.model import Bound
 from samplerbench.models.sample import start_states
@@ -89,7 +89,7 @@ def _real(model: Model, n: int) -> tuple[Tensor, Tensor | None]:
     try:
         x0, labels = model.real(n)
     except UserError as error:
-        raise NotApplicableError(str(error)) from None
+        raise NotApplicableError(message_of(error)) from None
     given = labels if model.classes is not None else None
     if model.classes is not None and not model.null and given is None:
         raise NotApplicableError("its real images come without the labels it needs")

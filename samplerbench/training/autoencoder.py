@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from samplerbench.data import ImageSet
 from samplerbench.data.pixels import dequantise
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.training.loop import StepRandom, Task
 
 CHUNK = 500
@@ -66,12 +66,12 @@ class AutoencoderTask(Task):
         factor = 2 ** (depth - 1)
         if not depth or any(value % settings.groups for value in settings.channels):
             raise UserError(
-                f"--channels {','.join(map(str, settings.channels))}: give multiples of --groups {settings.groups}."
+                f"{argument('channels', settings.channels)}: give multiples of {argument('groups', settings.groups)}."
             )
         if height % factor or width % factor:
             raise UserError(
                 f"{data.name} is {height}x{width}; an autoencoder of {depth} resolutions needs sides that are "
-                f"multiples of {factor}: give fewer --channels."
+                f"multiples of {factor}: give fewer {argument('channels')}."
             )
         self.data, self.settings = data, settings
         self.latent_shape = (settings.latent_channels, height // factor, width // factor)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from samplerbench.data import ImageSet
 from samplerbench.data.pixels import dequantise
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.models.noise_classifier import NoiseConditionalClassifier
 from samplerbench.training.loop import StepRandom, Task
 
@@ -33,9 +33,7 @@ class ClassifierTask(Task):
         if data.labels is None or data.classes is None:
             raise UserError(f"{data.name} has no labels to train a classifier on.")
         if not channels or any(width % 8 for width in channels):
-            raise UserError(
-                f"--channels {','.join(map(str, channels))}: give multiples of 8, the normalisation's groups."
-            )
+            raise UserError(f"{argument('channels', channels)}: give multiples of 8, the normalisation's groups.")
         self.data, self.range = data, (sigma_min, sigma_max)
         pixels = dequantise(data.images)
         self.network: nn.Module = NoiseConditionalClassifier(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from samplerbench.data import ImageSet
 from samplerbench.data.pixels import dequantise
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.metrics.feature_network import FeatureNetwork
 from samplerbench.training.loop import StepRandom, Task, step_seed
 
@@ -24,9 +24,7 @@ class FeaturesTask(Task):
         if data.labels is None or data.classes is None:
             raise UserError(f"{data.name} has no labels to train features on.")
         if not channels or any(width % 8 for width in channels):
-            raise UserError(
-                f"--channels {','.join(map(str, channels))}: give multiples of 8, the normalisation's groups."
-            )
+            raise UserError(f"{argument('channels', channels)}: give multiples of 8, the normalisation's groups.")
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(step_seed(0, 0)))
         cut = len(data) // 5
         self.data = data

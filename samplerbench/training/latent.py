@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from samplerbench.data import ImageSet
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.models.fields import Fields
 from samplerbench.models.files import check_no_code, check_weights, hash_files
 from samplerbench.training.autoencoder import encoded
@@ -33,12 +33,14 @@ class LatentUNetTask(UNetTask):
     def __init__(self, data: ImageSet, settings: UNetSettings, autoencoder: str, device: torch.device = _CPU) -> None:
         """A new network; the data is encoded on `device`."""
         refused = {
-            "--learn-variance": settings.learn_variance,  # its bound is of pixels with 256 levels
-            "--clip-sample": settings.clip_sample,
-            "--flip": settings.flip,
+            "learn_variance": settings.learn_variance,  # its bound is of pixels with 256 levels
+            "clip_sample": settings.clip_sample,
+            "flip": settings.flip,
         }
-        if asked := [flag for flag, wanted in refused.items() if wanted]:
-            raise UserError(f"{asked[0]} is of images, and --latents trains on latents; leave it out.")
+        if asked := [name for name, wanted in refused.items() if wanted]:
+            raise UserError(
+                f"{argument(asked[0])} is of images, and {argument('autoencoder')} trains on latents; leave it out."
+            )
         self.autoencoder = load_autoencoder(autoencoder).to(device)
         config: Any = self.autoencoder.config
         if config.in_channels != data.shape[0]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from samplerbench.data import ImageSet
 from samplerbench.data.pixels import dequantise
-from samplerbench.errors import RunError, UserError
+from samplerbench.errors import RunError, UserError, argument
 from samplerbench.results.tensors import load_tensors, save_tensors
 from samplerbench.tensor_seal import DamagedError
 from samplerbench.text import console, printable, say
@@ -122,7 +122,7 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=settings.cpu)
     world, rank = accelerator.num_processes, accelerator.process_index
     if settings.batch_size % world:
-        raise UserError(f"--batch-size {settings.batch_size} cannot be shared by {world} processes.")
+        raise UserError(f"{argument('batch_size', settings.batch_size)} cannot be shared by {world} processes.")
     share_size = settings.batch_size // world
     share = slice(rank * share_size, (rank + 1) * share_size)
     device = accelerator.device
@@ -165,7 +165,10 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
             if done % 20 == 0 or done == settings.steps:
                 value = accelerator.reduce(loss.detach(), reduction="mean").item()
                 if not math.isfinite(value):
-                    raise RunError(f"the loss is {value} at step {step}; lower --lr or use --mixed-precision no.")
+                    raise RunError(
+                        f"the loss is {value} at step {step}; lower {argument('lr')} or use "
+                        f"{argument('mixed_precision', 'no')}."
+                    )
                 loss_mean = value if math.isnan(loss_mean) else 0.95 * loss_mean + 0.05 * value
                 progress.update(done, loss_mean, (done - first) * settings.batch_size, task.parts())
             result = TrainResult(
@@ -306,12 +309,15 @@ def _load_checkpoint(
     if made_for != what or differing:
         other = ", ".join(f"{k} {made_with[k]}" for k in differing) or f"for {made_for}"
         raise UserError(
-            f"the checkpoint {file} was made with {other}; use the same settings, or another --out to start anew."
+            f"the checkpoint {file} was made with {other}; use the same settings, or another {argument('out')} to "
+            "start anew."
         )
     for i, parameter in enumerate(network.parameters()):
         stored = tensors.get(f"model.{i}")
         if stored is None or stored.shape != parameter.shape:
-            raise UserError(f"the checkpoint {file} is of another network; use another --out to start anew.")
+            raise UserError(
+                f"the checkpoint {file} is of another network; use another {argument('out')} to start anew."
+            )
     try:
         with torch.no_grad():
             for i, parameter in enumerate(network.parameters()):

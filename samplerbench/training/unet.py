@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from samplerbench.data import ImageSet
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.models.schedule import alphas_cumprod
 from samplerbench.training.loop import StepRandom, Task
 
@@ -55,18 +55,22 @@ class UNetTask(Task):
             raise UserError(
                 f"{state} {height}x{width}; a U-Net of {depth} resolutions needs square "
                 f"{'images' if shape is None else 'latents'} whose side is a multiple of {2 ** (depth - 1)}: "
-                "give fewer --channels."
+                f"give fewer {argument('channels')}."
             )
         if settings.class_conditional and data.classes is None:
-            raise UserError(f"{data.name} has no labels; train with --unconditional.")
+            raise UserError(f"{data.name} has no labels; train with {argument('class_conditional', False)}.")
         for width in settings.channels:
             if width % settings.groups:
-                raise UserError(f"--channels {width}: each width must be a multiple of --groups {settings.groups}.")
+                raise UserError(
+                    f"{argument('channels', width)}: each width must be a multiple of "
+                    f"{argument('groups', settings.groups)}."
+                )
         # The middle of the network, as wide as the last resolution, has attention too.
         for width in (*(settings.channels[i] for i in settings.attention if i < depth), settings.channels[-1]):
             if width % settings.head_dim:
                 raise UserError(
-                    f"--channels {width}: a width with attention must be a multiple of --head-dim {settings.head_dim}."
+                    f"{argument('channels', width)}: a width with attention must be a multiple of "
+                    f"{argument('head_dim', settings.head_dim)}."
                 )
         self.settings, self.classes = settings, data.classes if settings.class_conditional else None
         down = ["AttnDownBlock2D" if i in settings.attention else "DownBlock2D" for i in range(depth)]

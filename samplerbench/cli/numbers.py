@@ -1,0 +1,44 @@
+"""Numbers that the command line takes as text: `--steps 10,20,50`, `--batch-size auto`. Bounds are a `Request`'s."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from samplerbench.errors import UserError
+from samplerbench.untrusted import shorten
+
+
+def parse_steps(text: str, option: str = "--steps") -> list[int]:
+    """`10,20,50` as numbers, without repetitions. Raises UserError for anything else."""
+    found: list[int] = []
+    if not text.strip(" ,"):
+        raise UserError(f"{option} is empty; write {option} 10,20,50.")
+    for part in (p.strip() for p in text.split(",")):
+        if not part:
+            raise UserError(f"{option} {shorten(text)}: a number is missing beside a comma; write {option} 10,20,50.")
+        try:
+            number = _whole(part)
+        except ValueError:
+            what = f'{option} {shorten(text)}: "{shorten(part)}"'
+            raise UserError(f"{what} is no whole number; write {option} 10,20,50.") from None
+        if number not in found:
+            found.append(number)
+    return found
+
+
+def parse_batch_size(text: str) -> int | Literal["auto"]:
+    """A number of images, or "auto". Raises UserError for anything else."""
+    if text == "auto":
+        return "auto"
+    try:
+        return _whole(text)
+    except ValueError:
+        raise UserError(f'--batch-size {shorten(text)}: it is a whole number, or "auto".') from None
+
+
+def _whole(text: str) -> int:
+    """A whole number in the digits 0 to 9. Raises ValueError: `int` alone takes digits of any script, and 1_000."""
+    if not re.fullmatch("[+-]?[0-9]+", text):
+        raise ValueError(text)
+    return int(text)
