@@ -292,7 +292,7 @@ def test_a_file_is_no_model(refuse: Refuse, saved: Path) -> None:
         ("plain", "cfg", "guidance cfg needs "),
         ("plain", "classifier", "the model comes without a classifier; name one with weights=FOLDER"),
         ("labelled", "cfg", "guidance cfg needs a class-conditional model that was also trained without labels"),
-        ("labelled", "classifier", "guidance classifier guides the model without labels, and this one cannot do with"),
+        ("labelled", "classifier", "guidance by a classifier guides the model without labels, and this model has no"),
     ],
 )
 def test_guidance_on_a_model_that_cannot_be_guided_is_refused_before_anything_is_fetched(
