@@ -23,6 +23,7 @@ FLAG = (lambda value: isinstance(value, bool), "True or False")
 
 ATTRIBUTES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
     "sampler": {
+        "needs": (lambda v: isinstance(v, frozenset) and all(isinstance(n, str) for n in v), "a frozenset of names"),
         "spacing": NAME,
         "own_grid": FLAG,
         "even_in": _one_of("log sigma", "sigma"),

@@ -172,7 +172,10 @@ def test_the_estimate_is_made_once_and_kept(cache: Path) -> None:
     assert estimate(first, grid) == 5 * IMAGES
     assert estimate(first, grid) == 0
     (file,) = cache.glob("posterior-variance-*.json")
-    assert len(json.loads(file.read_text())["values"]) == 5
+    kept = json.loads(file.read_text())["values"]
+    levels = [repr(s) for s in grid[:-1].tolist()]
+    assert set(kept) == {*levels, *(f"{level} evaluations" for level in levels)}
+    assert all(kept[f"{level} evaluations"] == IMAGES for level in levels)
 
     anew = gaussian()
     assert estimate(anew, grid) == 0
@@ -214,8 +217,8 @@ def test_a_level_that_was_not_estimated_is_an_error() -> None:
     sampler = bind(model, registry.parse("sampler", "analytic-dpm"), grid)
     x = model.prior(normal(0, Purpose.PRIOR, torch.arange(2), 0, model.shape), 3.0)
     noise = Noise(0, torch.arange(2), model.shape, x.dtype)
-    other = torch.tensor([3.0, 0.123, 0.0], dtype=torch.float64)
-    with pytest.raises(KeyError):
+    other = torch.tensor([3.0, 0.123, 0.05, 0.0], dtype=torch.float64)
+    with pytest.raises(KeyError, match=r"0\.123"):
         list(sampler.steps(denoiser(model, None, 2), x, other, noise))
 
 

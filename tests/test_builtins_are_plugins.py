@@ -126,7 +126,7 @@ def test_they_are_registered_as_anybody_s_are() -> None:
         }
     found = registered()
     assert set(found.values()) == set(classes)
-    assert {"sampler", "guidance", "spacing", "metric"} == {kind for kind, _ in found}
+    assert {"sampler", "guidance", "spacing", "generator", "metric"} == {kind for kind, _ in found}
     for (kind, name), value in found.items():
         module_name, _, base = registry.BASES[kind].partition(":")
         assert module_name in DOCUMENTED

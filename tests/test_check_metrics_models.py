@@ -458,7 +458,7 @@ class AnotherEachTime(SoundModel):
 def shuffled_rows(model: ExactModel) -> None:
     """Every row gets the first one's label."""
     sound = model.condition
-    model.condition = lambda labels: sound(None if labels is None else labels[:1].expand(len(labels)))  # type: ignore
+    model.condition = lambda inputs: sound(inputs.rows(torch.zeros(len(inputs), dtype=torch.int64)))  # type: ignore
 
 
 def never_called(model: ExactModel) -> None:
@@ -576,7 +576,7 @@ BROKEN_MODELS: list[tuple[ModelSource, str, str, set[str]]] = [
     (changed("FirstLabel", shuffled_rows), "labels", "a label changes the D of another row", NEEDS_A_MODEL),
     (setting("AnyLabel", check_inputs=lambda inputs: None), "labels", "the label 2 is not refused", set()),
     (
-        setting("NullIsZero", null_condition=lambda n: {"labels": torch.zeros(n, dtype=torch.int64)}),
+        setting("NullIsZero", null_condition=lambda inputs: {"labels": torch.zeros(len(inputs), dtype=torch.int64)}),
         "posterior-mean",
         "x₀ - D goes with x",
         set(),
@@ -707,7 +707,7 @@ BROKEN = '''
 
     from samplerbench.metrics import Accumulator, Metric
     from samplerbench.models import ModelSource
-    from samplerbench.sampling import Guidance, Sampler, Spacing, Step, option
+    from samplerbench.sampling import Generator, Guidance, Sampler, Spacing, Step, option
 
 
     @dataclass(frozen=True)
@@ -717,6 +717,7 @@ BROKEN = '''
         def start(self, context): ...
         def load(self, device, dtype): ...
         def predict(self, denoise, x, sigma): ...
+        def images(self, index, inputs, seed): ...
         def grid(self, levels, steps): ...
         def steps(self, denoise, x, sigmas, noise): yield Step(0.0, x)
 
@@ -744,8 +745,22 @@ BROKEN = '''
     class Nothing:
         """No plugin."""
 '''
-BASES = {"sampler": "Sampler", "guidance": "Guidance", "spacing": "Spacing", "metric": "Metric", "model": "ModelSource"}
-TAKEN = {"sampler": "ddim", "guidance": "cfg", "spacing": "karras", "metric": "fid", "model": "exact"}
+BASES = {
+    "sampler": "Sampler",
+    "guidance": "Guidance",
+    "spacing": "Spacing",
+    "generator": "Generator",
+    "metric": "Metric",
+    "model": "ModelSource",
+}
+TAKEN = {
+    "sampler": "ddim",
+    "guidance": "cfg",
+    "spacing": "karras",
+    "generator": "autoencoder-prior",
+    "metric": "fid",
+    "model": "exact",
+}
 
 
 @pytest.fixture(scope="module")

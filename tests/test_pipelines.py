@@ -42,6 +42,7 @@ from samplerbench.errors import UserError
 from samplerbench.models import Model, latent
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.schedule import VP_SCHEDULERS, read_schedule
+from samplerbench.sampling import Inputs
 from samplerbench.sampling.driver import drive
 from samplerbench.sampling.noise import Noise, Purpose, normal
 
@@ -524,7 +525,7 @@ def test_prompts_are_encoded_once_and_drawn_like_labels(tmp_path: Path, prompt_f
     tokens = pipeline.tokenizer(PROMPTS, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
     with torch.no_grad():
         hidden = pipeline.text_encoder(tokens.input_ids)[0]
-    torch.testing.assert_close(model.condition(torch.tensor([1, 1]))["text"], hidden[[1, 1]])
+    torch.testing.assert_close(model.condition(Inputs(2, prompts=torch.tensor([1, 1])))["text"], hidden[[1, 1]])
     assert setup.label_classes(model, [None]) == 3
     assert model.notes["truncated prompts"] == "1"
     given, none = ours(model, "ddim", "leading:offset=1", torch.arange(N)), ours(model, "ddim", "leading:offset=1")
@@ -596,9 +597,9 @@ def test_a_tokenizer_of_two_files_is_the_same_as_one_of_one(saved: Path, tmp_pat
     shutil.rmtree(folder / "tokenizer")
     shutil.copytree(saved / "made", folder / "tokenizer")
     (folder / "tokenizer/tokenizer.json").unlink(missing_ok=True)
-    labels = torch.tensor([0])
+    inputs = Inputs(1, prompts=torch.tensor([0]))
     prompts = str(saved / "prompts.txt")
-    first, second = (load(f, prompts=prompts).condition(labels)["text"] for f in (folder, saved / "text"))
+    first, second = (load(f, prompts=prompts).condition(inputs)["text"] for f in (folder, saved / "text"))
     assert torch.equal(first, second)
     (folder / "tokenizer/merges.txt").unlink()
     with pytest.raises(UserError, match=r"is incomplete: tokenizer/vocab.json or tokenizer/merges.txt is missing"):

@@ -169,26 +169,45 @@ METRIC_BODIES = {
     "better = 'more'": "better is 'more'; it must be one of 'lower', 'higher'",
     "layer = 'nosuch'": "layer is 'nosuch'; it must be one of 'fid'",
     "layer = ['fid']": "layer is ['fid']; it must be one of",
+    "of = 'images'": "of is 'images'; it must be one of 'samples', 'data'",
+    "feature_space = None": "feature_space is None; it must be a text",
+    "needs_prompts = 1": "needs_prompts is 1; it must be True or False",
+    "needs_truth = 1": "needs_truth is 1; it must be True or False",
     "ordered = 1": "ordered is 1; it must be True or False",
     "needs_real_images = None": "needs_real_images is None",
     "needs_features = property(lambda self: 1 / 0)": "raised ZeroDivisionError in needs_features",
     "label = classmethod(lambda cls: 1 / 0)": "raised ZeroDivisionError in label",
 }
-GUIDANCE_BODIES = {"needs = 'labels'": "needs is 'labels'", "clip = 'never'": "clip is 'never'"}
+GUIDANCE_BODIES = {
+    "needs_condition = 1": "needs_condition is 1; it must be True or False",
+    "needs_labels = 'labels'": "needs_labels is 'labels'; it must be True or False",
+    "needs_unconditional = frozenset({'labels'})": "needs_unconditional is frozenset({'labels'})",
+    "differentiates = None": "differentiates is None",
+    "clip = 'never'": "clip is 'never'",
+}
+GENERATOR_BODIES = {
+    "needs_labels = 'yes'": "needs_labels is 'yes'; it must be True or False",
+    "spec = 3": "spec is 3; it must be a text",
+}
 
 
 @pytest.mark.parametrize(
     ("kind", "body", "line"),
     [
         (kind, *case)
-        for kind, cases in (("sampler", BODIES), ("metric", METRIC_BODIES), ("guidance", GUIDANCE_BODIES))
+        for kind, cases in (
+            ("sampler", BODIES),
+            ("metric", METRIC_BODIES),
+            ("guidance", GUIDANCE_BODIES),
+            ("generator", GENERATOR_BODIES),
+        )
         for case in cases.items()
     ],
 )
 def test_what_a_plugin_says_of_itself_is_checked_when_it_is_made(
     kind: str, body: str, line: str, tmp_path: Path
 ) -> None:
-    method = {"sampler": "steps", "metric": "start", "guidance": "predict"}[kind]
+    method = {"sampler": "steps", "metric": "start", "guidance": "predict", "generator": "images"}[kind]
     package = "metrics" if kind == "metric" else "sampling"
     (tmp_path / "mine.py").write_text(
         f"from samplerbench.{package} import {kind.title()}\n\n\nclass Mine({kind.title()}):\n"

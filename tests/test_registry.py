@@ -24,6 +24,7 @@ BUILT_IN = {
     "sampler": {"ddim", "ddpm", "langevin", "pf-ode"},
     "guidance": {"cfg", "classifier"},
     "spacing": {"trailing", "leading", "linspace", "quadratic", "karras", "geometric"},
+    "generator": {"autoencoder-prior"},
     "model": {"digits"},
     "metric": {"fid"},
     "data set": {"digits", "mnist", "fashion-mnist", "cifar10", "hf"},
