@@ -132,7 +132,13 @@ def show_value(value: Any) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` Did you mean "x"?` where something known is close to the word, else an empty string."""
+    """The sentence ` Did you mean "x"?` with the known word nearest to `word`; "" if none is close."""
+    best = nearest(word, known)
+    return f' Did you mean "{best}"?' if best else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word nearest to `word`; "" if none is close."""
 
     def likeness(name: str) -> tuple[float, bool]:
         a, b = name.lower(), word.lower()
@@ -140,7 +146,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         return difflib.SequenceMatcher(None, a, b).ratio(), sorted(a) == sorted(b)
 
     best = max(known, key=likeness, default="")
-    return f' Did you mean "{best}"?' if best and likeness(best)[0] >= 0.5 else ""
+    return best if best and likeness(best)[0] >= 0.5 else ""
 
 
 class Configurable:

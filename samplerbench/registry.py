@@ -31,7 +31,7 @@ from urllib.request import url2pathname
 from samplerbench import entry_point_guard, plugin_file
 from samplerbench.attributes import check_attributes
 from samplerbench.errors import SamplerbenchError, UserError
-from samplerbench.options import Configurable, build, did_you_mean, list_parameters, parameters_of
+from samplerbench.options import Configurable, build, did_you_mean, list_parameters, nearest, parameters_of
 from samplerbench.text import note
 from samplerbench.untrusted import parse_json, reason, shorten, user_path
 
@@ -201,13 +201,46 @@ def find(kind: str, name: str) -> Entry:
         version = plugin_file.source_hash(plugin_file.content(file[0]))
         path = user_path(file[0]).resolve()
         return Entry(kind, name, f"{path}:{file[1]}", f"file {path.name}", version)
+    name = current_name(kind, name)
     named = [e for e in entries(kind) if e.name == name]
     if not named:
         known = sorted({e.name for e in entries(kind)})
-        raise UserError(f'no {kind} "{shorten(name)}".{did_you_mean(name, known)} Known: {", ".join(known) or "none"}.')
+        meant = current_name(kind, nearest(name, [*known, *aliases(kind)]))
+        suggestion = f' Did you mean "{meant}"?' if meant else ""
+        raise UserError(f'no {kind} "{shorten(name)}".{suggestion} Known: {", ".join(known) or "none"}.')
     if len(named) > 1:
         raise UserError(f'the {kind} name "{name}" is {collision(named)}.')
     return named[0]
+
+
+def aliases(kind: str) -> dict[str, str]:
+    """The former names of plugins, and the current name of each: `{"isc": "inception-score"}`.
+
+    A distribution declares a former name in the entry-point group `samplerbench.<kind>s.aliases`. The alias points to
+    the same object as the current name, which the same distribution must register. A registered name takes precedence
+    over an alias.
+    """
+    registered = entries(kind)
+    current = {(e.value, e.distribution): e.name for e in registered}
+    names = {e.name for e in registered}
+    targets = {
+        point.name: current.get((point.value, _name_and_version(point.dist)[0]))
+        for point in sorted(_points(f"{group_of(kind)}.aliases"), key=lambda point: point.value)
+    }
+    return {old: new for old, new in targets.items() if new is not None and old not in names}
+
+
+def current_name(kind: str, name: str) -> str:
+    """The current name of a plugin that may be given by a former name; any other name is returned unchanged."""
+    return aliases(kind).get(name, name)
+
+
+def current_spec(kind: str, spec: str) -> str:
+    """A spec with the current name of its plugin: `isc:splits=5` is `inception-score:splits=5`."""
+    if plugin_file.split(spec):
+        return spec
+    former = split(spec)[0]
+    return current_name(kind, former) + spec.strip()[len(former) :]
 
 
 def collision(named: Iterable[Entry]) -> str:
@@ -347,7 +380,7 @@ def kinds_of(spec: str, kinds: Iterable[str]) -> list[str]:
     name = split(spec)[0]
     if file := plugin_file.split(name):
         return [plugin_file.class_in(*file, {kind: _base(kind) for kind in kinds})[0]]
-    known = {kind: {e.name for e in entries(kind)} for kind in kinds}
+    known = {kind: {e.name for e in entries(kind)} | aliases(kind).keys() for kind in kinds}
     if found := [kind for kind in kinds if name in known[kind]]:
         return found
     words = sorted(set().union(*known.values()))

@@ -214,7 +214,7 @@ def prepared() -> tuple[request.Prepared, request.Measured]:
         n=40,
         blocks=2,
         batch_size=20,
-        metrics=("fid", "isc"),
+        metrics=("fid", "inception-score"),
         data="digits",
     )
     made = request.prepare(asked, "cpu")

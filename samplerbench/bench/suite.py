@@ -192,6 +192,7 @@ def _published(file: Path, text: str, number: int, grid: SuiteGrid, rows: list[t
     found = []
     for metric, values in grid.published.__pydantic_extra__.items():
         line = find_line(text, ["grid", number, "published", metric])
+        metric = registry.current_name("metric", metric)
         if metric not in {e.name for e in registry.entries("metric")}:
             raise UserError(f'{file}:{line}: there is no metric "{metric}" to compare with.')
         if len(grid.spacings) != 1:

@@ -38,6 +38,7 @@ def compare(
 
     `samplerbench compare results --a sampler=ddim --b sampler=dpm++`
     """
+    from samplerbench.registry import current_name
     from samplerbench.report.load import load
     from samplerbench.results.groups import merge_metrics
     from samplerbench.results.pairs import pair, select
@@ -49,7 +50,7 @@ def compare(
     chosen = [
         select(merge_metrics(loaded.records), text, flag) for loaded, text, flag in ((one, a, "--a"), (two, b, "--b"))
     ]
-    found = pair(chosen[0], chosen[1], a, b, metric)
+    found = pair(chosen[0], chosen[1], a, b, [current_name("metric", name) for name in metric])
     if as_json:
         print_json([row.as_dict() for row in found.rows])
     else:

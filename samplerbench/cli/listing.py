@@ -64,7 +64,9 @@ def show(
         kinds = ("sampler", "guidance", "spacing", "metric", "model")
         _show_plugin(out, registry.find(registry.kind_of(name, kinds), registry.split(name)[0]))
         return
-    named = [e for kind in registry.BASES for e in registry.entries(kind) if e.name == name.partition(":")[0]]
+    head = name.partition(":")[0]
+    current = {kind: registry.current_name(kind, head) for kind in registry.BASES}
+    named = [e for kind in registry.BASES for e in registry.entries(kind) if e.name == current[kind]]
     if not named:
         if is_dir(name) or name.count("/") == 1:
             _show_checkpoint(out, name, revision, variant, offline)

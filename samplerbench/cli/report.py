@@ -41,6 +41,7 @@ def report(
 
     `samplerbench report results --format md,latex --by steps --out paper/tables`
     """
+    from samplerbench.registry import current_name
     from samplerbench.report.load import load
     from samplerbench.results.files import refuse_links
     from samplerbench.results.groups import group
@@ -57,6 +58,7 @@ def report(
     loaded = load(folder)
     groups = group(loaded.records)
     known = list(dict.fromkeys(m for g in groups for m in g.metrics()))
+    metric = [current_name("metric", name) for name in metric]
     if unknown := [name for name in metric if name not in known]:
         raise UserError(f"--metric {unknown[0]}: the results have {', '.join(known)}.")
     if metric:

@@ -54,12 +54,13 @@ def ls(folder: Folder = Path("results")) -> None:
     from rich.text import Text
 
     from samplerbench.report.table import long_table, steps_table
-    from samplerbench.results.names import row_order
+    from samplerbench.results.names import row_order, with_current_names
     from samplerbench.results.timings import common_conditions, describe_conditions, under
 
     store = _store(folder)
     entries = list(store.entries())
-    whole = sorted((e.record | {"key": e.file.stem[:8]} for e in entries if e.record is not None), key=row_order)
+    whole = [with_current_names(e.record) | {"key": e.file.stem[:8]} for e in entries if e.record is not None]
+    whole.sort(key=row_order)
     damaged = [e for e in entries if e.record is None]
     out = console(160)
     if whole:

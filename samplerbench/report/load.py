@@ -8,6 +8,7 @@ from pathlib import Path
 
 from samplerbench.errors import UserError
 from samplerbench.results.files import LARGEST_TEXT, is_regular, read_regular
+from samplerbench.results.names import with_current_names
 from samplerbench.results.record import Record
 
 LOG_LINE = re.compile(r"^\S+  (?P<title>.*? steps): (?P<rest>.*)$")
@@ -42,7 +43,7 @@ def load(folder: Path) -> Loaded:
         if not record["metrics"]:
             problems.append(f"without a metric, left out: {file.name}")
             continue
-        records.append(record)
+        records.append(with_current_names(record))
         if is_regular(file.with_suffix(".png")):
             pictures[record["protocol"]] = file.with_suffix(".png")
     problems += [f"set aside as damaged: {file.name}" for file in sorted(folder.glob("*.damaged"))]

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from samplerbench.options import show_value
-from samplerbench.registry import split
+from samplerbench.registry import aliases, current_spec, split
 from samplerbench.results.record import Record
 
 Parameters = dict[str, Any]
@@ -55,6 +55,24 @@ class RowNames:
         """`ddim:eta=0.5 + cfg:scale=2`: the sampler, and its guidance if it has one."""
         guidance = self.plugin(record, "guidance", hide)
         return self.plugin(record, "sampler") + (f" + {guidance}" if guidance else "")
+
+
+def with_current_names(record: Record) -> Record:
+    """A record in which metrics have their current names; the record itself where it has no former name.
+
+    A metric that was renamed (`samplerbench.registry.aliases`) keeps its former name in the files that were written
+    before. The seal and the protocol hash are those of the file, so check them first.
+    """
+    former = aliases("metric")
+    if former.keys().isdisjoint(record["metrics"]):
+        return record
+    metrics = {former.get(name, name): entry for name, entry in record["metrics"].items()}
+    fields = dict(record["protocol_fields"])
+    if "metrics" in fields:
+        fields["metrics"] = [current_spec("metric", spec) for spec in fields["metrics"]]
+    if sources := fields.get("metric sources"):
+        fields["metric sources"] = {current_spec("metric", spec): source for spec, source in sources.items()}
+    return record | {"metrics": metrics, "protocol_fields": fields}
 
 
 def row_order(record: Record) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 from samplerbench.errors import RunError, UserError
 from samplerbench.results.claims import Claims
 from samplerbench.results.files import LARGEST_TEXT, read_regular, refuse_links, set_aside, write_atomically
+from samplerbench.results.names import with_current_names
 from samplerbench.results.record import Record, schema_errors
 from samplerbench.results.seal import digest
 from samplerbench.text import note
@@ -85,7 +86,7 @@ class Store:
     def records(self) -> Iterator[tuple[Path, Record | None]]:
         """The same as pairs of the file and its record; None for one that is not valid."""
         for entry in self.entries():
-            yield entry.file, entry.record
+            yield entry.file, entry.record and with_current_names(entry.record)
 
     def put(self, record: dict[str, Any]) -> Path:
         """Write a result, sealed with the hash of its content.
