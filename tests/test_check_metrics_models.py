@@ -897,6 +897,6 @@ class TwinModel(SoundModel):
 
 def test_a_data_set_has_no_checks(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("check", "cifar10") == 2
-    assert "cifar10 is a data set, and there are no checks for one; there are for sampler," in capsys.readouterr().err
+    assert "cifar10 is a data set, which has no checks; the kinds with checks are sampler," in capsys.readouterr().err
     with pytest.raises(UserError, match="there are no checks for a data set"):
         checks_for(registry.parse("data set", "digits"))

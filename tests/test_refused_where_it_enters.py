@@ -277,7 +277,7 @@ def test_an_option_without_a_value_is_refused(option: str, empty: str, capsys: p
             main(["run", "-s", "ddim", "--steps", "1", "--n", "2", *way])
         assert ended.value.code == 2
         out, err = capsys.readouterr()
-        assert (out, err) == ("", f"samplerbench: {option} is empty; give a value, or leave it out.\n")
+        assert (out, err) == ("", f"samplerbench: {option} is empty; give a value or omit the option.\n")
 
 
 @dataclass(frozen=True)

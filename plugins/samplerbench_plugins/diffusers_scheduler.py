@@ -64,8 +64,8 @@ class DiffusersScheduler(Sampler):
         cls = self._class()
         levels = denoise.levels
         # ᾱ = 1/(1+σ²), and β from its ratios: the model's own schedule, whatever it is called.
-        bars = 1 / (1 + levels**2)
-        betas = 1 - bars / torch.cat([bars.new_ones(1), bars[:-1]])
+        alphas_cumprod = 1 / (1 + levels**2)
+        betas = 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
         prediction = self._takes(cls, denoise.prediction)
         schedule = {"num_train_timesteps": len(levels), "trained_betas": betas.numpy(), "prediction_type": prediction}
         # Whether D is clipped is the model's to say, and its levels are not to be shifted.

@@ -133,10 +133,10 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
             spacing=None if spacing is None else self.spacing.spec,
             seed=seed,
         )
-        bars = alphas_cumprod(schedule)
-        self.levels = noise_levels(bars)
-        self.alphas_cumprod = bars.float()
-        self.timesteps = torch.arange(len(bars) - 1, -1, -1)
+        exact = alphas_cumprod(schedule)
+        self.levels = noise_levels(exact)
+        self.alphas_cumprod = exact.float()
+        self.timesteps = torch.arange(len(exact) - 1, -1, -1)
         self.num_inference_steps: int | None = None
         self._plan: Plan | None = None
         self._begin_index: int | None = None

@@ -90,7 +90,7 @@ class UNetTask(Task):
             "beta_start": 1e-4,
             "beta_end": 0.02,
         }
-        self.bars = alphas_cumprod(self.scheduler_config)
+        self.alphas_cumprod = alphas_cumprod(self.scheduler_config)
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor | None, random: StepRandom) -> Tensor:
         if self.settings.flip:
@@ -98,8 +98,8 @@ class UNetTask(Task):
             images = torch.where(flipped, images.flip(-1), images)
         t = random.integers(self.settings.timesteps)
         noise = random.normal(*images.shape[1:])
-        bar = self.bars.to(images.device)[t].float()[:, None, None, None]
-        noisy = bar.sqrt() * images + (1 - bar).sqrt() * noise
+        alpha_cumprod = self.alphas_cumprod.to(images.device)[t].float()[:, None, None, None]
+        noisy = alpha_cumprod.sqrt() * images + (1 - alpha_cumprod).sqrt() * noise
         if self.classes is None:
             labels = None
         elif labels is not None:
@@ -109,7 +109,7 @@ class UNetTask(Task):
         if not self.settings.learn_variance:
             return (output - noise).square().mean()
         epsilon, fraction = output.chunk(2, dim=1)
-        bound = variational_bound(self.bars, images, noisy, t, epsilon.detach(), fraction)
+        bound = variational_bound(self.alphas_cumprod, images, noisy, t, epsilon.detach(), fraction)
         # L_vlb is a sum over T levels, of which one is drawn: T times its mean estimates it.
         return (epsilon - noise).square().mean() + 0.001 * self.settings.timesteps * bound.mean()
 
@@ -165,20 +165,22 @@ class UNetTask(Task):
         save_grid(self.decode(x).cpu(), file, columns=10)
 
 
-def variational_bound(bars: Tensor, x0: Tensor, noisy: Tensor, t: Tensor, epsilon: Tensor, fraction: Tensor) -> Tensor:
+def variational_bound(
+    alphas_cumprod: Tensor, x0: Tensor, noisy: Tensor, t: Tensor, epsilon: Tensor, fraction: Tensor
+) -> Tensor:
     """One term of L_vlb per image, in bits per dimension, (B,): Nichol & Dhariwal 2021 eq. 4-6 with eq. 15's variance.
 
     For t > 0 the Kullback-Leibler divergence KL(q(x_{t-1} | x_t, x_0) ‖ p(x_{t-1} | x_t)); for t = 0 the negative
     log-likelihood of the data quantised to 256 levels (Ho et al. 2020 eq. 13).
 
     Args:
-        bars: ᾱ (T,) float64. x0, noisy: images and their noising at t, (B, C, H, W). t: (B,) int64.
+        alphas_cumprod: ᾱ (T,) float64. x0, noisy: images and their noising at t, (B, C, H, W). t: (B,) int64.
         epsilon, fraction: the network's two outputs; fraction in [-1, 1] goes from log β̃ to log β.
     """
     device = x0.device
-    before = torch.cat([bars.new_ones(1), bars[:-1]])
-    betas = 1 - bars / before
-    posterior = betas * (1 - before) / (1 - bars)
+    before = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+    betas = 1 - alphas_cumprod / before
+    posterior = betas * (1 - before) / (1 - alphas_cumprod)
     posterior[0] = posterior[1]  # log 0 at t = 0; the usual stand-in (Nichol & Dhariwal 2021)
 
     def at(table: Tensor) -> Tensor:
@@ -187,10 +189,10 @@ def variational_bound(bars: Tensor, x0: Tensor, noisy: Tensor, t: Tensor, epsilo
     log_small, log_large = at(posterior.log()), at(betas.log())
     log_variance = log_small + (fraction + 1) / 2 * (log_large - log_small)
     weight0, weight = (
-        at(before.sqrt() * betas / (1 - bars)),
-        at((1 - betas).sqrt() * (1 - before) / (1 - bars)),
+        at(before.sqrt() * betas / (1 - alphas_cumprod)),
+        at((1 - betas).sqrt() * (1 - before) / (1 - alphas_cumprod)),
     )
-    predicted = (noisy - at((1 - bars).sqrt()) * epsilon) / at(bars.sqrt())
+    predicted = (noisy - at((1 - alphas_cumprod).sqrt()) * epsilon) / at(alphas_cumprod.sqrt())
     mean, true_mean = weight0 * predicted + weight * noisy, weight0 * x0 + weight * noisy
     divergence = 0.5 * (
         log_variance
