@@ -79,7 +79,7 @@ def test_a_number_of_images_that_is_not_a_number(tmp_path: Path, n: str) -> None
 
 @pytest.mark.parametrize("data", [[], "text", 7, None, {}, {**DATA, "name": 3}, {**DATA, "sha256": None}])
 def test_data_that_are_not_described(tmp_path: Path, data: Any) -> None:
-    refused(write(tmp_path / "a.safetensors", data=json.dumps(data)), "its data has not the texts")
+    refused(write(tmp_path / "a.safetensors", data=json.dumps(data)), "its data lacks one of the strings")
 
 
 @pytest.mark.parametrize("features", [[], None, {"name": "a"}, {"name": 1, "weights": "x"}])
@@ -180,7 +180,7 @@ def test_a_header_that_promises_another_array_is_refused_before_the_array_is_mad
 ) -> None:
     mu, sigma = statistics()
     file = archive(tmp_path / "a.npz", npy(mu), npy(sigma, shape))
-    published_refused(file, digits_cnn, "the header of sigma promises an array of")
+    published_refused(file, digits_cnn, "the header of sigma declares the shape")
 
 
 def test_an_array_cut_short_of_objects_or_without_a_header(tmp_path: Path, digits_cnn: Extractor) -> None:
