@@ -84,7 +84,7 @@ def test_data_that_are_not_described(tmp_path: Path, data: Any) -> None:
 
 @pytest.mark.parametrize("features", [[], None, {"name": "a"}, {"name": 1, "weights": "x"}])
 def test_features_that_are_not_named(tmp_path: Path, features: Any) -> None:
-    refused(write(tmp_path / "a.safetensors", features=json.dumps(features)), "its features have not the texts")
+    refused(write(tmp_path / "a.safetensors", features=json.dumps(features)), "its features lack one of the strings")
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 200_000, "9" * 5_000])
@@ -186,7 +186,7 @@ def test_a_header_that_promises_another_array_is_refused_before_the_array_is_mad
 def test_an_array_cut_short_of_objects_or_without_a_header(tmp_path: Path, digits_cnn: Extractor) -> None:
     mu, sigma = statistics()
     file = tmp_path / "a.npz"
-    published_refused(archive(file, npy(mu), npy(sigma)[:-100]), digits_cnn, "data are of another size")
+    published_refused(archive(file, npy(mu), npy(sigma)[:-100]), digits_cnn, "the data have another size")
     published_refused(archive(file, npy(mu), npy(sigma, (D, D), "|O")), digits_cnn, "sigma is an array of objects")
     published_refused(archive(file, npy(mu), b"no array"), digits_cnn, "cannot be read as an npz file")
     published_refused(archive(file, b"", npy(sigma)), digits_cnn, "cannot be read as an npz file")
