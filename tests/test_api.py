@@ -263,7 +263,7 @@ def test_a_class_without_a_file_keeps_no_results(digits: Model, tmp_path: Path) 
         ({"samplers": "ddim", "steps": 0}, "steps = 0: give a whole number of at least 1"),
         ({"samplers": "ddim", "nfe": [2, 2.5]}, "nfe = 2.5: give a whole number of at least 1"),
         ({"samplers": "ddim", "n": 0}, "n = 0: give a whole number"),
-        ({"samplers": registry.parse("spacing", "karras")}, "karras is a spacing; a sampler is needed here."),
+        ({"samplers": registry.parse("spacing", "karras")}, "karras is a spacing, but a sampler is required here."),
         ({"samplers": "ddim", "metrics": "fidd"}, 'no metric "fidd"'),
         ({"samplers": "ddim", "model": "exact:gaussian", "labels": 3}, "the model has no classes"),
     ],

@@ -257,7 +257,7 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     """diffusers has a stand-in for a scheduler whose library is missing."""
     dummy = type("NeedsMuchScheduler", (), {"_backends": ["torch", "nonesuch"]})
     monkeypatch.setattr(diffusers, "NeedsMuchScheduler", dummy, raising=False)
-    with pytest.raises(UserError, match="diffusers/NeedsMuchScheduler needs nonesuch, which is not installed"):
+    with pytest.raises(UserError, match="diffusers/NeedsMuchScheduler requires nonesuch, which is not installed"):
         registry.parse("sampler", "diffusers/NeedsMuchScheduler")
 
 

@@ -63,9 +63,9 @@ PLUGINS = '''
 WRONG = {
     "default": "eta=2: input should be less than or equal to 1",
     "unhelpful": "the field eta has no help and no bounds",
-    "raising": "it cannot be made with its defaults: RuntimeError: no [licence]",
+    "raising": "it cannot be created with its defaults: RuntimeError: no [licence]",
     "abstract": "does not define steps",
-    "nothing": "is no samplerbench.sampling.Sampler",
+    "nothing": "is not a samplerbench.sampling.Sampler",
     "absent": "cannot be imported: AttributeError",
     "sick": "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'",
     "deadly": "its import ended the process: exit code 3",

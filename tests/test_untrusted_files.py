@@ -365,8 +365,8 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, monkeypatch: 
         file.write_text("{}" + " " * 100)
         monkeypatch.setattr("samplerbench.untrusted.MAX_TEXT_BYTES", 100)
     says = {
-        "fifo": "no regular file",
-        "device": "no regular file",
+        "fifo": "not a regular file",
+        "device": "not a regular file",
         "folder": "a folder",
         "large": "at most 100 are read",
     }

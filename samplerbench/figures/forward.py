@@ -1,4 +1,4 @@
-"""The forward process: real images under more and more noise."""
+"""The forward process: real images with increasing noise."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 @dataclass(frozen=True)
 class Level:
-    """A noise level, and its timestep where the model counts in timesteps."""
+    """A noise level, and its timestep for a discrete-time model."""
 
     sigma: float
     timestep: int | None
 
     @property
     def head(self) -> str:
-        """What stands above its column."""
+        """The heading of its column."""
         if self.sigma == 0:
             return "x₀"
         return name_sigma(self.sigma) + (f"\nt = {self.timestep}" if self.timestep is not None else "")
@@ -62,20 +62,20 @@ def noised(x0: Tensor, z: Tensor, sigma: float) -> Tensor:
 
 
 def noising(scene: Scene, levels: list[Level]) -> tuple[Tensor, Tensor | None]:
-    """The real images at every level, (K, n, C, H, W) uint8, and their labels. An image keeps its z throughout."""
+    """The real images at every level, (K, n, C, H, W) uint8, and their labels. All levels use the same z."""
     x0, labels = scene.real(scene.n)
     z = scene.z()
     return torch.stack([scene.pixels(noised(x0, z, level.sigma), level.sigma) for level in levels]), labels
 
 
 def still(scene: Scene, levels: list[Level], seen: Tensor, labels: Tensor | None) -> Drawing:
-    """Rows images, columns levels."""
+    """A still figure: rows are images, columns are levels."""
     panel = Panel(seen.transpose(0, 1), scene.name_rows(labels, "image"), [level.head for level in levels])
     return Drawing("The forward process q(xₜ | x₀)", [panel], scene.describe(noisy=True))
 
 
 def frames(scene: Scene, levels: list[Level], seen: Tensor, labels: Tensor | None) -> list[Drawing]:
-    """A frame per level, the images in a row."""
+    """An animation: one frame per level, with the images in a row."""
     names = scene.name_rows(labels, "image")
     return [
         Drawing(

@@ -1,4 +1,4 @@
-"""Inversion: from an image up the probability-flow ODE to the x_T that a deterministic sampler decodes to it."""
+"""Inversion: solve the probability-flow ODE from an image to the x_T that a deterministic sampler decodes to it."""
 
 from __future__ import annotations
 

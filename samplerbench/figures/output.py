@@ -1,4 +1,4 @@
-"""Figures to files: PNG and SVG of one drawing, GIF and animated PNG of many."""
+"""Write figures: PNG and SVG of one drawing, GIF and animated PNG of several."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STILL_DPI, FRAME_DPI = 200, 110
 
 
 def pick_format(out: Path, animate: bool) -> Format:
-    """What the file's name asks for: .png, .svg, .gif or .apng; a .png that is to move is an animated one.
+    """The format for the suffix of a file: .png, .svg, .gif or .apng. An animated .png is an APNG.
 
     Raises:
         UserError: another suffix, or an SVG that is to move.

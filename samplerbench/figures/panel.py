@@ -1,4 +1,4 @@
-"""A labelled figure: panels of images in rows and columns, drawn to whole pixels with matplotlib."""
+"""Figures with panels of images in rows and columns, drawn with matplotlib and aligned to pixels."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SETTINGS: dict[Any, Any] = {
     "text.parse_math": False,
 }
 SIDE = 0.64
-"""Inches: the least height of an image."""
+"""Minimum height of an image, in inches."""
 INK, FAINT = "#111111", "#666666"
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Images in rows and columns, with their names.
+    """Images in rows and columns, with labels.
 
     images: (R, C, channels, H, W) uint8, one or three channels. rows: R labels. columns: C headers, each of one line
     or more; empty for none. title: a line above, or empty. group: how many rows belong together.
@@ -77,7 +77,7 @@ def draw(drawing: Drawing, dpi: int) -> Figure:
 
 
 class _Sheet:
-    """The layout, in pixels from the top left corner, of a figure whose size is known last."""
+    """The layout of a figure, in pixels from the top left corner. The size of the figure is computed last."""
 
     def __init__(self, figure: Figure, renderer: Any, zoom: int) -> None:
         self.figure, self.renderer, self.zoom = figure, renderer, zoom
@@ -88,7 +88,7 @@ class _Sheet:
         self.width = 0.0
 
     def text(self, words: str, size: float, **how: Any) -> tuple[Text, float, float]:
-        """A text that has no place yet, with its width and height."""
+        """A text without a position, with its width and height."""
         made = self.figure.text(
             0, 0, printable(words, lines=True), fontsize=size, color=how.pop("color", INK), linespacing=1.25, **how
         )
@@ -147,7 +147,7 @@ class _Sheet:
         return y
 
     def _fix(self, size: tuple[int, int]) -> None:
-        """Give the figure its size, and everything its place in it."""
+        """Set the size of the figure, and the positions of its parts."""
         wide, high = size
         self.figure.set_size_inches(wide / self.figure.dpi, high / self.figure.dpi)
         for made, x, y in self.placed:

@@ -1,4 +1,4 @@
-"""The round trip image → x_T → image: how much of a real image the inversion and the sampler keep."""
+"""The round trip image → x_T → image, and its reconstruction error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCALE = "per dimension, images in [0, 1]"
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """One number of steps, up and down again.
+    """The round trip with one number of steps.
 
     images: (n, C, H, W) uint8, the reconstructions. errors: (n,), the mean squared error per dimension of each image
     in [0, 1]. variance: of x_T in the prior's units, 1 where x_T is what the prior draws. nfe: counted, both ways.
@@ -36,12 +36,12 @@ class RoundTrip:
 
     @property
     def mse(self) -> float:
-        """The mean of the errors."""
+        """The mean squared error over all images."""
         return float(self.errors.mean())
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the JSON file says."""
+        """The entry in the JSON file."""
         return {
             "steps": self.steps,
             "nfe": self.nfe,

@@ -1,4 +1,4 @@
-"""What every figure begins with: a model, its samples' numbers and labels, their starts, and a run from a start."""
+"""The common part of all figures: the model, its samples with labels and x_T, and runs from x_T."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from samplerbench.untrusted import is_dir, user_path
 
 
 class NoNoise(Noise):
-    """The noise of a sampler that must draw none. Raises UserError, which names the sampler, when it does."""
+    """Noise for a sampler that must be deterministic. Raises UserError if it draws noise."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler, self.draws = sampler, 0
@@ -60,7 +60,7 @@ class Scene:
 
     @property
     def cells(self) -> list[Cell]:
-        """The runs asked for."""
+        """The requested runs."""
         return self.prepared.cells
 
     @cached_property
@@ -70,7 +70,7 @@ class Scene:
 
     @property
     def name(self) -> str:
-        """What a title calls the model: a folder by its own name."""
+        """The name of the model in titles; for a folder, its base name."""
         source = self.prepared.request.model
         return user_path(source).resolve().name if is_dir(source) else source
 
@@ -171,14 +171,14 @@ class Scene:
         return x0.to(self.model.device, self.z().dtype), labels
 
     def name_rows(self, labels: Tensor | None, what: str = "sample") -> list[str]:
-        """What stands before each row: `label 3`, or `sample 3` (`what` and a number) of a model without labels."""
+        """The label of each row: `label 3`, or `sample 3` (`what` and a number) for a model without labels."""
         if labels is None:
             return [f"{what} {i}" for i in range(self.n)]
         kind = "prompt" if self.model.text else "label"
         return [f"{kind} {int(label)}" for label in labels]
 
     def denoised(self, cell: Cell, x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
-        """D(x, σ) (B, *shape) as the run's sampler sees it: guided and clipped where that is asked for."""
+        """D(x, σ), (B, *shape), with the guidance and clipping of the run."""
         rows, parts = torch.arange(len(x), device=self.model.device), []
         for part in rows.split(self.batch_size):
             with torch.no_grad(), explain_memory(len(part)):
@@ -187,7 +187,7 @@ class Scene:
         return torch.cat(parts)
 
     def describe(self, cell: Cell | None = None, steps: bool = True, noisy: bool = False) -> str:
-        """The faint line under a title: model, sampler, guidance, spacing, steps and seed.
+        """The subtitle: model, sampler, guidance, spacing, steps and seed.
 
         noisy: states above σ = 0 are shown, so that a scale which is not the model's own has to be named.
         """

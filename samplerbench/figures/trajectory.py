@@ -1,4 +1,4 @@
-"""The way from noise to an image: the state x_t and what the model makes of it, D(x_t)."""
+"""The trajectory from noise to an image: the state x_t and the denoised image D(x_t)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from samplerbench.sampling import Step
 
 @dataclass(frozen=True)
 class Point:
-    """The samples at one level of the way: states and denoised states (n, *shape). taken: steps so far."""
+    """The samples at one noise level: states and denoised states (n, *shape). taken: number of steps so far."""
 
     taken: int
     sigma: float
@@ -59,7 +59,7 @@ def follow(scene: Scene, cell: Cell, columns: int, sigmas: list[float] | None = 
 
 
 def still(scene: Scene, cell: Cell, points: list[Point]) -> Drawing:
-    """Two rows per sample: the states above what the model makes of them. Columns are the levels."""
+    """A still figure: for each sample a row of states above a row of denoised states. Columns are noise levels."""
     states, denoised = _seen(scene, points)
     both = torch.stack([states, denoised], dim=2).flatten(1, 2).transpose(0, 1)
     rows = [row for name in scene.name_rows(scene.labels) for row in (f"{name}    xₜ", "D(xₜ)")]
@@ -68,7 +68,7 @@ def still(scene: Scene, cell: Cell, points: list[Point]) -> Drawing:
 
 
 def frames(scene: Scene, cell: Cell, points: list[Point]) -> list[Drawing]:
-    """A frame per level: the states in a row above what the model makes of them. Columns are the samples."""
+    """An animation: one frame per noise level, with a row of states above a row of denoised states."""
     states, denoised = _seen(scene, points)
     names = scene.name_rows(scene.labels)
     return [
@@ -82,6 +82,6 @@ def frames(scene: Scene, cell: Cell, points: list[Point]) -> list[Drawing]:
 
 
 def _seen(scene: Scene, points: list[Point]) -> tuple[Tensor, Tensor]:
-    """The states in a scale in which they can be seen, and the denoised states: (K, n, C, H, W) uint8 each."""
+    """The states, scaled for display, and the denoised states, (K, n, C, H, W) uint8 each."""
     states = torch.stack([scene.pixels(p.x, p.sigma) for p in points])
     return states, torch.stack([scene.pixels(p.x0) for p in points])
