@@ -898,5 +898,5 @@ class TwinModel(SoundModel):
 def test_a_data_set_has_no_checks(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("check", "cifar10") == 2
     assert "cifar10 is a data set, which has no checks; the kinds with checks are sampler," in capsys.readouterr().err
-    with pytest.raises(UserError, match="there are no checks for a data set"):
+    with pytest.raises(UserError, match="a data set has no checks"):
         checks_for(registry.parse("data set", "digits"))

@@ -15,7 +15,7 @@ _LEVELS = noise_levels(alphas_cumprod({}))
 
 
 def _fixed(spacing: Spacing) -> int | None:
-    """The one number of steps a spacing with explicit levels can give; None where it gives any."""
+    """The number of steps of a spacing with explicit levels; None if it supports any number."""
     try:
         spacing.grid(_LEVELS, 7)
     except UserError:
@@ -32,7 +32,7 @@ def _gives(spacing: Spacing, steps: int) -> bool:
 
 
 def check_grid(spacing: Spacing) -> str:
-    """Gives N+1 finite float64 levels, strictly decreasing, the last 0, for N = 1, 2, 10, 50 and 1000."""
+    """The grid has N+1 finite float64 levels, strictly decreasing to 0, for N = 1, 2, 10, 50 and 1000."""
     fixed = _fixed(spacing)
     if fixed == 0:
         raise NotApplicableError("it has no levels of its own to check (give some)")
@@ -46,7 +46,7 @@ def check_grid(spacing: Spacing) -> str:
 
 
 def check_range(spacing: Spacing) -> str:
-    """Stays within the model's noise levels."""
+    """The levels are within those of the model."""
     fixed = _fixed(spacing)
     if fixed is not None:
         raise NotApplicableError("its levels are its own")
@@ -61,7 +61,7 @@ def check_range(spacing: Spacing) -> str:
 
 
 def check_too_many(spacing: Spacing) -> str:
-    """More steps than it can give are refused in one clear line, or given."""
+    """More steps than timesteps are supported, or raise a one-line error."""
     steps = len(_LEVELS) + 1
     try:
         make_grid(spacing, _LEVELS, steps)
@@ -72,7 +72,7 @@ def check_too_many(spacing: Spacing) -> str:
 
 
 def check_random_state(spacing: Spacing) -> str:
-    """Deterministic, and touches no global random state."""
+    """It is deterministic, and does not use global random generators."""
     fixed = _fixed(spacing)
     if fixed == 0:
         raise NotApplicableError("it has no levels of its own to check (give some)")
