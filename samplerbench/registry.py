@@ -229,9 +229,9 @@ def find(kind: str, name: str) -> Entry:
 def aliases(kind: str) -> dict[str, str]:
     """The former names of plugins, and the current name of each: `{"isc": "inception-score"}`.
 
-    A distribution declares a former name in the entry-point group `samplerbench.<kind>s.aliases`. The alias points to
-    the same object as the current name, which the same distribution must register. A registered name takes precedence
-    over an alias.
+    A distribution declares a former name in the entry-point group `GROUP.aliases`, such as
+    `samplerbench.metrics.aliases`. The alias points to the same object as the current name, which the same distribution
+    must register. A registered name takes precedence over an alias.
     """
     registered = entries(kind)
     current = {(e.value, e.distribution): e.name for e in registered}

@@ -31,9 +31,16 @@ class Level:
 def pick_levels(
     scene: Scene, columns: int, timesteps: list[int] | None = None, sigmas: list[float] | None = None
 ) -> list[Level]:
-    """The image itself, then `columns` - 1 of the model's levels, evenly in its own time; or those asked for.
+    """The noise levels of a figure: the given ones, or 0 and `columns` - 1 levels evenly spaced in the model's time.
 
-    Variance-preserving checkpoints are discrete: timestep t is the level at index t. A continuous model has none.
+    Variance-preserving checkpoints are discrete: timestep t is the level at index t. Continuous models have no
+    timesteps.
+
+    Args:
+        scene: the model and the samples.
+        columns: the number of levels.
+        timesteps: timesteps to show, or None.
+        sigmas: noise levels to show, or None.
 
     Raises:
         UserError: timesteps that the model does not have.
@@ -48,15 +55,15 @@ def pick_levels(
         if max(timesteps) >= len(levels):
             raise UserError(f"--timesteps {max(timesteps)}: the model has the timesteps 0 to {len(levels) - 1}.")
         return [Level(0.0, None), *(Level(levels[t], t) for t in sorted(timesteps))]
-    # Of `columns` marks along 0 … T-1 the first is the clean image's, which is no timestep.
+    # The first of `columns` marks is the clean image, which is not a timestep.
     marks = spread(len(levels), columns)[1:]
     return [Level(0.0, None), *(Level(levels[t], t if discrete else None) for t in marks)]
 
 
 def noised(x0: Tensor, z: Tensor, sigma: float) -> Tensor:
-    """A draw of q(x_t | x₀) in variance-exploding coordinates, x₀ + σ z, (B, C, H, W).
+    """A sample of q(x_t | x₀) in variance-exploding coordinates: x₀ + σ z, (B, C, H, W).
 
-    In a variance-preserving model's own scale, x/√(1+σ²), it is √ᾱ x₀ + √(1-ᾱ) z (Ho et al. 2020, eq. 4).
+    In the scale of a variance-preserving model, x/√(1+σ²), it is √ᾱ x₀ + √(1-ᾱ) z (Ho et al. 2020, eq. 4).
     """
     return x0 + sigma * z
 

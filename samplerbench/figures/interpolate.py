@@ -17,7 +17,8 @@ def fractions(points: int) -> list[float]:
 
 
 def between(scene: Scene, cell: Cell, points: int) -> Tensor:
-    """Images (n, points, C, H, W) uint8: row i goes from sample i to sample n + i, both with sample i's label.
+    """Interpolated images, (n, points, C, H, W) uint8. Row i is between samples i and n + i, with the label of sample
+    i.
 
     Raises:
         UserError: a sampler that draws noise.

@@ -32,8 +32,12 @@ INK, FAINT = "#111111", "#666666"
 class Panel:
     """Images in rows and columns, with labels.
 
-    images: (R, C, channels, H, W) uint8, one or three channels. rows: R labels. columns: C headers, each of one line
-    or more; empty for none. title: a line above, or empty. group: how many rows belong together.
+    Attributes:
+        images: (R, C, channels, H, W) uint8, one or three channels.
+        rows: R row labels.
+        columns: C column headings, of one or more lines; empty for no headings.
+        title: title of the panel, or "".
+        group: number of rows that belong together.
     """
 
     images: Tensor
@@ -45,7 +49,13 @@ class Panel:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, or one frame of an animation: a title, a fainter line under it, and panels one below the other."""
+    """A figure, or one frame of an animation.
+
+    Attributes:
+        title: the title.
+        panels: the panels, from top to bottom.
+        note: the subtitle.
+    """
 
     title: str
     panels: Sequence[Panel]
@@ -53,9 +63,9 @@ class Drawing:
 
 
 def draw(drawing: Drawing, dpi: int) -> Figure:
-    """The figure. An image of H pixels is enlarged by the whole number that makes it 0.64 inches high or more.
+    """Draw a figure. Images are enlarged by an integer factor, to a height of at least 0.64 inches.
 
-    Where the images are larger than that at `dpi`, nothing is enlarged and the text grows with them.
+    If the images are larger than that at `dpi`, they are not enlarged, and the text is scaled with them.
 
     Raises:
         UserError: a figure of more than 2¹⁶ - 1 pixels a side.

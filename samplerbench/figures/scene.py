@@ -38,9 +38,14 @@ class NoNoise(Noise):
 
 @dataclass(frozen=True)
 class Scene:
-    """The samples of a figure: sample i is the same image as in every other command, a function of (seed, i).
+    """The samples of a figure. Sample i depends only on the seed and i, as in every other command.
 
-    prepared: the model and the cells asked for. n: how many samples. data: the real images, if not the model's own.
+    Attributes:
+        prepared: the model and the requested runs.
+        n: number of samples.
+        seed: random seed.
+        batch_size: images per batch.
+        data: source of the real images; None for the training data of the model.
     """
 
     prepared: Prepared
@@ -65,7 +70,7 @@ class Scene:
 
     @cached_property
     def labels(self) -> Tensor | None:
-        """(n,) int64, or None. Raises UserError as `Prepared.labels`."""
+        """The labels, (n,) int64, or None. Raises UserError as `Prepared.labels`."""
         return self.prepared.labels(self.n)
 
     @property
@@ -91,12 +96,21 @@ class Scene:
         deterministic: bool = False,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """The last states, (B, *shape), of a run from x (B, *shape) with labels (B,) or None.
+        """Run a sampler from given start states. Row i uses the step noise of sample i.
 
-        Row i draws the step noise of sample i. on_step is called for each batch in turn.
+        Args:
+            cell: the run.
+            x: start states, (B, *shape).
+            labels: (B,) int64, or None.
+            deterministic: raise an error if the sampler draws noise.
+            on_step: callback after each step of each batch.
+
+        Returns:
+            The final states, (B, *shape).
 
         Raises:
-            UserError: a sampler that draws noise where it must be deterministic. RunError: what the sampler meets.
+            UserError: a sampler that draws noise although it must be deterministic.
+            RunError: the sampler failed.
         """
         prepare(self.model, cell)
         rows, parts = torch.arange(len(x), device=self.model.device), []
@@ -123,10 +137,17 @@ class Scene:
         return None if labels is None else labels.to(self.model.device)[rows]
 
     def pixels(self, x: Tensor, sigma: float = 0.0) -> Tensor:
-        """States at level sigma (B, *shape) as uint8 images (B, C, H, W), in a scale in which they can be seen.
+        """Convert states to uint8 images for display.
 
-        x/√(1+σ²), which is what a variance-preserving network is given; a variance-exploding state is shown so too,
-        since on its own scale nothing but its noise would be seen. Latents are scaled, then decoded.
+        States are scaled to x/√(1+σ²), the input of a variance-preserving network. Variance-exploding states are scaled
+        too, because otherwise only noise would be visible. Latents are scaled, then decoded.
+
+        Args:
+            x: states, (B, *shape).
+            sigma: noise level of the states.
+
+        Returns:
+            (B, C, H, W) uint8.
         """
         scale, parts = (1 + sigma**2) ** -0.5, []
         for part in x.split(self.batch_size):
@@ -137,11 +158,16 @@ class Scene:
         return torch.cat(parts)
 
     def real(self, n: int) -> tuple[Tensor, Tensor | None]:
-        """n real images as states (n, *shape) in the state's precision, and their own labels, where the model takes
-        labels that are no prompts; which images, the seed says.
+        """Real images as states. The seed selects the images.
+
+        Args:
+            n: number of images.
+
+        Returns:
+            States (n, *shape), and labels (n,) int64 if the model has class labels, else None.
 
         Raises:
-            UserError: no data is known, it is not at hand, or its images are not of the model's shape.
+            UserError: the data is unknown or not available, or its images do not have the shape of the model.
         """
         from samplerbench.data import load_data
         from samplerbench.data.pixels import dequantise

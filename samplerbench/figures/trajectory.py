@@ -16,7 +16,14 @@ from samplerbench.sampling import Step
 
 @dataclass(frozen=True)
 class Point:
-    """The samples at one noise level: states and denoised states (n, *shape). taken: number of steps so far."""
+    """The samples at one noise level.
+
+    Attributes:
+        taken: number of steps so far.
+        sigma: the noise level.
+        x: states, (n, *shape).
+        x0: denoised states, (n, *shape).
+    """
 
     taken: int
     sigma: float
@@ -25,13 +32,18 @@ class Point:
 
 
 def follow(scene: Scene, cell: Cell, columns: int, sigmas: list[float] | None = None) -> list[Point]:
-    """The run's states at `columns` of its levels, evenly in steps, or at those nearest to `sigmas` in log σ.
+    """The states of a run at some of its noise levels.
 
-    D is evaluated anew at each of the states, so that it is D(x_t, σ_t) for every method, however many stages its
-    steps have; at σ = 0 it is the state.
+    D is evaluated again at each of the states, so that it is D(x_t, σ_t) for every method. At σ = 0 it is the state.
+
+    Args:
+        scene: the model and the samples.
+        cell: the run.
+        columns: the number of levels, evenly spaced in steps.
+        sigmas: noise levels; the nearest levels in log σ are used, in place of `columns`.
 
     Raises:
-        UserError: a sampler that chooses its own steps, each sample at levels of its own.
+        UserError: a sampler that chooses its own steps.
     """
     if cell.steps is None:
         raise UserError(

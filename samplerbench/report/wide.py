@@ -21,9 +21,9 @@ class WideTable:
     """A table that is split between columns if the terminal is too narrow.
 
     Args:
-        heads: the headings.
-        fixed: how many of the first columns every part repeats, where there is room for them.
-        left: how many of the first columns are aligned to the left.
+        heads: the column headings.
+        fixed: number of first columns that each part repeats, if there is space.
+        left: number of first columns that are left-aligned.
     """
 
     def __init__(self, heads: list[str], fixed: int = 1, left: int = 1) -> None:

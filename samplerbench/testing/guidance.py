@@ -70,7 +70,7 @@ def check_steers(guidance: Guidance) -> str:
             gains.append(float((posterior(guided, small) - posterior(free, small))[rows, labels].mean()))
     gain = min(gains)
     if guidance.parameters.get("scale") == 0:
-        raise NotApplicableError("scale 0 steers nowhere")
+        raise NotApplicableError("scale 0 disables guidance")
     require(gain > 0, f"log p(label) of the denoised images falls by {-gain:.3f}")
     return f"log p(label) rises by {gain:.2f} or more"
 

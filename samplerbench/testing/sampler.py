@@ -50,7 +50,7 @@ def _grid(sampler: Sampler, model: ExactModel, steps: int) -> Tensor:
 
 
 def _prepare(sampler: Sampler, model: ExactModel, grid: Tensor) -> None:
-    """Give the model what the sampler needs besides D."""
+    """Prepare what the sampler requires from the model in addition to D."""
     prepare_model(model, sampler, grid)
     if "autoencoder" in sampler.needs:  # the states stand for latents, scaled by a half
         model.autoencoder = Autoencoder(torch.nn.Identity(), model.shape, model.shape, 0.5)
@@ -124,7 +124,7 @@ def check_first_evaluation(sampler: Sampler) -> str:
     """The network is evaluated at the noise level of the state, for the first time at the start."""
     _require_solver(sampler)
     if sampler.own_grid:
-        raise NotApplicableError("it has a grid of its own")
+        raise NotApplicableError("it uses its own grid")
     model = _problem("point", "1x32x32")
     mean, seen = 0.3, []
 
@@ -167,7 +167,7 @@ def check_order(sampler: Sampler) -> str:
     if _draws(sampler):
         raise NotApplicableError("stochastic: see moments")
     if sampler.own_grid:
-        raise NotApplicableError("it has a grid of its own")
+        raise NotApplicableError("it uses its own grid")
     claimed, found = sampler.convergence(), []
     if sampler.nfe(1) is None:
         return _adaptive_error(sampler)
@@ -222,12 +222,12 @@ def check_order_on_uneven_steps(sampler: Sampler) -> str:
 
 
 def _claim_to_measure(sampler: Sampler, claimed: int | None) -> int:
-    """The claimed order. Raises NotApplicableError where there is none to measure."""
+    """The claimed order. Raises NotApplicableError if there is none to measure."""
     _require_solver(sampler)
     if claimed is None or sampler.nfe(1) is None:
         raise NotApplicableError("it claims no order" if claimed is None else "it chooses its own steps")
     if sampler.own_grid:
-        raise NotApplicableError("it has a grid of its own")
+        raise NotApplicableError("it uses its own grid")
     if _draws(sampler):
         raise NotApplicableError("stochastic: see moments")
     return claimed
@@ -252,7 +252,9 @@ def measure_order(
     Args:
         sampler: a sampler that draws no noise and takes the grid it is given.
         problem: "gaussian" or "mixture".
-        start, shape, counts: as in `order_errors`.
+        start: as in `order_errors`.
+        shape: as in `order_errors`.
+        counts: as in `order_errors`.
     """
     errors = order_errors(sampler, problem, start, shape, counts)
     kept = [(n, e) for n, e in errors if e > 1e-10]  # below it the reference solution is no better
@@ -339,7 +341,7 @@ def check_terminal(sampler: Sampler) -> str:
     _require_solver(sampler)
     model = _problem("point", "1x8x8")
     worst = max(same(_run(sampler, model, steps), torch.tensor(0.3)) for steps in (1, 4, 20))
-    allowed = 2e-3 if sampler.own_grid else 1e-6  # a grid of its own may come with float32 tables of its own
+    allowed = 2e-3 if sampler.own_grid else 1e-6  # a scheduler may use float32 tables
     require(
         worst <= allowed, f"a sample of a single point is {worst:.2g} away from it: noise is left after the last step"
     )
