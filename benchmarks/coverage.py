@@ -1,4 +1,4 @@
-"""Do the intervals that a result gives cover the truth as often as they say?
+"""Measure the coverage of the intervals in results.
 
 python benchmarks/coverage.py                      # 20 repeats of ddim, 10 steps, 5 blocks of 200 images
 python benchmarks/coverage.py --metric fid-inf     # 60 repeats of features whose FID∞ is known, n = 1536
@@ -41,7 +41,7 @@ from samplerbench.results.store import Store
 
 
 def main() -> None:
-    """Print the figures."""
+    """Run the measurement and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--metric", choices=["fid", "fid-inf", "kid"], default="fid")
     parser.add_argument("--sampler", default="ddim")

@@ -1,4 +1,4 @@
-"""One steps-vs-FID table made twice: by diffusers, PNG files and torch-fidelity, and by samplerbench.
+"""Compute one steps-vs-FID table with diffusers, PNG files and torch-fidelity, and with samplerbench.
 
     python benchmarks/end_to_end.py                     # digits, n = 1,797, steps 10, 20, 50, five times each
     python benchmarks/end_to_end.py --small             # to try it: half a minute
@@ -29,7 +29,7 @@ import timing
 
 FEATURES = "digits-cnn"
 REAL = 1000
-"""Images of noise that --model cifar is measured against."""
+"""Number of noise images that serve as real images for --model cifar."""
 
 
 def peer(asked: dict[str, Any]) -> None:
@@ -89,7 +89,7 @@ def peer(asked: dict[str, Any]) -> None:
 
 
 class Table:
-    """The table that both make: the checkpoint, the real images and the labels, written once into a folder."""
+    """The table that both programs compute: checkpoint, real images and labels, written once to a folder."""
 
     def __init__(self, chosen: argparse.Namespace, folder: Path) -> None:
         import torch
@@ -143,21 +143,23 @@ class Table:
 
 
 def main() -> None:
-    """Print the figures."""
+    """Run the measurement and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["digits", "cifar"], default="digits")
     parser.add_argument("--n", type=int, default=1797)
     parser.add_argument("--steps", default="10,20,50")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=256, help="the peer's; samplerbench has its own default")
+    parser.add_argument("--batch", type=int, default=256, help="batch size of the peer; samplerbench uses its default")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "tf32", "bf16"])
-    parser.add_argument("--threads", type=int, help="of both; default: one for every core")
-    parser.add_argument("--options", default="", help="more options of `samplerbench run`, in one string")
-    parser.add_argument("--channels-last", action="store_true", help="the peer's network in that memory format")
-    parser.add_argument("--workers", action="store_true", help="let torch-fidelity start its worker processes")
-    parser.add_argument("--small", action="store_true", help="100 images, 2 and 4 steps, twice: to try it")
-    parser.add_argument("--small-network", action="store_true", help="a small one in the place of cifar's")
+    parser.add_argument("--threads", type=int, help="threads of both programs; default: one per core")
+    parser.add_argument("--options", default="", help="additional options of `samplerbench run`, in one string")
+    parser.add_argument(
+        "--channels-last", action="store_true", help="use the channels-last memory format for the network of the peer"
+    )
+    parser.add_argument("--workers", action="store_true", help="use the worker processes of torch-fidelity")
+    parser.add_argument("--small", action="store_true", help="quick test: 100 images, 2 and 4 steps, two repeats")
+    parser.add_argument("--small-network", action="store_true", help="use a small network in place of that of cifar")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()

@@ -140,12 +140,12 @@ def measure(problem: Problem, repeats: int, without: set[str]) -> list[timing.Ro
 
 
 def main() -> None:
-    """Print the figures."""
+    """Run the measurement and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dims", default="64,768,2048")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="default: one for every core")
-    parser.add_argument("--without", default="", help=f"methods to leave out, with commas: {', '.join(PEERS)}")
+    parser.add_argument("--threads", type=int, help="number of threads; default: one per core")
+    parser.add_argument("--without", default="", help=f"comma-separated methods to omit: {', '.join(PEERS)}")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     threads = timing.set_threads(chosen.threads)

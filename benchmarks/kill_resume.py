@@ -1,4 +1,4 @@
-"""Kill a suite with SIGKILL at random moments, resume it each time, and compare with an undisturbed run.
+"""Kill a suite with SIGKILL at random moments, resume it, and compare the results with an uninterrupted run.
 
 python benchmarks/kill_resume.py benchmarks/suites/digits.toml --undisturbed results/digits --kills 20
 python benchmarks/kill_resume.py benchmarks/suites/digits.toml --undisturbed results/small -- --n 100 --blocks 2
@@ -34,7 +34,7 @@ SAME = ("sampler", "parameters", "guidance", "spacing", "steps", "nfe", "n", "bl
 
 
 class Forked:
-    """A command of samplerbench in a fork of this process, as far as subprocess.Popen is needed here."""
+    """A command of samplerbench in a fork of this process, with the parts of subprocess.Popen's interface used here."""
 
     def __init__(self, arguments: list[str]) -> None:
         from samplerbench.cli.app import main
@@ -57,20 +57,20 @@ class Forked:
         self.stderr = os.fdopen(reading, "r")
 
     def poll(self) -> int | None:
-        """The exit code, or None while it runs."""
+        """The exit code, or None while the process is running."""
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
 
     def wait(self) -> int:
-        """The exit code, once it has one."""
+        """Wait for the exit code."""
         if self.returncode is None:
             self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self.returncode
 
     def communicate(self) -> tuple[str, str]:
-        """What it wrote to stderr, once it has ended."""
+        """Wait for the end of the process, and return its stderr."""
         err = self.stderr.read()
         self.wait()
         return "", err
@@ -81,7 +81,7 @@ class Forked:
 
 
 def start(suite: Path, out: Path, more: list[str], fork: bool) -> subprocess.Popen[str] | Forked:
-    """`samplerbench run SUITE --out OUT` as a process of its own."""
+    """`samplerbench run SUITE --out OUT` in a separate process."""
     arguments = ["run", str(suite), "--out", str(out), "--device", "cpu", *more]
     if fork:
         return Forked(arguments)
@@ -112,7 +112,7 @@ def records(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def differences(a: Any, b: Any, place: str = "") -> list[str]:
-    """Where two values differ: numbers by more than 1e-9 relative, everything else at all."""
+    """The differences of two values. Numbers may differ by a relative 1e-9."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return [d for k in a for d in differences(a[k], b[k], f"{place}.{k}")]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
@@ -190,16 +190,20 @@ class Tamperer:
 
 
 def main() -> int:
-    """Print what happened; exit code 1 where the results differ."""
+    """Run the measurement and print the results. The exit code is 1 if they differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", type=Path)
-    parser.add_argument("--undisturbed", type=Path, required=True, help="folder of the undisturbed run")
+    parser.add_argument("--undisturbed", type=Path, required=True, help="folder of the uninterrupted run")
     parser.add_argument("--out", type=Path, default=Path("results/killed"), help="folder of the killed run")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tamper", action="store_true", help="change the checkpoints after every other kill")
-    parser.add_argument("--seconds", type=float, help="time to spread the kills over. Default: the undisturbed run's")
-    parser.add_argument("--fork", action="store_true", help="fork the runs from here, so that torch is imported once")
+    parser.add_argument(
+        "--seconds", type=float, help="time over which the kills are spread; default: that of the uninterrupted run"
+    )
+    parser.add_argument(
+        "--fork", action="store_true", help="fork the runs from this process, so that torch is imported once"
+    )
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
     chosen, more = parser.parse_args(words[:cut]), words[cut + 1 :]

@@ -1,4 +1,4 @@
-"""Are the metrics right under every --labels mode, when the images are real ones?
+"""Measure every metric on real images, with every --labels mode.
 
 python benchmarks/label_modes.py                   # n = 200, 500 and 1536, 60 repeats
 
@@ -34,7 +34,7 @@ MODES = ("balanced", "none", "3")
 
 
 def main() -> None:
-    """Print the figures."""
+    """Run the measurement and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, nargs="+", default=[200, 500, 1536])
     parser.add_argument("--repeats", type=int, default=60)

@@ -1,4 +1,4 @@
-"""What a sampler costs beside its network: (time of sampling a batch) / (NFE x time of the bare network).
+"""Measure the overhead of samplers: (time of sampling a batch) / (NFE x time of the bare network).
 
     python benchmarks/overhead.py                                   # digits, batch 256, every sampler: 5 minutes
     python benchmarks/overhead.py --model cifar --batch 256 --device cuda --dtype bf16 -s ddim -s ddpm
@@ -26,23 +26,30 @@ SAMPLERS = [
     *("reverse-diffusion", "pc", "heun", "pf-ode:solver=rk4", "dpm-solver:order=2", "dpm-solver:order=3", "dpm++"),
     *("dpm++:order=3", "dpm++:sde=true", "unipc", "deis", "ipndm", "diffusers/DDIMScheduler"),
 ]
-"""Every built-in sampler, and the variants whose work differs."""
+"""Every built-in sampler, and variants with different operations."""
 
 
 def main() -> None:
-    """Print the figures."""
+    """Run the measurement and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["digits", "mnist", "cifar"], default="digits")
-    parser.add_argument("-s", "--sampler", action="append", help="repeatable; default: all")
-    parser.add_argument("--nfe", type=int, default=10, help="the budget: each sampler takes the most steps that fit")
+    parser.add_argument("-s", "--sampler", action="append", help="sampler; can be repeated; default: all")
+    parser.add_argument(
+        "--nfe",
+        type=int,
+        default=10,
+        help="budget of network evaluations; each sampler uses the largest number of steps that fits",
+    )
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="fp32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--graphs", action="store_true")
-    parser.add_argument("--threads", type=int, help="default: one for every core")
-    parser.add_argument("--small", action="store_true", help="a small network in the place of cifar's, to try it")
+    parser.add_argument("--threads", type=int, help="number of threads; default: one per core")
+    parser.add_argument(
+        "--small", action="store_true", help="quick test with a small network in place of that of cifar"
+    )
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     threads = timing.set_threads(chosen.threads)
@@ -99,7 +106,7 @@ class Bench:
         self.labels = make_labels(mode, chosen.batch, self.model.classes, self.model.class_counts)
 
     def wait(self) -> None:
-        """Until the device is done."""
+        """Wait for the device."""
         import torch
 
         if self.model.device.type == "cuda":
@@ -160,7 +167,7 @@ class Bench:
         return Job(run, bare, nfe, found["stochastic"])
 
     def measure(self, spec: str) -> timing.Row:
-        """One sampler's row."""
+        """The row of one sampler."""
         job = self.job(spec)
         seconds = timing.alternate({"run": job.run, "bare": job.bare}, self.chosen.repeats, self.wait)
         ratio = timing.ratios(seconds["run"], seconds["bare"])

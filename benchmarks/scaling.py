@@ -1,4 +1,4 @@
-"""What a run costs against n, steps, batch size and processes, and its memory against n.
+"""Measure the cost of a run against n, steps, batch size and processes, and its memory against n.
 
     python benchmarks/scaling.py                       # everything: about 6 minutes on two slow cores
     python benchmarks/scaling.py --part memory processes
@@ -102,14 +102,16 @@ class Scaling:
 
 
 def main() -> None:
-    """Print the figures."""
+    """Run the measurement and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ["n", "steps", "batch", "processes", "memory"]
     parser.add_argument("--part", nargs="+", choices=parts, default=parts)
-    parser.add_argument("--repeats", type=int, default=5, help="of the processes; the others are run once")
-    parser.add_argument("--threads", type=int, help="default: one for every core")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="repeats of the measurement with processes; the others run once"
+    )
+    parser.add_argument("--threads", type=int, help="number of threads; default: one per core")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--small", action="store_true", help="a few images and steps: to try it")
+    parser.add_argument("--small", action="store_true", help="quick test with few images and steps")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     chosen.threads = timing.set_threads(chosen.threads)

@@ -1,4 +1,4 @@
-"""Two runs started together on one folder, against one run alone: the time, and that no cell is done twice.
+"""Compare two runs that share one folder with a single run: time, and whether a cell runs twice.
 
 python benchmarks/sharing.py --repeats 3           # one thread a run, alternating
 
@@ -38,7 +38,7 @@ def run(count: int) -> tuple[float, int, int]:
 
 
 def main() -> None:
-    """Print the figures."""
+    """Run the measurement and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     chosen = parser.parse_args()

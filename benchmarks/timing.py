@@ -1,4 +1,4 @@
-"""What the benchmarks of speed share: alternating timings, child processes and their cost, networks, tables.
+"""Common parts of the speed benchmarks: alternating timings, child processes and their cost, networks, tables.
 
 Nothing here imports torch or numpy at import time, so that a script can set the number of threads before.
 """
@@ -98,7 +98,7 @@ def run_child(command: Sequence[str], folder: Path | None = None, env: Mapping[s
 
 
 def processor() -> str:
-    """The processor's name and how many of its threads may be used."""
+    """The name of the processor and the number of available threads."""
     name = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
@@ -107,7 +107,7 @@ def processor() -> str:
 
 
 def environment(device: str = "cpu", **more: Any) -> Row:
-    """Date, device and versions: what a figure means nothing without."""
+    """Date, device and versions of a measurement."""
     name = processor()
     if device != "cpu":
         import torch
@@ -122,14 +122,14 @@ def environment(device: str = "cpu", **more: Any) -> Row:
 
 
 def keep(file: Path | None, what: str, about: Row, rows: Any, **more: Any) -> None:
-    """Write a benchmark's figures as JSON, where a file is asked for."""
+    """Write the results of a benchmark as JSON, if a file is given."""
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"benchmark": what, **about, **more, "rows": rows}, indent=1), "utf-8")
 
 
 def table(rows: Iterable[Sequence[Any]], head: Sequence[str]) -> str:
-    """A Markdown table: numbers to the right, words to the left."""
+    """A Markdown table, with numbers right-aligned."""
     cells = [list(head), *([str(value) for value in row] for row in rows)]
     columns = list(zip(*cells, strict=True))
     words = [not any(v.lstrip("+-")[:1].isdigit() for v in column[1:]) for column in columns]

@@ -23,6 +23,7 @@ from samplerbench.limits import MAX_IMAGES
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Model
 from samplerbench.options import Configurable
+from samplerbench.registry import current_name
 from samplerbench.results.store import Store
 from samplerbench.sampling import Guidance, Sampler, Spacing
 from samplerbench.text import printable
@@ -269,6 +270,7 @@ class Results(Sequence[Record], JupyterMixin):
     def _metric(self, name: str | None) -> str:
         if not self.metrics:
             raise UserError("there is no metric in these results.")
+        name = name and current_name("metric", name)
         if name is not None and name not in self.metrics:
             raise UserError(f'there is no metric "{name}" in these results; there is {", ".join(self.metrics)}.')
         return name or self.metrics[0]

@@ -1,4 +1,4 @@
-"""What a plugin says of itself as class attributes and properties, read and checked once, when it is made."""
+"""Validation of the class attributes and properties of a plugin, once, when an instance is created."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ ATTRIBUTES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "feature_space": (lambda value: isinstance(value, str), "a text"),
     },
 }
-"""For each kind of plugin, its attributes: a test of the value, and what the value must be."""
+"""The attributes of each kind of plugin: a test of the value, and a description of valid values."""
 
 
 def check_attributes(plugin: Configurable) -> None:
-    """Read what a plugin says of itself: its label, parameters and spec, and the ATTRIBUTES of its kind.
+    """Check the label, parameters, spec and hash of a plugin, and the ATTRIBUTES of its kind.
 
     Raises:
-        UserError: one of them has a value of the wrong type, or the plugin cannot be compared with others.
-        RunError: the plugin raised.
+        UserError: a value of the wrong type, or a plugin that is not hashable.
+        RunError: the plugin raised an exception.
     """
     from samplerbench.boundary import plugin_call, shown
 
@@ -81,6 +81,6 @@ def check_attributes(plugin: Configurable) -> None:
     read("spec", lambda: plugin.spec, TEXT, who)
     read("__hash__", lambda: hash(plugin), (lambda value: isinstance(value, int), "a whole number"), who)
     for name, rule in ATTRIBUTES.get(cls.kind, {}).items():
-        if not hasattr(cls, name):  # a subclass of Configurable alone says nothing of it
+        if not hasattr(cls, name):  # a direct subclass of Configurable lacks it
             continue
         read(name, lambda name=name: getattr(plugin, name), rule, who)  # type: ignore[misc]

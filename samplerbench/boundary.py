@@ -1,9 +1,10 @@
-"""The boundary around every call into a plugin: its errors are its cell's, and torch's global state is restored.
+"""Isolation of plugin calls: exceptions become errors of the cell, and torch's global state is restored.
 
     with plugin_call(sampler, "in step 3 of 10"):
         step = next(run)
 
-What ends the process itself (`os._exit`, a crash in compiled code) cannot be caught; the cell's checkpoint remains.
+A plugin that ends the process (`os._exit`, a crash in compiled code) cannot be caught. The checkpoint of the cell
+remains.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ from samplerbench.errors import RunError, SamplerbenchError, Stopped, is_out_of_
 from samplerbench.options import Configurable
 
 LONGEST_MESSAGE = 500
-"""Characters of a plugin's own message that are shown."""
+"""Maximum length of a plugin's message in an error."""
 
 
 class plugin_call:  # noqa: N801 - used as a function
-    """While a plugin's code runs: what it raises becomes a RunError, what it changed in torch is changed back.
+    """Context manager for a call into a plugin: converts exceptions to RunError, and restores torch's global state.
 
-    Every exception, SystemExit included, becomes a RunError of one line that names the plugin and what it was doing;
-    the exception itself is its `__cause__`. These pass unchanged: SamplerbenchError, Stopped, KeyboardInterrupt, and
-    running out of memory, which the caller explains.
+    Any exception, including SystemExit, becomes a RunError of one line that names the plugin and the operation. The
+    original exception is its `__cause__`. SamplerbenchError, Stopped, KeyboardInterrupt and out-of-memory errors are
+    not converted.
 
-    The state is that of `torch_state`. Random generators are not restored here but after each cell (`isolated`): a
-    sampler that draws from a global one would otherwise be given the same numbers in every step.
+    The restored state is that of `torch_state`. Random generators are restored after each cell (`isolated`), not after
+    each call: otherwise a sampler that uses a global generator would draw the same numbers in every step.
 
     Args:
-        plugin: the instance, or how it is called (`"model digits"`).
-        doing: `"in step 3 of 10"`, `"in update"`.
-        memory: whether running out of memory passes unchanged; false makes it a RunError too.
+        plugin: the instance, or its name (`"model digits"`).
+        doing: the operation: `"in step 3 of 10"`, `"in update"`.
+        memory: whether out-of-memory errors pass unchanged. If false, they become a RunError too.
 
     Raises:
         RunError: the plugin raised an exception.
@@ -57,7 +58,7 @@ class plugin_call:  # noqa: N801 - used as a function
         self._before = torch_state()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if sys.getrecursionlimit() != self._before[0]:  # first, and here: calls need some depth
+        if sys.getrecursionlimit() != self._before[0]:  # first, because function calls need some depth
             sys.setrecursionlimit(self._before[0])
         if torch_state() != self._before:
             restore(self._before)
@@ -69,7 +70,7 @@ class plugin_call:  # noqa: N801 - used as a function
 
 
 def called(plugin: Configurable | str) -> str:
-    """How a message calls a plugin: `sampler ddim`; by its class's name where its own `label` fails."""
+    """The name of a plugin in messages: `sampler ddim`, or the name of its class if its `label` fails."""
     if isinstance(plugin, str):
         return plugin
     try:
@@ -81,7 +82,7 @@ def called(plugin: Configurable | str) -> str:
 
 
 def describe(error: BaseException, doing: str = "") -> str:
-    """`ValueError in step 2 of 3: its message`: one line, whatever the exception's own text is."""
+    """An exception as one line: `ValueError in step 2 of 3: message`."""
     try:
         text = " ".join(str(error).split())
     except BaseException as raised:
@@ -94,7 +95,7 @@ def describe(error: BaseException, doing: str = "") -> str:
 
 
 def shown(value: Any) -> str:
-    """A value that a plugin gave, for a message: its repr, on one line of at most 80 characters."""
+    """The repr of a plugin's value for messages, on one line of at most 80 characters."""
     try:
         text = " ".join(repr(value).split())
     except BaseException as raised:
@@ -105,7 +106,7 @@ def shown(value: Any) -> str:
 
 
 def torch_state() -> tuple[Any, ...]:
-    """The global state that calls are isolated from, as a tuple to compare and to `restore`.
+    """The global state that `plugin_call` restores, as a tuple.
 
     The default dtype and device, the number of threads, the modes of gradients, autocast, anomaly detection and
     determinism, whether denormal numbers are flushed to zero, the precision of float32 products, cuDNN's and oneDNN's
@@ -114,7 +115,7 @@ def torch_state() -> tuple[Any, ...]:
     """
     try:
         precision, cudnn = torch.get_float32_matmul_precision(), _cudnn()
-    except RuntimeError:  # torch refuses to say where its older and newer settings were mixed
+    except RuntimeError:  # torch raises if its old and new settings were mixed
         precision, cudnn = None, None
     try:
         folder: str | None = os.getcwd()
@@ -131,7 +132,7 @@ def torch_state() -> tuple[Any, ...]:
         torch.is_autocast_enabled("cpu"),
         torch.is_autocast_enabled("cuda"),
         (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
-        sys.float_info.min * 0.5 == 0,  # torch does not say whether it flushes denormal numbers
+        sys.float_info.min * 0.5 == 0,  # torch has no getter for flushing denormal numbers
         cudnn,
         precision,
         _backends(),
@@ -141,16 +142,16 @@ def torch_state() -> tuple[Any, ...]:
 
 
 def restore(state: tuple[Any, ...]) -> None:
-    """Set what differs from a `torch_state` of before."""
+    """Restore a `torch_state`, where it differs from the current state."""
     for setting, before, now in zip(_SETTINGS, state, torch_state(), strict=True):
         if before != now and before is not None:
-            with suppress(RuntimeError, OSError):  # a setting that torch no longer lets anybody change
+            with suppress(RuntimeError, OSError):  # a setting that torch no longer allows to change
                 setting(before)
 
 
 def _default_device() -> Any:
-    """The device that `torch.set_default_device` set, without an index where none was given; "cpu" for none."""
-    # torch.get_default_device makes a tensor; this is what it looks at, where it is there.
+    """The device set with `torch.set_default_device`, as given; "cpu" if none is set."""
+    # torch.get_default_device creates a tensor. Read its source directly, if it exists.
     known = getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None)
     if known is None:
         return str(torch.get_default_device())
@@ -177,7 +178,7 @@ def _set_cudnn(flags: tuple[bool, bool, bool, bool]) -> None:
 
 
 def _backends() -> Any:
-    """oneDNN's flags enabled and deterministic, and each backend's precision of float32 where torch has those."""
+    """oneDNN's flags enabled and deterministic, and the float32 precision of each backend if torch supports it."""
     return torch._C._get_mkldnn_enabled(), torch._C._get_mkldnn_deterministic(), *(_precision(*of) for of in _BACKENDS)
 
 
@@ -205,7 +206,7 @@ def _set_backends(flags: tuple[Any, ...]) -> None:
 
 
 def _leave_modes(depths: tuple[int, int]) -> None:
-    """Leave the modes that were entered since, without calling their `__exit__`."""
+    """Remove modes that were entered in the meantime, without calling their `__exit__`."""
     while _len_torch_function_stack() > depths[0]:
         _pop_torch_function_stack()
     while _len_torch_dispatch_stack() > depths[1]:
@@ -213,9 +214,9 @@ def _leave_modes(depths: tuple[int, int]) -> None:
 
 
 _SETTINGS: tuple[Callable[[Any], Any], ...] = (
-    sys.setrecursionlimit,  # first, since the others need some depth
-    _set_default_device,  # before the modes, one of which it is
-    _leave_modes,  # before the others, which a mode could change
+    sys.setrecursionlimit,  # first, because the others need some depth
+    _set_default_device,  # before the modes, because it is one of them
+    _leave_modes,  # before the others, because a mode can intercept them
     torch.set_default_dtype,
     torch.set_num_threads,
     torch._C._set_grad_enabled,
@@ -226,7 +227,7 @@ _SETTINGS: tuple[Callable[[Any], Any], ...] = (
     torch.set_flush_denormal,
     _set_cudnn,
     torch.set_float32_matmul_precision,
-    _set_backends,  # after the precision, which sets some of these
+    _set_backends,  # after the precision, which changes some of these
     lambda errors: np.seterr(**errors),
     os.chdir,
 )
@@ -234,19 +235,19 @@ _SETTINGS: tuple[Callable[[Any], Any], ...] = (
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """While a cell runs: afterwards the random generators and warning filters are as before, and `torch_state` too.
+    """Context manager for a cell: restores the random generators, the warning filters and `torch_state`.
 
-    So that no cell depends on which cells ran before it: torch's generators (of the CPU, and of GPUs that are in use),
-    NumPy's global one, Python's, and `warnings.filters`.
+    A cell therefore does not depend on the cells that ran before it. The generators are those of torch (CPU, and GPUs
+    in use), the global one of NumPy, and that of Python.
     """
     state, rng = torch_state(), torch.get_rng_state()
     on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - the global one is meant
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - restore the global generator
     try:
         with warnings.catch_warnings():
             yield
     finally:
-        if torch_state() != state:  # before the others, which a mode that was left entered could change
+        if torch_state() != state:  # first, because a mode can intercept the others
             restore(state)
         torch.set_rng_state(rng)
         if on_devices:

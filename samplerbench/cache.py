@@ -1,4 +1,4 @@
-"""The user's cache: figures that cost something to find and never change."""
+"""The user's cache for measured numbers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from samplerbench.untrusted import parse_json, read_text
 
 
 def cache_dir() -> Path:
-    """$SAMPLERBENCH_CACHE, else samplerbench in the platform's cache folder ($XDG_CACHE_HOME or ~/.cache).
+    """The cache folder: $SAMPLERBENCH_CACHE, else samplerbench in $XDG_CACHE_HOME or ~/.cache.
 
-    Where no home folder is known, a temporary folder of this process: then nothing is kept.
+    If the home folder is unknown, a temporary folder that is removed at the end of the process.
     """
     if given := os.environ.get("SAMPLERBENCH_CACHE"):
         return _resolved(given) or _temporary()
@@ -28,7 +28,7 @@ def cache_dir() -> Path:
 
 
 def _resolved(text: str) -> Path | None:
-    """The path with `~` replaced; None where it cannot be, or is not absolute because the home folder is not."""
+    """The path with `~` expanded; None if the home folder is unknown or not absolute."""
     try:
         path = Path(text).expanduser()
     except RuntimeError:
@@ -39,7 +39,7 @@ def _resolved(text: str) -> Path | None:
 @functools.cache
 def _temporary() -> Path:
     folder = tempfile.TemporaryDirectory(prefix="samplerbench-cache-", ignore_cleanup_errors=True)
-    _KEPT.append(folder)  # it is removed with the process, not here
+    _KEPT.append(folder)  # keep it until the end of the process
     return Path(folder.name)
 
 
@@ -48,10 +48,14 @@ _KEPT: list[Any] = []
 
 @contextlib.contextmanager
 def cached_json(name: str, identity: dict[str, Any]) -> Iterator[dict[str, float]]:
-    """A dictionary of numbers kept under a name and an identity: what is added inside is there the next time.
+    """Context manager: a dictionary of numbers, loaded from the cache and saved at the end.
 
-    A cache that cannot be read, or has anything but finite numbers from 0 on, is empty. One that cannot be written is
-    not an error: it only costs time.
+    A file that cannot be read, or that contains other values than finite non-negative numbers, is ignored. A cache that
+    cannot be written is not an error.
+
+    Args:
+        name: start of the file name.
+        identity: plain data that identifies the measurement; its hash is part of the file name.
     """
     identity = json.loads(json.dumps(identity))
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
@@ -72,11 +76,11 @@ def cached_json(name: str, identity: dict[str, Any]) -> Iterator[dict[str, float
 
 
 def _numbers(written: Any, identity: dict[str, Any]) -> dict[str, float]:
-    """The values of a cache file. Raises ValueError where it is none of this identity, or was not written here."""
+    """The values of a cache file. Raises ValueError for another identity or invalid values."""
     values = written.get("values") if isinstance(written, dict) else None
     if not isinstance(values, dict) or written.get("identity") != identity:
-        raise ValueError("no cache file of this")
+        raise ValueError("another identity")
     for value in values.values():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ValueError("no number")
+            raise ValueError("not a number")
     return values

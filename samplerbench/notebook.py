@@ -1,4 +1,4 @@
-"""Progress in a notebook: bars that a notebook can draw, where a terminal's cannot be."""
+"""Progress bars in notebooks."""
 
 from __future__ import annotations
 
@@ -16,26 +16,30 @@ if TYPE_CHECKING:
 
 
 def in_notebook() -> bool:
-    """Whether this is Jupyter, Colab or another that shows what a cell gives."""
+    """Whether the code runs in a notebook, such as Jupyter or Colab."""
     from rich.console import Console
 
     return Console().is_jupyter
 
 
 def progress_bars(cells: int, quiet: bool = False) -> Progress | NotebookProgress:
-    """What shows the progress of so many cells: tqdm's bars in a notebook, rich's bars or lines elsewhere."""
+    """The progress display for a number of cells: tqdm in a notebook, otherwise rich or plain lines."""
     return NotebookProgress(cells, quiet) if in_notebook() else Progress(cells, quiet=quiet)
 
 
 class NotebookProgress:
-    """A bar for all cells and one for the cell at work, as widgets where ipywidgets is installed, else as text.
+    """Progress bars for all cells and for the current cell. Uses widgets if ipywidgets is installed, else text.
 
-    It has the interface of `samplerbench.progress.Progress`.
+    The interface is that of `samplerbench.progress.Progress`.
+
+    Args:
+        cells: number of cells.
+        quiet: show nothing.
     """
 
     def __init__(self, cells: int, quiet: bool = False) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there are no widgets: text does as well
+            warnings.simplefilter("ignore")  # tqdm warns if ipywidgets is missing
             from tqdm.auto import tqdm
         self._bar: Any = tqdm
         self.cells, self.quiet = cells, quiet
@@ -43,14 +47,14 @@ class NotebookProgress:
 
     @contextmanager
     def running(self) -> Iterator[NotebookProgress]:
-        """While the cells run."""
+        """Context manager for the whole run."""
         hidden = self.quiet or self.cells == 1
         with self._bar(total=self.cells, desc="cells", unit="cell", disable=hidden) as self.all:
             yield self
 
     @contextmanager
     def cell(self, title: str, steps: int | None, n: int, batch_size: int) -> Iterator[Any]:
-        """While one cell runs: gives the driver's on_step."""
+        """Context manager for one cell. Yields the callback `on_step` of the driver."""
         total = None if steps is None else steps * -(-n // batch_size)
         begun, taken = time.monotonic(), 0
         with self._bar(
@@ -69,7 +73,7 @@ class NotebookProgress:
 
     @contextmanager
     def solution(self, images: int, total: int) -> Iterator[Any]:
-        """While the converged solution of so many images, of `total` in the run, is computed: gives on_step."""
+        """Context manager for the computation of a converged solution. Yields the callback `on_step` of the driver."""
         count = f"{images}" if images == total else f"{images} of {total}"
         with self._bar(desc=f"converged solution, {count} images", unit="step", leave=False, disable=self.quiet) as bar:
 
@@ -80,7 +84,7 @@ class NotebookProgress:
             yield on_step
 
     def done(self, line: str) -> None:
-        """A cell has finished; one that failed says why."""
+        """Report a finished cell. If it failed, print the reason."""
         if ": failed: " in line and not self.quiet:
             self.all.write(one_line(line))
         self.all.update()

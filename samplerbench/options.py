@@ -1,11 +1,11 @@
-"""Typed, bounded, documented parameters: what a plugin writes after `eta: float =`.
+"""Typed parameters of plugins, with bounds and help text.
 
     @dataclass(frozen=True)
     class DDIM(Sampler):
         eta: float = option(0.0, "0 is deterministic, 1 is ancestral", ge=0.0, le=1.0)
 
-A plugin's fields *are* its parameters. They are checked and converted (by pydantic) whenever an instance is made, from
-Python or from a spec string, so an instance that exists is valid.
+The fields of a plugin are its parameters. They are validated and converted with pydantic when an instance is created,
+from Python or from a spec string.
 """
 
 from __future__ import annotations
@@ -37,12 +37,18 @@ def option(
     positional: bool = False,
     rest: bool = False,
 ) -> Any:
-    """A parameter of a plugin: its default, one line of help, and its bounds.
+    """Declare a parameter of a plugin. The type annotation of the field is its type; `typing.Literal` lists choices.
 
-    `positional` lets a spec give the value without its name: `exact:gaussian` for `exact:problem=gaussian`.
-    `rest` takes every parameter=value that has no field of its own, as (name, text) pairs: for a plugin that wraps
-    something with parameters of its own, which then says what it does not know.
-    The field's type annotation is the parameter's type; `typing.Literal` lists the choices.
+    Args:
+        default: default value.
+        help: one line of help text.
+        gt: values must be greater than this.
+        ge: values must be greater than or equal to this.
+        lt: values must be less than this.
+        le: values must be less than or equal to this.
+        positional: whether a spec can give the value without its name: `exact:gaussian` for `exact:problem=gaussian`.
+        rest: whether the field collects all parameters without a field of their own, as (name, text) pairs. For
+            plugins that wrap an object with its own parameters.
     """
     bounds = {k: v for k, v in (("gt", gt), ("ge", ge), ("lt", lt), ("le", le)) if v is not None}
     return dataclasses.field(
@@ -52,7 +58,17 @@ def option(
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """What is known of one parameter: for `samplerbench show`, for validation and for error messages."""
+    """A parameter of a plugin class.
+
+    Attributes:
+        name: name of the field.
+        type: type annotation.
+        default: default value.
+        help: one line of help text.
+        bounds: gt, ge, lt and le, as far as they are set.
+        positional: as for `option`.
+        rest: as for `option`.
+    """
 
     name: str
     type: Any
@@ -64,20 +80,20 @@ class Parameter:
 
     @property
     def type_name(self) -> str:
-        """The type as a reader says it: `float`, `small | large`, `int or none`."""
+        """The type as text: `float`, `small | large`, `int or none`."""
         if self.rest:
             return "parameter=value, …"
         return _type_name(self.type)
 
     @property
     def is_integer(self) -> bool:
-        """Whether its values are whole numbers (or none)."""
+        """Whether its values are integers or None."""
         members = [m for m in typing.get_args(self.type) or (self.type,) if m is not type(None)]
         return members == [int]
 
     @property
     def range(self) -> str:
-        """The bounds as a reader says them: `≥ 0, ≤ 1`; empty where there are none."""
+        """The bounds as text: `≥ 0, ≤ 1`; "" if there are none."""
         return ", ".join(
             f"{_BOUNDS[k]} {v:,}" if isinstance(v, int) else f"{_BOUNDS[k]} {v:g}" for k, v in self.bounds.items()
         )
@@ -88,7 +104,7 @@ class Parameter:
         return f"{self.name}: {self.type_name}{bounds}, default {show_value(self.default)}"
 
     def convert(self, value: Any) -> Any:
-        """The value as this parameter's type; ValueError with one clause of reason where it cannot be."""
+        """Convert a value to the type of the parameter. Raises ValueError with a reason."""
         import pydantic
 
         if isinstance(value, str) and value.lower() == "none" and type(None) in typing.get_args(self.type):
@@ -97,7 +113,7 @@ class Parameter:
             value = next((c for c in typing.get_args(self.type) if show_value(c) == value), value)
         annotated: Any = self.type
         bounds: dict[str, Any] = dict(self.bounds)
-        if self.is_integer:  # beyond that torch cannot take it
+        if self.is_integer:  # the largest integer that torch supports
             bounds = {"le": MAX_INTEGER} | bounds if "lt" not in bounds else bounds
             bounds = {"ge": -MAX_INTEGER} | bounds if "gt" not in bounds else bounds
             annotated = typing.Annotated[annotated, pydantic.Field(**bounds)]
@@ -120,7 +136,7 @@ def _type_name(annotation: Any) -> str:
 
 
 def show_value(value: Any) -> str:
-    """A parameter's value as one writes it in a spec: 0.5, true, none, karras."""
+    """A value as written in a spec: 0.5, true, none, karras."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -128,35 +144,43 @@ def show_value(value: Any) -> str:
         return short if float(short) == value else repr(value)
     try:
         return str(value)
-    except ValueError:  # Python writes no integer of thousands of digits
+    except ValueError:  # Python does not convert integers with thousands of digits
         return f"an integer of {value.bit_length()} bits"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` Did you mean "x"?` where something known is close to the word, else an empty string."""
+    """The sentence ` Did you mean "x"?` with the known word nearest to `word`; "" if none is close."""
+    best = nearest(word, known)
+    return f' Did you mean "{best}"?' if best else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word nearest to `word`; "" if none is close."""
 
     def likeness(name: str) -> tuple[float, bool]:
         a, b = name.lower(), word.lower()
-        # Of two equally near names, the one with the same letters: "ddmi" is "ddim", not "ddpm".
+        # For equally near names, prefer the same letters: "ddmi" is "ddim", not "ddpm".
         return difflib.SequenceMatcher(None, a, b).ratio(), sorted(a) == sorted(b)
 
     best = max(known, key=likeness, default="")
-    return f' Did you mean "{best}"?' if best and likeness(best)[0] >= 0.5 else ""
+    return best if best and likeness(best)[0] >= 0.5 else ""
 
 
 class Configurable:
-    """Base of everything that is named in a spec: a frozen dataclass whose fields are its parameters.
+    """Base class of all plugins: a frozen dataclass whose fields are its parameters.
 
-    A subclass is made a frozen dataclass by `@dataclass(frozen=True)`. Making an instance checks and converts every
-    field; the error for a bad one lists the parameters that exist.
+    Decorate each subclass with `@dataclass(frozen=True)`. Creating an instance validates and converts every field.
+
+    Attributes:
+        kind: kind of the plugin.
+        name: registered name, set by the registry.
 
     Raises:
-        UserError: a value of the wrong type or out of its bounds.
+        UserError: a value of the wrong type or out of bounds. The message lists the parameters.
     """
 
     kind: ClassVar[str] = "plugin"
     name: ClassVar[str] = ""
-    """The name it is registered under; set by the registry, the class's own name until then."""
 
     def __post_init__(self) -> None:
         for parameter in parameters_of(type(self)).values():
@@ -175,7 +199,7 @@ class Configurable:
 
     @classmethod
     def label(cls) -> str:
-        """The registered name, or the class's name where it is not registered."""
+        """The registered name, or the name of the class if it is not registered."""
         return cls.name or cls.__name__
 
     def with_state(self, **state: Any) -> Self:
@@ -195,19 +219,19 @@ class Configurable:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Every parameter with its value, defaults included: what the protocol records."""
+        """All parameters with their values, including defaults, as recorded in the protocol."""
         return {name: getattr(self, name) for name in parameters_of(type(self))}
 
     @property
     def spec(self) -> str:
-        """The spec string that makes this instance: the name, its first positional value, and what is no default."""
+        """The spec of this instance: the name, the positional value, and all values that differ from the defaults."""
         known = parameters_of(type(self)).values()
         slot = next((p.name for p in known if p.positional), None)
         changed: list[str] = []
         first = ""
         for p in known:
             value = getattr(self, p.name)
-            # After a slash there is room for one value, and none for a colon.
+            # After a slash a spec has one value, without a colon.
             if p.name == slot and (text := show_value(value)) and ":" not in text:
                 first = f"/{text}"
             elif p.rest:
@@ -218,29 +242,33 @@ class Configurable:
 
 
 def parameters_of(cls: Any) -> dict[str, Parameter]:
-    """The parameters of a plugin class, by name, in the order in which they are declared.
+    """The parameters of a plugin class, by name, in the order of their declaration.
 
     Raises:
-        UserError: the class has options or fields but is no dataclass, or an `__init__` of its own; or a field was not
-            declared with `option` or has the name of something that every plugin has.
+        UserError: the class has fields but is not a dataclass, defines its own `__init__`, or has a field that is not
+            declared with `option` or that overrides an attribute of every plugin.
     """
     path = _where(cls)
     if bare := [name for name, value in vars(cls).items() if isinstance(value, dataclasses.Field)]:
-        raise UserError(f"{path} has the option {bare[0]} but is no dataclass; put @dataclass(frozen=True) above it.")
+        raise UserError(
+            f"{path} has the option {bare[0]} but is not a dataclass; decorate it with @dataclass(frozen=True)."
+        )
     if not dataclasses.is_dataclass(cls):
         return {}
     _check_init(cls, path)
     hints = typing.get_type_hints(cls)
-    found = {}
+    parameters = {}
     for field in dataclasses.fields(cls):
         if hasattr(Configurable, field.name):
-            raise UserError(f"{path}: no parameter can be called {field.name}, which every plugin has; rename it.")
+            raise UserError(
+                f"{path}: a parameter cannot be called {field.name}, an attribute of every plugin; rename it."
+            )
         if "help" not in field.metadata:
             raise UserError(
                 f"{path}: the field {field.name} has no help and no bounds; "
                 f'declare it as {field.name}: {_type_name(hints[field.name])} = option(default, "what it does")'
             )
-        found[field.name] = Parameter(
+        parameters[field.name] = Parameter(
             name=field.name,
             type=hints[field.name],
             default=field.default,
@@ -249,23 +277,24 @@ def parameters_of(cls: Any) -> dict[str, Parameter]:
             positional=field.metadata["positional"],
             rest=field.metadata["rest"],
         )
-    return found
+    return parameters
 
 
 def _where(cls: Any) -> str:
-    """How a message calls a class: `package.module.Class`; of a file's class, the spec it was asked for by."""
+    """The name of a class in messages: `package.module.Class`, or `PATH.py:CLASS` for a class in a file."""
     name = vars(cls).get("name")
     from_file = hasattr(sys.modules.get(cls.__module__), "__samplerbench_source__")
     return name if from_file and isinstance(name, str) else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _check_init(cls: Any, path: str) -> None:
-    """Raise UserError for a class whose parameters are not its fields: then its results could not be told apart."""
+    """Raise UserError for a class whose parameters are not its fields, so the protocol would not record them."""
     if "__dataclass_params__" not in vars(cls):
         for name, annotation in vars(cls).get("__annotations__", {}).items():
             if "ClassVar" not in str(annotation) and not any(hasattr(base, name) for base in cls.__mro__[1:]):
                 raise UserError(
-                    f"{path} has the field {name} but is no dataclass; put @dataclass(frozen=True) above it, and "
+                    f"{path} has the field {name} but is not a dataclass; decorate it with "
+                    f"@dataclass(frozen=True), and "
                     f'declare the field as {name}: TYPE = option(default, "what it does").'
                 )
     owner = next(c for c in cls.__mro__ if "__init__" in vars(c))
@@ -273,13 +302,13 @@ def _check_init(cls: Any, path: str) -> None:
     taken = list(inspect.signature(owner.__init__).parameters)[1:]
     if set(taken) != fields or (fields and "__dataclass_params__" not in vars(owner)):
         raise UserError(
-            f"{path} has an __init__ of its own, so its parameters are not known; make it a frozen dataclass without "
+            f"{path} defines its own __init__, so its parameters are unknown; make it a frozen dataclass without "
             '__init__, whose parameters are fields: eta: float = option(0.0, "what it does").'
         )
 
 
 def list_parameters(cls: type[Configurable]) -> str:
-    """The sentence that ends an error about parameters: those that exist, with type, bounds and default."""
+    """A sentence that lists the parameters of a class with type, bounds and default, for error messages."""
     known = parameters_of(cls)
     if not known:
         return f"{cls.label()} has no parameters."
@@ -287,10 +316,15 @@ def list_parameters(cls: type[Configurable]) -> str:
 
 
 def build(cls: type[Configurable], arguments: Mapping[str, str], positional: Iterable[str] = ()) -> Any:
-    """An instance of a plugin class from the strings of a spec.
+    """Create an instance of a plugin class from the strings of a spec.
+
+    Args:
+        cls: the plugin class.
+        arguments: parameter → value.
+        positional: values without a name.
 
     Raises:
-        UserError: an unknown parameter, one given twice, or a value that does not fit.
+        UserError: an unknown parameter, a parameter given twice, or an invalid value.
     """
     known = parameters_of(cls)
     values: dict[str, Any] = {}

@@ -1,7 +1,7 @@
-"""A plugin in a file of its own, without packaging: `./my_sampler.py:MySampler`, for the first hour of an idea.
+"""Plugins in a single file, without packaging: `./my_sampler.py:MySampler`.
 
-The file is imported by its path, under a module name of its own, once for each content it has had. What lies beside it
-is not on the import path: the hash of the one file is what the protocol records.
+The file is imported by its path under a unique module name, once for each version of its content. Its folder is not on
+the import path, because the protocol records only the hash of this file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PREFIX = "samplerbench_file_"
 
 
 def split(spec: str) -> tuple[str, str] | None:
-    """(path, what follows it) of a spec that begins with the path of a Python file; None for any other."""
+    """Split a spec that starts with the path of a Python file into the path and the rest; None for other specs."""
     match = _SPEC.fullmatch(spec.strip())
     return match and (match["path"].strip(), (match["rest"] or "").strip())
 
@@ -31,20 +31,25 @@ _COLON = re.compile(r"(?P<path>[^:=,]*[/\\][^:=,]*:[^=,]*\.py)\s*(?::.*)?", re.D
 
 
 def check_path(spec: str) -> None:
-    """Raise UserError for a spec that begins with the path of a Python file and has a colon in that path."""
+    """Raise UserError for a spec that starts with the path of a Python file that contains a colon."""
     if match := _COLON.fullmatch(spec.strip()):
         raise UserError(
-            f"{shorten(match['path'])}: the path of a plugin's file may not contain a colon, which ends it in "
-            "PATH.py:CLASS:parameter=value; rename the file or folder."
+            f"{shorten(match['path'])}: the path of a plugin file must not contain a colon, because a colon "
+            f"ends the path "
+            "in PATH.py:CLASS:parameter=value; rename the file or folder."
         )
 
 
 def content(path: str) -> bytes:
-    """The bytes of a plugin's file. Raises UserError where it cannot be read."""
+    """Read a plugin file. Raises UserError if it cannot be read."""
     file = user_path(path)
     if not is_file(file):
         what = (
-            "it is a folder" if is_dir(file) else "it is no regular file" if file.exists() else "there is no such file"
+            "it is a folder"
+            if is_dir(file)
+            else "it is not a regular file"
+            if file.exists()
+            else "there is no such file"
         )
         raise UserError(f"{path}: {what}; write PATH.py:CLASS with the path of a Python file.")
     try:
@@ -54,21 +59,21 @@ def content(path: str) -> bytes:
 
 
 def source_hash(source: bytes) -> str:
-    """The first 16 hexadecimal digits of the sha256: what a protocol records of a source file."""
+    """The hash of a source file in the protocol: the first 16 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(source).hexdigest()[:16]
 
 
 def hash_of(cls: type) -> str | None:
-    """The hash of the file as it was when the class was imported; None for a class that is not from such a file."""
-    found: str | None = getattr(sys.modules.get(cls.__module__), "__samplerbench_source__", None)
-    return found
+    """The hash of the plugin file at the time its class was imported; None for a class from another source."""
+    source: str | None = getattr(sys.modules.get(cls.__module__), "__samplerbench_source__", None)
+    return source
 
 
 def module(path: str) -> ModuleType:
-    """The module of a plugin's file, imported unless the same content of the same file was before.
+    """Import a plugin file. The same file with the same content is imported only once.
 
     Raises:
-        UserError: the file cannot be read or imported, with the line at fault.
+        UserError: the file cannot be read or imported. The message has the line number.
     """
     source = content(path)
     file = user_path(path).resolve()
@@ -79,19 +84,19 @@ def module(path: str) -> ModuleType:
     made = ModuleType(name)
     made.__file__ = str(file)
     vars(made)["__samplerbench_source__"] = source_hash(source)
-    sys.modules[name] = made  # before it runs: dataclasses look their module up
+    sys.modules[name] = made  # before execution, because dataclasses look up their module
     try:
         exec(compile(source, str(file), "exec", dont_inherit=True), vars(made))
     except BaseException as error:
         del sys.modules[name]
-        if not isinstance(error, Exception | SystemExit):  # Ctrl-C is not the file's
+        if not isinstance(error, Exception | SystemExit):  # Ctrl-C is not an error of the file
             raise
         raise UserError(f"{path} cannot be imported: {_explain(error, str(file))}") from error
     return made
 
 
 def _explain(error: BaseException, file: str) -> str:
-    """`line 3: SyntaxError: invalid syntax`."""
+    """An exception of a plugin file as text: `line 3: SyntaxError: invalid syntax`."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     text = "" if type(error).__str__ is BaseException.__str__ and not error.args else reason(error)
     if isinstance(error, SyntaxError):
@@ -101,32 +106,38 @@ def _explain(error: BaseException, file: str) -> str:
 
 
 def class_in(path: str, name: str, bases: Mapping[str, type]) -> tuple[str, type]:
-    """(kind, class) of the class `name` in a file.
+    """Find a plugin class in a file.
 
-    bases: for each kind that would do, the class it must be a subclass of.
+    Args:
+        path: path of the file.
+        name: name of the class.
+        bases: for each allowed kind, its base class.
+
+    Returns:
+        The kind and the class.
 
     Raises:
-        UserError: no name (with those that are there), no such class (with the closest), or one of another base.
+        UserError: an empty name, no such class, or a class of another kind. The message lists the classes of the file.
     """
-    found = module(path)
+    loaded = module(path)
     own = {
         key: value
-        for key, value in vars(found).items()
-        if isinstance(value, type) and value.__module__ == found.__name__
+        for key, value in vars(loaded).items()
+        if isinstance(value, type) and value.__module__ == loaded.__name__
     }
     usable = [key for key, value in own.items() if issubclass(value, tuple(bases.values()))]
     wanted = " or ".join(bases)
     there = f"The {wanted} classes in it: {', '.join(usable)}." if usable else f"It has no {wanted} class."
     if not name:
         raise UserError(f"{path}: name the class, as in {path}:{usable[0] if usable else 'CLASS'}. {there}")
-    cls = own.get(name)  # not one that it imports: that has a name of its own
+    cls = own.get(name)  # classes that the file imports do not count
     if cls is None:
         raise UserError(f'{path} has no class "{name}".{did_you_mean(name, own)} {there}')
     for kind, base in bases.items():
         if issubclass(cls, base):
             return kind, cls
     needed = " or ".join(f"samplerbench.{_public(base)}" for base in bases.values())
-    raise UserError(f"{path}:{name} is no {wanted}: it must be a subclass of {needed}. {there}")
+    raise UserError(f"{path}:{name} is not a {wanted}: it must be a subclass of {needed}. {there}")
 
 
 def _public(base: type) -> str:

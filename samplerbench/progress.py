@@ -1,4 +1,4 @@
-"""Progress of a run in a terminal: bars, a table that fills, one line for each finished cell, and a log file."""
+"""Progress of a run in a terminal: progress bars, a live table, one line per finished cell, and a log file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """On a terminal's stderr a bar per run, a bar per cell and a table that fills in; elsewhere a line per cell.
+    """Progress display. On a terminal, progress bars and a live table on stderr; otherwise one line per cell.
 
-    table: makes the table of what is known so far; None shows none.
+    Args:
+        cells: number of cells.
+        quiet: print nothing.
+        log: log file, one line per finished cell; None for no log.
+        table: creates the table of the results so far; None for no table.
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class Progress:
 
     @contextmanager
     def running(self) -> Iterator[Progress]:
-        """While the cells run."""
+        """Context manager for the whole run."""
         if self.table is None:
             with self.bars:
                 yield self
@@ -72,7 +76,7 @@ class Progress:
 
     @contextmanager
     def cell(self, title: str, steps: int | None, n: int, batch_size: int) -> Iterator[Any]:
-        """While one cell runs: gives the driver's on_step."""
+        """Context manager for one cell. Yields the callback `on_step` of the driver."""
         batches = -(-n // batch_size)
         total = None if steps is None else steps * batches
         task = self.bars.add_task(printable(title), total=total, rate="")
@@ -93,14 +97,18 @@ class Progress:
 
     @contextmanager
     def solution(self, images: int, total: int) -> Iterator[Any]:
-        """While the converged solution of so many images, of `total` in the run, is computed: gives on_step.
+        """Context manager for the computation of a converged solution. Yields the callback `on_step` of the driver.
 
-        How many steps the solver will take is not known; the level that it has reached is shown. Without a terminal
-        the first solution of a run is announced by a line.
+        The number of steps of the adaptive solver is unknown, so the bar shows its current noise level. Without a
+        terminal, one line is printed before the first solution of a run.
+
+        Args:
+            images: number of images of this solution.
+            total: number of images of all solutions of the run.
         """
         if not (self.live or self.quiet or self.announced):
             count = f"{total} image{'' if total == 1 else 's'}"
-            say(f"computing the converged solution for {count}; cells under the same guidance share it", error=True)
+            say(f"computing the converged solution for {count}; cells with the same guidance share it", error=True)
         self.announced = True
         title = f"converged solution for {images if images == total else f'{images} of {total}'} images"
         task = self.bars.add_task(title, total=None, rate="")
@@ -114,7 +122,7 @@ class Progress:
             self.bars.remove_task(task)
 
     def done(self, line: str) -> None:
-        """A cell has finished."""
+        """Report a finished cell."""
         self.finished += 1
         line = one_line(line)
         if self.log is not None:
@@ -122,7 +130,7 @@ class Progress:
 
             from samplerbench.results.files import append_line
 
-            # The log is a convenience: a disk that takes no more of it must not stop the run. A link is not followed.
+            # The log is optional: a full disk must not stop the run here. Links are not followed.
             with contextlib.suppress(OSError):
                 append_line(self.log, f"{datetime.now(UTC).isoformat(timespec='seconds')}  {line}")
         self.bars.advance(self.all)

@@ -1,8 +1,8 @@
-"""The registry: entry points → names → objects, and spec strings → instances.
+"""The plugin registry: finds plugins through entry points, and creates instances from spec strings.
 
-Names are listed without importing anything. A plugin is imported when it is asked for; one that cannot be imported is
-an error where it is used, a row in `samplerbench list`, and nothing to anybody else. In the place of a name may stand a
-file and a class in it: `./my_sampler.py:MySampler:eta=0.5`.
+Plugins are listed without being imported, and imported when they are used. A plugin that cannot be imported raises an
+error only where it is used; `samplerbench list` shows the error. A spec can name a class in a file instead of a
+registered plugin: `./my_sampler.py:MySampler:eta=0.5`.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from urllib.request import url2pathname
 from samplerbench import entry_point_guard, plugin_file
 from samplerbench.attributes import check_attributes
 from samplerbench.errors import SamplerbenchError, UserError
-from samplerbench.options import Configurable, build, did_you_mean, list_parameters, parameters_of
+from samplerbench.options import Configurable, build, did_you_mean, list_parameters, nearest, parameters_of
 from samplerbench.text import note
 from samplerbench.untrusted import parse_json, reason, shorten, user_path
 
 OWN = "samplerbench"
-"""The distribution whose plugins are built in. They have no other privilege than that `list` trusts them to import.
+"""The distribution of the built-in plugins. `list` does not test whether they can be imported.
 
-Only the distribution that this very package belongs to is meant. Another one of this name has its entry points left
-out, and is shown by `samplerbench plugins`.
+This is the distribution that contains this package. Entry points of another distribution with the same name are
+ignored, and `samplerbench plugins` shows it.
 """
 
 OTHER = f"{OWN} (another installation)"
-"""What a distribution of that name is called where the one that this package belongs to is not installed."""
+"""The displayed name of a distribution called samplerbench, if the one that contains this package is not installed."""
 
 IMPORT_SECONDS = 20
-"""How long the import of a plugin may take in `samplerbench list` and `samplerbench plugins`."""
+"""Time limit in seconds for importing a plugin in `samplerbench list` and `samplerbench plugins`."""
 
 SILENT_SECONDS = 3
-"""How long they wait for an import before they say on stderr what they wait for."""
+"""Seconds before these commands print a message that they are waiting for an import."""
 
 NO_PLUGINS = "SAMPLERBENCH_NO_PLUGINS"
-"""The environment variable under which there are none but the built-in plugins."""
+"""The environment variable that disables all plugins except the built-in ones."""
 
 BASES = {
     "sampler": "samplerbench.sampling:Sampler",
@@ -76,7 +76,15 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered name: which object, from which distribution. Nothing has been imported."""
+    """A registered plugin, not imported.
+
+    Attributes:
+        kind: sampler, guidance, spacing, model, metric or data set.
+        name: registered name.
+        value: object reference of the entry point, `module:Class`.
+        distribution: name of the distribution.
+        version: version of the distribution.
+    """
 
     kind: str
     name: str
@@ -96,29 +104,30 @@ def group_of(kind: str) -> str:
 
 
 def entries(kind: str) -> list[Entry]:
-    """Everything registered under a kind, by name; a name that two distributions use stands there twice.
+    """All registered plugins of a kind, sorted by name. A name that two distributions register is listed twice.
 
-    Where SAMPLERBENCH_NO_PLUGINS is set, what is built in and nothing else.
+    If SAMPLERBENCH_NO_PLUGINS is set, only the built-in plugins.
     """
     points = _points(group_of(kind))
-    # Of each distribution once: its name and version are parsed from a file at every look.
+    # Once per distribution, because each access parses a file.
     by_id = {id(point.dist): point.dist for point in points}
     origins = {key: _name_and_version(dist) for key, dist in by_id.items()}
-    found = {Entry(kind, point.name, point.value, *origins[id(point.dist)]) for point in points}
+    registered = {Entry(kind, point.name, point.value, *origins[id(point.dist)]) for point in points}
     return sorted(
-        (e for e in found if e.distribution == OWN or not no_plugins()), key=lambda e: (e.name, e.distribution, e.value)
+        (e for e in registered if e.distribution == OWN or not no_plugins()),
+        key=lambda e: (e.name, e.distribution, e.value),
     )
 
 
 def no_plugins() -> bool:
-    """Whether plugins of other distributions are left out."""
+    """Whether plugins of other distributions are disabled."""
     return os.environ.get(NO_PLUGINS, "").lower() not in ("", "0", "false", "no", "off")
 
 
 def _points(group: str) -> list[EntryPoint]:
     try:
         found = list(entry_points(group=group))
-    except Exception:  # one distribution whose entry_points.txt cannot be read hides those of all others
+    except Exception:  # one unreadable entry_points.txt hides those of all other distributions
         found = [point for dist in distributions() for point in _points_of(dist) if point.group == group]
     if (own := own_distribution()) is None:
         return found
@@ -133,12 +142,12 @@ def _normalised(name: str) -> str:
 
 @functools.cache
 def own_distribution() -> Any:
-    """The distribution that this package belongs to, told by where its files are; None where it is not installed."""
+    """The distribution that contains this package, identified by its files; None if it is not installed."""
     return next((dist for dist in distributions(name=OWN) if _is_own(dist)), None)
 
 
 def other_installations() -> list[str]:
-    """The folders of other distributions that are called as this one."""
+    """The folders of other distributions with the name of this one."""
     own = own_distribution()
     mine = None if own is None else getattr(own, "_path", None)
     paths = [getattr(dist, "_path", "unknown") for dist in distributions(name=OWN)]
@@ -157,7 +166,7 @@ def _is_own(dist: Any) -> bool:
 
 
 def _edited_in(dist: Any, package: Path) -> bool:
-    """Whether it is an editable installation of the folder that the package is in (PEP 610)."""
+    """Whether a distribution is an editable installation of the folder of this package (PEP 610)."""
     written = parse_json(dist.read_text("direct_url.json") or "{}")
     if not written.get("dir_info", {}).get("editable"):
         return False
@@ -185,7 +194,7 @@ def unreadable() -> list[str]:
 def _name_and_version(dist: Any) -> tuple[str, str]:
     try:
         origin = (dist.name, dist.version) if dist else (None, None)
-    except Exception:  # newer Pythons raise where METADATA is missing, older ones give None
+    except Exception:  # if METADATA is missing, newer versions of Python raise, older ones return None
         origin = (None, None)
     name, version = (part if isinstance(part, str) else "" for part in origin)
     if _normalised(name) == OWN and own_distribution() is None:
@@ -194,41 +203,78 @@ def _name_and_version(dist: Any) -> tuple[str, str]:
 
 
 def find(kind: str, name: str) -> Entry:
-    """The one entry of that name, or of the class that `PATH.py:CLASS` names.
+    """The entry of a plugin.
+
+    Args:
+        kind: kind of the plugin.
+        name: a registered name, a former name (`aliases`), or `PATH.py:CLASS`.
 
     Raises:
-        UserError: no such name (with the closest), two distributions that both register it, or no such file.
+        UserError: no such name, with a suggestion; a name that two distributions register; or no such file.
     """
     if file := plugin_file.split(name):
         version = plugin_file.source_hash(plugin_file.content(file[0]))
         path = user_path(file[0]).resolve()
         return Entry(kind, name, f"{path}:{file[1]}", f"file {path.name}", version)
+    name = current_name(kind, name)
     named = [e for e in entries(kind) if e.name == name]
     if not named:
         known = sorted({e.name for e in entries(kind)})
-        raise UserError(f'no {kind} "{shorten(name)}".{did_you_mean(name, known)} Known: {", ".join(known) or "none"}.')
+        meant = current_name(kind, nearest(name, [*known, *aliases(kind)]))
+        suggestion = f' Did you mean "{meant}"?' if meant else ""
+        raise UserError(f'no {kind} "{shorten(name)}".{suggestion} Known: {", ".join(known) or "none"}.')
     if len(named) > 1:
         raise UserError(f'the {kind} name "{name}" is {collision(named)}.')
     return named[0]
 
 
+def aliases(kind: str) -> dict[str, str]:
+    """The former names of plugins, and the current name of each: `{"isc": "inception-score"}`.
+
+    A distribution declares a former name in the entry-point group `GROUP.aliases`, such as
+    `samplerbench.metrics.aliases`. The alias points to the same object as the current name, which the same distribution
+    must register. A registered name takes precedence over an alias.
+    """
+    registered = entries(kind)
+    current = {(e.value, e.distribution): e.name for e in registered}
+    names = {e.name for e in registered}
+    targets = {
+        point.name: current.get((point.value, _name_and_version(point.dist)[0]))
+        for point in sorted(_points(f"{group_of(kind)}.aliases"), key=lambda point: point.value)
+    }
+    return {old: new for old, new in targets.items() if new is not None and old not in names}
+
+
+def current_name(kind: str, name: str) -> str:
+    """The current name of a plugin that may be given by a former name; any other name is returned unchanged."""
+    return aliases(kind).get(name, name)
+
+
+def current_spec(kind: str, spec: str) -> str:
+    """A spec with the current name of its plugin: `isc:splits=5` is `inception-score:splits=5`."""
+    if plugin_file.split(spec):
+        return spec
+    former = split(spec)[0]
+    return current_name(kind, former) + spec.strip()[len(former) :]
+
+
 def collision(named: Iterable[Entry]) -> str:
-    """What is wrong with a name that several entries use."""
+    """The error message for a name that several entries use."""
     origins = " and ".join(f"{e.origin} ({e.value})" for e in named)
     return f"registered twice, by {origins}; uninstall one of them"
 
 
 @functools.cache
 def load(entry: Entry) -> type[Configurable]:
-    """The class of an entry, imported and checked.
+    """Import the class of an entry and check it.
 
     Raises:
-        UserError: it cannot be imported, is not there, or is not a subclass of its kind's base.
+        UserError: it cannot be imported, does not exist, or is not a subclass of the base class of its kind.
     """
     target: Any
     if file := plugin_file.split(entry.name):
         _, target = plugin_file.class_in(*file, {entry.kind: _base(entry.kind)})
-        # Written in two ways, ./mine.py and mine.py, it keeps the first: the name of an instance must not change.
+        # If the path is written in two ways, as ./mine.py and mine.py, the class keeps the first name.
         if plugin_file.split(str(vars(target).get("name"))) is None:
             setattr(target, "name", entry.name)  # noqa: B010
         return _concrete(entry, target)
@@ -237,13 +283,13 @@ def load(entry: Entry) -> type[Configurable]:
         target = import_module(module)
         for part in attribute.split("."):
             target = getattr(target, part)
-    except (Exception, SystemExit) as error:  # whatever a plugin raises while it is imported is the plugin's error
+    except (Exception, SystemExit) as error:  # a plugin may raise anything while it is imported
         raise UserError(
             f"the {entry.kind} {entry.name} of {entry.origin} cannot be imported: {type(error).__name__}: {error}"
         ) from error
     if not (isinstance(target, type) and issubclass(target, _base(entry.kind))):
         raise UserError(
-            f"the {entry.kind} {entry.name} of {entry.origin} is no {BASES[entry.kind].replace(':', '.')}: "
+            f"the {entry.kind} {entry.name} of {entry.origin} is not a {BASES[entry.kind].replace(':', '.')}: "
             f"{entry.value} must be a subclass of it."
         )
     if "name" not in vars(target):
@@ -253,8 +299,8 @@ def load(entry: Entry) -> type[Configurable]:
 
 def _base(kind: str) -> type[Configurable]:
     module, _, name = BASES[kind].partition(":")
-    found: type[Configurable] = getattr(import_module(module), name)
-    return found
+    base: type[Configurable] = getattr(import_module(module), name)
+    return base
 
 
 def _concrete(entry: Entry, target: type[Configurable]) -> type[Configurable]:
@@ -270,19 +316,22 @@ def get(kind: str, name: str) -> type[Configurable]:
 
 
 def parse(kind: str, spec: str | Configurable) -> Any:
-    """The instance a spec describes: `ddim:eta=0.5`, `cfg:scale=2`, `exact:gaussian`.
+    """Create an instance from a spec: `ddim:eta=0.5`, `cfg:scale=2`, `exact:gaussian`.
 
-    A spec is a name, then after a colon `parameter=value` with commas between them. A parameter declared positional
-    may come without its name, after the colon or after a slash. `PATH.py:CLASS` may stand for the name. What is an
-    instance of the kind already is given back as it is.
+    A spec is a name, optionally followed by a colon and comma-separated `parameter=value`. A positional parameter can
+    be given without its name, after the colon or a slash.
+
+    Args:
+        kind: kind of the plugin.
+        spec: a spec. The name can be `PATH.py:CLASS`. An instance of the kind is returned unchanged.
 
     Raises:
-        UserError: an unknown name or parameter, a value that does not fit, or a plugin that cannot be imported.
+        UserError: an unknown name or parameter, an invalid value, or a plugin that cannot be imported.
     """
     if isinstance(spec, Configurable):
         if not isinstance(spec, _base(kind)):
-            raise UserError(f"{spec.spec} is a {spec.kind}; a {kind} is needed here.")
-        parameters_of(type(spec))  # one whose parameters are not known is refused
+            raise UserError(f"{spec.spec} is a {spec.kind}, but a {kind} is required here.")
+        parameters_of(type(spec))  # raises if its parameters are unknown
         check_attributes(spec)
         return spec
     name, first, tail = split(spec)
@@ -302,17 +351,19 @@ def parse(kind: str, spec: str | Configurable) -> Any:
         made = build(cls, arguments, positional)
     except (SamplerbenchError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # what a plugin raises while an instance is made is the plugin's error
-        raise UserError(f"the {kind} {name} cannot be made: {type(error).__name__}: {reason(error)}") from error
+    except BaseException as error:  # a plugin may raise anything while an instance is created
+        raise UserError(f"the {kind} {name} cannot be created: {type(error).__name__}: {reason(error)}") from error
     check_attributes(made)
     return made
 
 
 def split(spec: str) -> tuple[str, str | None, str]:
-    """(name, what is after a slash, what is after the colon) of a spec; `PATH.py:CLASS` is a name.
+    """Split a spec into its name, the text after a slash (or None), and the text after the colon.
+
+    `PATH.py:CLASS` is a name.
 
     Raises:
-        UserError: a path with a colon in it.
+        UserError: a path that contains a colon.
     """
     file = plugin_file.split(spec)
     if file is None:
@@ -324,41 +375,41 @@ def split(spec: str) -> tuple[str, str | None, str]:
 
 
 def extend(spec: str, parameters: str) -> str:
-    """A spec with more parameters: `ddim` and `eta=0.5` are `ddim:eta=0.5`."""
+    """Add parameters to a spec: `ddim` and `eta=0.5` give `ddim:eta=0.5`."""
     if not parameters:
         return spec
     return f"{spec},{parameters}" if split(spec)[2] else f"{spec.rstrip(': ')}:{parameters}"
 
 
 def kind_of(spec: str, kinds: Iterable[str] = ("sampler", "guidance", "spacing")) -> str:
-    """The kind under which a spec's name is registered, the first of `kinds` that has it.
+    """The first of `kinds` in which the name of a spec is registered.
 
     Raises:
-        UserError: none has it.
+        UserError: the name is not registered in any of them.
     """
     return kinds_of(spec, kinds)[0]
 
 
 def kinds_of(spec: str, kinds: Iterable[str]) -> list[str]:
-    """Those of `kinds` under which a spec's name is registered, one or more; of a file's class, its kind.
+    """All of `kinds` in which the name of a spec is registered. For a class in a file, its kind.
 
     Raises:
-        UserError: none has it.
+        UserError: the name is not registered in any of them.
     """
     kinds = list(kinds)
     name = split(spec)[0]
     if file := plugin_file.split(name):
         return [plugin_file.class_in(*file, {kind: _base(kind) for kind in kinds})[0]]
-    known = {kind: {e.name for e in entries(kind)} for kind in kinds}
-    if found := [kind for kind in kinds if name in known[kind]]:
-        return found
+    known = {kind: {e.name for e in entries(kind)} | aliases(kind).keys() for kind in kinds}
+    if matching := [kind for kind in kinds if name in known[kind]]:
+        return matching
     words = sorted(set().union(*known.values()))
     called = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
     raise UserError(f'no {called} is called "{shorten(name)}".{did_you_mean(name, words)}')
 
 
 def default(kind: str) -> str:
-    """The name used where the user gives none: what the group `samplerbench.defaults` points to."""
+    """The name of the default plugin of a kind, set in the entry-point group `samplerbench.defaults`."""
     known = {e.value: e.name for e in entries(kind)}
     for point in _points("samplerbench.defaults"):
         if point.name == kind and point.value in known:
@@ -366,16 +417,16 @@ def default(kind: str) -> str:
     raise UserError(f"no default {kind} is installed; name one.")
 
 
-# --- What can be said of a plugin without importing it -------------------------------------------------------------
+# --- Information about a plugin without importing it ---------------------------------------------------------------
 
 
 def source_file(entry: Entry) -> Path | None:
-    """The file an entry's module is in, found without importing the module or its parents; None if not found."""
+    """The file of an entry's module, found without importing the module or its parents; None if not found."""
     parts = entry.value.partition(":")[0].split(".")
-    # Only the top level is looked up by the import system; below it, plain files are.
+    # The import system finds the top-level package; below it, look for files.
     try:
         spec = importlib.util.find_spec(parts[0])
-    except Exception:  # of what else is on the import path
+    except Exception:  # errors of other packages on the import path
         return None
     if spec is None:
         return None
@@ -390,13 +441,13 @@ def source_file(entry: Entry) -> Path | None:
 
 
 def summary(entry: Entry) -> str:
-    """The first line of the class's docstring, read from its source; empty where it cannot be read."""
+    """The first line of the docstring of a class, read from its source; "" if it cannot be read."""
     file = source_file(entry)
     if file is None:
         return ""
     try:
         tree = ast.parse(file.read_text("utf-8"))
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # the last two of nesting
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # the last two for deep nesting
         return ""
     name = entry.value.partition(":")[2]
     for node in tree.body:
@@ -407,22 +458,27 @@ def summary(entry: Entry) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with an entry. error: why it cannot be used; remark: what it lacks though it can. "" is nothing."""
+    """The problems of an entry.
+
+    Attributes:
+        error: why the plugin cannot be used, or "".
+        remark: what the plugin lacks although it can be used, or "".
+    """
 
     error: str = ""
     remark: str = ""
 
 
 def failures(found: Iterable[Entry]) -> dict[Entry, str]:
-    """Which entries cannot be used, and why."""
+    """The entries that cannot be used, with their errors."""
     return {entry: finding.error for entry, finding in findings(found).items() if finding.error}
 
 
 def findings(found: Iterable[Entry]) -> dict[Entry, Finding]:
-    """What is wrong with those entries that something is wrong with.
+    """The entries that have problems, with their problems.
 
-    Collisions are seen at once. Entries of other distributions are imported in a child process, so that what they
-    import (torch, say) costs this one nothing and what they break is not this one.
+    Entries of other distributions are imported in a child process, so that this process does not import torch and is
+    not affected by a crash.
     """
     found = list(found)
     by_name: dict[tuple[str, str], list[Entry]] = {}
@@ -439,7 +495,7 @@ def findings(found: Iterable[Entry]) -> dict[Entry, Finding]:
 
 
 def examine(entry: Entry) -> Finding:
-    """What is wrong with an entry, found by importing it here: as a class, in its parameters, in their defaults."""
+    """The problems of an entry, found by importing it in this process and creating an instance."""
     try:
         cls = load(entry)
         parameters_of(cls)
@@ -448,10 +504,10 @@ def examine(entry: Entry) -> Finding:
         return Finding(f"SystemExit: {error}")
     except UserError as error:
         return Finding(str(error))
-    except Exception as error:  # whatever a plugin raises is the plugin's error
-        return Finding(f"it cannot be made with its defaults: {type(error).__name__}: {error}")
+    except Exception as error:  # a plugin may raise anything
+        return Finding(f"it cannot be created with its defaults: {type(error).__name__}: {error}")
     text = (vars(cls).get("__doc__") or "").strip()
-    # A dataclass without a docstring is given its signature as one.
+    # The docstring of a dataclass defaults to its signature.
     return Finding(remark="" if text and not text.startswith(f"{cls.__name__}(") else "it has no docstring")
 
 
@@ -466,7 +522,7 @@ def _probe(foreign: list[Entry]) -> dict[Entry, Finding]:
         "    except BaseException as error: answer = [str(error) or type(error).__name__, '']\n"
         "    print('\\0' + json.dumps([i, answer]), flush=True)\n"
     )
-    # The child sees the modules that this process would: the same search path, in the same order.
+    # Use the search path of this process in the child process.
     path = [p or str(Path.cwd()) for p in sys.path]
     code = f"import sys; sys.path[:] = {path!r}\n" + code
 
@@ -474,35 +530,35 @@ def _probe(foreign: list[Entry]) -> dict[Entry, Finding]:
         answered = _answers(printed, len(foreign))
         if slow := [e for i, e in enumerate(foreign) if i not in answered]:
             what = f"the {slow[0].kind} {slow[0].name} of {slow[0].origin}"
-            note(f"waiting for the import of {what}; it is ended after {IMPORT_SECONDS} seconds.")
+            note(f"waiting for the import of {what}; it is stopped after {IMPORT_SECONDS} seconds.")
 
     out, err, end = _run_child(code, question, waiting)
     answers = _answers(out, len(foreign))
-    told = {e: Finding(*(" ".join(t.split()) for t in answers[i])) for i, e in enumerate(foreign) if i in answers}
-    told = {e: finding for e, finding in told.items() if finding != Finding()}
-    unasked = [e for i, e in enumerate(foreign) if i not in answers]
-    if end is None and answers and unasked:
-        return told | _probe(unasked)  # the time was that of all so far; the next begins anew
-    if unasked:
+    problems = {e: Finding(*(" ".join(t.split()) for t in answers[i])) for i, e in enumerate(foreign) if i in answers}
+    problems = {e: finding for e, finding in problems.items() if finding != Finding()}
+    remaining = [e for i, e in enumerate(foreign) if i not in answers]
+    if end is None and answers and remaining:
+        return problems | _probe(remaining)  # the limit applied to all of them; restart with the next one
+    if remaining:
         last = (err.strip().splitlines() or [f"exit code {end}"])[-1]
-        slow = f"its import takes longer than the {IMPORT_SECONDS} seconds it is given here"
-        told[unasked[0]] = Finding(slow if end is None else f"its import ended the process: {last}")
-        told |= _probe(unasked[1:])  # what the first of them broke is not the fault of the rest
-    return told
+        slow = f"its import takes longer than {IMPORT_SECONDS} seconds"
+        problems[remaining[0]] = Finding(slow if end is None else f"its import ended the process: {last}")
+        problems |= _probe(remaining[1:])  # the first one ended the process; test the others
+    return problems
 
 
 def _answers(out: str, n: int) -> dict[int, list[str]]:
-    """The answers in what the child printed: for each of n entries that it answered for, its error and remark."""
+    """Parse the output of the child process: index of the entry → [error, remark], for n entries."""
     found = {}
     for line in out.splitlines():
-        _, mark, answer = line.rpartition("\0")  # before the mark: what a plugin printed without ending its line
+        _, mark, answer = line.rpartition("\0")  # a plugin may print text without a newline before the mark
         if mark and (told_of := _answer(answer, n)):
             found[told_of[0]] = told_of[1]
     return found
 
 
 def _answer(text: str, n: int) -> tuple[int, list[str]] | None:
-    """Which of n entries an answer is of, and its error and remark; None for what a plugin printed in its place."""
+    """Parse one answer: the index of the entry, and [error, remark]; None for other output of a plugin."""
     try:
         i, why = parse_json(text)
     except (ValueError, TypeError):
@@ -512,9 +568,15 @@ def _answer(text: str, n: int) -> tuple[int, list[str]] | None:
 
 
 def _run_child(code: str, argument: str, waiting: Callable[[str], None]) -> tuple[str, str, int | None]:
-    """What a Python process prints and its exit code, None where it was ended after IMPORT_SECONDS.
+    """Run a child process of Python, without stdin. Its own child processes end with it.
 
-    It can ask nothing, and what it started ends with it. waiting: called with what it has printed after SILENT_SECONDS.
+    Args:
+        code: the program.
+        argument: its command-line argument.
+        waiting: called with the output so far, after SILENT_SECONDS.
+
+    Returns:
+        stdout, stderr and the exit code, which is None if the process was stopped after IMPORT_SECONDS.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = subprocess.Popen(
@@ -542,16 +604,16 @@ def _run_child(code: str, argument: str, waiting: Callable[[str], None]) -> tupl
 
 
 def _peek(file: int) -> str:
-    """What is in a file that a child writes to; its position, which they share, stays. "" where that is impossible."""
+    """Read a file that a child process writes, without moving the shared position; "" if this is not supported."""
     if not hasattr(os, "pread"):
         return ""
     return os.pread(file, os.fstat(file).st_size, 0).decode("utf-8", "replace")
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """End a process that was started in a session of its own, and what it started there."""
+    """Kill a process that was started in its own session, and its child processes."""
     try:
         os.killpg(child.pid, signal.SIGKILL)
-    except (AttributeError, OSError):  # no such thing on this system
+    except (AttributeError, OSError):  # not supported on this system
         child.kill()
     child.wait()

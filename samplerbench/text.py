@@ -1,6 +1,6 @@
-"""Text that others wrote (specs, names, file names, messages of plugins), made safe to show.
+"""Safe output of untrusted text: specs, names, file names and messages of plugins.
 
-Everything samplerbench prints goes through this module: `note` and `say` for lines, `console` and `literal` for tables,
+All output of samplerbench goes through this module: `note` and `say` for lines, `console` and `literal` for tables,
 `json_text` for JSON, `csv_cell` for CSV. The writers of Markdown, LaTeX and HTML escape what `printable` returns.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-# Unicode calls these printable, but nothing is seen of them (Default_Ignorable_Code_Point, and the blank of braille).
+# Printable according to Unicode, but invisible (Default_Ignorable_Code_Point, and the blank braille pattern).
 INVISIBLE = frozenset(
     chr(code)
     for first, last in (
@@ -27,21 +27,21 @@ INVISIBLE = frozenset(
     )
     for code in range(first, last + 1)
 )  # fmt: skip
-MARKS = 4  # combining marks on one letter; more of them cover the lines above and below
+MARKS = 4  # maximum number of combining marks on one letter; more of them cover adjacent lines
 ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
 def printable(text: object, lines: bool = False) -> str:
-    r"""Text in which every character can be seen: `\x1b`, `\u202e` and the like stand for those that cannot.
+    r"""Replace invisible characters by escapes such as `\x1b` and `\u202e`.
 
-    Escaped are control characters (C0, C1), format characters (bidirectional overrides, zero-width characters), line
-    and paragraph separators, unassigned and private code points, lone surrogates, and combining marks beyond four on
-    one letter. Spaces of any width become a plain space.
+    This applies to control characters (C0, C1), format characters (bidirectional overrides, zero-width characters),
+    line and paragraph separators, unassigned and private code points, lone surrogates, and more than four combining
+    marks on one letter. Spaces of any width become a plain space.
 
     Args:
-        text: what to show; str() of it.
-        lines: whether it may have several lines; then line feeds remain, and a tab is four spaces.
+        text: any object; converted with str().
+        lines: whether to keep line feeds, and replace tabs by four spaces.
     """
     shown, marks = [], 0
     text = plain(str(text))
@@ -71,13 +71,13 @@ def _escape(c: str) -> str:
 
 
 def is_printable(text: str) -> bool:
-    """Whether `printable` would escape nothing in a text, so that what is seen is what is copied."""
+    """Whether a text contains no character that `printable` escapes, so that it can be copied safely."""
     spaced = "".join(" " if unicodedata.category(c) == "Zs" else c for c in text)
     return printable(spaced) == spaced
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8: it has no half of a surrogate pair."""
+    """Whether a text can be encoded as UTF-8, without lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -86,7 +86,7 @@ def is_unicode(text: str) -> bool:
 
 
 def printable_data(value: Any) -> Any:
-    """Plain data with every string in it, keys included, as `printable` shows it."""
+    """Apply `printable` to every string in plain data, including keys."""
     if isinstance(value, dict):
         return {printable(k): printable_data(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -95,29 +95,29 @@ def printable_data(value: Any) -> Any:
 
 
 def one_line(text: object) -> str:
-    """A message as one printable line."""
+    """Convert a message to one printable line."""
     return printable(" ".join(str(text).split()))
 
 
 def note(message: object, gap: bool = False) -> None:
-    """Print `samplerbench: MESSAGE` as one line to stderr. gap: after an empty line, to leave the line of a ^C."""
+    """Print `samplerbench: MESSAGE` as one line to stderr. gap: print an empty line first, after a ^C."""
     print(("\n" if gap else "") + "samplerbench: " + one_line(message), file=sys.stderr)
 
 
 def say(text: object, error: bool = False) -> None:
-    """Print a printable text, of one line or more, to stdout (error: to stderr), at once."""
+    """Print a text of one or more lines to stdout, or to stderr if `error`, and flush."""
     print(printable(text, lines=True), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def literal(text: object, style: str = "") -> Text:
-    """A printable text for a table: neither markup nor emoji codes in it are rendered."""
+    """A printable text for a table. Markup and emoji codes in it are not rendered."""
     from rich.text import Text
 
     return Text(printable(text), style=style)
 
 
 def console(width: int = 140, stderr: bool = False) -> Console:
-    """A console that renders neither markup nor emoji codes; where it is no terminal, at least `width` columns wide."""
+    """A console that does not render markup and emoji codes. Without a terminal, it has at least `width` columns."""
     from rich.console import Console
 
     made = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
@@ -127,10 +127,10 @@ def console(width: int = 140, stderr: bool = False) -> Console:
 
 
 def json_text(value: Any, indent: int | None = 2, allow_nan: bool = True) -> str:
-    """JSON that parses to exactly the value, with escapes for every character that cannot be seen.
+    """Serialise a value as JSON, with escapes for invisible characters. The JSON parses to exactly the same value.
 
     Raises:
-        ValueError: a NaN or an infinity, unless allow_nan.
+        ValueError: NaN or infinity, unless `allow_nan`.
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=allow_nan)
     return re.sub(r"[^\n -~]", lambda m: m[0] if is_printable(m[0]) else json.dumps(m[0])[1:-1], text)
@@ -142,7 +142,7 @@ def print_json(value: Any) -> None:
 
 
 def csv_cell(value: Any) -> Any:
-    """A cell of CSV: numbers as they are; text printable, and with an apostrophe first where it would be a formula.
+    """A CSV cell. Numbers are unchanged; text is printable, with a leading apostrophe if it would be a formula.
 
     Spreadsheets run a cell that begins with = + - or @ as a formula (OWASP, "CSV injection").
     """

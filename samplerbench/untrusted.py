@@ -1,6 +1,6 @@
-"""Reading what others wrote: JSON, TOML, text and paths.
+"""Read untrusted JSON, TOML and text files, and paths.
 
-Every file that may come from a stranger is read here. Whatever is in it, these functions raise only what they document.
+For any content of a file, these functions raise only the documented exceptions.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ from samplerbench.errors import UserError
 from samplerbench.limits import MAX_KEY_PARTS, MAX_TOML
 
 MAX_TEXT_BYTES = 64 * 2**20
-"""The largest JSON, TOML or text file that is read."""
+"""Maximum size of a JSON, TOML or text file, in bytes."""
 MAX_DEPTH = 200
-"""The deepest nesting of a JSON or TOML document."""
+"""Maximum depth of a JSON or TOML document."""
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON document. NaN and infinities are numbers, as for Python's `json`.
+    """Parse a JSON document. NaN and infinities are allowed, as in Python's `json`.
 
     Raises:
-        ValueError: it is not JSON, is nested too deeply, has an integer of thousands of digits, or half of a character.
+        ValueError: invalid JSON, too deep nesting, an integer of thousands of digits, or a lone surrogate.
     """
     return _document(text, json.loads, json.JSONDecodeError)
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The table of a TOML document.
+    """Parse a TOML document.
 
     Raises:
-        tomllib.TOMLDecodeError: it is not TOML; the message has line and column.
-        ValueError: it is nested too deeply, has an integer of thousands of digits or a date that does not exist, or is
-            so large, or has so long a key, that the parser would take minutes.
+        tomllib.TOMLDecodeError: invalid TOML; the message has line and column.
+        ValueError: too deep nesting, an integer of thousands of digits, an invalid date, or a document or key so long
+            that parsing would take minutes.
     """
     if len(text) > MAX_TOML:
         raise ValueError(f"it has {len(text):,} characters; at most {MAX_TOML:,} are read")
     if line := _long_key(text):
         raise ValueError(f"a key has more than {MAX_KEY_PARTS} parts (at line {line})")
-    found: dict[str, Any] = _document(text, tomllib.loads, tomllib.TOMLDecodeError)
-    return found
+    table: dict[str, Any] = _document(text, tomllib.loads, tomllib.TOMLDecodeError)
+    return table
 
 
 _TOKEN = re.compile(r'''#[^\n]*|"""|\'\'\'|"(?:[^"\\\n]|\\.)*"?|'[^'\n]*'?''')
-"""A comment, the beginning of a string of several lines, or a string of one line."""
+"""A comment, the start of a multi-line string, or a single-line string."""
 _END = {'"""': re.compile(r'\\.|"{3,5}', re.DOTALL), "'''": re.compile(r"'{3,5}")}
 _KEY = re.compile(r"[\w-]+(?:[ \t]*\.[ \t]*[\w-]+)*")
 
 
 def _long_key(text: str) -> int:
-    """The line, from 1, of a dotted key of more than MAX_KEY_PARTS parts in a TOML document; 0 where there is none."""
-    # Strings become one letter, comments nothing, so that each dot left is of a key, a number or a date.
+    """The line number, from 1, of a dotted key with more than MAX_KEY_PARTS parts; 0 if there is none."""
+    # Replace strings by one letter and remove comments; the remaining dots belong to keys, numbers or dates.
     parts, at = [], 0
     while found := _TOKEN.search(text, at):
         parts.append(text[at : found.start()])
@@ -76,21 +76,21 @@ def _long_key(text: str) -> int:
 
 def _document(text: Any, parse: Any, error_type: type[ValueError]) -> Any:
     try:
-        found = parse(text)
+        value = parse(text)
     except RecursionError:
         raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep") from None
     except (error_type, UnicodeDecodeError):
         raise
     except ValueError as error:
-        if "digits" in str(error):  # Python's own limit; its message advises to lift it
+        if "digits" in str(error):  # Python's message advises to raise its limit
             raise ValueError("it has an integer with thousands of digits") from None
         raise
-    _check(found)
-    return found
+    _check(value)
+    return value
 
 
 def _check(value: Any) -> None:
-    """Raise ValueError for nesting beyond MAX_DEPTH and for text that cannot be written again."""
+    """Raise ValueError for nesting deeper than MAX_DEPTH and for text that is not valid Unicode."""
     level, depth = [value], 0
     while level:
         if depth > MAX_DEPTH:
@@ -105,39 +105,43 @@ def _check(value: Any) -> None:
                 try:
                     item.encode("utf-8")
                 except UnicodeEncodeError:
-                    raise ValueError("it has half of a surrogate pair, which is no character") from None
+                    raise ValueError("it has a lone surrogate, which is not a character") from None
         level, depth = below, depth + 1
 
 
 def read_text(file: Path) -> str:
-    """The text of a UTF-8 file.
+    """Read a UTF-8 file.
 
     Raises:
-        OSError: it is not there, is no regular file, or cannot be read. ValueError: it is too large, or not UTF-8.
+        OSError: the file does not exist, is not a regular file, or cannot be read.
+        ValueError: the file is too large, or not UTF-8.
     """
     status = os.stat(file)
-    if not stat.S_ISREG(status.st_mode):  # reading from a named pipe or a device may never end
-        raise IsADirectoryError("it is a folder") if stat.S_ISDIR(status.st_mode) else OSError("it is no regular file")
+    if not stat.S_ISREG(status.st_mode):  # reading a named pipe or a device may block
+        raise (
+            IsADirectoryError("it is a folder") if stat.S_ISDIR(status.st_mode) else OSError("it is not a regular file")
+        )
     if status.st_size > MAX_TEXT_BYTES:
         raise ValueError(f"it has {status.st_size:,} bytes; at most {MAX_TEXT_BYTES:,} are read")
     return file.read_text("utf-8")
 
 
 def read_json(file: Path, complaint: str) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read a file that contains a JSON object.
 
     Args:
-        complaint: how the error begins: `FOLDER is incomplete`.
+        file: the file.
+        complaint: start of the error message: `FOLDER is incomplete`.
 
     Raises:
-        UserError: there is no such file, or no JSON object in it.
+        UserError: the file does not exist, or does not contain a JSON object.
     """
     shown = f"{file.parent.name}/{file.name}"
     try:
-        found = parse_json(read_text(file))
-        if not isinstance(found, dict):
-            raise ValueError("it is no JSON object")
-        return found
+        content = parse_json(read_text(file))
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
+        return content
     except FileNotFoundError:
         raise UserError(f"{complaint}: {shown} is not there.") from None
     except (OSError, ValueError) as error:
@@ -145,10 +149,10 @@ def read_json(file: Path, complaint: str) -> dict[str, Any]:
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, on one line; of an OSError without the file's name, which the caller gives."""
+    """The message of an exception, on one line. For an OSError, without the file name."""
     try:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    except BaseException as raised:  # a plugin's own exception
+    except BaseException as raised:  # an exception class of a plugin
         if isinstance(raised, KeyboardInterrupt):
             raise
         text = "(its message cannot be shown)"
@@ -156,10 +160,10 @@ def reason(error: BaseException) -> str:
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:
-    """A path as a user gave it, with `~` and `~name` resolved.
+    """Convert a path from the user, with `~` and `~name` expanded.
 
     Raises:
-        UserError: the home folder is unknown, or no file can have this name.
+        UserError: the home folder is unknown, or the path is invalid.
     """
     try:
         path = Path(text).expanduser()
@@ -174,12 +178,12 @@ def user_path(text: str | os.PathLike[str]) -> Path:
 
 
 def is_dir(text: str | os.PathLike[str]) -> bool:
-    """Whether this names a folder; False for text that cannot be a path at all."""
+    """Whether a path is a folder; False for invalid paths."""
     return _is(text, os.path.isdir)
 
 
 def is_file(text: str | os.PathLike[str]) -> bool:
-    """Whether this names a regular file; False for text that cannot be a path at all."""
+    """Whether a path is a regular file; False for invalid paths."""
     return _is(text, os.path.isfile)
 
 
@@ -191,6 +195,6 @@ def _is(text: str | os.PathLike[str], what: Any) -> bool:
 
 
 def shorten(text: str, length: int = 100) -> str:
-    """The text on one line, or its beginning with an ellipsis where it is longer than so many characters."""
+    """The text on one line, cut with an ellipsis after `length` characters."""
     text = " ".join(text.splitlines())
     return text if len(text) <= length else f"{text[: length - 1]}…"

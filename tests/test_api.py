@@ -64,7 +64,7 @@ def gaussian() -> Model:
 def measured(digits: Model) -> Results:
     """Two samplers at two budgets, and one whose one step costs more than the smaller."""
     samplers = ["ddim", Jump(), Thrice()]
-    metrics = ["fid", "isc"]
+    metrics = ["fid", "inception-score"]
     return samplerbench.evaluate(samplers, nfe=[2, 4], model=digits, metrics=metrics, n=20, blocks=2, quiet=True)
 
 
@@ -167,7 +167,7 @@ def test_records_are_one_per_cell_and_those_of_the_command(
     assert cells == [("ddim", 2, 2), ("ddim", 4, 4), ("Jump", 2, 2), ("Jump", 4, 4), ("Thrice", 1, 3)]
     assert [r["sampler"] for r in measured if "unmet" in r] == ["Thrice"]
     monkeypatch.chdir(tmp_path)
-    words = "run -s ddim --nfe 2,4 --metric fid --metric isc --n 20 --blocks 2 --device cpu --json"
+    words = "run -s ddim --nfe 2,4 --metric fid --metric inception-score --n 20 --blocks 2 --device cpu --json"
     with pytest.raises(SystemExit) as ended:
         main(words.split())
     assert not ended.value.code
@@ -180,12 +180,12 @@ def test_results_are_a_sequence(measured: Results) -> None:
     assert measured[0] is measured.records[0]
     assert isinstance(measured[1:3], Results)
     assert list(measured) == measured.records
-    assert measured.metrics == ["fid", "isc"]
-    assert repr(measured) == "Results(6 cells: fid, isc)"
+    assert measured.metrics == ["fid", "inception-score"]
+    assert repr(measured) == "Results(6 cells: fid, inception-score)"
 
 
 def test_the_table_is_the_terminal_s(measured: Results) -> None:
-    for shown, name in ((measured, "FID"), (measured.table("isc"), "ISC")):
+    for shown, name in ((measured, "FID"), (measured.table("inception-score"), "INCEPTION-SCORE")):
         console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
         console.print(shown)
         text = console.export_text()
@@ -199,10 +199,10 @@ def test_the_figure_has_a_line_for_each_sampler(measured: Results) -> None:
         (axes,) = measured.figure("fid", horizontal).axes  # type: ignore[arg-type]
         lines = {str(line.get_label()): line for line in axes.lines}
         assert {"ddim", "Jump"} <= set(lines)
-    (axes,) = measured.figure("isc", "steps").axes
+    (axes,) = measured.figure("inception-score", "steps").axes
     (ddim,) = (line for line in axes.lines if line.get_label() == "ddim")
     assert list(ddim.get_xdata()) == [2, 4]
-    assert list(ddim.get_ydata()) == [r["metrics"]["isc"]["value"] for r in measured[:2]]
+    assert list(ddim.get_ydata()) == [r["metrics"]["inception-score"]["value"] for r in measured[:2]]
 
 
 def test_a_data_frame_has_a_row_per_cell(measured: Results, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,7 @@ def test_a_class_without_a_file_keeps_no_results(digits: Model, tmp_path: Path) 
         ({"samplers": "ddim", "steps": 0}, "steps=0: at least 1 step is needed"),
         ({"samplers": "ddim", "nfe": [2, 2.5]}, "nfe=2.5: give a whole number of at least 1"),
         ({"samplers": "ddim", "n": 0}, "n=0: at least 1 image is needed"),
-        ({"samplers": registry.parse("spacing", "karras")}, "karras is a spacing; a sampler is needed here."),
+        ({"samplers": registry.parse("spacing", "karras")}, "karras is a spacing, but a sampler is required here."),
         ({"samplers": "ddim", "metrics": "fidd"}, 'no metric "fidd"'),
         ({"samplers": "ddim", "model": "exact:gaussian", "labels": 3}, "the model has no classes"),
     ],
@@ -275,7 +275,7 @@ def test_bad_input_is_one_line(given: dict[str, Any], reason: str) -> None:
 
 
 def test_a_metric_that_is_not_there_is_named(measured: Results) -> None:
-    with pytest.raises(UserError, match='there is no metric "kid" in these results; there is fid, isc'):
+    with pytest.raises(UserError, match='there is no metric "kid" in these results; there is fid, inception-score'):
         measured.table("kid")
     with pytest.raises(UserError, match="there is no metric in these results"):
         Results([]).figure()

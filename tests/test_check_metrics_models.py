@@ -348,7 +348,7 @@ def test_a_metric_without_a_value_for_these_images_is_not_at_fault() -> None:
 
 
 def test_a_metric_that_needs_more_images_than_there_are_is_not_measured() -> None:
-    found = {r.name: r for r in run_checks(registry.parse("metric", "isc:splits=800"))}
+    found = {r.name: r for r in run_checks(registry.parse("metric", "inception-score:splits=800"))}
     assert found["min-images"].passed is None
     assert found["min-images"].figure == "it needs 1600 images, and at most 700 are measured here"
 
@@ -356,7 +356,9 @@ def test_a_metric_that_needs_more_images_than_there_are_is_not_measured() -> Non
 METRICS = [e.name for e in registry.entries("metric") if e.distribution == registry.OWN]
 
 
-@pytest.mark.parametrize("spec", [*METRICS, "precision:k=10", "recall:k=10", "gap:images=7", "isc:splits=1"])
+@pytest.mark.parametrize(
+    "spec", [*METRICS, "precision:k=10", "recall:k=10", "gap:images=7", "inception-score:splits=1"]
+)
 def test_the_built_in_metrics_pass(spec: str) -> None:
     assert failures(registry.parse("metric", spec)) == {}
 
@@ -655,7 +657,7 @@ def test_an_adapter_of_a_network_with_labels_passes(tmp_path: Path) -> None:
 
 
 def test_all_that_is_built_in_is_checked() -> None:
-    assert {"fid", "fid-inf", "kid", "isc", "precision", "recall", "label-accuracy", "gap"} <= set(METRICS)
+    assert {"fid", "fid-inf", "kid", "inception-score", "precision", "recall", "label-accuracy", "gap"} <= set(METRICS)
     assert {"digits", "exact"} <= set(MODELS)
 
 
@@ -789,9 +791,9 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "the {kind} {kind}-sick of broken-{kind} 1.0 cannot be imported: ModuleNotFoundError: No module",
         ),
         ("{taken}", 'the {kind} name "{taken}" is registered twice, by broken-{kind} 1.0 '),
-        ("{kind}-nothing", "the {kind} {kind}-nothing of broken-{kind} 1.0 is no samplerbench."),
+        ("{kind}-nothing", "the {kind} {kind}-nothing of broken-{kind} 1.0 is not a samplerbench."),
         ("{kind}-default", "{kind} {kind}-default: eta=2: input should be less than or equal to 1."),
-        ("{kind}-raising", "the {kind} {kind}-raising cannot be made: RuntimeError: no licence"),
+        ("{kind}-raising", "the {kind} {kind}-raising cannot be created: RuntimeError: no licence"),
     ],
     ids=["import-error", "collision", "wrong-base", "bad-default", "raises"],
 )
@@ -910,6 +912,6 @@ class TwinModel(SoundModel):
 
 def test_a_data_set_has_no_checks(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("check", "cifar10") == 2
-    assert "cifar10 is a data set, and there are no checks for one; there are for sampler," in capsys.readouterr().err
-    with pytest.raises(UserError, match="there are no checks for a data set"):
+    assert "cifar10 is a data set, which has no checks; the kinds with checks are sampler," in capsys.readouterr().err
+    with pytest.raises(UserError, match="a data set has no checks"):
         checks_for(registry.parse("data set", "digits"))

@@ -741,7 +741,7 @@ def test_check_functions_return_results_or_raise_all_failures() -> None:
 
 
 def test_there_are_no_checks_for_other_kinds() -> None:
-    with pytest.raises(UserError, match="there are no checks for a data set; there are for sampler, guidance, "):
+    with pytest.raises(UserError, match="a data set has no checks; the kinds with checks are sampler, guidance, "):
         checks_for(registry.parse("data set", "digits"))
 
 

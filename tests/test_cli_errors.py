@@ -127,11 +127,11 @@ def test_a_bad_run_is_one_line(refuse: Refuse, arguments: str, reason: str) -> N
     [
         ("rnu", "No such command 'rnu'. Did you mean 'run'? `samplerbench --help` shows the options."),
         ("list sampler", "Invalid value for 'kind': "),
-        ("show dimd", 'nothing is called "dimd". Did you mean "ddim"? `samplerbench list` shows what there is.'),
+        ("show dimd", 'no plugin is called "dimd". Did you mean "ddim"? `samplerbench list` lists the plugins.'),
         ("sample grid.jpg -s ddim", "grid.jpg: the grid is a PNG file; name one, like grid.png."),
         ("sample grid.png -s ddmi", 'no sampler "ddmi". Did you mean "ddim"?'),
         ("sample grid.png -s ddim --labels 10", "--labels 10: the model has the labels 0 to 9."),
-        ("stats digits --out digits.npz", "digits.npz: statistics are a .safetensors file; name one, like digits.safe"),
+        ("stats digits --out digits.npz", "digits.npz: the file must have the suffix .safetensors, as in digits.safe"),
         ("stats digts --features digits-cnn --out x.safetensors", 'no data set "digts": '),
         ("stats digits --features digits-cm --out x.safetensors", 'no feature extractor "digits-cm". Did you mean '),
     ],

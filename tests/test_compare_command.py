@@ -91,13 +91,13 @@ def test_samplers_pair_at_each_number_of_steps_whatever_their_spacing() -> None:
 
 def test_a_selection_that_fits_two_cells_is_refused_with_what_tells_them_apart() -> None:
     store = [record("ddim"), record("ddim", spacing="karras"), record("unipc")]
-    with pytest.raises(UserError, match=r"both fit, and differ in spacing; narrow the selection, like a=\"spacing="):
+    with pytest.raises(UserError, match=r"both match, and differ in spacing; narrow the selection, as in a=\"spacing="):
         pair(select(store, "sampler=ddim", "a"), store[2:], "sampler=ddim", "sampler=unipc")
 
 
 def test_two_protocols_in_one_store_are_told_apart_by_a_field_one_can_select() -> None:
     store = [record("ddim", n=9), record("ddim", n=16)]
-    with pytest.raises(UserError, match=r"differ in n; narrow the selection, like b=\"n=16\"\."):
+    with pytest.raises(UserError, match=r"differ in n; narrow the selection, as in b=\"n=16\"\."):
         pair(store[:1], store, "", "")
     assert select(store, "n=16", "b") == store[1:]
     store[1] = record("ddim", protocol={"dtype": "bfloat16"})
@@ -128,7 +128,7 @@ def test_a_selection_is_fields_and_a_spec_may_hold_commas() -> None:
     text = "sampler=pf-ode:solver=rk4,order=2,steps=5"
     assert parse_selection(text, "a") == {"sampler": "pf-ode:solver=rk4,order=2", "steps": "5"}
     for bad in ("ddim", "colour=red", "steps"):
-        with pytest.raises(UserError, match=r"is no FIELD=VALUE; the fields are sampler"):
+        with pytest.raises(UserError, match=r"is not FIELD=VALUE; the fields are sampler"):
             parse_selection(bad, "a")
 
 
@@ -136,7 +136,7 @@ def test_selections_match_numbers_and_none() -> None:
     store = [record("ddim", 5), record("ddim", 5, guidance="cfg:scale=2")]
     assert select(store, "guidance=none,nfe=5", "a") == store[:1]
     assert select(store, "guidance=cfg:scale=2", "a") == store[1:]
-    with pytest.raises(UserError, match=r"a=\"steps=50\": no result is so; the samplers there are ddim"):
+    with pytest.raises(UserError, match=r"a=\"steps=50\": no result matches; the samplers are ddim"):
         select(store, "steps=50", "a")
 
 

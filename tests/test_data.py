@@ -116,7 +116,7 @@ def test_an_unknown_name_gets_a_suggestion(tmp_path: Path) -> None:
     assert refusal(tmp_path / "absent").startswith(f'no data set "{tmp_path}/absent"')
     file = tmp_path / "file.txt"
     file.write_text("x")
-    assert "is no data set: give a folder of images" in refusal(file)
+    assert "is not a data set: use a folder or zip of images" in refusal(file)
 
 
 # --- Zips and arrays -----------------------------------------------------------------------------------------------

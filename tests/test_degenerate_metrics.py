@@ -111,7 +111,9 @@ def test_kid_of_two_images_is_the_formula_written_out() -> None:
 # --- Features that are not finite ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("metric", ["fid", "fid-inf", "kid", "isc", "precision", "recall", "label-accuracy"])
+@pytest.mark.parametrize(
+    "metric", ["fid", "fid-inf", "kid", "inception-score", "precision", "recall", "label-accuracy"]
+)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_features_that_are_not_finite_are_an_error_and_no_number(metric: str, bad: float) -> None:
     real = draws(60, 12, 6)

@@ -258,7 +258,7 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     """diffusers has a stand-in for a scheduler whose library is missing."""
     dummy = type("NeedsMuchScheduler", (), {"_backends": ["torch", "nonesuch"]})
     monkeypatch.setattr(diffusers, "NeedsMuchScheduler", dummy, raising=False)
-    with pytest.raises(UserError, match="diffusers/NeedsMuchScheduler needs nonesuch, which is not installed"):
+    with pytest.raises(UserError, match="diffusers/NeedsMuchScheduler requires nonesuch, which is not installed"):
         registry.parse("sampler", "diffusers/NeedsMuchScheduler")
 
 
@@ -289,10 +289,10 @@ def test_steps_that_it_cannot_make_are_its_own_failure_only(tmp_path: Path, caps
 
     code, (pndm, lcm, ddim) = records("--steps", "3")
     assert code == 2
-    assert pndm["error"].startswith("diffusers/PNDMScheduler cannot make 3 steps: ")
+    assert pndm["error"].startswith("diffusers/PNDMScheduler does not support 3 steps: ")
     assert (lcm["nfe"], ddim["nfe"]) == (3, 3)
     code, (pndm, lcm, ddim) = records("--steps", "60")
-    assert lcm["error"].startswith("diffusers/LCMScheduler cannot make 60 steps: ")
+    assert lcm["error"].startswith("diffusers/LCMScheduler does not support 60 steps: ")
     assert (pndm["nfe"], ddim["nfe"]) == (69, 60)
     code, found = records("--nfe", "5,14")
     assert code == 0

@@ -459,7 +459,7 @@ def test_latents_are_decoded(tmp_path: Path) -> None:
 
 
 ERRORS = {
-    "steps a.jpg -s ddim": "a.jpg: a figure is a .png, .svg, .gif or .apng file; name one.",
+    "steps a.jpg -s ddim": "a.jpg: the suffix of a figure must be .png, .svg, .gif or .apng.",
     "steps a -s ddim": "a: a figure is a .png",
     "steps a.svg -s ddim --animate": "a.svg: an SVG does not move",
     "steps a.png -s ddim --n 0": "Invalid value for '--n'",

@@ -154,12 +154,12 @@ def test_a_spec_is_extended(spec: str, more: str, expected: str) -> None:
         ("mine.py:Mien", 'mine.py has no class "Mien". Did you mean "Mine"? The sampler classes in it: Mine, Half.'),
         ("mine.py:DDIM", 'mine.py has no class "DDIM".'),  # it only imports it
         ("mine.py:COUNT", 'mine.py has no class "COUNT".'),
-        ("mine.py:Even", "mine.py:Even is no sampler: it must be a subclass of samplerbench.sampling.Sampler. "),
-        ("mine.py:Plain", "mine.py:Plain is no sampler: it must be a subclass of samplerbench.sampling.Sampler. "),
+        ("mine.py:Even", "mine.py:Even is not a sampler: it must be a subclass of samplerbench.sampling.Sampler. "),
+        ("mine.py:Plain", "mine.py:Plain is not a sampler: it must be a subclass of samplerbench.sampling.Sampler. "),
         ("mine.py:Half", "does not define steps."),
         (
             "size.py:Size",
-            "size.py:Size is no sampler: it must be a subclass of samplerbench.sampling.Sampler. It has no",
+            "size.py:Size is not a sampler: it must be a subclass of samplerbench.sampling.Sampler. It has no",
         ),
     ],
 )
@@ -192,7 +192,9 @@ def test_ctrl_c_while_a_file_is_imported_is_not_the_file_s(here: Path) -> None:
 
 
 def test_the_kind_is_told_by_the_class(here: Path) -> None:
-    with pytest.raises(UserError, match=r"mine\.py:Plain is no sampler or guidance or spacing: it must be a subclass"):
+    with pytest.raises(
+        UserError, match=r"mine\.py:Plain is not a sampler or guidance or spacing: it must be a subclass"
+    ):
         registry.kind_of("mine.py:Plain")
 
 

@@ -69,7 +69,7 @@ def test_gap_alone_needs_neither_data_nor_features(digits: Model) -> None:
 
 def test_gap_beside_fid_changes_nothing_of_the_protocol_but_its_metrics(tmp_path: Path) -> None:
     fields = {}
-    for metrics in (("fid",), ("fid", "gap"), ("isc:splits=2",)):
+    for metrics in (("fid",), ("fid", "gap"), ("inception-score:splits=2",)):
         asked = request.Request([request.Grid(["ddim"], [2])], model="exact:mixture", n=40, metrics=metrics)
         prepared = prepare.prepare(asked, "cpu")
         session = prepare.make_session(prepared, prepare.measure_reference(prepared), 0, Store(tmp_path))
@@ -229,9 +229,9 @@ def test_without_n_and_data_gap_asks_for_the_number_of_images(digits: Model) -> 
 def test_a_metric_of_features_alone_needs_no_data(digits: Model) -> None:
     model = dataclasses.replace(digits, data=None)
     results = samplerbench.evaluate(
-        "ddim", steps=1, model=model, metrics=["isc:splits=1", "gap:tol=0.01"], n=4, quiet=True
+        "ddim", steps=1, model=model, metrics=["inception-score:splits=1", "gap:tol=0.01"], n=4, quiet=True
     )
     (record,) = results
-    assert record["metrics"]["isc:splits=1" if "isc:splits=1" in record["metrics"] else "isc"]["value"] >= 1
+    assert record["metrics"]["inception-score"]["value"] >= 1
     assert record["protocol_fields"]["reference"] is None
     assert isinstance(record["protocol_fields"]["features"], dict)

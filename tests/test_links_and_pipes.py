@@ -113,7 +113,7 @@ def test_merge_copies_nothing_through_a_link(
     kind(file.with_suffix(".png"), elsewhere)
     code, told = invoke("results", "merge", str(tmp_path / "theirs"), "--out", str(tmp_path / "ours"))
     assert code == 0
-    assert f"left behind: {file.with_suffix('.png')}" in told
+    assert f"not copied: {file.with_suffix('.png')}" in told
     assert [f.name for f in (tmp_path / "ours").iterdir()] == [file.name]
 
 

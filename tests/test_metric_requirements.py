@@ -27,7 +27,7 @@ ENOUGH: dict[str, Any] = {
     "has_real_images": True,
     "real_images": 1797,
 }
-BUILT_IN = ("fid", "fid-inf", "kid", "isc", "precision", "recall", "label-accuracy", "gap")
+BUILT_IN = ("fid", "fid-inf", "kid", "inception-score", "precision", "recall", "label-accuracy", "gap")
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -41,8 +41,8 @@ def test_nothing_is_lacking_in_an_ordinary_run_nor_where_nothing_is_known(name: 
     ("spec", "lacking", "reason"),
     [
         ("fid", {"n": 1}, "n=1: the metric fid needs at least 2 images"),
-        ("isc", {"n": 10}, "n=10: the metric isc needs at least 20 images"),
-        ("isc:splits=4", {"n": 7}, "n=7: the metric isc needs at least 8 images"),
+        ("inception-score", {"n": 10}, "n=10: the metric inception-score needs at least 20 images"),
+        ("inception-score:splits=4", {"n": 7}, "n=7: the metric inception-score needs at least 8 images"),
         ("precision:k=9", {"n": 10}, "n=10: the metric precision needs at least 11 images"),
         ("precision:k=9", {"real_images": 9}, "the metric precision needs at least 10 real images; there are 9"),
         ("recall", {"real_images": 3}, "the metric recall needs at least 4 real images; there are 3"),
@@ -129,7 +129,7 @@ def test_a_metric_of_real_images_is_refused_beside_statistics_before_a_cell_is_s
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--n", "10", "--metric", "isc"], "--n 10: the metric isc needs at least 20 images"),
+        (["--n", "10", "--metric", "inception-score"], "--n 10: the metric inception-score needs at least 20 images"),
         (["--n", "200", "--metric", "fid-inf"], "1536 for these 64 features"),
         (["--n", "15", "--metric", "kid"], "are the only one of their class"),
         (["--n", "40", "--metric", "label-accuracy", "--labels", "none"], "the metric label-accuracy needs labels"),

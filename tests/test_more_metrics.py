@@ -94,7 +94,9 @@ def test_the_run_gives_what_torch_fidelity_gives_on_the_same_pngs(
     """Tolerance 1e-4 relative: torch-fidelity takes float32 means and, for KID, float32 kernels."""
     n = 150
     cell = ["-s", "ddim", "--steps", "5", "--n", str(n), "--labels", "3"]  # of one label: independent draws
-    metrics = [f"--metric={m}" for m in ("fid", "kid", "isc:splits=1", "precision", "recall", "label-accuracy")]
+    metrics = [
+        f"--metric={m}" for m in ("fid", "kid", "inception-score:splits=1", "precision", "recall", "label-accuracy")
+    ]
     assert (
         run(["run", *cell, *metrics, "--data", write_digits(tmp_path / "real", n), "--json", "--out", str(tmp_path)])
         == 0
@@ -139,7 +141,7 @@ def test_the_run_gives_what_torch_fidelity_gives_on_the_same_pngs(
     )
     assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     assert ours["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4, abs=1e-3)
-    assert ours["isc"] == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
+    assert ours["inception-score"] == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
     assert ours["precision"] == pytest.approx(theirs["precision"], abs=1.5 / n)
     assert ours["recall"] == pytest.approx(theirs["recall"], abs=1.5 / n)
     assert 0.9 < ours["label-accuracy"] <= 1

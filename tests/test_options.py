@@ -303,5 +303,5 @@ def test_a_parameter_cannot_take_the_place_of_what_every_plugin_has() -> None:
     class Labelled(Configurable):
         label: str = option("", "hides the method that names the plugin")  # type: ignore[assignment]
 
-    with pytest.raises(UserError, match="no parameter can be called label"):
+    with pytest.raises(UserError, match="a parameter cannot be called label"):
         parameters_of(Labelled)

@@ -533,7 +533,7 @@ def test_a_metric_that_fails_in_any_method_fails_its_cell(
         ("result", {"value": 10**400}, "result returned value = 1000"),
         ("result", {"value": 1.0, "more": []}, "result returned more = [], which is not a real number"),
         ("result", {"value": 1.0, "blocks": 3}, "result returned the name 'blocks', which it may not use"),
-        ("write", True, "wrote into the batch it was given"),
+        ("write", True, "modified its batch"),
     ],
 )
 def test_what_a_metric_gives_is_of_the_type_it_must_be(

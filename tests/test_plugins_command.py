@@ -63,9 +63,9 @@ PLUGINS = '''
 WRONG = {
     "default": "eta=2: input should be less than or equal to 1",
     "unhelpful": "the field eta has no help and no bounds",
-    "raising": "it cannot be made with its defaults: RuntimeError: no [licence]",
+    "raising": "it cannot be created with its defaults: RuntimeError: no [licence]",
     "abstract": "does not define steps",
-    "nothing": "is no samplerbench.sampling.Sampler",
+    "nothing": "is not a samplerbench.sampling.Sampler",
     "absent": "cannot be imported: AttributeError",
     "sick": "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'",
     "deadly": "its import ended the process: exit code 3",
@@ -160,7 +160,7 @@ def test_the_table_names_each_distribution_and_what_it_brings(site: Path) -> Non
     assert re.search(r"sampler +raising +broken: .* no \[licence\]", blocks["many-one 1.0"])
     assert re.search(r"sampler +silent +it has no docstring", blocks["many-one 1.0"])
     assert re.search(r"spacing +deadly +broken: its import ended the process", blocks["deadly-one 1.0"])
-    assert f"{len(WRONG) + 1} cannot be used; everything else can." in done.stdout  # ddim counts twice
+    assert f"{len(WRONG) + 1} cannot be used; all other plugins work." in done.stdout  # ddim counts twice
 
 
 @pytest.mark.parametrize(("arguments", "environment"), [(("--no-plugins",), {}), ((), {registry.NO_PLUGINS: "1"})])

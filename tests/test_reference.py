@@ -147,7 +147,7 @@ def test_a_trained_folder_is_a_feature_space_named_after_its_data(tmp_path: Path
 
 
 def test_a_folder_of_something_else_is_no_feature_space(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds a unet, not features"):
+    with pytest.raises(UserError, match="contains a unet, not a feature network"):
         load_extractor(str(features_folder(tmp_path / "unet", "unet")), CPU)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="`samplerbench train features` makes one"):

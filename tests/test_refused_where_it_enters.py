@@ -154,7 +154,7 @@ def test_a_metric_says_which_way_is_better() -> None:
     [
         ({"value": 1e200}, "metrics.claim: a number is larger than 1e+100"),
         ({"value": 1.0, "text": "x" * 100_000}, "metrics.claim: a text is longer than 20000 characters"),
-        ({"value": 1.0, "text": "\ud800"}, "metrics.claim: a text is no valid Unicode"),
+        ({"value": 1.0, "text": "\ud800"}, "metrics.claim: a text is not valid Unicode"),
         ({"value": "3"}, "metrics.claim.value: "),
     ],
 )
@@ -278,7 +278,7 @@ def test_an_option_without_a_value_is_refused(option: str, empty: str, capsys: p
             main(["run", "-s", "ddim", "--steps", "1", "--n", "2", *way])
         assert ended.value.code == 2
         out, err = capsys.readouterr()
-        assert (out, err) == ("", f"samplerbench: {option} is empty; give a value, or leave it out.\n")
+        assert (out, err) == ("", f"samplerbench: {option} is empty; give a value or omit the option.\n")
 
 
 @dataclass(frozen=True)
@@ -381,4 +381,4 @@ def test_a_slow_import_is_named_while_it_is_waited_for(
     monkeypatch.setattr(registry, "SILENT_SECONDS", 0.1)
     assert "takes longer than" in registry.findings([entry])[entry].error
     said = capsys.readouterr().err
-    assert "waiting for the import of the sampler asleep of sleeper 1.0; it is ended after 1 seconds." in said
+    assert "waiting for the import of the sampler asleep of sleeper 1.0; it is stopped after 1 seconds." in said

@@ -198,8 +198,14 @@ def test_a_plugin_of_another_distribution_is_found_by_its_entry_point(good: Path
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("nothing", "the sampler nothing of good_one 1.0 is no samplerbench.sampling.Sampler: good_one:NoPlugin must"),
-        ("spacing", "the sampler spacing of good_one 1.0 is no samplerbench.sampling.Sampler: good_one:Even must be"),
+        (
+            "nothing",
+            "the sampler nothing of good_one 1.0 is not a samplerbench.sampling.Sampler: good_one:NoPlugin must",
+        ),
+        (
+            "spacing",
+            "the sampler spacing of good_one 1.0 is not a samplerbench.sampling.Sampler: good_one:Even must be",
+        ),
         ("abstract", "the sampler abstract of good_one 1.0 does not define steps."),
         ("absent", "the sampler absent of good_one 1.0 cannot be imported: AttributeError: module 'good_one' has no"),
     ],
@@ -313,7 +319,7 @@ def test_a_listing_with_broken_plugins_shows_everything_that_works(listing: dict
     [
         ("sick", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("bare", "does not define steps"),
-        ("wrong", "is no samplerbench.sampling.Sampler"),
+        ("wrong", "is not a samplerbench.sampling.Sampler"),
         ("deadly", "its import ended the process: exit code 3"),
         ("leaving", "SystemExit: needs a GPU"),
         ("twin", "registered twice, by twin_one 1.0 (twin_one:Twin) and twin_two 1.0"),

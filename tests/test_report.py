@@ -64,7 +64,7 @@ def test_what_is_amiss_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
     }
     assert found.problems[2:] == [
         "set aside as damaged: aa.json.damaged",
-        "unfinished: bb; the command that began it goes on with it",
+        "unfinished: bb; run the same command to resume it",
         "failed: pc, 5 steps: not a number at step 3",
     ]
 

@@ -37,7 +37,7 @@ CELLS = [
     "-b",
     "16",
 ]
-METRICS = ["--metric", "fid", "--metric", "isc"]
+METRICS = ["--metric", "fid", "--metric", "inception-score"]
 
 
 def run(arguments: list[str]) -> int:
@@ -69,7 +69,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return values(out)
 
 
-def make(out: Path, metrics: tuple[str, ...] = ("fid", "isc"), blocks: int = 2) -> tuple[engine.Session, engine.Cell]:
+def make(
+    out: Path, metrics: tuple[str, ...] = ("fid", "inception-score"), blocks: int = 2
+) -> tuple[engine.Session, engine.Cell]:
     asked = request.Request(
         [request.Grid(["ddpm"], [4])], model="exact:mixture", n=150, blocks=blocks, batch_size=16, metrics=metrics
     )
@@ -109,7 +111,7 @@ def test_stopped_after_any_checkpoint_a_cell_ends_bit_for_bit_the_same(tmp_path:
 
 @pytest.mark.parametrize(
     ("model", "metrics"),
-    [("digits", ("fid", "kid", "isc", "precision", "label-accuracy")), ("exact:mixture", ("fid", "gap"))],
+    [("digits", ("fid", "kid", "inception-score", "precision", "label-accuracy")), ("exact:mixture", ("fid", "gap"))],
 )
 def test_stopped_between_two_blocks_every_metric_goes_on(tmp_path: Path, model: str, metrics: tuple[str, ...]) -> None:
     grids = [request.Grid(["ddim"], [3])]
@@ -188,7 +190,7 @@ def test_two_processes_give_the_same_numbers(
     together = values(tmp_path)
     assert together.keys() == undisturbed.keys()
     for name, record in together.items():
-        for metric in ("fid", "isc"):
+        for metric in ("fid", "inception-score"):
             ours, theirs = record["metrics"][metric]["blocks"], undisturbed[name]["metrics"][metric]["blocks"]
             assert ours == pytest.approx(theirs, rel=1e-4)
         assert record["nfe"] == undisturbed[name]["nfe"]
@@ -337,7 +339,7 @@ def test_the_state_of_every_metric_merges_to_the_same_result() -> None:
     features, real = torch.randn(90, 12, generator=generator), torch.randn(80, 12, generator=generator)
     context = Context(Reference(Moments.of(real), {}, {}), lambda _: real)
     labels = torch.arange(90) % 12
-    for name in ("fid", "fid-inf", "kid", "isc", "precision", "recall", "label-accuracy"):
+    for name in ("fid", "fid-inf", "kid", "inception-score", "precision", "recall", "label-accuracy"):
         metric = registry.parse("metric", name)
         whole, merged = metric.start(context), metric.start(context)
         for cut in (slice(0, 40), slice(40, 90)):

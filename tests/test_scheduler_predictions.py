@@ -221,8 +221,8 @@ def refusal(name: str) -> str:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        *((name, "is not a sampler: its timesteps rise, so it goes from images to noise") for name in INVERSE),
-        ("CogVideoXDPMScheduler", "its step needs old_pred_original_sample and timestep_back"),
+        *((name, "is not a sampler: its timesteps increase, so it converts images to noise") for name in INVERSE),
+        ("CogVideoXDPMScheduler", "its step requires old_pred_original_sample and timestep_back"),
         ("UnCLIPScheduler", "its constructor lacks trained_betas"),
     ],
 )

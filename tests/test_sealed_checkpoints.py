@@ -214,7 +214,7 @@ def prepared() -> tuple[prepare.Prepared, prepare.Measured]:
         n=40,
         blocks=2,
         batch_size=20,
-        metrics=("fid", "isc"),
+        metrics=("fid", "inception-score"),
         data="digits",
     )
     made = prepare.prepare(asked, "cpu")

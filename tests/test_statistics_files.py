@@ -79,12 +79,12 @@ def test_a_number_of_images_that_is_not_a_number(tmp_path: Path, n: str) -> None
 
 @pytest.mark.parametrize("data", [[], "text", 7, None, {}, {**DATA, "name": 3}, {**DATA, "sha256": None}])
 def test_data_that_are_not_described(tmp_path: Path, data: Any) -> None:
-    refused(write(tmp_path / "a.safetensors", data=json.dumps(data)), "its data has not the texts")
+    refused(write(tmp_path / "a.safetensors", data=json.dumps(data)), "its data lacks one of the strings")
 
 
 @pytest.mark.parametrize("features", [[], None, {"name": "a"}, {"name": 1, "weights": "x"}])
 def test_features_that_are_not_named(tmp_path: Path, features: Any) -> None:
-    refused(write(tmp_path / "a.safetensors", features=json.dumps(features)), "its features have not the texts")
+    refused(write(tmp_path / "a.safetensors", features=json.dumps(features)), "its features lack one of the strings")
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 200_000, "9" * 5_000])
@@ -180,13 +180,13 @@ def test_a_header_that_promises_another_array_is_refused_before_the_array_is_mad
 ) -> None:
     mu, sigma = statistics()
     file = archive(tmp_path / "a.npz", npy(mu), npy(sigma, shape))
-    published_refused(file, digits_cnn, "the header of sigma promises an array of")
+    published_refused(file, digits_cnn, "the header of sigma declares the shape")
 
 
 def test_an_array_cut_short_of_objects_or_without_a_header(tmp_path: Path, digits_cnn: Extractor) -> None:
     mu, sigma = statistics()
     file = tmp_path / "a.npz"
-    published_refused(archive(file, npy(mu), npy(sigma)[:-100]), digits_cnn, "data are of another size")
+    published_refused(archive(file, npy(mu), npy(sigma)[:-100]), digits_cnn, "the data have another size")
     published_refused(archive(file, npy(mu), npy(sigma, (D, D), "|O")), digits_cnn, "sigma is an array of objects")
     published_refused(archive(file, npy(mu), b"no array"), digits_cnn, "cannot be read as an npz file")
     published_refused(archive(file, b"", npy(sigma)), digits_cnn, "cannot be read as an npz file")

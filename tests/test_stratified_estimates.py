@@ -297,7 +297,9 @@ def test_what_a_session_says_of_its_labels(tmp_path: Path, mode: str, stratified
 
 
 def test_the_estimator_is_in_the_protocol_and_only_where_it_is_new() -> None:
-    metrics = [registry.parse("metric", spec) for spec in ("fid", "kid:degree=2", "precision", "isc", "gap")]
+    metrics = [
+        registry.parse("metric", spec) for spec in ("fid", "kid:degree=2", "precision", "inception-score", "gap")
+    ]
     assert metric_sources(metrics, stratified=False) == {}
     assert metric_sources(metrics, stratified=True) == {"metric sources": {"kid:degree=2": "stratified"}}
 

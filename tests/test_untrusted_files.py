@@ -82,13 +82,13 @@ def patched(file: Path, local: dict[int, bytes], central: dict[int, bytes]) -> P
 )
 def test_a_member_whose_name_leads_out_of_the_archive_is_refused(tmp_path: Path, name: str) -> None:
     file = archive(tmp_path, [("a.png", png()), (name, png())])
-    assert "a name that leads out of it" in refusal(lambda: load_data(str(file)))
+    assert "its name points outside the archive" in refusal(lambda: load_data(str(file)))
 
 
 @pytest.mark.parametrize("twin", ["a/1.png", "a//1.png", "a/./1.png", "a\\1.png"])
 def test_two_members_of_one_name_are_refused(tmp_path: Path, twin: str) -> None:
     file = archive(tmp_path, [("a/1.png", png()), (twin, png())])
-    assert "two members of this name" in refusal(lambda: load_data(str(file)))
+    assert "two members have this name" in refusal(lambda: load_data(str(file)))
 
 
 def test_what_is_no_image_in_an_archive_is_passed_over(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_file_is_decoded_as_an_image_whatever_its_name_says(tmp_path: Path) ->
     (tmp_path / "a.png").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
     )
-    assert "no image file that is known here" in refusal(lambda: load_data(str(tmp_path)))
+    assert "unsupported image format" in refusal(lambda: load_data(str(tmp_path)))
 
 
 @pytest.mark.parametrize("suffix", sorted(data_files.IMAGE_SUFFIXES))
@@ -365,8 +365,8 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, monkeypatch: 
         file.write_text("{}" + " " * 100)
         monkeypatch.setattr("samplerbench.untrusted.MAX_TEXT_BYTES", 100)
     says = {
-        "fifo": "no regular file",
-        "device": "no regular file",
+        "fifo": "not a regular file",
+        "device": "not a regular file",
         "folder": "a folder",
         "large": "at most 100 are read",
     }

@@ -1,1 +1,1 @@
-"""The built-in samplers, guidances and spacings: one short file each, found only through their entry points."""
+"""The built-in samplers, guidances and spacings. The core finds them only through their entry points."""

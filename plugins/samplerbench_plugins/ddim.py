@@ -1,4 +1,4 @@
-"""DDIM with η."""
+"""DDIM sampling."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class DDIM(Sampler):
     """Denoising diffusion implicit models (Song, Meng & Ermon 2021, eq. 12 and 16).
 
     From level s to t, with u = η t √(1 - t²/s²):  x ← D + (√(t²-u²)/s)(x - D) + u z.
-    η = 0 is Euler's method on the probability-flow ODE, η = 1 is DDPM with the small variance.
-    The default spacing is the paper's linear one; its CIFAR-10 tables use `quadratic`.
+    η = 0 is Euler's method on the probability-flow ODE. η = 1 is DDPM with the small variance.
+    The default spacing is the linear spacing of the paper. The paper's CIFAR-10 tables use `quadratic`.
     """
 
     spacing = "leading"

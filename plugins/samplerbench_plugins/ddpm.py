@@ -16,11 +16,11 @@ from samplerbench.sampling import Denoiser, Noise, Sampler, Step, UserError, int
 class DDPM(Sampler):
     """Ancestral sampling of denoising diffusion probabilistic models (Ho et al. 2020, algorithm 2).
 
-    From level s to t:  x ← D + (t²/s²)(x - D) + √v z, the mean of q(x_t | x_s, x₀ = D) with the variance
-    small    v = t²(1 - t²/s²), the posterior's own (β̃, eq. 7);
-    large    v = (α_s/α_t)² (s²-t²), the forward step's own (β, section 3.2), in the model's coordinates y = α x;
+    From level s to t:  x ← D + (t²/s²)(x - D) + √v z, the mean of q(x_t | x_s, x₀ = D) plus noise of variance v:
+    small    v = t²(1 - t²/s²), the variance of the posterior (β̃, eq. 7);
+    large    v = (α_s/α_t)² (s²-t²), the variance of the forward step (β, section 3.2), in coordinates y = α x;
     learned  log v interpolated between the two by the network's output (Nichol & Dhariwal 2021, eq. 15).
-    No noise is added in the last step (t = 0). The default spacing is that of the paper's code and of DDIM's tables.
+    The last step (t = 0) adds no noise. The default spacing is that of the paper's code and of the DDIM tables.
     """
 
     spacing = "leading"

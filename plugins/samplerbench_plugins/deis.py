@@ -1,4 +1,4 @@
-"""DEIS with Adams-Bashforth weights."""
+"""DEIS sampling with Adams-Bashforth weights."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 class DEIS(Sampler):
     """Diffusion exponential integrator sampler, Adams-Bashforth (Zhang & Chen 2023, eq. 14 and 15): tAB0 … tAB3.
 
-    In these coordinates the semilinear ODE is dx = ε dσ with ε = (x - D)/σ, so  x ← x + Σ_j C_j ε_j  over the last
-    order+1 evaluations, with C_j = ∫ ℓ_j dσ over the step and ℓ_j Lagrange's polynomials in the variable: the model's
-    time t (tAB), σ (ρAB), or log σ, as in diffusers. Order r of the polynomial is order r+1 of convergence.
+    For x = x₀ + σ z the semilinear ODE is dx = ε dσ with ε = (x - D)/σ. A step is  x ← x + Σ_j C_j ε_j  over the last
+    r+1 evaluations, with C_j = ∫ ℓ_j dσ and the Lagrange polynomials ℓ_j in one of three variables: the model's time t
+    (tAB), σ (ρAB), or log σ as in diffusers. A polynomial of degree r gives order r+1 of convergence.
     The last interval, to σ = 0, is x ← D.
 
-    The first steps are of lower order. From large σ, where D hardly changes during them, the order is not reduced;
-    started at a level of the size of the data it is 2 at most, unless start=singlestep makes the first r-1 steps with
-    DPM-Solver-r, each with r-1 evaluations more.
+    The first steps have lower order. If sampling starts at a large σ, where D hardly changes, the order is not
+    reduced. If it starts at a σ of the size of the data, the order is at most 2. With start=singlestep the first r-1
+    steps are DPM-Solver-r, each with r-1 more evaluations, and the order holds from any start.
     """
 
     spacing = "logsnr"
 
     order: int = option(3, "degree r of the polynomial: tAB-r", ge=0, le=3)
-    variable: Literal["t", "sigma", "log-sigma"] = option("t", "what ε is a polynomial in")
+    variable: Literal["t", "sigma", "log-sigma"] = option("t", "variable of the polynomial for ε")
 
     start: Literal["lower-order", "singlestep"] = option(
-        "lower-order", "first steps of order=2 and 3: of lower order, or singlestep ones with more evaluations"
+        "lower-order", "first steps for order=2 and 3: lower-order, or singlestep with more evaluations"
     )
 
     @property
     def _starts(self) -> int:
-        """How many steps are singlestep ones, and the evaluations that each adds."""
+        """The number of singlestep steps, and of additional evaluations in each of them."""
         return max(0, self.order - 1) if self.start == "singlestep" else 0
 
     def nfe(self, steps: int) -> int:
@@ -55,7 +55,7 @@ class DEIS(Sampler):
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         quadrature = self._quadrature(denoise)
-        past: list[tuple[float, Tensor]] = []  # (σ, ε), the latest first
+        past: list[tuple[float, Tensor]] = []  # (σ, ε), latest first
         for s, t in intervals(sigmas):
             x0 = denoise(x, s)
             past = [(s, (x - x0) / s), *past[: self.order]]
@@ -69,7 +69,7 @@ class DEIS(Sampler):
             yield Step(t, x, x0)
 
     def _quadrature(self, denoise: Denoiser) -> Quadrature:
-        """The rule that gives ∫ f(variable) dσ, exact to rounding for the polynomials f of this method."""
+        """A quadrature rule for ∫ f(variable) dσ, exact up to rounding for the polynomials of this method."""
         if self.variable == "sigma":
             return _in_sigma
         if self.variable == "log-sigma":
@@ -83,11 +83,11 @@ class DEIS(Sampler):
 
 Array = np.ndarray
 Quadrature = Callable[[list[float], float], tuple[Array, Array, Array]]
-"""(levels, t) -> the variable at the levels; at the points between levels[0] and t; the points' weights in dσ."""
+"""(levels, t) → the variable at the levels, the variable at the quadrature points, and the weights of the points."""
 
 
 def _panels(edges: Array) -> tuple[Array, Array]:
-    """Gauss-Legendre points and weights in each interval between neighbouring edges, joined."""
+    """Gauss-Legendre points and weights of all intervals between neighbouring edges."""
     middle, half = (edges[1:] + edges[:-1]) / 2, np.diff(edges) / 2
     return (middle[:, None] + half[:, None] * _NODES).ravel(), (half[:, None] * _WEIGHTS).ravel()
 
@@ -98,7 +98,7 @@ def _in_sigma(levels: list[float], t: float) -> tuple[Array, Array, Array]:
 
 
 def _in_log_sigma(levels: list[float], t: float) -> tuple[Array, Array, Array]:
-    """In u = log(σ/s), where dσ = s eᵘ du: in σ the logarithm is not a polynomial, and a coarse step loses digits."""
+    """Quadrature in u = log(σ/s), with dσ = s eᵘ du. Quadrature in σ would be inaccurate for large steps."""
     s = levels[0]
     length = math.log(t / s)
     points, weights = _panels(np.linspace(0.0, length, 2 + int(-length / 5)))
@@ -107,7 +107,7 @@ def _in_log_sigma(levels: list[float], t: float) -> tuple[Array, Array, Array]:
 
 @dataclass(frozen=True)
 class _InTime:
-    """In log σ between the model's levels: there the model's time is a cubic of log σ."""
+    """Quadrature in log σ between the model's levels, where the model's time is a cubic polynomial of log σ."""
 
     logs: Array
     time: Callable[[Array], Array]
@@ -120,12 +120,12 @@ class _InTime:
 
 
 def _integrals(levels: list[float], t: float, quadrature: Quadrature) -> list[float]:
-    """∫ ℓ_j dσ from levels[0] to t for Lagrange's polynomials ℓ_j through the levels."""
+    """∫ ℓ_j dσ from levels[0] to t, for the Lagrange polynomials ℓ_j through the levels."""
     knots, at, weights = quadrature(levels, t)
-    found = []
+    integrals = []
     for j, knot in enumerate(knots):
         values = np.ones_like(at)
         for other in np.delete(knots, j):
             values = values * (at - other) / (knot - other)
-        found.append(float((weights * values).sum()))
-    return found
+        integrals.append(float((weights * values).sum()))
+    return integrals

@@ -1,4 +1,4 @@
-"""Any diffusers scheduler as a sampler."""
+"""Schedulers of diffusers as samplers."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ _OF_THE_MODEL = (
     *("num_train_timesteps", "trained_betas", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr"),
     *("prediction_type", "use_flow_sigmas", "snr_shift_scale"),
 )
-"""Parameters that are not the user's to set: the schedule and the prediction type are the model's."""
+"""Parameters that the user cannot set, because they are properties of the model."""
 
 
 @dataclass(frozen=True)
 class DiffusersScheduler(Sampler):
-    """A scheduler of Hugging Face diffusers, under the same noise, meter and metrics: `diffusers/DDIMScheduler`.
+    """A scheduler of Hugging Face diffusers as a sampler, for example `diffusers/DDIMScheduler`.
 
-    Source: https://github.com/huggingface/diffusers, as installed; each scheduler's own documentation names its paper.
+    Source: https://github.com/huggingface/diffusers, as installed. The documentation of each scheduler names its paper.
 
-    The scheduler keeps its own timesteps, which its own parameters set (`timestep_spacing=trailing`), and its own
-    float32 tables, made from the model's noise levels; the run's spacing is not used. It is given what the
-    model predicts, made from D: ε = (x - D)/σ, v = (ε - σ D)/√(1+σ²), or D itself; and ε where it does not take what
-    the model predicts. Its noise is this toolkit's, so sample i stays a function of seed and i.
-    A sampler goes from noise to an image with a network's predictions alone. Refused are schedulers that go the other
-    way, need more than a prediction in each step, draw their own noise, or have no β schedule or prediction type.
-    `diffusers/DPMSolverMultistepScheduler:algorithm_type=sde-dpmsolver++,use_karras_sigmas=true`
+    The scheduler uses its own timesteps, set by its own parameters (`timestep_spacing=trailing`), and its own float32
+    tables, computed from the model's noise levels. The spacing of the run has no effect. As in a pipeline, the
+    scheduler receives the prediction of the model, computed from D: ε = (x - D)/σ, v = (ε - σ D)/√(1+σ²), or D. It receives ε if
+    it does not support the model's prediction type. Its noise is replaced by that of samplerbench, so sample i depends
+    only on the seed and i.
+    Not supported: schedulers that invert images, need more than a prediction in each step, draw their own noise, or
+    have no β schedule or prediction type.
+    Example: `diffusers/DPMSolverMultistepScheduler:algorithm_type=sde-dpmsolver++,use_karras_sigmas=true`
     """
 
     own_grid = True
 
     scheduler: str = option("DDIMScheduler", "name of the scheduler class", positional=True)
-    config: tuple[tuple[str, str], ...] = option((), "its own parameters", rest=True)
+    config: tuple[tuple[str, str], ...] = option((), "parameters of the scheduler", rest=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,10 +51,10 @@ class DiffusersScheduler(Sampler):
 
     def nfe(self, steps: int) -> int:
         made = self._class()(**self._settings(self._class()))
-        for n in range(steps, steps + 8):  # some cannot make so few steps: what the fewest they can make cost
+        for n in range(steps, steps + 8):  # some schedulers have a minimum number of steps
             try:
                 made.set_timesteps(n)
-            except Exception:  # so many they cannot make: `steps` says why
+            except Exception:  # `steps` reports the error
                 continue
             return len(made.timesteps)
         return steps
@@ -63,19 +64,19 @@ class DiffusersScheduler(Sampler):
             raise UserError(f"sampler diffusers/{self.scheduler} needs a variance-preserving model.")
         cls = self._class()
         levels = denoise.levels
-        # ᾱ = 1/(1+σ²), and β from its ratios: the model's own schedule, whatever it is called.
-        bars = 1 / (1 + levels**2)
-        betas = 1 - bars / torch.cat([bars.new_ones(1), bars[:-1]])
+        # The model's own schedule: ᾱ = 1/(1+σ²), and β from the ratios of ᾱ.
+        alphas_cumprod = 1 / (1 + levels**2)
+        betas = 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
         prediction = self._takes(cls, denoise.prediction)
         schedule = {"num_train_timesteps": len(levels), "trained_betas": betas.numpy(), "prediction_type": prediction}
-        # Whether D is clipped is the model's to say, and its levels are not to be shifted.
+        # The model defines whether D is clipped. Its noise levels must not be shifted.
         neutral = {name: value for name, value in _NEUTRAL.items() if name in _known(cls)}
         made = cls(**(neutral | schedule | self._settings(cls)))
         try:
             made.set_timesteps(len(sigmas) - 1, device=x.device)
-        except Exception as error:  # whatever a scheduler raises for a number of steps
-            raise UserError(f"diffusers/{self.scheduler} cannot make {len(sigmas) - 1} steps: {error}") from None
-        # Schedulers over σ keep x₀ + σ z as we do; the others keep it scaled by √ᾱ. The first noise tells which.
+        except Exception as error:  # schedulers raise many types for an unsupported number of steps
+            raise UserError(f"diffusers/{self.scheduler} does not support {len(sigmas) - 1} steps: {error}") from None
+        # Schedulers in σ use x₀ + σ z. The others scale it by √ᾱ. init_noise_sigma distinguishes the two.
         in_sigma = float(made.init_noise_sigma) > 1.01
         z = x / (1 + float(sigmas[0]) ** 2) ** 0.5
         state = z * float(made.init_noise_sigma)
@@ -95,7 +96,7 @@ class DiffusersScheduler(Sampler):
 
         cls: Any = getattr(diffusers, self.scheduler, None)
         if missing := [name for name in getattr(cls, "_backends", ()) if find_spec(name) is None]:
-            raise UserError(f"diffusers/{self.scheduler} needs {' and '.join(missing)}, which is not installed.")
+            raise UserError(f"diffusers/{self.scheduler} requires {' and '.join(missing)}, which is not installed.")
         if cls is None or not (inspect.isclass(cls) and issubclass(cls, diffusers.SchedulerMixin)):
             raise UserError(f'diffusers has no scheduler "{self.scheduler}"; an example: diffusers/DDIMScheduler.')
         needed = {"trained_betas", "prediction_type"} - set(_known(cls))
@@ -106,70 +107,72 @@ class DiffusersScheduler(Sampler):
             )
         if more := _needs_besides(cls):
             raise UserError(
-                f"diffusers/{self.scheduler} is not a sampler of this kind of model: besides the prediction, "
-                f"its step needs {' and '.join(more)}."
+                f"diffusers/{self.scheduler} cannot sample this kind of model: in addition to the prediction, "
+                f"its step requires {' and '.join(more)}."
             )
         if "noise_sampler_seed" in _known(cls):
             raise UserError(
                 f"diffusers/{self.scheduler} draws its own noise (noise_sampler_seed), so its images would depend on "
-                "the batch; use a scheduler that draws diffusers' randn_tensor."
+                "the batch; use a scheduler that draws noise with diffusers' randn_tensor."
             )
         return cls
 
     def _takes(self, cls: Any, prediction: PredictionType) -> PredictionType:
-        """What to give the scheduler: what the model predicts, or ε where the scheduler does not take that."""
+        """The prediction type for the scheduler: that of the model, or ε if the scheduler does not support it."""
         if prediction == "epsilon":
             return prediction
         made = cls(**(self._settings(cls) | {"prediction_type": prediction}))
         if not _some_timesteps(made):
-            return prediction  # `steps` says why
+            return prediction  # `steps` reports the error
         x = torch.zeros(1, 1, 1, 1)
         try:
             with _our_noise(made, lambda: x):
                 made.step(x, made.timesteps[0], x)
-        except (NotImplementedError, ValueError):  # how a scheduler says that it does not support this
+        except (NotImplementedError, ValueError):  # the scheduler does not support this type
             return "epsilon"
         return prediction
 
     def _settings(self, cls: Any) -> dict[str, Any]:
         known = _known(cls)
-        found: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         for name, text in self.config:
             if name not in known or name in _OF_THE_MODEL:
                 takes = ", ".join(k for k in known if k not in _OF_THE_MODEL)
                 raise UserError(f'diffusers/{self.scheduler} has no parameter "{name}" to set here; it takes {takes}.')
             try:
-                found[name] = ast.literal_eval(text.capitalize() if text.lower() in ("true", "false", "none") else text)
+                settings[name] = ast.literal_eval(
+                    text.capitalize() if text.lower() in ("true", "false", "none") else text
+                )
             except (ValueError, SyntaxError):
-                found[name] = text
+                settings[name] = text
         try:
-            made = cls(**found)
-        except Exception as error:  # whatever a scheduler's constructor says of its parameters
+            made = cls(**settings)
+        except Exception as error:  # constructors raise many types for invalid parameters
             raise UserError(f"diffusers/{self.scheduler}: {error}") from None
         times = _some_timesteps(made)
         if times and times[0] < times[-1]:
             raise UserError(
-                f"diffusers/{self.scheduler} is not a sampler: its timesteps rise, so it goes from images to noise."
+                f"diffusers/{self.scheduler} is not a sampler: its timesteps increase, so it converts images to noise."
             )
-        return found
+        return settings
 
 
 _NEUTRAL = {"clip_sample": False, "snr_shift_scale": 1.0}
 
 
 def _some_timesteps(scheduler: Any) -> list[float]:
-    """The timesteps that a scheduler sets for a few steps; empty where its parameters allow none of these numbers."""
+    """The timesteps that a scheduler sets for a few steps; empty if its parameters allow none of these numbers."""
     for steps in (10, 4, 1):
         try:
             scheduler.set_timesteps(steps)
-        except Exception:  # whatever a scheduler raises for a number of steps
+        except Exception:  # schedulers raise many types for an unsupported number of steps
             continue
         return [float(t) for t in scheduler.timesteps]
     return []
 
 
 def _needs_besides(cls: Any) -> list[str]:
-    """What a scheduler's step needs besides what every sampler is given."""
+    """The required arguments of a scheduler's step, other than the usual ones."""
     given = ("self", "model_output", "timestep", "sample")
     many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = inspect.signature(cls.step).parameters.values()
@@ -177,7 +180,7 @@ def _needs_besides(cls: Any) -> list[str]:
 
 
 def _output(prediction: PredictionType, x: Tensor, x0: Tensor, sigma: float) -> Tensor:
-    """What a network of this prediction type says where D(x, σ) is x0, (B, C, H, W)."""
+    """The network output (B, C, H, W) of a prediction type, for D(x, σ) = x0."""
     if prediction == "sample":
         return x0
     epsilon = (x - x0) / sigma
@@ -189,7 +192,7 @@ def _known(cls: Any) -> list[str]:
 
 
 def _level(levels: Tensor, t: float) -> float:
-    """σ at a timestep; between two, linear in log σ, as the models' adapters have it."""
+    """σ at a timestep. Between two timesteps log σ is linear, as in the model adapters."""
     low = min(int(t), len(levels) - 2)
     share = t - low
     logs = levels[low : low + 2].log()
@@ -198,7 +201,7 @@ def _level(levels: Tensor, t: float) -> float:
 
 @contextmanager
 def _our_noise(scheduler: Any, noise: Callable[[], Tensor]) -> Iterator[None]:
-    """While it steps, the scheduler's module draws its noise from our stream instead of torch's generator."""
+    """Context manager: the scheduler draws its noise from the noise stream of samplerbench."""
     module = sys.modules[type(scheduler).__module__]
     if not hasattr(module, "randn_tensor"):
         yield
@@ -208,7 +211,7 @@ def _our_noise(scheduler: Any, noise: Callable[[], Tensor]) -> Iterator[None]:
     def ours(shape: Any, *_: Any, device: Any = None, dtype: Any = None, **__: Any) -> Tensor:
         drawn = noise()
         if tuple(shape) != tuple(drawn.shape):
-            raise UserError(f"{type(scheduler).__name__} asked for noise of shape {tuple(shape)}.")
+            raise UserError(f"{type(scheduler).__name__} requested noise of the unsupported shape {tuple(shape)}.")
         return drawn if dtype is None else drawn.to(dtype)
 
     module.randn_tensor = ours  # type: ignore[attr-defined]

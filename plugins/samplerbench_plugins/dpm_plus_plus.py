@@ -17,26 +17,28 @@ from samplerbench_plugins.exponential import phi
 class DPMPlusPlus(Sampler):
     """DPM-Solver++ with data prediction: 2S, 2M, 3M and SDE-2M (Lu et al. 2022b, algorithms 1 and 2, eq. 18).
 
-    With h = log(s/t):  x ← (t/s) x + (1 - e^{-h}) D̄, where D̄ stands for D over the step:
-    2S  D at the middle in λ = -log σ, two evaluations a step;
-    2M  D + (D - D₁)/(2r), with D₁ one step back and r = h₁/h;
-    3M  Taylor's series in λ with D' and D'' from three evaluations: (1-e^{-h}) D + φ₂ hD' - φ₃ h²D'', where
-        φ₂ = 1 - (1-e^{-h})/h and φ₃ = φ₂/h - 1/2. The authors' code, and libraries after it, put h²D''/2 for h²D'',
-        which leaves the method at order 2.
-    SDE  x ← (t/s) e^{-h} x + (1 - e^{-2h}) D̄ + t √(1 - e^{-2h}) z, with 2M's D̄ or, at order 1, D.
+    With h = log(s/t):  x ← (t/s) x + (1 - e^{-h}) D̄, where D̄ approximates D over the step:
+    2S  D at the middle of the step in λ = -log σ, with two evaluations per step;
+    2M  D + (D - D₁)/(2r), with D₁ of the previous step and r = h₁/h;
+    3M  Taylor series in λ with D' and D'' from three evaluations: (1-e^{-h}) D + φ₂ hD' - φ₃ h²D'', where
+        φ₂ = 1 - (1-e^{-h})/h and φ₃ = φ₂/h - 1/2. The authors' code, and libraries based on it, use h²D''/2 in place
+        of h²D'', which reduces the order to 2.
+    SDE  x ← (t/s) e^{-h} x + (1 - e^{-2h}) D̄ + t √(1 - e^{-2h}) z, with D̄ of 2M, or D for order 1.
     The last interval, to σ = 0, is x ← D.
 
-    The first steps of a multistep method are of lower order. From large σ, where D hardly changes in them, 3M is of
-    order 3 all the same; started at a level of the size of the data it is of order 2, unless start=singlestep makes
-    the first step with 2S, which costs one evaluation more.
+    The first steps of a multistep method have lower order. If sampling starts at a large σ, where D hardly changes, 3M
+    still has order 3. If it starts at a σ of the size of the data, 3M has order 2. With start=singlestep the first
+    step is 2S, which takes one more evaluation, and the order is 3 from any start.
     """
 
     spacing = "logsnr"
 
     order: Literal[1, 2, 3] = option(2, "order of the method")
-    method: Literal["multistep", "singlestep"] = option("multistep", "reuse earlier evaluations, or make new ones")
+    method: Literal["multistep", "singlestep"] = option(
+        "multistep", "use earlier evaluations (multistep), or intermediate ones (singlestep)"
+    )
     start: Literal["lower-order", "singlestep"] = option(
-        "lower-order", "first step of order=3: of lower order, or a singlestep one with one more evaluation"
+        "lower-order", "first step for order=3: lower-order, or singlestep with one more evaluation"
     )
     sde: bool = option(False, "solve the reverse SDE instead of the ODE (multistep, orders 1 and 2)")
 
@@ -49,7 +51,7 @@ class DPMPlusPlus(Sampler):
 
     @property
     def _started(self) -> bool:
-        """Whether the first step is a singlestep one."""
+        """Whether the first step is a singlestep step."""
         return self.start == "singlestep" and self.order == 3
 
     def nfe(self, steps: int) -> int:
@@ -64,7 +66,7 @@ class DPMPlusPlus(Sampler):
         return None if self.sde else 3 if self._started else min(2, self.order)
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-        past: list[tuple[float, Tensor]] = []  # (λ, D), the latest first
+        past: list[tuple[float, Tensor]] = []  # (λ, D), latest first
         for s, t in intervals(sigmas):
             x0 = denoise(x, s)
             past = [(-math.log(s), x0), *past[: self.order - 1]]
@@ -85,7 +87,7 @@ class DPMPlusPlus(Sampler):
 
 
 def _midpoint(past: list[tuple[float, Tensor]], h: float) -> Tensor:
-    """D in the middle of the step, from the last two evaluations (from one, D itself)."""
+    """D at the middle of the step, extrapolated from the last two evaluations. With one evaluation, D itself."""
     now, x0 = past[0]
     if len(past) == 1:
         return x0
@@ -94,7 +96,7 @@ def _midpoint(past: list[tuple[float, Tensor]], h: float) -> Tensor:
 
 
 def _taylor(past: list[tuple[float, Tensor]], h: float) -> Tensor:
-    """∫ e^{-(h-τ)} D(τ) dτ over the step, D by the parabola through the last three evaluations."""
+    """∫ e^{-(h-τ)} D(τ) dτ over the step, with the parabola through the last three evaluations of D."""
     (l0, d0), (l1, d1), (l2, d2) = past
     a, b = l0 - l1, l1 - l2
     late, early = (d0 - d1) / a, (d1 - d2) / b

@@ -18,13 +18,14 @@ class DPMSolver(Sampler):
 
     With λ = -log σ, h = log(s/t), ε = (x - D)/σ and σ(e^h - 1) = s - t at the end of a step:
     k = 1  x ← x - (s-t) ε(x, s), which is DDIM;
-    k = 2  through the middle in λ (r₁ = 1/2);  k = 3  through the thirds (r₁ = 1/3, r₂ = 2/3).
-    The last interval, to σ = 0, where λ is infinite, is of order 1: x ← D. So N steps cost k(N-1) + 1 evaluations.
+    k = 2  with an intermediate point at the middle in λ (r₁ = 1/2);
+    k = 3  with two intermediate points at one and two thirds in λ (r₁ = 1/3, r₂ = 2/3).
+    The last interval, to σ = 0 where λ is infinite, has order 1: x ← D. N steps take k(N-1) + 1 evaluations.
     """
 
     spacing = "logsnr"
 
-    order: int = option(2, "k, and the evaluations per step", ge=1, le=3)
+    order: int = option(2, "order k, and the number of evaluations per step", ge=1, le=3)
 
     def nfe(self, steps: int) -> int:
         return self.order * (steps - 1) + 1
@@ -40,13 +41,18 @@ class DPMSolver(Sampler):
 
 
 def singlestep(denoise: Denoiser, x: Tensor, x0: Tensor, s: float, t: float, order: int) -> Tensor:
-    """One step of DPM-Solver-k: the state at level t, (B, C, H, W). It evaluates D `order` - 1 times.
+    """One step of DPM-Solver-k, with `order` - 1 evaluations of D.
 
     Args:
+        denoise: the denoiser.
         x: the state at level s, (B, C, H, W).
         x0: D(x, s), (B, C, H, W).
-        s, t: the levels, s > t > 0.
+        s: the noise level σ of x.
+        t: the next noise level, s > t > 0.
         order: k, from 1 to 3.
+
+    Returns:
+        The state at level t, (B, C, H, W).
     """
     first = (x - x0) / s
     if order == 1:

@@ -8,11 +8,12 @@ import math
 def phi(k: int, z: float) -> float:
     """φ_k(z) = Σ_j z^j/(j+k)!: φ_0 = e^z, and φ_k = (φ_{k-1} - 1/(k-1)!)/z (Hochbruck & Ostermann 2010, eq. 2.10).
 
-    Accurate to rounding for every real z: the recursion loses k digits at z = 10⁻¹, and all at z = 10⁻⁵ for k = 3.
+    Accurate up to rounding for every real z. For small |z| the series is used, because the recursion loses k digits at
+    z = 10⁻¹, and all digits at z = 10⁻⁵ for k = 3.
 
     Args:
-        k: 0 or more.
-        z: -h or h of a step, h = log(s/t).
+        k: index, at least 0.
+        z: argument: -h or h of a step, with h = log(s/t).
     """
     if abs(z) < 2:
         term, total, j = 1 / math.factorial(k), 0.0, 0

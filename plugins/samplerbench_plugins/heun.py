@@ -16,15 +16,15 @@ class Heun(Sampler):
     """Heun's method with churn (Karras et al. 2022, algorithm 2).
 
     ŝ = s + γ s with γ = min(S_churn/N, √2 - 1) where S_min ≤ s ≤ S_max, else 0;  x̂ = x + S_noise √(ŝ² - s²) z;
-    d = (x̂ - D(x̂, ŝ))/ŝ;  x ← x̂ + (t - ŝ) d, and for t > 0 again with the mean of d and d' = (x - D(x, t))/t.
-    S_churn = 0 is the deterministic second-order method.
+    d = (x̂ - D(x̂, ŝ))/ŝ;  x ← x̂ + (t - ŝ) d. For t > 0 the step is repeated with the mean of d and
+    d' = (x - D(x, t))/t. S_churn = 0 is the deterministic second-order method.
     """
 
     spacing = "karras"
 
-    S_churn: float = option(0.0, "how much noise is added and removed again, over all steps", ge=0.0)
+    S_churn: float = option(0.0, "total amount of noise added and removed, over all steps", ge=0.0)
     S_min: float = option(0.0, "smallest noise level at which noise is added", ge=0.0)
-    S_max: float | None = option(None, "largest noise level at which noise is added; none is no limit", gt=0.0)
+    S_max: float | None = option(None, "largest noise level at which noise is added; none: no limit", gt=0.0)
     S_noise: float = option(1.0, "standard deviation of the added noise", gt=0.0)
 
     def nfe(self, steps: int) -> int:

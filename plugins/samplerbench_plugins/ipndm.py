@@ -1,4 +1,4 @@
-"""iPNDM."""
+"""iPNDM sampling."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ _ADAMS_BASHFORTH = (
 
 @dataclass(frozen=True)
 class IPNDM(Sampler):
-    """Improved pseudo-numerical methods: Adams-Bashforth without a warm-up (Liu et al. 2022; Zhang & Chen 2023).
+    """Improved pseudo-numerical method: Adams-Bashforth without warm-up (Liu et al. 2022; Zhang & Chen 2023).
 
-    x ← x + (t-s) Σ_j b_j ε_j over the last `order` evaluations of ε = (x - D)/σ, with the classical weights b for even
-    steps, whatever the grid: (3, -1)/2, (23, -16, 5)/12, (55, -59, 37, -9)/24. So the full order holds on grids even
-    in σ only. On a grid whose steps change smoothly, as EDM's, it is 2 at most; where long and short steps alternate
-    it is 1. The last interval, to σ = 0, is x ← D.
-    The first steps are of lower order, so the order is 2 at most where D changes much in them, unless
-    start=singlestep makes the first order-2 of them with DPM-Solver, each with order-2 evaluations more.
+    x ← x + (t-s) Σ_j b_j ε_j over the last `order` evaluations of ε = (x - D)/σ. The weights b are the classical ones
+    for even steps, on every grid: (3, -1)/2, (23, -16, 5)/12, (55, -59, 37, -9)/24. The full order therefore holds
+    only on grids that are even in σ. On smooth grids, such as EDM's, the order is at most 2. If long and short steps
+    alternate, it is 1. The last interval, to σ = 0, is x ← D.
+    The first steps have lower order, so the order is at most 2 if D changes much in them. With start=singlestep the
+    first order-2 steps are DPM-Solver steps, each with order-2 more evaluations, and the order is not reduced.
     """
 
     spacing = "karras"
     even_in = "sigma"
     uniform_steps_only = True
 
-    order: int = option(4, "evaluations used: the order of the Adams-Bashforth method", ge=1, le=4)
+    order: int = option(4, "order of the Adams-Bashforth method: the number of evaluations used", ge=1, le=4)
     start: Literal["lower-order", "singlestep"] = option(
-        "lower-order", "first steps of order 3 and 4: of lower order, or singlestep ones with more evaluations"
+        "lower-order", "first steps for order=3 and 4: lower-order, or singlestep with more evaluations"
     )
 
     @property
     def _starts(self) -> int:
-        """How many steps are singlestep ones, and their order less 1."""
+        """The number of singlestep steps, and of additional evaluations in each of them."""
         return max(0, self.order - 2) if self.start == "singlestep" else 0
 
     def nfe(self, steps: int) -> int:
@@ -55,7 +55,7 @@ class IPNDM(Sampler):
         return self.order if self._starts else min(2, self.order)
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-        past: list[Tensor] = []  # ε, the latest first
+        past: list[Tensor] = []  # ε, latest first
         for s, t in intervals(sigmas):
             x0 = denoise(x, s)
             past = [(x - x0) / s, *past[: self.order - 1]]

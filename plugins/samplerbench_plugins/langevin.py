@@ -16,18 +16,18 @@ class Langevin(Sampler):
     """Annealed Langevin dynamics of noise-conditional score networks (Song & Ermon 2019, algorithm 1).
 
     At each level σ of the grid, T times:  x ← x + r σ² score(x, σ) + √(2r) σ z, with σ² score = D - x and
-    r = ε/(2σ_L²) in the paper's symbols, so that α_i/2 = r σ_i². Last, x ← D(x, σ_L): the denoising step of
-    Jolicoeur-Martineau et al. 2021, which algorithm 1 lacks and its samples need.
-    The paper's ε = 2·10⁻⁵ at σ_L = 0.01 is r = 0.1 with T = 100, and Song & Ermon 2020 have r = 0.06 with T = 5 and
-    L = 232. With few levels T steps must undo a larger change of σ: the noise falls by (1-r)^T, so r = 0.3 suits
-    T = 5 from about 10 levels on.
+    r = ε/(2σ_L²) in the paper's notation, so that α_i/2 = r σ_i². The final step is x ← D(x, σ_L), the denoising step
+    of Jolicoeur-Martineau et al. 2021. Algorithm 1 does not include it.
+    The paper uses ε = 2·10⁻⁵ at σ_L = 0.01, which is r = 0.1, and T = 100. Song & Ermon 2020 use r = 0.06, T = 5 and
+    L = 232 levels. With few levels, σ changes more from level to level, and T steps reduce the noise only by (1-r)^T.
+    The default r = 0.3 with T = 5 is suitable for about 10 levels or more.
     """
 
     spacing = "geometric"
 
     T: int = option(5, "Langevin steps at each noise level", ge=1, le=1_000_000)
     r: float = option(0.3, "step size in units of σ²: ε/(2σ_L²)", gt=0.0, lt=1.0)
-    denoise: bool = option(True, "end with a denoising step, which costs one evaluation")
+    denoise: bool = option(True, "add a final denoising step, which takes one evaluation")
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         for s, t in intervals(sigmas):

@@ -1,4 +1,4 @@
-"""A spacing given level by level."""
+"""A spacing with explicit noise levels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from samplerbench.sampling import Spacing, UserError, argument, option
 
 @dataclass(frozen=True)
 class Listed(Spacing):
-    """The noise levels themselves, decreasing, inline (`list:levels=80;20;5;1;0.1`) or from a file, one per line.
+    """Explicit decreasing noise levels, inline (`list:levels=80;20;5;1;0.1`) or from a file with one per line.
 
-    A final 0 may be written or left out. The number of steps is the number of levels above 0.
+    A final 0 is optional. The number of steps is the number of levels above 0.
     """
 
-    levels: str = option("", "σ values with semicolons between, or the path of a text file", positional=True)
+    levels: str = option("", "σ values separated by semicolons, or the path of a text file", positional=True)
 
     def grid(self, levels: Tensor, steps: int) -> Tensor:
         values = self.values()
@@ -32,13 +32,13 @@ class Listed(Spacing):
         return torch.tensor(values, dtype=torch.float64)
 
     def values(self) -> list[float]:
-        """The levels, the last 0. Raises UserError where they are not decreasing numbers above 0."""
+        """The levels, followed by 0. Raises UserError if they are not decreasing positive numbers."""
         text = self.levels
         try:
             if Path(text).expanduser().is_file():
                 text = Path(text).expanduser().read_text("utf-8").replace("\n", ";")
         except (OSError, RuntimeError, UnicodeDecodeError) as error:
-            # A long list is no file name, and the system says so.
+            # A long list is too long for a file name, which raises an OSError.
             if ";" not in text:
                 raise UserError(f"spacing list: {text} cannot be read ({error}).") from None
         try:

@@ -17,15 +17,16 @@ from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, opt
 class ProbabilityFlow(Sampler):
     """The probability-flow ODE dx/dσ = (x - D)/σ (Song et al. 2021, eq. 13; Karras et al. 2022, eq. 1 with σ(t) = t).
 
-    euler, heun (explicit trapezoid, order 2) and rk4 (the classical Runge-Kutta method) step on the σ grid; the last
-    interval, to σ = 0 where the right-hand side has no value, is Euler's, x ← D.
-    rk45 is Dormand and Prince's adaptive 5(4) pair in log σ, each sample with its own step size, from the start to
-    the model's smallest level, then x ← D. It ignores the number of steps and asks the device after each try.
+    euler, heun (explicit trapezoidal rule, order 2) and rk4 (classical Runge-Kutta, order 4) step on the σ grid. The
+    last interval, to σ = 0 where the right-hand side is undefined, is an Euler step, x ← D.
+    rk45 is the adaptive 5(4) method of Dormand & Prince in log σ, with a separate step size for each sample, from the
+    start to the smallest level of the model. The last step is x ← D. rk45 ignores the number of steps, and
+    synchronises with the device after each attempted step.
     """
 
     solver: Literal["euler", "heun", "rk4", "rk45"] = option("heun", "numerical method")
-    rtol: float = option(1e-4, "rk45: error allowed relative to the state", gt=0.0, lt=1.0)
-    atol: float = option(1e-4, "rk45: error allowed besides", gt=0.0, lt=1.0)
+    rtol: float = option(1e-4, "rk45: relative error tolerance", gt=0.0, lt=1.0)
+    atol: float = option(1e-4, "rk45: absolute error tolerance", gt=0.0, lt=1.0)
 
     def nfe(self, steps: int) -> int | None:
         stages = {"euler": 1, "heun": 2, "rk4": 4}
@@ -60,10 +61,10 @@ class ProbabilityFlow(Sampler):
             yield Step(t, x, x0)
 
     def _adaptive(self, denoise: Denoiser, x: Tensor, start: float) -> Iterator[Step]:
-        """u = log σ runs from log σ_start down to log σ_min: dx/du = x - D(x, eᵘ)."""
+        """Solve dx/du = x - D(x, eᵘ) for u = log σ from log σ_start down to log σ_min."""
         last = math.log(float(denoise.levels[0]))
         u = torch.full((len(x),), math.log(start), dtype=torch.float64, device=x.device)
-        h = torch.full_like(u, (last - math.log(start)) / 50)  # only a first guess: the error sets the rest
+        h = torch.full_like(u, (last - math.log(start)) / 50)  # only a first guess: the error control sets later steps
         k1 = x - denoise(x, start)
         active = torch.arange(len(x), device=x.device)
         while len(active):
@@ -73,11 +74,11 @@ class ProbabilityFlow(Sampler):
             for c, row in zip(_C, _A, strict=True):
                 point = y + _column(step, y) * sum(a * k for a, k in zip(row, stages, strict=True) if a)
                 stages.append(point - part(point, (u[active] + c * step).exp()))
-            # The last stage is evaluated at the new point itself, so it is the next step's first.
+            # The last stage is evaluated at the new point, so it is also the first stage of the next step.
             error = _column(step, y) * sum(e * k for e, k in zip(_E, stages, strict=True) if e)
             scale = self.atol + self.rtol * torch.maximum(y.abs(), point.abs())
             ratio = (error / scale).square().flatten(1).mean(1).double().sqrt()
-            accept = ~(ratio > 1)  # a NaN is accepted, so that the driver sees it
+            accept = ~(ratio > 1)  # NaN is accepted, so that the driver detects it
             factor = (0.9 * ratio.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)
             h = h.index_copy(0, active, step * factor)
             moved = active[accept]

@@ -13,10 +13,10 @@ from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, opt
 
 
 def _reverse_diffusion(denoise: Denoiser, x: Tensor, x0: Tensor, s: float, t: float) -> tuple[Tensor, float]:
-    """(mean, deviation) of one step of the reverse diffusion sampler (Song et al. 2021, appendix E).
+    """Mean and standard deviation of one step of the reverse diffusion sampler (Song et al. 2021, appendix E).
 
-    On y = α x the forward step from t to s is y ← a y + b z with a = α_s/α_t and b² = α_s² (s²-t²), so the reverse
-    one is y ← (2 - a) y + b² score + b z.
+    For y = α x, the forward step from t to s is y ← a y + b z with a = α_s/α_t and b² = α_s² (s²-t²). The reverse step
+    is y ← (2 - a) y + b² score + b z.
     """
     a = denoise.alpha(s) / denoise.alpha(t)
     mean = a * ((2 - a) * x + (1 - (t / s) ** 2) * (x0 - x))
@@ -27,11 +27,11 @@ def _reverse_diffusion(denoise: Denoiser, x: Tensor, x0: Tensor, s: float, t: fl
 class EulerMaruyama(Sampler):
     """Euler-Maruyama on the reverse-time SDE (Song et al. 2021, eq. 6).
 
-    On y = α x, dy = d(log α) y + α √(dσ²) z, in the time variable log(σ²+k) with k = (1/α_s² - 1)/s², in which the
-    step has the diffusion coefficient v = (s²+k) log((s²+k)/(t²+k)):
+    The SDE for y = α x is dy = d(log α) y + α √(dσ²) z. The time variable is log(σ²+k) with k = (1/α_s² - 1)/s², so the
+    diffusion coefficient of a step is v = (s²+k) log((s²+k)/(t²+k)):
     y ← (1 + log(α_t/α_s)) y + α_s² v score + α_s √v z. The last step is x ← D.
-    Variance-exploding, k = 0: x ← x + 2h (D - x) + √(2h) s z with h = log(s/t). Variance-preserving, k = 1:
-    y ← (1 + b/2) y + b score + √b z with b = ∫β dt = log((1+s²)/(1+t²)).
+    Variance-exploding models, k = 0: x ← x + 2h (D - x) + √(2h) s z with h = log(s/t).
+    Variance-preserving models, k = 1: y ← (1 + b/2) y + b score + √b z with b = ∫β dt = log((1+s²)/(1+t²)).
     """
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
@@ -51,9 +51,9 @@ class EulerMaruyama(Sampler):
 class ReverseDiffusion(Sampler):
     """The reverse diffusion sampler (Song et al. 2021, appendix E, eq. 46 and 47).
 
-    The reverse SDE discretised like the forward process. Variance-exploding:
-    x ← x + (s²-t²) score + √(s²-t²) z. Variance-preserving, on x/√(1+s²) with β = 1 - ᾱ_s/ᾱ_t:
-    x ← (2 - √(1-β)) x + β score + √β z. The last step is x ← D.
+    The reverse SDE is discretised like the forward process. The last step is x ← D.
+    Variance-exploding models: x ← x + (s²-t²) score + √(s²-t²) z.
+    Variance-preserving models, in coordinates x/√(1+s²) with β = 1 - ᾱ_s/ᾱ_t: x ← (2 - √(1-β)) x + β score + √β z.
     """
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
@@ -71,18 +71,18 @@ class ReverseDiffusion(Sampler):
 class PredictorCorrector(Sampler):
     """Predictor-corrector sampling (Song et al. 2021, algorithms 2-5).
 
-    A predictor goes from s to t; then M times, at t:  x ← x + ε score + √(2ε) z with ε = 2 c (r ‖z‖/‖score‖)².
-    c, the paper's α_i, is (α_t/α_u)² where u is the grid's next level below t: 1 - β_i = (1+u²)/(1+t²) on a
-    variance-preserving model (algorithm 5), 1 on a variance-exploding one (algorithm 4). It is close to 1 with a
-    thousand steps, but not with 20.
-    The norms are each sample's own: the authors' code averages them over the batch, which makes an image depend on
-    its neighbours. No corrector at σ = 0.
+    The predictor steps from s to t. The corrector runs M times at t:  x ← x + ε score + √(2ε) z with
+    ε = 2 c (r ‖z‖/‖score‖)². c is α_i in the paper: (α_t/α_u)², where u is the next level of the grid below t. For a
+    variance-preserving model (algorithm 5) it is 1 - β_i = (1+u²)/(1+t²), and for a variance-exploding model (algorithm
+    4) it is 1. It is close to 1 with a thousand steps, but not with 20.
+    The norms are computed for each sample. The authors' code averages them over the batch, so an image depends on the
+    other images of its batch. There is no corrector at σ = 0.
     """
 
     predictor: Literal["ancestral", "reverse-diffusion", "probability-flow"] = option(
-        "reverse-diffusion", "how to go from one level to the next"
+        "reverse-diffusion", "method of the predictor step"
     )
-    M: int = option(1, "Langevin corrector steps at each level", ge=0, le=1_000_000)
+    M: int = option(1, "number of Langevin corrector steps at each level", ge=0, le=1_000_000)
     snr: float = option(0.16, "r, the signal-to-noise ratio of a corrector step", gt=0.0)
 
     def nfe(self, steps: int) -> int:

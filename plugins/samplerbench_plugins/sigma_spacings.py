@@ -1,4 +1,4 @@
-"""Spacings over the noise level itself, for any model."""
+"""Spacings in the noise level σ, for any model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from samplerbench.sampling import Spacing, UserError, option
 
 @dataclass(frozen=True)
 class _Range(Spacing):
-    """A grid between two noise levels, the model's own unless given."""
+    """A grid between two noise levels. The defaults are the smallest and largest level of the model."""
 
-    sigma_min: float | None = option(None, "smallest noise level before 0; none is the model's", gt=0.0, le=1e12)
-    sigma_max: float | None = option(None, "largest noise level; none is the model's", gt=0.0, le=1e12)
+    sigma_min: float | None = option(None, "smallest noise level above 0; none: that of the model", gt=0.0, le=1e12)
+    sigma_max: float | None = option(None, "largest noise level; none: that of the model", gt=0.0, le=1e12)
 
     def ends(self, levels: Tensor) -> tuple[float, float]:
         low = float(levels[0]) if self.sigma_min is None else self.sigma_min

@@ -25,10 +25,11 @@ class Trailing(Spacing):
 class Leading(Spacing):
     """Timesteps (N-1)·⌊T/N⌋, …, ⌊T/N⌋, 0, plus an offset (Ho et al. 2020; the default of many checkpoints).
 
-    The first timestep is not T-1, so sampling starts below the largest noise; with N = 1 it starts at the smallest.
+    The first timestep is below T-1, so sampling starts below the largest noise level. With N = 1 it starts at the
+    smallest one.
     """
 
-    offset: int = option(0, "added to every timestep (steps_offset of diffusers)", ge=0, le=1_000_000)
+    offset: int = option(0, "offset added to every timestep (steps_offset in diffusers)", ge=0, le=1_000_000)
 
     def grid(self, levels: Tensor, steps: int) -> Tensor:
         index = torch.arange(steps - 1, -1, -1) * (len(levels) // steps) + self.offset
@@ -39,8 +40,8 @@ class Leading(Spacing):
 class Linspace(Spacing):
     """N timesteps evenly from T-1 to 0, both included, rounded (Nichol & Dhariwal 2021).
 
-    The timestep (T-1)·i/(N-1) is rounded exactly, halves to the even neighbour. diffusers rounds in the same way, but
-    a floating-point product, which loses some halves: at T = 1000 it differs by one timestep at 92 of the N to 1000.
+    The timestep (T-1)·i/(N-1) is rounded exactly, with halves to even. diffusers rounds a floating-point product, which
+    misses some halves. For T = 1000, one timestep differs by one for 92 of the numbers of steps up to 1000.
     """
 
     def grid(self, levels: Tensor, steps: int) -> Tensor:
@@ -50,7 +51,7 @@ class Linspace(Spacing):
 
 
 def _nearest(numerator: int, denominator: int) -> int:
-    """The whole number nearest to a fraction, halves to even: in floats a half may be lost, and a timestep with it."""
+    """The integer nearest to a fraction, with halves to even. Integer arithmetic is exact, unlike floats."""
     whole, rest = divmod(2 * numerator + denominator, 2 * denominator)
     return whole - (rest == 0 and whole % 2 == 1)
 
@@ -59,22 +60,22 @@ def _nearest(numerator: int, denominator: int) -> int:
 class Quadratic(Spacing):
     """Timesteps ⌊c i²⌋ that end at 0.8·T (Song, Meng & Ermon 2021, section D.2; their CIFAR-10 tables).
 
-    As in the authors' code, √ of the timesteps is even from 0 to √(fraction·T). Where two would fall on one timestep
-    (about 30 steps and more at T = 1000) the later takes the next free one, so N steps stay N evaluations of
-    different levels; the authors' code evaluates the same level twice there.
+    As in the authors' code, the square roots of the timesteps are even from 0 to √(fraction·T). If two values are the
+    same timestep (for about 30 steps and more at T = 1000), the later one uses the next free timestep, so N steps have
+    N different levels. The authors' code evaluates the same level twice.
     """
 
-    fraction: float = option(0.8, "the largest timestep, as a share of T", gt=0.0, le=1.0)
+    fraction: float = option(0.8, "largest timestep, as a fraction of T", gt=0.0, le=1.0)
 
     def grid(self, levels: Tensor, steps: int) -> Tensor:
-        # The fraction as it is written: 0.29 of 100 timesteps is 29 of them, and not 28.999999999999996.
+        # Use the decimal fraction exactly: 0.29 of 100 timesteps is 29, not 28.999999999999996.
         end = Fraction(repr(self.fraction)) * len(levels)
         index: list[int] = []
         for i in range(steps):
             square = end.numerator * i**2 // (end.denominator * (steps - 1) ** 2) if steps > 1 else math.floor(end)
             index.append(max(square, index[-1] + 1 if index else 0))
         top = len(levels) - 1
-        # What was pushed past the last timestep is taken back from above, as long as there is room.
+        # Move timesteps beyond the last one back, as long as there is room.
         for i in range(steps - 1, -1, -1):
             index[i] = min(index[i], top - (steps - 1 - i))
         return self.timesteps(levels, torch.tensor(index[::-1]))

@@ -1,4 +1,4 @@
-"""UniPC."""
+"""UniPC sampling."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from samplerbench_plugins.exponential import phi
 
 @dataclass(frozen=True)
 class UniPC(Sampler):
-    """The unified predictor-corrector, multistep with data prediction (Zhao et al. 2023, algorithms 5 and 6).
+    """Unified predictor-corrector, multistep with data prediction (Zhao et al. 2023, algorithms 5 and 6).
 
     With hh = -log(s/t), r_i = (λ_i - λ_s)/h of the earlier levels and Δ_i = (D_i - D_s)/r_i:
-    x ← (t/s) x - (e^{hh} - 1) D_s - B Σ ρ_i Δ_i, the ρ of order p solving the paper's eq. 11. UniP uses p - 1 earlier
-    evaluations; UniC then takes D at the new point as one more, which costs nothing, since the next step needs it.
-    B(h) is hh (variant B1) or e^{hh} - 1 (B2). UniP-p is of order p, UniPC-p of order p + 1.
-    The first steps, and the last ones before σ = 0, are of lower order; the last interval is x ← D. So these orders
-    hold from large σ, where D hardly changes in the first steps. Started at a level of the size of the data, UniPC-3
-    is of order 3 and UniP-3 of order 2, unless start=singlestep makes the first step with DPM-Solver-3 or -2, which
-    costs two evaluations more, or one.
+    x ← (t/s) x - (e^{hh} - 1) D_s - B Σ ρ_i Δ_i, where ρ solves the paper's eq. 11 for order p. UniP uses p - 1 earlier
+    evaluations. UniC also uses D at the new point, at no cost, because the next step needs this evaluation too.
+    B(h) is hh (variant B1) or e^{hh} - 1 (B2). UniP-p has order p, UniPC-p has order p + 1.
+    The first steps, and the last steps before σ = 0, have lower order. The last interval is x ← D. The orders above
+    hold if sampling starts at a large σ, where D hardly changes. If it starts at a σ of the size of the data, UniPC-3
+    has order 3 and UniP-3 has order 2. With start=singlestep the first step is DPM-Solver-3 (or -2 for UniP), which
+    takes two more evaluations (or one), and the orders hold from any start.
     """
 
     spacing = "logsnr"
 
-    order: int = option(3, "p, the order of UniP", ge=1, le=3)
+    order: int = option(3, "order p of UniP", ge=1, le=3)
     variant: Literal["B1", "B2"] = option("B2", "the function B(h)")
     corrector: bool = option(True, "apply UniC after each step")
     start: Literal["lower-order", "singlestep"] = option(
-        "lower-order", "first step of order=3: of lower order, or a singlestep one with more evaluations"
+        "lower-order", "first step for order=3: lower-order, or singlestep with more evaluations"
     )
 
     @property
     def _start_order(self) -> int:
-        """The order of the singlestep method for the first step; 0 where UniP-1 makes it."""
+        """The order of the singlestep method of the first step; 0 if the first step is UniP-1."""
         return 2 + self.corrector if self.start == "singlestep" and self.order == 3 else 0
 
     def nfe(self, steps: int) -> int:
@@ -53,9 +53,9 @@ class UniPC(Sampler):
         return self.convergence() if self._start_order else min(self.order, 2) + self.corrector
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-        past: list[tuple[float, Tensor]] = []  # (λ, D), the latest first
+        past: list[tuple[float, Tensor]] = []  # (λ, D), latest first
         n, ends_at_zero = len(sigmas) - 1, float(sigmas[-1]) == 0
-        start, order, level = x, 0, 0.0  # the corrected state the last step left from, its order, its level
+        start, order, level = x, 0, 0.0  # of the last step: the corrected state at its start, its order, its level
         for i, (s, t) in enumerate(intervals(sigmas)):
             x0 = denoise(x, s)
             if self.corrector and order:
@@ -66,7 +66,7 @@ class UniPC(Sampler):
             if t == 0:
                 x = x0
             elif i == 0 and self._start_order:
-                x, order = singlestep(denoise, x, x0, s, t, self._start_order), 0  # which UniC leaves as it is
+                x, order = singlestep(denoise, x, x0, s, t, self._start_order), 0  # not corrected by UniC
             else:
                 x = self._move(start, s, t, past, order, None)
             yield Step(t, x, x0)
@@ -74,7 +74,7 @@ class UniPC(Sampler):
     def _move(
         self, x: Tensor, s: float, t: float, past: list[tuple[float, Tensor]], order: int, arrived: Tensor | None
     ) -> Tensor:
-        """From s to t by UniP, or with D at t given (`arrived`) by UniC."""
+        """Step from s to t with UniP, or with UniC if D at t is given (`arrived`)."""
         h = math.log(s / t)
         now, x0 = past[0]
         ratios = [(level - now) / h for level, _ in past[1:order]]
@@ -90,9 +90,9 @@ class UniPC(Sampler):
 
 
 def _weights(ratios: list[float], hh: float, scale: float) -> list[float]:
-    """The ρ of eq. 11: Σ ρ_i r_i^{k-1} = k! φ_{k+1}(hh) hh / B for k = 1 … len(ratios).
+    """The weights ρ of eq. 11: Σ ρ_i r_i^{k-1} = k! φ_{k+1}(hh) hh / B for k = 1 … len(ratios).
 
-    For one unknown the paper fixes ρ = 1/2, which has the same order and needs no φ.
+    For a single weight the paper uses ρ = 1/2, which gives the same order.
     """
     if len(ratios) <= 1:
         return [0.5] * len(ratios)

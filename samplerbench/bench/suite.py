@@ -177,6 +177,7 @@ class Suite:
         found: list[Published] = []
         for metric, values in ({} if table is None else table.__pydantic_extra__).items():
             here = [*place, "published", metric]
+            metric = registry.current_name("metric", metric)
             if metric not in {e.name for e in registry.entries("metric")}:
                 raise self.error(here, f'there is no metric "{metric}" to compare with.')
             if len(grid.spacings) != 1:

@@ -1,4 +1,4 @@
-"""The Typer application, its commands, and the one place where errors become a line and an exit code."""
+"""The Typer application: registers the commands, and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from samplerbench.cli.spelling import with_options
 from samplerbench.errors import SamplerbenchError, UserError
 from samplerbench.text import note, one_line
 
-# Typer brings its own copy of click in newer versions; this is the base of usage errors in either.
+# Newer versions of Typer bundle their own copy of click; this finds the base class of usage errors in either.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Diffusion samplers as plugins, and steps-vs-FID tables one can believe.",
+    help="Benchmark diffusion samplers: samplers are plugins, results are steps-vs-FID tables with error bars.",
 )
 app.command("run")(run.run)
 app.command("sample")(run.sample)
@@ -43,9 +43,9 @@ app.add_typer(train.app, name="train")
 
 @app.callback()
 def root(
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.", envvar="SAMPLERBENCH_DEBUG"),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of errors.", envvar="SAMPLERBENCH_DEBUG"),
     no_plugins: bool = typer.Option(
-        False, "--no-plugins", help="Leave out all but the built-in plugins.", envvar="SAMPLERBENCH_NO_PLUGINS"
+        False, "--no-plugins", help="Use only the built-in plugins.", envvar="SAMPLERBENCH_NO_PLUGINS"
     ),
 ) -> None:
     """Options that go before the command."""
@@ -56,11 +56,11 @@ def root(
 
 
 MAY_BE_EMPTY = ("--negative-prompt",)
-"""Options whose empty value means something."""
+"""Options for which an empty value is valid."""
 
 
 def refuse_empty(arguments: list[str]) -> None:
-    """Refuse an option with an empty value: it is what a shell makes of a variable that is not set.
+    """Raise an error for an option with an empty value, such as an unset shell variable gives.
 
     Raises:
         UserError: `--data ""` or `--data=`.
@@ -75,12 +75,12 @@ def refuse_empty(arguments: list[str]) -> None:
         elif not argument.strip() and re.fullmatch("--?[a-z][a-z-]*", before):
             name = before
         if name and name not in MAY_BE_EMPTY and "=" not in name:
-            raise UserError(f"{name} is empty; give a value, or leave it out.")
+            raise UserError(f"{name} is empty; give a value or omit the option.")
         before = argument
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; never returns. Exit code 0, 2 for bad input, 1 for a failed run, 130 after Ctrl-C."""
+    """Run the command line, then exit: 0 for success, 2 for bad input, 1 for a failed run, 130 after Ctrl-C."""
     try:
         refuse_empty(sys.argv[1:] if arguments is None else arguments)
         code = app(args=arguments, prog_name="samplerbench", standalone_mode=False)
@@ -96,11 +96,11 @@ def main(arguments: list[str] | None = None) -> None:
             note(f"{message}{stop} `{command} --help` shows the options.")
         sys.exit(error.exit_code)
     except SystemExit as error:
-        if "_SAMPLERBENCH_COMPLETE" in os.environ:  # typer ends so after it has completed a line of the shell
+        if "_SAMPLERBENCH_COMPLETE" in os.environ:  # how Typer exits after shell completion
             raise
         if os.environ.get("SAMPLERBENCH_DEBUG"):
             traceback.print_exc()
-        note(f"a plugin ended the run by sys.exit({one_line(error.code)}); nothing finished is lost.")
+        note(f"a plugin called sys.exit({one_line(error.code)}); finished results are kept.")
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
         note("stopped.")

@@ -1,4 +1,4 @@
-"""`samplerbench check`: is a plugin what it says it is?"""
+"""`samplerbench check`: test a plugin against known results."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ Kind = Literal["sampler", "guidance", "spacing", "generator", "metric", "model"]
 def check(
     spec: Annotated[
         list[str],
-        typer.Argument(help="Plugins, with parameters: `ddim:eta=0.5`, `./mine.py:Mine`. Several are allowed."),
+        typer.Argument(help="One or more plugins, with optional parameters: `ddim:eta=0.5`, `./mine.py:Mine`."),
     ],
     kind: Annotated[
-        Kind | None, typer.Option("--kind", help="Of which kind they are. Default: all that have such a name.")
+        Kind | None, typer.Option("--kind", help="Kind of the plugins. Default: every kind with a plugin of this name.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only a JSON list.")] = False,
 ) -> None:
-    """Hold a plugin against the truth: a sampler, guidance, spacing, metric or model.
+    """Test a sampler, guidance, spacing, metric or model against known results.
 
-    Samplers, guidances and spacings are measured on problems with a closed form, metrics on real images and noise,
-    models by what every denoiser is. Prints the measured figure of each check; exit code 1 if one fails.
+    Samplers, guidances and spacings are tested on problems with a closed-form solution, metrics on real images and
+    noise, and models on the properties of a denoiser. The command prints the measured value of each check. The exit
+    code is 1 if a check fails.
 
     Examples:
 
@@ -46,14 +47,14 @@ def check(
     from samplerbench.bench.setup import quiet_libraries
     from samplerbench.testing.checks import checks_for, run_check
 
-    # The problems are tiny: threads only get in each other's way.
+    # The problems are small: several threads are slower than one.
     torch.set_num_threads(1)
     plugins = [plugin for one in spec for plugin in _named(one, kind)]
-    # diffusers' schedulers warn of what they change in their settings, at every run; its loaders have a progress bar.
+    # Silences the configuration warnings of diffusers' schedulers and the progress bars of its loaders.
     if "diffusers" in sys.modules or any(plugin.kind == "model" for plugin in plugins):
         quiet_libraries()
     out = console()
-    told, failed = [], 0
+    results, failed = [], 0
     for plugin in plugins:
         title = literal(f"{plugin.kind} {plugin.spec}", "bold")
         table = Table(title=title, title_justify="left", header_style="bold")
@@ -69,7 +70,7 @@ def check(
                 status.update(literal(f"{plugin.spec}: {one.name} …"))
             result = run_check(one)
             failed += result.passed is False
-            told.append(
+            results.append(
                 {"kind": plugin.kind, "spec": plugin.spec, "check": result.name, "passed": result.passed}
                 | {"figure": with_options(result.figure), "asserts": result.about}
             )
@@ -80,7 +81,7 @@ def check(
         if not as_json:
             out.print(table)
     if as_json:
-        print_json(told)
+        print_json(results)
     elif failed:
         out.print(f"{failed} failed", style="red")
     if failed:
@@ -88,10 +89,10 @@ def check(
 
 
 def _named(spec: str, kind: Kind | None) -> list[Any]:
-    """The plugins of a spec: one of each kind that has a plugin of that name.
+    """The plugins of a spec: one for each kind that has a plugin of this name.
 
     Raises:
-        UserError: there is none, it is broken, or it is a data set, which nothing is asked of.
+        UserError: no such plugin, a plugin that cannot be loaded, or a data set, which has no checks.
     """
     from samplerbench import registry
     from samplerbench.testing.checks import KINDS
@@ -103,6 +104,6 @@ def _named(spec: str, kind: Kind | None) -> list[Any]:
         if kind or all(e.name != name for e in registry.entries("data set")):
             raise
         raise UserError(
-            f"{name} is a data set, and there are no checks for one; there are for {', '.join(KINDS)}."
+            f"{name} is a data set, which has no checks; the kinds with checks are {', '.join(KINDS)}."
         ) from None
     return [registry.parse(found, spec) for found in kinds]

@@ -1,21 +1,18 @@
-"""Options that several commands share, and what they have in common when they run."""
+"""Options shared by several commands, and the handling of Ctrl-C."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from samplerbench.progress import Progress as Progress
 from samplerbench.text import note
 
-if TYPE_CHECKING:
-    pass
-
 
 def complete(kind: str) -> Any:
-    """Shell completion of registered names; nothing is imported for it."""
+    """Complete registered names in the shell. No plugin is imported."""
 
     def names(incomplete: str) -> list[str]:
         from samplerbench import registry
@@ -30,19 +27,20 @@ Samplers = Annotated[
     typer.Option(
         "--sampler",
         "-s",
-        help="A sampler, with parameters: `ddim:eta=0.5`. Repeatable.",
+        help="Sampler, with optional parameters: `ddim:eta=0.5`. Can be repeated.",
         autocompletion=complete("sampler"),
     ),
 ]
 Steps = Annotated[
-    str | None, typer.Option("--steps", help="Numbers of steps, with commas: `10,20,50`. Default: 50, if no --nfe.")
+    str | None,
+    typer.Option("--steps", help="Comma-separated numbers of steps: `10,20,50`. Default: 50, unless --nfe is set."),
 ]
 Guidances = Annotated[
     list[str],
     typer.Option(
         "--guidance",
         "-g",
-        help="A guidance, with parameters: `cfg:scale=2`; `none` for none. Repeatable.",
+        help="Guidance, with optional parameters: `cfg:scale=2`; `none` disables guidance. Can be repeated.",
         autocompletion=complete("guidance"),
     ),
 ]
@@ -50,7 +48,7 @@ Spacing = Annotated[
     str | None,
     typer.Option(
         "--spacing",
-        help="Where the steps are: `karras:rho=7`. Default: the sampler's own.",
+        help="Spacing of the noise levels: `karras:rho=7`. Default: the sampler's own spacing.",
         autocompletion=complete("spacing"),
     ),
 ]
@@ -59,64 +57,79 @@ ModelName = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="A name (`digits`), a checkpoint folder, or a hub id.",
+        help="Model: a registered name (`digits`), a checkpoint folder, or a repository id on the Hugging Face Hub.",
         autocompletion=complete("model"),
     ),
 ]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub repository.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the Hub repository.")]
 Variant = Annotated[
     str | None,
-    typer.Option(
-        "--variant", help="Which of the checkpoint's weights: `fp16`, `non_ema`, …; `ema` is the folder unet_ema."
-    ),
+    typer.Option("--variant", help="Variant of the weights: `fp16`, `non_ema`, …; `ema` loads the folder unet_ema."),
 ]
 Prompts = Annotated[
     str | None,
-    typer.Option("--prompts", help="For a model that draws from text: a file, one prompt a line. Line k is label k."),
+    typer.Option(
+        "--prompts",
+        help="Prompts of a text-to-image model: a file with one prompt per line. Line k is label k, from 0.",
+    ),
 ]
 NegativePrompt = Annotated[
     str | None,
-    typer.Option("--negative-prompt", help="What guidance steers away from. Default: the empty prompt."),
+    typer.Option("--negative-prompt", help="Negative prompt of a text-to-image model. Default: the empty prompt."),
 ]
 Offline = Annotated[
-    bool, typer.Option("--offline", help="Take checkpoints from the local cache only, as HF_HUB_OFFLINE=1 does.")
+    bool, typer.Option("--offline", help="Load checkpoints from the local cache only, like HF_HUB_OFFLINE=1.")
 ]
 Labels = Annotated[
     str | None,
     typer.Option(
         "--labels",
-        help="`balanced` as in the data, `none`, or one label. Default: balanced, if there are classes.",
+        help="Class labels: `balanced` (proportions of the data), `none`, or one label. Default: balanced if the model "
+        "has classes.",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**64 - 1, help="Sample i is a function of seed and i alone.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=2**64 - 1, help="Random seed. Sample i depends only on the seed and i.")
+]
 BatchSize = Annotated[
     str,
     typer.Option(
         "--batch-size",
         "-b",
-        help="Images at a time; changes no image. `auto` tries which is fastest, and remembers it.",
+        help="Images per batch; does not change the images. `auto` measures which size is fastest, and caches "
+        "the result.",
     ),
 ]
 Dtype = Annotated[
     str,
-    typer.Option("--dtype", help="Of the network: fp32, tf32 (NVIDIA GPUs), bf16, fp16 or fp64; the state keeps fp32."),
+    typer.Option(
+        "--dtype",
+        help="Data type of the network: fp32, tf32 (requires an NVIDIA GPU), bf16, fp16 or fp64. The "
+        "sampler's state is float32; with fp64, it is float64.",
+    ),
 ]
 Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile the network with torch.compile: slow to start, then faster.")
+    bool, typer.Option("--compile", help="Compile the network with torch.compile: slower start, faster sampling.")
 ]
 Graphs = Annotated[
-    bool, typer.Option("--graphs", help="Replay whole batches as CUDA graphs: for small networks on NVIDIA GPUs.")
+    bool,
+    typer.Option(
+        "--graphs", help="Run whole batches as CUDA graphs. Useful for small networks. Requires an NVIDIA GPU."
+    ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
+Device = Annotated[str, typer.Option("--device", help="Device: auto, cpu, cuda, cuda:1, …")]
 
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the results: a JSON file and a grid PNG per cell.")]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder for the results: one JSON file and one PNG of samples per cell.")
+]
 
 
 class Interrupts:
-    """Ctrl-C once: finish what is being done up to the next checkpoint, then stop. Twice: stop now.
+    """Handle Ctrl-C: the first press stops the run at the next checkpoint, the second stops it at once.
 
-    quiet: print nothing, as one of several processes.
+    Args:
+        quiet: print nothing. For all processes of a distributed run but the first.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -146,4 +159,4 @@ class Interrupts:
         if self.count > 1:
             raise KeyboardInterrupt
         if not self.quiet:
-            note("stopping at the next checkpoint; Ctrl-C again stops now.", gap=True)
+            note("stopping at the next checkpoint; press Ctrl-C again to stop now.", gap=True)

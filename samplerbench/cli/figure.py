@@ -1,4 +1,4 @@
-"""`samplerbench figure steps | trajectory | interpolate | guidance | forward`: the figures of the lectures."""
+"""`samplerbench figure steps | trajectory | interpolate | guidance | forward`: figures for teaching."""
 
 from __future__ import annotations
 
@@ -23,40 +23,50 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Draw the figures of the lectures: steps, trajectory, interpolation, guidance, forward process. The file's "
-    "suffix chooses the format: .png, .svg, or .gif and .apng, which move.",
+    help="Draw figures for teaching: steps, trajectory, interpolation, guidance, forward process. The suffix of the "
+    "file sets the format: .png and .svg for still figures, .gif and .apng for animations.",
 )
 
 OneSampler = Annotated[
     str,
-    typer.Option("--sampler", "-s", help="A sampler, with parameters.", autocompletion=common.complete("sampler")),
+    typer.Option(
+        "--sampler", "-s", help="Sampler, with optional parameters.", autocompletion=common.complete("sampler")
+    ),
 ]
 OneGuidance = Annotated[
     str,
-    typer.Option("--guidance", "-g", help="A guidance, with parameters.", autocompletion=common.complete("guidance")),
+    typer.Option(
+        "--guidance", "-g", help="Guidance, with optional parameters.", autocompletion=common.complete("guidance")
+    ),
 ]
 Spacing = Annotated[
     str | None,
     typer.Option(
         "--spacing",
-        help="Where the steps are: `karras:rho=7`. Default: the sampler's own, as for `run`.",
+        help="Spacing of the noise levels: `karras:rho=7`. Default: the sampler's own spacing.",
         autocompletion=common.complete("spacing"),
     ),
 ]
 RealData = Annotated[
     str | None,
-    typer.Option("--data", help="The real images: a name, a folder, zip or npz. Default: what the model learned from."),
+    typer.Option(
+        "--data",
+        help="Real images: a data set name, a folder, zip or npz file. Default: the training data of the model.",
+    ),
 ]
 Sigmas = Annotated[
-    str | None, typer.Option("--sigmas", help="Noise levels to show, with commas, instead of --columns.")
+    str | None, typer.Option("--sigmas", help="Comma-separated noise levels σ to show, in place of --columns.")
 ]
 Animate = Annotated[
-    bool, typer.Option("--animate", help="Move, in a .png too: an animated PNG. A .gif or .apng always does.")
+    bool,
+    typer.Option(
+        "--animate", help="Write an animation to a .png file too (APNG). A .gif or .apng file is always an animation."
+    ),
 ]
 
 
 def _shared(
-    out: Annotated[Path, typer.Argument(help="The file to write: .png, .svg, .gif or .apng.")],
+    out: Annotated[Path, typer.Argument(help="File to write: .png, .svg, .gif or .apng.")],
     model: common.ModelName = "digits",
     revision: common.Revision = None,
     variant: common.Variant = None,
@@ -64,23 +74,33 @@ def _shared(
     negative_prompt: common.NegativePrompt = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
-    n: Annotated[int, typer.Option("--n", min=1, max=10_000, help="How many samples, a row each.")] = 4,
+    n: Annotated[int, typer.Option("--n", min=1, max=10_000, help="Number of samples, one per row.")] = 4,
     seed: common.Seed = 0,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", "-b", min=1, max=MAX_BATCH, help="Images at a time; changes no image.")
+        int,
+        typer.Option("--batch-size", "-b", min=1, max=MAX_BATCH, help="Images per batch; does not change the images."),
     ] = 256,
     dtype: common.Dtype = "fp32",
     device: common.Device = "auto",
 ) -> None:
-    """What every figure takes."""
+    """The options of every figure."""
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """One command's share of `_shared`: the file, and what is to be seen in it."""
+    """The values of the options in `_shared`, for one command.
+
+    Attributes:
+        out: the file to write.
+        request: arguments of the `Request`: model, labels, dtype, and how the model is loaded.
+        n: number of samples.
+        seed: the random seed.
+        batch_size: images per batch.
+        device: name of the device.
+    """
 
     out: Path
-    asked: dict[str, Any]
+    request: dict[str, Any]
     n: int
     seed: int
     batch_size: int
@@ -94,18 +114,18 @@ class Canvas:
         spacing: str | None = None,
         data: str | None = None,
     ) -> Scene:
-        """The model and the runs, checked."""
+        """Load the model and check the runs."""
         from samplerbench.bench.prepare import prepare
         from samplerbench.bench.request import Grid, Request
         from samplerbench.figures.scene import Scene
 
         grids = [Grid(samplers, steps, guidances=guidances, spacings=[spacing])] if samplers else []
-        scene = Scene(prepare(Request(grids, **self.asked), self.device), self.n, self.seed, self.batch_size, data)
+        scene = Scene(prepare(Request(grids, **self.request), self.device), self.n, self.seed, self.batch_size, data)
         _ = scene.labels
         return scene
 
     def moves(self, animate: bool) -> bool:
-        """Whether the file is to be an animation. Raises UserError for a suffix that is no figure's."""
+        """Whether the file is an animation. Raises UserError for an unsupported suffix."""
         from samplerbench.figures.output import pick_format
 
         return pick_format(self.out, animate) in ("gif", "apng")
@@ -129,9 +149,12 @@ class Canvas:
 
 
 def _figure(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a command of a function (canvas, its own options): with the options of `_shared`, and other defaults.
+    """Register a function (canvas, its own options) as a command with the options of `_shared`.
 
-    Typer reads a command's options from its signature, so the signature is put together here.
+    Typer reads the options of a command from its signature, so the signature is assembled here.
+
+    Args:
+        defaults: defaults that replace those of `_shared`, by name.
     """
 
     def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -143,9 +166,9 @@ def _figure(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., No
 
         def run(**given: Any) -> None:
             loading = ("revision", "variant", "prompts", "negative_prompt", "offline")
-            asked = {k: given.pop(k) for k in ("model", "labels", "dtype", *loading)}
+            request = {k: given.pop(k) for k in ("model", "labels", "dtype", *loading)}
             rest = {k: given.pop(k) for k in ("out", "n", "seed", "batch_size", "device")}
-            function(Canvas(asked=asked, **rest), **given)
+            function(Canvas(request=request, **rest), **given)
 
         run.__name__, run.__doc__ = function.__name__, function.__doc__
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*shared, *own)]
@@ -161,12 +184,12 @@ def _figure(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., No
 def steps(
     canvas: Canvas,
     sampler: common.Samplers,
-    steps: Annotated[str, typer.Option("--steps", help="Numbers of steps, with commas.")] = "1,2,5,10,20,50",
+    steps: Annotated[str, typer.Option("--steps", help="Comma-separated numbers of steps.")] = "1,2,5,10,20,50",
     guidance: OneGuidance = "none",
     spacing: Spacing = None,
     animate: Animate = False,
 ) -> None:
-    """One x_T, more and more steps: a column each, a panel per sampler.
+    """Images from the same x_T with increasing numbers of steps: one column per number, one panel per sampler.
 
     Examples:
 
@@ -178,8 +201,8 @@ def steps(
 
     moves = canvas.moves(animate)
     scene = canvas.scene(sampler, parse_steps(steps), [guidance], spacing)
-    found = columns(scene)
-    canvas.animation(frames(scene, found), 0.8) if moves else canvas.still(still(scene, found))
+    images = columns(scene)
+    canvas.animation(frames(scene, images), 0.8) if moves else canvas.still(still(scene, images))
 
 
 @_figure(n=3)
@@ -190,7 +213,10 @@ def trajectory(
     columns: Annotated[
         int | None,
         typer.Option(
-            "--columns", min=2, max=10_000, help="How many levels to show, evenly in steps. Default: 9; moving, all."
+            "--columns",
+            min=2,
+            max=10_000,
+            help="Number of noise levels to show, evenly spaced in steps. Default: 9; all in an animation.",
         ),
     ] = None,
     sigmas: Sigmas = None,
@@ -198,7 +224,7 @@ def trajectory(
     spacing: Spacing = None,
     animate: Animate = False,
 ) -> None:
-    """The way from x_T to the image: the state x_t, and under it D(x_t), what the model makes of it.
+    """The trajectory from x_T to the image: the state x_t, and below it the denoised image D(x_t).
 
     Examples:
 
@@ -220,31 +246,42 @@ def trajectory(
 def interpolate(
     canvas: Canvas,
     sampler: OneSampler,
-    steps: Annotated[int, typer.Option("--steps", max=MAX_STEPS, help="Steps of the interpolation.")] = 50,
+    steps: Annotated[int, typer.Option("--steps", max=MAX_STEPS, help="Number of steps for the interpolation.")] = 50,
     points: Annotated[
         int | None,
-        typer.Option("--points", min=2, max=10_000, help="How many columns: images between two x_T. Default: 9."),
+        typer.Option(
+            "--points",
+            min=2,
+            max=10_000,
+            help="Number of columns: images between two x_T. Default: 9; 24 in an animation.",
+        ),
     ] = None,
     round_trip: Annotated[
         str,
-        typer.Option("--round-trip", help="Steps of the way image, x_T, image, with commas; `none` leaves it out."),
+        typer.Option(
+            "--round-trip",
+            help="Comma-separated numbers of steps for the round trip image → x_T → image; `none` omits it.",
+        ),
     ] = "10,50,200",
     inversion: Annotated[
-        Literal["euler", "heun"], typer.Option("--inversion", help="Method of the way up: euler is DDIM's.")
+        Literal["euler", "heun"],
+        typer.Option("--inversion", help="Solver from the image to x_T; euler is DDIM inversion."),
     ] = "euler",
     start: Annotated[
         Literal["clean", "noised"],
-        typer.Option("--start", help="Of the way up: the image, or the image with noise of the model's least level."),
+        typer.Option(
+            "--start", help="Start of the inversion: the image, or the image with noise at the model's smallest σ."
+        ),
     ] = "clean",
     data: RealData = None,
     guidance: OneGuidance = "none",
     spacing: Spacing = None,
     animate: Animate = False,
 ) -> None:
-    """Images between two x_T, and the round trip of real images to their x_T and back, with its error.
+    """Images between two x_T, and the round trip of real images to x_T and back, with its error.
 
-    The error is the mean squared error per dimension of images in [0, 1]; it is printed too, and written to a JSON
-    file beside OUT. An animation shows the interpolation alone.
+    The error is the mean squared error per dimension of images in [0, 1]. It is also printed, and written to a JSON
+    file next to OUT. An animation shows only the interpolation.
 
     Examples:
 
@@ -314,20 +351,22 @@ def guidance(
     sampler: OneSampler,
     guidance: Annotated[
         str,
-        typer.Option("--guidance", "-g", help="A guidance with a scale.", autocompletion=common.complete("guidance")),
+        typer.Option(
+            "--guidance", "-g", help="Guidance with a scale parameter.", autocompletion=common.complete("guidance")
+        ),
     ],
-    scales: Annotated[str, typer.Option("--scales", help="Guidance scales, with commas.")] = "0,1,2,4,8",
+    scales: Annotated[str, typer.Option("--scales", help="Comma-separated guidance scales.")] = "0,1,2,4,8",
     steps: Annotated[int, typer.Option("--steps", max=MAX_STEPS, help="Number of steps.")] = 50,
     spacing: Spacing = None,
 ) -> None:
-    """One x_T and label a row, stronger and stronger guidance.
+    """Images with increasing guidance scale: each row has one x_T and label, each column one scale.
 
     Example: `samplerbench figure guidance guidance.png -s ddim -g cfg --scales 0,1,2,4,8`
     """
     from samplerbench.figures.guidance import guidance_specs, still
 
     if canvas.moves(False):
-        raise UserError(f"{canvas.out}: this figure does not move; name a .png or .svg.")
+        raise UserError(f"{canvas.out}: this figure cannot be animated; write a .png or .svg file.")
     specs = guidance_specs(guidance, scales)
     if guidance == "none" or not specs:
         reason = "--guidance none: there is nothing to scale" if specs else "--scales is empty"
@@ -341,17 +380,21 @@ def forward(
     columns: Annotated[
         int | None,
         typer.Option(
-            "--columns", min=2, max=10_000, help="How many, evenly in the model's time. Default: 9; moving, 50."
+            "--columns",
+            min=2,
+            max=10_000,
+            help="Number of noise levels, evenly spaced in the model's time. Default: 9; 50 in an animation.",
         ),
     ] = None,
     timesteps: Annotated[
-        str | None, typer.Option("--timesteps", help="Timesteps to show, with commas: of a discrete model.")
+        str | None,
+        typer.Option("--timesteps", help="Comma-separated timesteps to show. Requires a discrete-time model."),
     ] = None,
     sigmas: Sigmas = None,
     data: RealData = None,
     animate: Animate = False,
 ) -> None:
-    """Real images under more and more noise: draws of q(x_t | x₀), in the model's own scale.
+    """Real images with increasing noise: samples of q(x_t | x₀), in the model's own scale.
 
     Examples:
 
@@ -384,7 +427,7 @@ def _chosen_sigmas(sigmas: str | None, columns: int | None) -> list[float] | Non
 
 
 def _numbers(text: str, flag: str, whole: bool = False) -> list[float]:
-    """`0,1.5,20` as different numbers. Raises UserError for anything else and for less than 0."""
+    """The distinct numbers in a text like `0,1.5,20`. Raises UserError for other text and negative numbers."""
     found: list[float] = []
     for part in filter(None, (p.strip() for p in text.split(","))):
         try:

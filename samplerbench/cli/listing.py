@@ -1,4 +1,4 @@
-"""`samplerbench list` and `samplerbench show`: what there is, and what it does."""
+"""`samplerbench list` and `samplerbench show`: the installed plugins, and the details of one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Plural = Literal["samplers", "guidances", "spacings", "models", "metrics", "data
 
 
 def list_plugins(
-    kind: Annotated[Plural | None, typer.Argument(help="Only these.")] = None,
+    kind: Annotated[Plural | None, typer.Argument(help="List only this kind.")] = None,
 ) -> None:
-    """List what is installed: names, what they are, where they come from, and what is broken.
+    """List the installed plugins: name, description, distribution, and the error of a broken plugin.
 
-    Neither torch nor a plugin is imported for it.
+    This process imports neither torch nor the plugins.
     """
     from rich.table import Table
 
@@ -45,18 +45,20 @@ def list_plugins(
     for folder in [] if registry.no_plugins() else registry.unreadable():
         note(f"unreadable distribution: {folder}; reinstall or remove it.")
     if kind == "models" or kind is None:
-        out.print("A model is also a checkpoint folder or a hub id (owner/name): --model PATH.", style="dim")
+        out.print(
+            "A model can also be a checkpoint folder or a Hub repository id (owner/name): --model PATH.", style="dim"
+        )
 
 
 def show(
     name: Annotated[
-        str, typer.Argument(help="A sampler, guidance, spacing, metric or model, or PATH.py:CLASS; or a folder.")
+        str, typer.Argument(help="Sampler, guidance, spacing, metric or model; PATH.py:CLASS; or a checkpoint folder.")
     ],
     revision: common.Revision = None,
     variant: common.Variant = None,
     offline: common.Offline = False,
 ) -> None:
-    """Show a plugin's description, formula, source and parameters, or a checkpoint's settings."""
+    """Show the description, formula, source and parameters of a plugin, or the settings of a checkpoint."""
     from samplerbench import plugin_file, registry
 
     out = console(120)
@@ -64,7 +66,9 @@ def show(
         kinds = ("sampler", "guidance", "spacing", "generator", "metric", "model")
         _show_plugin(out, registry.find(registry.kind_of(name, kinds), registry.split(name)[0]))
         return
-    named = [e for kind in registry.BASES for e in registry.entries(kind) if e.name == name.partition(":")[0]]
+    head = name.partition(":")[0]
+    current = {kind: registry.current_name(kind, head) for kind in registry.BASES}
+    named = [e for kind in registry.BASES for e in registry.entries(kind) if e.name == current[kind]]
     if not named:
         if is_dir(name) or name.count("/") == 1:
             _show_checkpoint(out, name, revision, variant, offline)
@@ -73,7 +77,7 @@ def show(
 
         known = sorted({e.name for kind in registry.BASES for e in registry.entries(kind)})
         raise UserError(
-            f'nothing is called "{name}".{did_you_mean(name, known)} `samplerbench list` shows what there is.'
+            f'no plugin is called "{name}".{did_you_mean(name, known)} `samplerbench list` lists the plugins.'
         )
     for entry in dict.fromkeys((e.kind, e.name) for e in named):
         _show_plugin(out, registry.find(*entry))
@@ -108,7 +112,7 @@ def _show_plugin(out: Any, entry: Any) -> None:
     if entry.kind == "sampler":
         from samplerbench.sampling.spacing import pick_spacing
 
-        spacing = "none, it has a grid of its own" if cls.own_grid else pick_spacing(cls).spec
+        spacing = "none, the sampler chooses its own noise levels" if cls.own_grid else pick_spacing(cls).spec
         out.print(f"Default spacing: {printable(spacing)}")
 
 

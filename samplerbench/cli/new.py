@@ -1,4 +1,4 @@
-"""`samplerbench new`: a complete small distribution with one plugin, to edit."""
+"""`samplerbench new`: create a Python package with an example plugin."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FILES = {
     "$module.py": "$kind/plugin.py",
     "tests/test_$identifier.py": "$kind/test.py",
 }
-"""The files of the new distribution, and the templates they are made of, both filled in."""
+"""The template of each file of the new package. Both names contain placeholders."""
 
 USAGE = {
     "sampler": "samplerbench check $name\nsamplerbench run --sampler $name --sampler ddim --nfe 10,20",
@@ -36,17 +36,17 @@ USAGE = {
 }
 
 RESERVED = {"guidance": "none", "spacing": "default"}
-"""What a command or a suite writes where it names no guidance, or no spacing."""
+"""Names with a meaning of their own in commands and suites."""
 
 
 def new(
-    kind: Annotated[Kind, typer.Argument(help="What it is.")],
-    name: Annotated[str, typer.Argument(help="What it will be called: small letters, digits and hyphens.")],
+    kind: Annotated[Kind, typer.Argument(help="Kind of the plugin.")],
+    name: Annotated[str, typer.Argument(help="Name of the plugin: lowercase letters, digits and hyphens.")],
     folder: Annotated[
-        Path | None, typer.Option("--dir", help="The folder to make. Default: samplerbench-NAME.", show_default=False)
+        Path | None, typer.Option("--dir", help="Folder to create. Default: samplerbench-NAME.", show_default=False)
     ] = None,
 ) -> None:
-    """Write a small distribution with one plugin: an example that works, to edit, with its tests.
+    """Create a Python package with a working example plugin and its tests, as a starting point.
 
     Examples:
 
@@ -58,14 +58,15 @@ def new(
 
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise UserError(
-            f'the name "{name}" will not do: small letters, digits and single hyphens, a letter first, like my-{kind}.'
+            f'invalid name "{name}": use lowercase letters, digits and single hyphens, starting with a letter, as in '
+            f"my-{kind}."
         )
     if name == RESERVED.get(kind):
-        raise UserError(f'"{name}" stands for no {kind} of its own; choose another name.')
+        raise UserError(f'the name "{name}" is reserved; choose another name.')
     if same := [e for e in registry.entries(kind) if e.name == name]:
-        raise UserError(f"there is a {kind} {name} already, of {same[0].origin}; choose another name.")
+        raise UserError(f"the {kind} {name} already exists, in {same[0].origin}; choose another name.")
     if importlib.util.find_spec(_module(name)):
-        raise UserError(f"there is a module {_module(name)} already; choose another name than {name}.")
+        raise UserError(f"the module {_module(name)} already exists; choose a name other than {name}.")
     target = user_path(f"samplerbench-{name}" if folder is None else folder)
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} is there already; remove it, or name another folder with --dir.")
@@ -82,7 +83,7 @@ def new(
 
 
 def render(kind: str, name: str) -> dict[str, str]:
-    """The files of a distribution with the plugin `name`: text by path, the source file last but one."""
+    """The files of a package with the plugin `name`: path → text. The source file is the last but one."""
     from importlib.resources import files
     from string import Template
 
@@ -108,7 +109,7 @@ def render(kind: str, name: str) -> dict[str, str]:
     }
     words["cls"] = "".join(part.capitalize() for part in name.split("-"))
     if any(re.search(rf"\b{words['cls']}\b", text) for text in templates.values()):
-        words["cls"] += kind.capitalize()  # "Noise" is something that the file uses
+        words["cls"] += kind.capitalize()  # the class name, for example Noise, is already used in the file
     return {path: Template(text).substitute(words) for path, text in templates.items()}
 
 

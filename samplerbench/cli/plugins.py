@@ -1,4 +1,4 @@
-"""`samplerbench plugins`: which distributions bring plugins, and what is wrong with them."""
+"""`samplerbench plugins`: the distributions that register plugins, and their errors."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 def plugins(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, one object per plugin.")] = False,
 ) -> None:
-    """Show which distributions bring plugins, what they register, and what is wrong with it.
+    """Show the distributions that register plugins, the plugins of each, and their errors.
 
-    Neither torch nor a plugin is imported into this process for it. `samplerbench --no-plugins COMMAND` runs a command
-    with the built-in ones only.
+    This process imports neither torch nor the plugins. `samplerbench --no-plugins COMMAND` runs a command with only
+    the built-in plugins.
 
     Examples:
 
@@ -43,19 +43,19 @@ def plugins(
     broken = sum(bool(f.error) for f in wrong.values())
     foreign = len(origins) - any(e.distribution == registry.OWN for e in entries)
     if registry.no_plugins():
-        out.print(f"Other distributions are left out: --no-plugins, or {registry.NO_PLUGINS}.", style="dim")
+        out.print(f"Plugins of other distributions are disabled by --no-plugins or {registry.NO_PLUGINS}.", style="dim")
     elif not foreign:
-        out.print("No other distribution is installed; `samplerbench new` writes one.", style="dim")
+        out.print("No other distribution registers plugins. `samplerbench new` creates one.", style="dim")
     if broken:
-        out.print(f"{broken} cannot be used; everything else can.", style="red")
+        out.print(f"{broken} cannot be used; all other plugins work.", style="red")
     for folder in [] if registry.no_plugins() else registry.unreadable():
         out.print(f"unreadable distribution: {printable(folder)}", style="red")
     for folder in registry.other_installations():
-        out.print(f"left out, another distribution called {registry.OWN}: {printable(folder)}", style="yellow")
+        out.print(f"ignored, another distribution called {registry.OWN}: {printable(folder)}", style="yellow")
 
 
 def _table(entries: list[Entry], wrong: dict[Entry, Finding]) -> Any:
-    """What a distribution registers: kind, names of what is sound, and a row for each that is not."""
+    """The plugins of one distribution: a row of working names for each kind, and a row for each broken plugin."""
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
@@ -63,9 +63,9 @@ def _table(entries: list[Entry], wrong: dict[Entry, Finding]) -> Any:
     table.add_column(style="cyan", overflow="fold")
     table.add_column(overflow="fold")
     for kind in dict.fromkeys(e.kind for e in entries):
-        sound = [e.name for e in entries if e.kind == kind and e not in wrong]
-        if sound:
-            table.add_row(kind, literal(", ".join(sound)), "")
+        working = [e.name for e in entries if e.kind == kind and e not in wrong]
+        if working:
+            table.add_row(kind, literal(", ".join(working)), "")
         for e in entries:
             if e.kind == kind and e in wrong:
                 error = wrong[e].error

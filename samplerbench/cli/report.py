@@ -1,4 +1,4 @@
-"""`samplerbench report`: tables, figures and a page from a folder of results."""
+"""`samplerbench report`: write tables, figures and an HTML page from a folder of results."""
 
 from __future__ import annotations
 
@@ -16,24 +16,28 @@ FORMATS = ("md", "csv", "latex", "json", "html", "plots")
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("results"),
     formats: Annotated[
-        str, typer.Option("--format", help="What to write, with commas: md, csv, latex, json, html, plots.")
+        str, typer.Option("--format", help="Comma-separated formats to write: md, csv, latex, json, html, plots.")
     ] = ",".join(FORMATS),
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write to. Default: FOLDER/report.", show_default=False)
     ] = None,
-    metric: Annotated[list[str], typer.Option("--metric", help="Only these metrics. Repeatable.")] = [],  # noqa: B006
+    metric: Annotated[list[str], typer.Option("--metric", help="Report only this metric. Can be repeated.")] = [],  # noqa: B006
     by: Annotated[
         Literal["steps", "nfe"] | None,
-        typer.Option("--by", help="The tables' columns. Default: nfe where steps cost differently, else steps."),
+        typer.Option(
+            "--by",
+            help="Columns of the tables. Default: nfe if the samplers differ in evaluations per step, else steps.",
+        ),
     ] = None,
     plot: Annotated[
         bool | None,
-        typer.Option("--plot/--no-plot", help="A plot in text. Default: on a terminal.", show_default=False),
+        typer.Option("--plot/--no-plot", help="Print plots as text. Default: only on a terminal.", show_default=False),
     ] = None,
 ) -> None:
-    """Write tables (Markdown, LaTeX, CSV, JSON), figures and a self-contained page; print the tables.
+    """Write tables (Markdown, LaTeX, CSV, JSON), figures and a self-contained HTML page, and print the tables.
 
-    Results of different protocols never share a table. What is damaged, unfinished or failed is named, and left out.
+    Results of different protocols are in separate tables. Damaged, unfinished and failed cells are listed and left
+    out of the tables.
 
     Examples:
 
@@ -41,6 +45,7 @@ def report(
 
     `samplerbench report results --format md,latex --by steps --out paper/tables`
     """
+    from samplerbench.registry import current_name
     from samplerbench.report.load import load
     from samplerbench.results.files import refuse_links
     from samplerbench.results.groups import group
@@ -57,6 +62,7 @@ def report(
     loaded = load(folder)
     groups = group(loaded.records)
     known = list(dict.fromkeys(m for g in groups for m in g.metrics()))
+    metric = [current_name("metric", name) for name in metric]
     if unknown := [name for name in metric if name not in known]:
         raise UserError(f"--metric {unknown[0]}: the results have {', '.join(known)}.")
     if metric:
@@ -67,7 +73,7 @@ def report(
 
 
 def _only(group: Any, metrics: list[str]) -> Any:
-    """The group with these metrics alone; None where it has none of them."""
+    """The group with only these metrics; None if it has none of them."""
     from dataclasses import replace
 
     cut = [r | {"metrics": {m: e for m, e in r["metrics"].items() if m in metrics}} for r in group.records]
@@ -117,7 +123,7 @@ def _print(groups: list[Any], problems: list[str], by: Any, plot: bool | None) -
     plot = out.is_terminal if plot is None else plot
     width = max(20, min(64, out.width - 12))
     if len(groups) > 1:
-        out.print(f"{len(groups)} protocols, which are not to be compared with each other:", style="yellow")
+        out.print(f"{len(groups)} protocols; their results are not comparable with each other:", style="yellow")
     for group in groups:
         if group.title:
             out.rule(literal(group.title, "bold"), align="left")
@@ -125,10 +131,10 @@ def _print(groups: list[Any], problems: list[str], by: Any, plot: bool | None) -
         for table in matrices(group, by):
             out.print(terminal.matrix_table(table))
             if plot:
-                found = series(group, table.metric, table.axis)
-                log_y = table.better == "lower" and all(y > 0 for s in found for y in s.y)
+                lines = series(group, table.metric, table.axis)
+                log_y = table.better == "lower" and all(y > 0 for line in lines for y in line.y)
                 name = f"{table.metric.upper()} {table.arrow}"
-                out.print(terminal.text_plot(found, AXIS_NAMES[table.axis], name, log_y, width))
+                out.print(terminal.text_plot(lines, AXIS_NAMES[table.axis], name, log_y, width))
             out.print()
     for problem in problems:
         note(problem)

@@ -1,4 +1,4 @@
-"""`samplerbench results ls | show | rm | merge | validate | schema`: a folder of results."""
+"""`samplerbench results ls | show | rm | merge | validate | schema`: manage a folder of results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from samplerbench.errors import UserError
 from samplerbench.text import console, note, one_line, print_json, printable, say
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Look after a folder of results.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Manage a folder of results.")
 
 Folder = Annotated[Path, typer.Argument(help="Folder of results.")]
 Key = Annotated[str, typer.Argument(help="The first digits of a result's protocol hash.")]
@@ -26,40 +26,42 @@ def _store(folder: Path) -> Any:
     return Store(folder)
 
 
-FEWEST = 4
-"""Digits that a key must have at least."""
+MIN_DIGITS = 4
+"""The minimum number of digits of a key."""
 
 
 def _one(folder: Path, key: str) -> Any:
     """The one entry whose name begins with a key. Raises UserError."""
-    if len(key) < FEWEST or set(key) - set("0123456789abcdef"):
+    if len(key) < MIN_DIGITS or set(key) - set("0123456789abcdef"):
         raise UserError(
-            f'"{key}" is no key: give the first {FEWEST} or more digits (0-9, a-f) of a result\'s protocol hash; '
+            f'"{key}" is not a key: give the first {MIN_DIGITS} or more digits (0-9, a-f) of a result\'s '
+            f"protocol hash; "
             f"`samplerbench results ls {folder}` lists them."
         )
-    found = [entry for entry in _store(folder).entries() if entry.file.stem.startswith(key[:20])]
-    if len(key) > 20:  # the name has 20 digits, the record has all
-        found = [entry for entry in found if entry.record is None or entry.record["protocol"].startswith(key)]
-    if len(found) != 1:
-        reason = "no result" if not found else f"{len(found)} results"
+    matches = [entry for entry in _store(folder).entries() if entry.file.stem.startswith(key[:20])]
+    if len(key) > 20:  # the file name has 20 digits, the record has all 64
+        matches = [entry for entry in matches if entry.record is None or entry.record["protocol"].startswith(key)]
+    if len(matches) != 1:
+        reason = "no result" if not matches else f"{len(matches)} results"
         raise UserError(
             f"{folder} has {reason} whose hash begins with {key}; `samplerbench results ls {folder}` lists them."
         )
-    return found[0]
+    return matches[0]
 
 
 @app.command("ls")
 def ls(folder: Folder = Path("results")) -> None:
-    """List the results of a folder; damaged and unfinished ones too."""
+    """List the results of a folder, including damaged and unfinished ones."""
     from rich.text import Text
 
     from samplerbench.report.table import long_table, steps_table
-    from samplerbench.results.names import row_order
+    from samplerbench.results.names import row_order, with_current_names
     from samplerbench.results.timings import common_conditions, describe_conditions, under
 
     store = _store(folder)
     entries = list(store.entries())
-    whole = sorted((e.record | {"key": e.file.stem[:8]} for e in entries if e.record is not None), key=row_order)
+    whole = [with_current_names(e.record) | {"key": e.file.stem[:8]} for e in entries if e.record is not None]
+    whole.sort(key=row_order)
     damaged = [e for e in entries if e.record is None]
     out = console(160)
     if whole:
@@ -83,16 +85,16 @@ def ls(folder: Folder = Path("results")) -> None:
 
 @app.command("show")
 def show(key: Key, folder: Folder = Path("results")) -> None:
-    """Print one result, protocol and all, as JSON."""
+    """Print one result with its protocol, as JSON."""
     entry = _one(folder, key)
     if entry.record is None:
-        raise UserError(f"{entry.file} is no valid result: {entry.problem}.")
+        raise UserError(f"{entry.file} is not a valid result: {entry.problem}.")
     print_json(entry.record)
 
 
 @app.command("rm")
 def rm(key: Key, folder: Folder = Path("results")) -> None:
-    """Remove one result and its grid."""
+    """Remove one result and its PNG of samples."""
     file = _one(folder, key).file
     for path in (file, file.with_suffix(".png")):
         try:
@@ -104,10 +106,10 @@ def rm(key: Key, folder: Folder = Path("results")) -> None:
 
 @app.command("merge")
 def merge(
-    sources: Annotated[list[Path], typer.Argument(help="Folders to take results from.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder they go to.")],
+    sources: Annotated[list[Path], typer.Argument(help="Folders to copy results from.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to copy the results to.")],
 ) -> None:
-    """Copy the results of several folders into one. What is there already stays; damaged files are left behind."""
+    """Copy the results of several folders into one. Existing results are kept, damaged files are not copied."""
     from samplerbench.results.files import read_regular, write_atomically
 
     copied = 0
@@ -115,9 +117,9 @@ def merge(
         for entry in _store(source).entries():
             file = entry.file
             if entry.record is None:
-                note(f"left behind, {entry.problem}: {file}")
+                note(f"not copied, {entry.problem}: {file}")
             elif not os.path.lexists(out / file.name):
-                # The record that was checked, not the file, which may be another by now.
+                # Write the record that was checked: the file may have changed since.
                 text = json.dumps(entry.record, indent=2, ensure_ascii=False) + "\n"
                 write_atomically(out / file.name, text.encode())
                 picture = file.with_suffix(".png")
@@ -126,14 +128,14 @@ def merge(
                         write_atomically(out / picture.name, read_regular(picture))
                     except OSError as error:
                         reason = f"{picture} ({error.strerror or error})"
-                        note(f"left behind: {reason}")
+                        note(f"not copied: {reason}")
                 copied += 1
     say(f"{copied} {'result' if copied == 1 else 'results'} copied to {out}")
 
 
 @app.command("validate")
 def validate(folder: Folder = Path("results")) -> None:
-    """Check every result against the schema, its seal and its name; exit code 1 if one fails."""
+    """Check the schema, the seal and the file name of every result. The exit code is 1 if a check fails."""
     bad = good = 0
     for entry in _store(folder).entries():
         if entry.record is None:
@@ -141,14 +143,14 @@ def validate(folder: Folder = Path("results")) -> None:
             bad += 1
         else:
             good += 1
-    say(f"{good} valid, {bad} not")
+    say(f"{good} valid, {bad} invalid")
     if bad:
         raise typer.Exit(1)
 
 
 @app.command("schema")
 def schema() -> None:
-    """Print the JSON Schema of a result file (it is docs/result.schema.json)."""
+    """Print the JSON Schema of a result file (docs/result.schema.json)."""
     from samplerbench.results.record import json_schema
 
     print_json(json_schema())

@@ -1,4 +1,4 @@
-"""`samplerbench run`: every combination, measured, as a steps-vs-FID table."""
+"""`samplerbench run` and `samplerbench sample`."""
 
 from __future__ import annotations
 
@@ -28,13 +28,17 @@ if TYPE_CHECKING:
 
 def run(
     context: typer.Context,
-    suite: Annotated[Path | None, typer.Argument(help="A suite file (TOML) instead of the options.")] = None,
+    suite: Annotated[
+        Path | None, typer.Argument(help="Suite file (TOML) that lists the cells, in place of the options.")
+    ] = None,
     sampler: common.Samplers = [],  # noqa: B006
     steps: common.Steps = None,
     nfe: Annotated[
         str | None,
         typer.Option(
-            "--nfe", help="Budgets of network evaluations, with commas: each sampler takes the most steps that fit."
+            "--nfe",
+            help="Comma-separated budgets of network function evaluations (NFE). Each sampler takes the most steps "
+            "that fit.",
         ),
     ] = None,
     guidance: common.Guidances = [],  # noqa: B006 - Typer copies it
@@ -52,7 +56,7 @@ def run(
             "--n",
             min=1,
             max=MAX_IMAGES,
-            help="Images per cell. Default: as many as there are real ones, at most 50,000.",
+            help="Images per block. Default: the number of real images, at most 50,000.",
         ),
     ] = None,
     blocks: Annotated[
@@ -61,7 +65,9 @@ def run(
             "--blocks",
             min=1,
             max=MAX_IMAGES,
-            help="Disjoint blocks of --n images each; the table then shows mean ± sd.",
+            help="Number of disjoint blocks of --n images. With several blocks, the table shows the mean ± the "
+            "standard "
+            "deviation.",
         ),
     ] = 1,
     seed: common.Seed = 0,
@@ -72,41 +78,49 @@ def run(
     device: common.Device = "auto",
     metric: Annotated[
         list[str],
-        typer.Option("--metric", help="What to measure. Repeatable.", autocompletion=common.complete("metric")),
+        typer.Option(
+            "--metric",
+            help="Metric, with optional parameters: `fid`, `kid:degree=2`. Can be repeated.",
+            autocompletion=common.complete("metric"),
+        ),
     ] = ["fid"],  # noqa: B006
     features: Annotated[
         str | None,
         typer.Option(
             "--features",
-            help="Feature space of the metrics: `inception-v3-compat`, `dinov2-vit-b-14`, `clip-vit-b-32`, "
-            "`digits-cnn`, …, or a folder of `samplerbench train features`. Default: the model's.",
+            help="Feature extractor of the metrics: `inception-v3-compat`, `dinov2-vit-b-14`, `clip-vit-b-32`, "
+            "`digits-cnn`, …, or a folder written by `samplerbench train features`. Default: the model's.",
         ),
     ] = None,
     features_weights: Annotated[
         str | None,
-        typer.Option("--features-weights", help="The extractor's weights, on a machine without network."),
+        typer.Option(
+            "--features-weights", help="File with the extractor's weights, for a machine without network access."
+        ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
             "--data",
-            help="The real images: a name (`mnist`), a folder, zip or npz, or statistics (of `samplerbench stats`, or "
-            "an npz of mu and sigma). Default: what the model was trained on.",
+            help="Real images: a data set name (`mnist`), a folder, zip or npz file, or reference statistics "
+            "(written by "
+            "`samplerbench stats`, or an npz file of mu and sigma). Default: the training data of the model.",
         ),
     ] = None,
     out: common.Out = Path("results"),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON list, one object per cell, and nothing else.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only a JSON list with one object per cell.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the cells, their NFE and an estimate of the time; run nothing.")
+        bool,
+        typer.Option("--dry-run", help="List the cells with their NFE and an estimate of the time. Nothing is run."),
     ] = False,
-    rerun: Annotated[bool, typer.Option("--rerun", help="Run cells again whose results are in OUT already.")] = False,
+    rerun: Annotated[
+        bool, typer.Option("--rerun", help="Run all cells, including those with a result in OUT.")
+    ] = False,
 ) -> None:
-    """Sample with every sampler at every number of steps, and print the steps-vs-FID table.
+    """Run every sampler at every number of steps, and print the steps-vs-FID table.
 
-    A cell whose result is in OUT already is not run again. Exit code 1 if a cell failed. An option given beside a
-    suite goes before what the suite says: `--model`, `--n` and the like.
+    An interrupted run resumes where it stopped: run the same command again. A cell with a result in OUT is not run
+    again. Command-line options such as `--model` and `--n` override the suite. The exit code is 1 if a cell failed.
 
     Examples:
 
@@ -344,10 +358,15 @@ def _show(records: list[dict[str, Any]], metrics: list[Any], floor: tuple[float,
 
 
 def sample(
-    out: Annotated[Path, typer.Argument(help="The PNG grid to write.")],
+    out: Annotated[Path, typer.Argument(help="PNG file to write: a grid of the images.")],
     sampler: Annotated[
         str,
-        typer.Option("--sampler", "-s", help="A sampler, with parameters.", autocompletion=common.complete("sampler")),
+        typer.Option(
+            "--sampler",
+            "-s",
+            help="Sampler, with optional parameters: `ddim:eta=0.5`.",
+            autocompletion=common.complete("sampler"),
+        ),
     ],
     steps: Annotated[int, typer.Option("--steps", max=MAX_STEPS, help="Number of steps.")] = 50,
     guidance: Annotated[
@@ -355,7 +374,7 @@ def sample(
         typer.Option(
             "--guidance",
             "-g",
-            help="A guidance, with parameters.",
+            help="Guidance, with optional parameters: `cfg:scale=2`. `none` disables guidance.",
             autocompletion=common.complete("guidance"),
         ),
     ] = "none",
@@ -367,7 +386,7 @@ def sample(
     negative_prompt: common.NegativePrompt = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
-    n: Annotated[int, typer.Option("--n", min=1, max=MAX_IMAGES, help="How many images.")] = 100,
+    n: Annotated[int, typer.Option("--n", min=1, max=MAX_IMAGES, help="Number of images.")] = 100,
     seed: common.Seed = 0,
     batch_size: common.BatchSize = "256",
     dtype: common.Dtype = "fp32",
@@ -375,14 +394,14 @@ def sample(
     graphs: common.Graphs = False,
     device: common.Device = "auto",
     png_dir: Annotated[
-        Path | None, typer.Option("--png-dir", help="Also write every image as a numbered PNG here.")
+        Path | None, typer.Option("--png-dir", help="Folder: also write each image as a numbered PNG.")
     ] = None,
     npz: Annotated[
         Path | None,
-        typer.Option("--npz", help="Also write the uint8 images (n, H, W, C), and the labels, to this file."),
+        typer.Option("--npz", help="File: also write the uint8 images (n, H, W, C) and their labels as npz."),
     ] = None,
 ) -> None:
-    """Sample images and write them as a PNG grid; if asked, as numbered PNGs or an npz.
+    """Sample images and write them as a PNG grid, and optionally as numbered PNGs or an npz file.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""`samplerbench stats`: reference statistics of a data set."""
+"""`samplerbench stats`: compute the reference statistics of a data set."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ def stats(
     data: Annotated[
         str,
         typer.Argument(
-            help="A name (`mnist`), a folder or zip of images, an npz of images; or an npz of `mu` and `sigma`."
+            help="Data set name (`mnist`), folder or zip of images, npz file of images, or npz file of `mu` and "
+            "`sigma`."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
-    features: Annotated[str, typer.Option("--features", help="Feature space.")] = "inception-v3-compat",
-    features_weights: Annotated[str | None, typer.Option("--features-weights", help="The extractor's weights.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, with the suffix .safetensors.")],
+    features: Annotated[str, typer.Option("--features", help="Feature extractor.")] = "inception-v3-compat",
+    features_weights: Annotated[
+        str | None, typer.Option("--features-weights", help="File with the extractor's weights.")
+    ] = None,
     device: common.Device = "auto",
 ) -> None:
-    """Write the mean and covariance of a data set's features, to be used as `--data` of a run.
+    """Write the mean and covariance of a data set's features, for use as `--data` of a run.
 
-    They are kept in the cache under the hash of the images, too. Published statistics (an npz with `mu` and `sigma`,
-    as EDM, pytorch-fid and guided-diffusion use) are imported: they become statistics of the features named here.
+    The statistics are also stored in the cache, under the hash of the images. Published statistics (an npz file with
+    `mu` and `sigma`, the format of EDM, pytorch-fid and guided-diffusion) are converted. Such a file does not name its
+    features, so set --features to the extractor that it was computed with.
 
     Examples:
 
@@ -43,7 +47,7 @@ def stats(
     from samplerbench.results.store import Store
 
     if out.suffix != ".safetensors":
-        raise UserError(f"{out}: statistics are a .safetensors file; name one, like {out.stem or 'real'}.safetensors.")
+        raise UserError(f"{out}: the file must have the suffix .safetensors, as in {out.stem or 'real'}.safetensors.")
     Store(out.parent).prepare()
     images = find_data(data)
     setup.quiet_libraries()

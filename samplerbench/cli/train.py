@@ -1,4 +1,4 @@
-"""`samplerbench train unet | autoencoder | classifier | features`."""
+"""`samplerbench train unet | autoencoder | classifier | features`: train the networks of a benchmark."""
 
 from __future__ import annotations
 
@@ -20,75 +20,93 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Train a U-Net, an autoencoder, a noise-conditional classifier, or the feature network of an FID.",
+    help="Train a U-Net, an autoencoder, a noise-conditional classifier, or a feature network for FID.",
 )
 
-Widths = Annotated[str, typer.Option("--channels", help="Widths of the resolutions, with commas.")]
+Widths = Annotated[str, typer.Option("--channels", help="Comma-separated channel widths, one per resolution.")]
 Layers = Annotated[int, typer.Option("--layers", min=1, max=100, help="Residual blocks per resolution.")]
-Groups = Annotated[int, typer.Option("--groups", min=1, max=MAX_CHANNELS, help="Groups of the group normalisation.")]
+Groups = Annotated[
+    int, typer.Option("--groups", min=1, max=MAX_CHANNELS, help="Number of groups of the group normalisation.")
+]
 
 
 def _shared(
-    out: Annotated[Path, typer.Option("--out", help="Folder to write; a run that was stopped there goes on.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write. Training resumes from a checkpoint in it.")],
     data: Annotated[
-        str, typer.Option("--data", help="The name of a data set, or a folder of images (sub-folders are classes).")
+        str, typer.Option("--data", help="Data set name, or a folder of images (sub-folders are classes).")
     ] = "digits",
-    steps: Annotated[int, typer.Option("--steps", min=1, max=MAX_TRAINING_STEPS, help="Optimiser steps.")] = 10_000,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, max=MAX_TRAINING_STEPS, help="Number of optimiser steps.")
+    ] = 10_000,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, max=MAX_BATCH, help="Images per step, over all processes.")
     ] = 128,
-    lr: Annotated[float, typer.Option("--lr", min=0.0, help="Learning rate of AdamW after the warm-up.")] = 1e-3,
+    lr: Annotated[float, typer.Option("--lr", min=0.0, help="Learning rate of AdamW, after warm-up.")] = 1e-3,
     warmup: Annotated[
-        int, typer.Option("--warmup", min=0, max=MAX_TRAINING_STEPS, help="Steps of linear warm-up.")
+        int, typer.Option("--warmup", min=0, max=MAX_TRAINING_STEPS, help="Number of linear warm-up steps.")
     ] = 200,
     schedule: Annotated[
-        Literal["constant", "cosine"], typer.Option("--schedule", help="After the warm-up.")
+        Literal["constant", "cosine"], typer.Option("--schedule", help="Learning rate schedule after warm-up.")
     ] = "cosine",
-    weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="AdamW's weight decay.")] = 0.0,
-    ema_decay: Annotated[float, typer.Option("--ema", min=0.0, max=1.0, help="Decay of the averaged weights.")] = 0.999,
-    grad_clip: Annotated[float, typer.Option("--grad-clip", min=0.0, help="Largest norm of the gradient.")] = 1.0,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="Weight decay of AdamW.")] = 0.0,
+    ema_decay: Annotated[
+        float,
+        typer.Option("--ema", min=0.0, max=1.0, help="Decay of the exponential moving average (EMA) of the weights."),
+    ] = 0.999,
+    grad_clip: Annotated[float, typer.Option("--grad-clip", min=0.0, help="Maximum norm of the gradient.")] = 1.0,
     mixed_precision: Annotated[
         Literal["no", "fp16", "bf16"], typer.Option("--mixed-precision", help="Precision of the network.")
     ] = "no",
-    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Of everything random in the training.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Random seed of the training.")] = 0,
     checkpoint_every: Annotated[
         int, typer.Option("--checkpoint-every", min=1, max=MAX_TRAINING_STEPS, help="Steps between checkpoints.")
     ] = 1000,
     sample_every: Annotated[
         int,
         typer.Option(
-            "--sample-every", min=0, max=MAX_TRAINING_STEPS, help="Steps between sample grids in OUT/samples; 0: none."
+            "--sample-every",
+            min=0,
+            max=MAX_TRAINING_STEPS,
+            help="Steps between sample grids in OUT/samples; 0 disables them.",
         ),
     ] = 0,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU even where there is a GPU.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU, even if a GPU is available.")] = False,
     compile: Annotated[
-        bool, typer.Option("--compile", help="Compile the network: slow to start, then faster.")
+        bool, typer.Option("--compile", help="Compile the network with torch.compile: slower start, faster training.")
     ] = False,
     minutes: Annotated[
         float,
         typer.Option(
-            "--minutes", min=0.0, help="Stop at a checkpoint after so long; the same command goes on. 0: never."
+            "--minutes",
+            min=0.0,
+            help="Stop at a checkpoint after this time in minutes. The same command resumes. 0 disables the limit.",
         ),
     ] = 0.0,
 ) -> None:
-    """What every training command takes. Besides `out` and `data` the names are those of `TrainSettings`."""
+    """The options of every training command. Except for `out` and `data`, the names are those of `TrainSettings`."""
 
 
 class Run:
-    """One training command's share of `_shared`: what a task is trained on, for how long, and where it is kept."""
+    """The values of the options in `_shared`, for one training command.
+
+    Args:
+        out: the folder to write.
+        data: the data set name or folder.
+        settings: arguments of `TrainSettings`.
+    """
 
     def __init__(self, out: Path, data: str, **settings: Any) -> None:
         self.out, self.source, self._settings = out, data, settings
 
     @property
     def settings(self) -> TrainSettings:
-        """How long and how fast to learn."""
+        """The training settings."""
         from samplerbench.training.loop import TrainSettings
 
         return TrainSettings(**self._settings)
 
     def begin(self) -> ImageSet:
-        """Load the data and seed the weights: call it before the task is made."""
+        """Load the data and set the random seed. Call it before the task is created."""
         import torch
 
         from samplerbench.data import load_data
@@ -98,23 +116,28 @@ class Run:
         return images
 
     def fit(self, task: Task, images: ImageSet) -> None:
-        """Train, write the folder, and print its name."""
+        """Train, write the output folder, and print its name."""
         from samplerbench.training.loop import fit
 
         result = fit(task, images, self.settings, self.out, ["samplerbench", *sys.argv[1:]])
         if result.steps < self.settings.steps:
             note(
-                f"{result.steps} of {self.settings.steps} steps are done and kept in {self.out}; run the same command "
-                "to go on."
+                f"stopped after {result.steps} of {self.settings.steps} steps; the checkpoint is in {self.out}. "
+                f"Run the same "
+                "command to resume."
             )
             return
         say(self.out)
 
 
 def _trains(without: tuple[str, ...] = (), **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a command of a function (run, its own options): with the options of `_shared`, and other defaults for some.
+    """Register a function (run, its own options) as a command with the options of `_shared`.
 
-    Typer reads a command's options from its signature, so the signature is put together here.
+    Typer reads the options of a command from its signature, so the signature is assembled here.
+
+    Args:
+        without: options of `_shared` to omit.
+        defaults: defaults that replace those of `_shared`, by name.
     """
 
     def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -139,12 +162,12 @@ def _trains(without: tuple[str, ...] = (), **defaults: Any) -> Callable[[Callabl
 
 def _widths(text: str, flag: str = "--channels") -> tuple[int, ...]:
     try:
-        found = tuple(int(part) for part in text.split(",") if part.strip())
+        widths = tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise typer.BadParameter(f"{flag} {text}: give whole numbers with commas, like 64,128") from None
-    if not all(0 <= number <= MAX_CHANNELS for number in found):
+    if not all(0 <= number <= MAX_CHANNELS for number in widths):
         raise typer.BadParameter(f"{flag} {text}: give numbers from 0 to {MAX_CHANNELS:,}")
-    return found
+    return widths
 
 
 @_trains(steps=20_000, warmup=500)
@@ -153,13 +176,15 @@ def unet(
     latents: Annotated[
         str | None,
         typer.Option(
-            "--latents", help="Folder of an autoencoder (`samplerbench train autoencoder`): train on its latents."
+            "--latents",
+            help="Folder of an autoencoder written by `samplerbench train autoencoder`: train on its latents.",
         ),
     ] = None,
     channels: Annotated[
         str | None,
         typer.Option(
-            "--channels", help="Widths of the resolutions, with commas. Default: 64,64; with --latents one, 64."
+            "--channels",
+            help="Comma-separated channel widths, one per resolution. Default: 64,64; with --latents 64.",
         ),
     ] = None,
     layers: Annotated[
@@ -169,34 +194,41 @@ def unet(
     attention: Annotated[
         str | None,
         typer.Option(
-            help="Resolutions with attention, counted from 0. Default: 1; with --latents none but the middle."
+            help="Comma-separated indices of the resolutions with attention, from 0. Default: 1; with "
+            "--latents, attention "
+            "only in the middle block."
         ),
     ] = None,
     head_dim: Annotated[int, typer.Option(min=1, max=MAX_CHANNELS, help="Channels per attention head.")] = 16,
     groups: Groups = 8,
-    dropout: Annotated[float, typer.Option(min=0.0, max=1.0, help="In the residual blocks.")] = 0.0,
-    timesteps: Annotated[int, typer.Option(min=2, max=MAX_TIMESTEPS, help="T, the number of noise levels.")] = 1000,
+    dropout: Annotated[float, typer.Option(min=0.0, max=1.0, help="Dropout probability in the residual blocks.")] = 0.0,
+    timesteps: Annotated[int, typer.Option(min=2, max=MAX_TIMESTEPS, help="Number of timesteps T.")] = 1000,
     beta_schedule: Annotated[
         Literal["linear", "scaled_linear", "squaredcos_cap_v2"],
-        typer.Option(help="β_t of the forward process."),
+        typer.Option(help="Schedule of β_t in the forward process."),
     ] = "linear",
-    unconditional: Annotated[bool, typer.Option("--unconditional", help="Ignore the labels.")] = False,
+    unconditional: Annotated[bool, typer.Option("--unconditional", help="Train without class labels.")] = False,
     label_dropout: Annotated[
         float,
-        typer.Option(min=0.0, max=1.0, help='How often a label becomes "none": for classifier-free guidance.'),
+        typer.Option(
+            min=0.0, max=1.0, help="Probability of replacing a label by the null label, for classifier-free guidance."
+        ),
     ] = 0.1,
     learn_variance: Annotated[
-        bool, typer.Option("--learn-variance", help="Train the variance too, by L_simple + 0.001 L_vlb.")
+        bool, typer.Option("--learn-variance", help="Also learn the variance, with the loss L_simple + 0.001 L_vlb.")
     ] = False,
     clip_sample: Annotated[
         bool,
-        typer.Option("--clip-sample", help="Have samplers clip x₀ to [-1, 1] (in the scheduler's config)."),
+        typer.Option(
+            "--clip-sample", help="Set clip_sample in the scheduler's configuration: samplers clip x₀ to [-1, 1]."
+        ),
     ] = False,
-    flip: Annotated[bool, typer.Option("--flip", help="Mirror half of the images.")] = False,
+    flip: Annotated[bool, typer.Option("--flip", help="Flip images horizontally with probability 0.5.")] = False,
 ) -> None:
-    """Train a diffusers `UNet2DModel`; the folder loads with `DDPMPipeline.from_pretrained`.
+    """Train a diffusers `UNet2DModel`. Load the folder with `DDPMPipeline.from_pretrained`.
 
-    With --latents it learns the latents of an autoencoder, and the folder loads with `LDMPipeline.from_pretrained`.
+    With --latents, the network is trained on the latents of an autoencoder. Load that folder with
+    `LDMPipeline.from_pretrained`.
 
     Examples:
 
@@ -237,24 +269,24 @@ def autoencoder(
     run: Run,
     channels: Widths = "8,16,32",
     layers: Layers = 1,
-    latent_channels: Annotated[int, typer.Option(min=1, max=MAX_CHANNELS, help="Channels of the latents.")] = 4,
+    latent_channels: Annotated[
+        int, typer.Option(min=1, max=MAX_CHANNELS, help="Number of channels of the latents.")
+    ] = 4,
     groups: Groups = 8,
-    attention: Annotated[
-        bool, typer.Option("--attention", help="Attention in the middle, as large ones have.")
-    ] = False,
+    attention: Annotated[bool, typer.Option("--attention", help="Use attention in the middle block.")] = False,
     error: Annotated[
-        Literal["l2", "l1"], typer.Option(help="Reconstruction error: mean squares, or mean absolute values.")
+        Literal["l2", "l1"], typer.Option(help="Reconstruction loss: mean squared (l2) or mean absolute (l1) error.")
     ] = "l2",
     kl: Annotated[
         float,
         typer.Option(
             min=0.0,
-            help="Weight of the Kullback-Leibler divergence per pixel: 2s² of a decoder with noise s. More: a prior "
-            "that fits better, and blurrier images.",
+            help="Weight of the KL divergence per pixel, 2s² for a decoder with noise s. A larger weight gives latents "
+            "closer to the prior, and blurrier images.",
         ),
     ] = 1e-3,
 ) -> None:
-    """Train a diffusers `AutoencoderKL` for latent diffusion. Each resolution after the first halves the images.
+    """Train a diffusers `AutoencoderKL` for latent diffusion. Each resolution after the first halves the image size.
 
     Example: `samplerbench train autoencoder --data digits --out runs/autoencoder --channels 16,32 --sample-every 1000`
     """
@@ -269,10 +301,10 @@ def autoencoder(
 def classifier(
     run: Run,
     channels: Widths = "32,64,64",
-    sigma_min: Annotated[float, typer.Option(min=1e-6, help="Smallest noise level.")] = 0.01,
-    sigma_max: Annotated[float, typer.Option(min=1e-6, help="Largest noise level.")] = 157.0,
+    sigma_min: Annotated[float, typer.Option(min=1e-6, help="Smallest noise level σ.")] = 0.01,
+    sigma_max: Annotated[float, typer.Option(min=1e-6, help="Largest noise level σ.")] = 157.0,
 ) -> None:
-    """Train p(y | x, σ) for classifier guidance.
+    """Train a noise-conditional classifier p(y | x, σ) for classifier guidance.
 
     Example: `samplerbench train classifier --data digits --out runs/classifier`
     """
@@ -286,9 +318,9 @@ def classifier(
 def features(
     run: Run,
     channels: Widths = "32,64",
-    dimension: Annotated[int, typer.Option(min=2, max=MAX_CHANNELS, help="d of the feature layer.")] = 64,
+    dimension: Annotated[int, typer.Option(min=2, max=MAX_CHANNELS, help="Dimension d of the features.")] = 64,
 ) -> None:
-    """Train the network whose features an FID for these images is taken in.
+    """Train a classifier whose features are used for FID on these images.
 
     Example: `samplerbench train features --data digits --out runs/features`
     """

@@ -1,4 +1,4 @@
-"""Data sets as uint8 images and labels, under a name and a content hash."""
+"""Data sets: uint8 images and labels, with a name and a content hash."""
 
 from samplerbench.data.image_set import DataSource, ImageSet
 from samplerbench.data.load import load_data

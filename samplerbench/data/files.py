@@ -1,4 +1,4 @@
-"""Data sets in files: a folder of images, a zip of such a folder, or arrays in an npz."""
+"""Load data sets from files: a folder of images, a zip archive of such a folder, or an npz file."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from samplerbench.untrusted import is_file, reason, shorten
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 IMAGES, LABELS = ("images", "arr_0"), ("labels", "arr_1")
-"""Names of the arrays in an npz: ours, and numpy's for arrays without a name (guided-diffusion's sample files)."""
+"""Names of the arrays in an npz file. NumPy uses arr_0 and arr_1 for unnamed arrays, as guided-diffusion's files do."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
-"""What Pillow may take a file for, whatever its name. It knows more, and has an EPS file run by Ghostscript."""
+"""The image formats that Pillow may decode. Other formats are disabled, because Pillow runs Ghostscript for EPS."""
 MAX_FILE_BYTES = 2**30
-"""The largest image file, and the largest member of an archive once unpacked."""
+"""The maximum size of an image file, and of an unpacked member of an archive."""
 
 Open = Callable[[PurePosixPath], IO[bytes]]
 
 
 def load_folder(path: Path) -> ImageSet:
-    """The images in a folder: sub-folders are classes in alphabetical order; without sub-folders, no labels.
+    """Load the images of a folder. Sub-folders are classes in alphabetical order; without sub-folders, no labels.
 
     Raises:
         UserError: no images, a file that cannot be decoded, or images of several sizes.
@@ -45,10 +45,10 @@ def load_folder(path: Path) -> ImageSet:
 
 
 def load_zip(path: Path) -> ImageSet:
-    """The images in a zip of such a folder; one folder around everything is looked through.
+    """Load the images of a zip archive with the layout of `load_folder`. A single top-level folder is skipped.
 
     Raises:
-        UserError: as `load_folder`, or no zip file.
+        UserError: as `load_folder`, or not a zip archive.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -62,37 +62,37 @@ def load_zip(path: Path) -> ImageSet:
             )
     except UserError:
         raise
-    except Exception as error:  # zipfile raises a dozen types for what may be wrong with an archive
+    except Exception as error:  # zipfile raises many types for a damaged archive
         raise UserError(f"the archive {path} cannot be read ({reason(error)}).") from None
 
 
 def _image_members(path: Path, archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
-    """The images of an archive by name, without macOS's own. Raises UserError for a name that is none inside it."""
+    """The images of an archive by name, except macOS metadata. Raises UserError for an unsafe member."""
     found: dict[PurePosixPath, zipfile.ZipInfo] = {}
     for member in archive.infolist():
-        name = PurePosixPath(member.filename.replace("\\", "/"))  # some archivers of Windows write their own separator
+        name = PurePosixPath(member.filename.replace("\\", "/"))  # some Windows programs write backslashes
         if member.is_dir() or not is_image(name) or name.parts[0].startswith("__MACOSX"):
             continue
         problem = ""
         if name.is_absolute() or ".." in name.parts or (len(name.parts[0]) == 2 and name.parts[0][1] == ":"):
-            problem = "a name that leads out of it"
+            problem = "its name points outside the archive"
         elif name in found:
-            problem = "two members of this name"
+            problem = "two members have this name"
         elif member.flag_bits & 1:
             problem = "it is encrypted"
         elif member.file_size > MAX_FILE_BYTES:
             problem = f"it has {member.file_size:,} bytes unpacked; at most {MAX_FILE_BYTES:,} are read"
         if problem:
-            raise UserError(f"the archive {path}: {shorten(member.filename)}: {problem}; pack the images anew.")
+            raise UserError(f"the archive {path}: {shorten(member.filename)}: {problem}; create the archive again.")
         found[name] = member
     return found
 
 
 def load_npz(path: Path) -> ImageSet:
-    """The array `images` (or `arr_0`), (n, H, W[, C]) uint8, and `labels` (or `arr_1`), (n,), of an npz file.
+    """Load an npz file with the arrays `images` (or `arr_0`), (n, H, W[, C]) uint8, and `labels` (or `arr_1`), (n,).
 
     Raises:
-        UserError: no such arrays, or of another type or shape.
+        UserError: no such arrays, or another type or shape.
     """
     arrays, held = read_npz(path, (*IMAGES, *LABELS))
     images = next((arrays[name] for name in IMAGES if name in arrays), None)
@@ -129,18 +129,25 @@ def load_npz(path: Path) -> ImageSet:
 
 
 def read_npz(path: Path, names: Iterable[str]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Those arrays of an npz file that have one of the names, and the names of all that it holds.
+    """Read the named arrays of an npz file.
 
-    The header of an array may declare any shape, so it is compared with the bytes that are there before any memory is
-    taken. No pickle is loaded.
+    The shape in the header of an array is compared with its number of bytes before memory is allocated. Pickles are
+    not loaded.
+
+    Args:
+        path: the npz file.
+        names: names of the arrays.
+
+    Returns:
+        The arrays by name, and the names of all arrays in the file.
 
     Raises:
-        UserError: it is no npz file, or one of these arrays cannot be read.
+        UserError: not an npz file, or one of these arrays cannot be read.
     """
     wanted, found = set(names), {}
     try:
         with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:
-            warnings.simplefilter("ignore")  # numpy's, of headers that Python 2 wrote
+            warnings.simplefilter("ignore")  # NumPy warns about headers written by Python 2
             held = [m.filename.removesuffix(".npy") for m in archive.infolist()]
             for member in archive.infolist():
                 name = member.filename.removesuffix(".npy")
@@ -149,13 +156,13 @@ def read_npz(path: Path, names: Iterable[str]) -> tuple[dict[str, np.ndarray], l
                 if name in wanted:
                     with archive.open(member) as stream:
                         found[name] = _read_array(name, stream, member.file_size)
-    except Exception as error:  # zipfile and numpy raise a dozen types for what may be wrong with such a file
+    except Exception as error:  # zipfile and NumPy raise many types for a damaged file
         raise UserError(f"{path} cannot be read as an npz file ({reason(error)}).") from None
     return found, held
 
 
 def _read_array(name: str, stream: IO[bytes], size: int) -> np.ndarray:
-    """The array in a stream of so many bytes. Raises ValueError where its header and its bytes disagree."""
+    """Read the array in a stream of `size` bytes. Raises ValueError if its header does not match the bytes."""
     version = np.lib.format.read_magic(stream)
     header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in header:
@@ -177,39 +184,42 @@ def _read_array(name: str, stream: IO[bytes], size: int) -> np.ndarray:
 
 
 def is_image(file: PurePosixPath | Path) -> bool:
-    """Whether a file's name is that of an image."""
+    """Whether a file name has the suffix of an image."""
     return file.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _classes_and_images(path: Path, name: str, shown: str, files: Iterable[PurePosixPath], opener: Open) -> ImageSet:
-    found = sorted(f for f in files if is_image(f))
-    if not found:
+    images = sorted(f for f in files if is_image(f))
+    if not images:
         raise UserError(f"{shown} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    classes = sorted({f.parts[0] for f in found if len(f.parts) > 1})
-    if classes and any(len(f.parts) == 1 for f in found):
+    classes = sorted({f.parts[0] for f in images if len(f.parts) > 1})
+    if classes and any(len(f.parts) == 1 for f in images):
         raise UserError(f"{shown} has images both at its top and in class sub-folders; use one or the other.")
     numbers = {folder: i for i, folder in enumerate(classes)}
 
     def decoded() -> Iterable[tuple[str, Any]]:
-        for file in found:
+        for file in images:
             try:
                 with opener(file) as stream:
                     data = stream.read(MAX_FILE_BYTES + 1)
-            except Exception as error:  # of a file or of a member of an archive
+            except Exception as error:  # from a file or a member of an archive
                 raise _unreadable(path / file, reason(error)) from None
             if len(data) > MAX_FILE_BYTES:
                 raise _unreadable(path / file, f"it has more than {MAX_FILE_BYTES:,} bytes")
             yield str(path / file), io.BytesIO(data)
 
-    labels = torch.tensor([numbers[f.parts[0]] for f in found]) if classes else None
+    labels = torch.tensor([numbers[f.parts[0]] for f in images]) if classes else None
     return ImageSet(name, "all", stack_images(decoded()), labels, len(classes) or None, source=str(path))
 
 
 def stack_images(named: Iterable[tuple[str, Any]]) -> Tensor:
-    """Images (n, C, H, W) uint8 from (name, PIL image or stream); grey ones stay grey, all others become RGB.
+    """Decode images, and stack them as (n, C, H, W) uint8. Grey images have C = 1, all others are converted to RGB.
+
+    Args:
+        named: pairs of a name for error messages and a PIL image or a stream.
 
     Raises:
-        UserError: one that cannot be decoded, or is of another size or kind than the first; it is named.
+        UserError: an image that cannot be decoded, or that differs from the first in size or number of channels.
     """
 
     arrays: list[np.ndarray] = []
@@ -220,19 +230,19 @@ def stack_images(named: Iterable[tuple[str, Any]]) -> Tensor:
         if arrays[-1].shape != arrays[0].shape:
             raise UserError(
                 f"the image {name} is {_size(arrays[-1])}, but {first} is {_size(arrays[0])}; "
-                "all images of a set have one size and one number of channels."
+                "all images of a data set must have the same size and number of channels."
             )
     stack = torch.from_numpy(np.stack(arrays))
     return stack[:, None] if stack.ndim == 3 else stack.permute(0, 3, 1, 2).contiguous()
 
 
 def _decode(name: str, item: Any) -> np.ndarray:
-    """(H, W) or (H, W, 3) uint8 of a PIL image or a stream of one."""
+    """Decode a PIL image or a stream as uint8, (H, W) or (H, W, 3)."""
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own limits are warnings first; ours are errors
+            warnings.simplefilter("ignore")  # Pillow first warns about its own size limits
             with item if isinstance(item, Image.Image) else Image.open(item, formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
@@ -240,16 +250,16 @@ def _decode(name: str, item: Any) -> np.ndarray:
                 image.load()
                 return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
     except Image.UnidentifiedImageError:
-        why = "no image file that is known here"
+        why = "unsupported image format"
     except Image.DecompressionBombError:
-        why = f"it has more than the {MAX_PIXELS:,} pixels that are read at most"
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+        why = f"it has more than the maximum of {MAX_PIXELS:,} pixels"
+    except Exception as error:  # Pillow's decoders raise many types for a damaged file
         why = reason(error)
     raise _unreadable(name, why)
 
 
 def _unreadable(name: str | Path, why: str) -> UserError:
-    return UserError(f"the image {name} cannot be read ({why}); mend or remove it.")
+    return UserError(f"the image {name} cannot be read ({why}); repair or remove it.")
 
 
 def _size(array: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""Sample grids: images side by side in one PNG."""
+"""Sample grids: several images in one PNG."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ def save_grid(
     least_side: int = 32,
     gap: int | None = None,
 ) -> None:
-    """Write images (n, C, H, W), uint8 or in [-1, 1], as one PNG, small ones enlarged by whole pixels."""
+    """Write images as a grid in one PNG. Small images are enlarged by an integer factor.
+
+    Args:
+        images: (n, C, H, W), uint8 or in [-1, 1].
+        file: path or binary stream to write.
+        columns: the number of columns; None for a square grid.
+        least_side: the minimum height of an image, in pixels.
+        gap: pixels between images; None for half the factor of enlargement.
+    """
     from PIL import Image
 
     pixels = images if images.dtype == torch.uint8 else quantise(images)

@@ -1,4 +1,4 @@
-"""A data set in memory: uint8 images and labels, under a name and a content hash."""
+"""A data set in memory: uint8 images and labels, with a name and a content hash."""
 
 from __future__ import annotations
 
@@ -20,8 +20,14 @@ from samplerbench.options import Configurable
 class ImageSet:
     """A data set in memory.
 
-    images: (n, C, H, W) uint8, C = 1 or 3. labels: (n,) int64 in 0 … classes-1, or None. classes: their number or
-    None. name, split: what the protocol calls it. source: what `load_data` finds it by again.
+    Attributes:
+        name: name in the protocol.
+        split: split in the protocol.
+        images: (n, C, H, W) uint8, C = 1 or 3.
+        labels: (n,) int64 in 0 … classes-1, or None.
+        classes: number of classes, or None.
+        licence: licence of the images.
+        source: argument of `load_data` that loads the same data set.
 
     Raises:
         UserError: no images, or images or labels of another type, shape or range.
@@ -67,14 +73,14 @@ class ImageSet:
 
     @cached_property
     def shape_as_seen(self) -> tuple[int, int, int]:
-        """(C, H, W), with C = 1 where the three channels of every image are equal: extractors see the same in both."""
+        """(C, H, W), with C = 1 if the three channels of every image are equal. Extractors treat both alike."""
         images = self.images
         grey = images.shape[1] == 3 and all(bool((part[:, :1] == part).all()) for part in images.split(4096))
         return (1, *self.shape[1:]) if grey else self.shape
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of shape, pixels and labels: the identity of the set in a protocol."""
+        """Hash of the shape, pixels and labels, which identifies the data set in a protocol."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         digest.update(self.images.contiguous().numpy().tobytes())
         if self.labels is not None:
@@ -82,23 +88,23 @@ class ImageSet:
         return digest.hexdigest()
 
     def class_counts(self) -> list[int]:
-        """How many images each class has. Raises UserError on a set without labels."""
+        """The number of images of each class. Raises UserError for a data set without labels."""
         if self.labels is None or self.classes is None:
             raise UserError(f"the data set {self.name} has no labels.")
         return torch.bincount(self.labels, minlength=self.classes).tolist()
 
     def subset(self, index: Tensor, split: str) -> ImageSet:
-        """The images at `index` as a set of its own."""
+        """The data set of the images at `index` (m,) int64."""
         labels = None if self.labels is None else self.labels[index]
         return ImageSet(self.name, split, self.images[index], labels, self.classes, self.licence)
 
 
 @dataclass(frozen=True)
 class DataSource(Configurable, ABC):
-    """Base of data plugins: a name that makes an `ImageSet`, with parameters."""
+    """Base class of data plugins, which load an `ImageSet`. The fields of a subclass are its parameters."""
 
     kind: ClassVar[str] = "data set"
 
     @abstractmethod
     def load(self) -> ImageSet:
-        """The set. Raises UserError where it is not at hand, with what to do."""
+        """Load the data set. Raises UserError if it is not available, with instructions."""

@@ -1,4 +1,4 @@
-"""`load_data`: a data set by name or by path."""
+"""`load_data`: load a data set by name or path."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from samplerbench.untrusted import is_dir, is_file, shorten, user_path
 
 
 def load_data(source: str) -> ImageSet:
-    """The data set `source`.
+    """Load a data set.
 
-    A name that `samplerbench list data` shows, with parameters (`mnist:split=test`, `hf:owner/name`); a folder of
-    equally sized images, whose sub-folders are classes; a zip of such a folder; or an npz of arrays.
+    Args:
+        source: a name in `samplerbench list data`, with optional parameters (`mnist:split=test`, `hf:owner/name`); a
+            folder of images of one size, whose sub-folders are classes; a zip archive of such a folder; or an npz file.
 
     Raises:
-        UserError: no such name or file, or one that cannot be used, with what to do.
+        UserError: no such name or file, or one that cannot be used.
     """
     return find_data(source)()
 
 
 def find_data(source: str) -> Callable[[], ImageSet]:
-    """What loads the data set `source`. Nothing is read yet, so a mistyped name is seen before anything long begins.
+    """A function that loads the data set `source`. A wrong name raises an error at once; nothing else is read yet.
 
     Raises:
         UserError: no such name or file.
     """
     if not source.strip():
-        raise UserError("the data set has no name: give a folder of images, a zip of one, an npz, or a name.")
+        raise UserError("the name of the data set is empty: use a folder or zip of images, an npz file, or a name.")
     name = source.partition(":")[0].partition("/")[0]
     known = {entry.name for entry in registry.entries("data set")}
     if name in known and (name == source or ":" in source or not (is_dir(source) or is_file(source))):
@@ -46,7 +47,7 @@ def find_data(source: str) -> Callable[[], ImageSet]:
     if is_file(path) and path.suffix.lower() == ".npz":
         return partial(load_npz, path)
     if is_file(path):
-        raise UserError(f"{source} is no data set: give a folder of images, a zip of one, an npz, or a name.")
+        raise UserError(f"{source} is not a data set: use a folder or zip of images, an npz file, or a name.")
     raise UserError(
         f'no data set "{shorten(source)}": it is neither a folder, a zip or an npz, nor one of '
         f"{', '.join(sorted(known))}.{did_you_mean(source, known)}"

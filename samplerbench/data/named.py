@@ -1,4 +1,4 @@
-"""Data sets that have a name: scikit-learn's digits, torchvision's sets, and those of the Hugging Face hub."""
+"""Data sets by name: scikit-learn's digits, torchvision's data sets, and the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT_VARIABLE = "SAMPLERBENCH_DATA"
 class Digits(DataSource):
     """scikit-learn's 1,797 real 8x8 digits (UCI test set of optical recognition of handwritten digits).
 
-    The 17 grey levels 0 … 16 become 0 … 255. They come with the installation.
+    The 17 grey levels 0 … 16 are scaled to 0 … 255. The data set is installed with scikit-learn.
     """
 
     def load(self) -> ImageSet:
@@ -45,14 +45,14 @@ class Digits(DataSource):
 
 @dataclass(frozen=True)
 class TorchvisionSet(DataSource):
-    """Base of the sets that torchvision reads. Nothing is downloaded unless `download=true` asks for it."""
+    """Base class of torchvision's data sets. Files are downloaded only with `download=true`."""
 
     torchvision_name: ClassVar[str]
     licence: ClassVar[str] = ""
 
-    split: Literal["train", "test"] = option("train", "which part")
-    root: str = option("", f"folder of torchvision's files; empty is ${ROOT_VARIABLE}, or the cache of samplerbench")
-    download: bool = option(False, "fetch the files where they are not there")
+    split: Literal["train", "test"] = option("train", "split of the data set")
+    root: str = option("", f"folder of torchvision's files; default: ${ROOT_VARIABLE}, or the cache of samplerbench")
+    download: bool = option(False, "download missing files")
 
     def load(self) -> ImageSet:
         import torchvision.datasets as sets
@@ -61,7 +61,7 @@ class TorchvisionSet(DataSource):
         cls = getattr(sets, self.torchvision_name)
         try:
             found = cls(str(folder), **self._part(), download=self.download)
-        except Exception as error:  # of files that are missing, damaged, or another's
+        except Exception as error:  # for files that are missing, damaged or of another data set
             if self.download:
                 raise UserError(f"{self.label()} cannot be downloaded to {folder}: {reason(error)}") from None
             raise UserError(
@@ -132,13 +132,13 @@ class SVHN(TorchvisionSet):
 
 @dataclass(frozen=True)
 class HubDataset(DataSource):
-    """An image data set of the Hugging Face hub, or a folder that `datasets` loads; needs the library `datasets`."""
+    """An image data set of the Hugging Face Hub, or a folder that `datasets` loads. Requires the library `datasets`."""
 
-    id: str = option("", "owner/name on the hub, or a local folder", positional=True)
-    split: str = option("train", "which part; `train[:1000]` and the like too")
-    images: str = option("", "column of the images; empty is the only one of that kind")
-    labels: str = option("", "column of the class labels; empty is the only one of that kind, if there is one")
-    config: str = option("", "configuration, where the data set has several")
+    id: str = option("", "owner/name on the Hub, or a local folder", positional=True)
+    split: str = option("train", "split of the data set, such as `test` or `train[:1000]`")
+    images: str = option("", "column of the images; default: the only column of this type")
+    labels: str = option("", "column of the class labels; default: the only column of this type, if any")
+    config: str = option("", "configuration, if the data set has several")
     revision: str = option("", "commit or tag")
 
     def load(self) -> ImageSet:
@@ -154,7 +154,7 @@ class HubDataset(DataSource):
                 self.config or None,
                 split=self.split,
                 revision=self.revision or None,
-                trust_remote_code=False,  # since datasets 4 there is none; before, a script was asked about
+                trust_remote_code=False,  # has no effect since datasets 4
             )
         except Exception as error:  # datasets lets through whatever its loaders and the network raise
             why = str(error).strip().split("\n")[0]
@@ -165,11 +165,11 @@ class HubDataset(DataSource):
             raise UserError(f"the data set {self.id} has no column of images; it has {', '.join(found.features)}.")
         from samplerbench.data.files import stack_images
 
-        # As files, not as images: which formats are decoded is decided here, and what is damaged has a name.
+        # Read files, not decoded images: samplerbench restricts the formats, and names a damaged file.
         try:
             plain = found.cast_column(image, datasets.Image(decode=False))
-        except Exception as error:  # a column of something else
-            raise UserError(f"the data set {self.id}: {image} is no column of images ({reason(error)}).") from None
+        except Exception as error:  # a column of another type
+            raise UserError(f"the data set {self.id}: {image} is not a column of images ({reason(error)}).") from None
         images = stack_images((f"{self.id}[{i}]", _stream(row)) for i, row in enumerate(plain[image]))
         labels = None if label is None else self._labels(found[label])
         classes = None if labels is None else int(getattr(found.features[label], "num_classes", labels.max() + 1))
@@ -187,7 +187,7 @@ class HubDataset(DataSource):
         try:
             return torch.tensor(list(values), dtype=torch.int64)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise UserError(f"the data set {self.id}: its labels are no integers ({reason(error)}).") from None
+            raise UserError(f"the data set {self.id}: its labels are not integers ({reason(error)}).") from None
 
     def _column(self, features: Any, of: type, named: str, what: str) -> str | None:
         if named:
@@ -206,16 +206,16 @@ class HubDataset(DataSource):
 
 
 def _stream(row: Any) -> Any:
-    """The file of one row of an undecoded image column: its bytes, else the local file it names."""
+    """The file of one row of an undecoded image column: its bytes, or the local file that it names."""
     data, path = (row or {}).get("bytes"), (row or {}).get("path")
     if data is not None:
         return io.BytesIO(data)
     return Path(path) if path else io.BytesIO()
 
 
-def data_root(asked: str = "") -> Path:
-    """The folder of torchvision's files: the one asked for, else $SAMPLERBENCH_DATA, else one in the user's cache."""
+def data_root(folder: str = "") -> Path:
+    """The folder of torchvision's files: `folder`, else $SAMPLERBENCH_DATA, else a folder in the user's cache."""
     from samplerbench.cache import cache_dir
 
-    named = asked or os.environ.get(ROOT_VARIABLE, "")
+    named = folder or os.environ.get(ROOT_VARIABLE, "")
     return user_path(named) if named else cache_dir() / "data"

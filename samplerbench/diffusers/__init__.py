@@ -1,9 +1,9 @@
-"""Samplers in diffusers pipelines: `as_scheduler`.
+"""Use samplers in diffusers pipelines: `as_scheduler`.
 
     pipe.scheduler = as_scheduler("dpm++:order=3", pipe.scheduler)
 
-A sampler calls the denoiser; a scheduler is called with the network's output. `samplerbench.sampling.stepper` converts
-one into the other. This package adds the model's noise schedule and the conventions of pipelines.
+A sampler calls the denoiser, whereas a scheduler is called with the network's output. `samplerbench.sampling.stepper`
+inverts the control flow. This package adds the noise schedule of the model and the conventions of pipelines.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 
-# diffusers loads a pipeline's scheduler only where SchedulerMixin is a name of the scheduler's own module.
+# diffusers loads a scheduler only if SchedulerMixin is a name in the scheduler's module.
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from torch import Tensor
@@ -41,20 +41,24 @@ def as_scheduler(
     spacing: str | Spacing | None = None,
     seed: int | None = None,
 ) -> SamplerScheduler:
-    """A sampler as a scheduler for diffusers pipelines of discrete variance-preserving models.
+    """Convert a sampler to a scheduler for diffusers pipelines of discrete variance-preserving models.
 
     Args:
         sampler: a spec ("dpm++:order=3", "./mine.py:Mine") or an instance.
-        scheduler: who knows the model's noise schedule, prediction type, clipping and variance: the pipeline's present
-            scheduler, its configuration with "_class_name", a folder (of the scheduler or of the pipeline), or a hub
-            id. What it says about how to sample is ignored.
-        spacing: a spec or an instance; None is the sampler's own.
-        seed: None draws the noise of the steps from the pipeline's `generator`, as diffusers' schedulers do. A number
-            draws it as `samplerbench.sample` does: image i of the batch has the noise of sample i, in every call.
+        scheduler: the source of the noise schedule, the prediction type, clipping and variance: the current scheduler
+            of the pipeline, its configuration with "_class_name", a folder of the scheduler or of the pipeline, or a
+            Hub repository id. Its sampling settings are ignored.
+        spacing: a spec or an instance; None for the sampler's own spacing.
+        seed: None draws the noise of the steps from the pipeline's `generator`, like diffusers' schedulers. With a
+            number, image i of the batch has the noise of sample i of `samplerbench.sample`, in every call.
+
+    Returns:
+        A scheduler, to be assigned to `pipe.scheduler`.
 
     Raises:
-        UserError: an unknown plugin; a schedule that is not supported; a sampler that cannot be called step by step:
-            it needs more of a model than D, chooses its levels from the image, or changes the state before it asks.
+        UserError: an unknown plugin; an unsupported schedule; or a sampler that cannot run step by step, because it
+            needs more from the model than D, chooses its noise levels from the image, or changes the state before its
+            first evaluation.
     """
     schedule = read_source(scheduler, SamplerScheduler.__name__)
     settings = schedule.settings
@@ -77,15 +81,28 @@ def as_scheduler(
 
 
 class SamplerScheduler(SchedulerMixin, ConfigMixin):
-    """A samplerbench sampler behind the interface of diffusers' schedulers. Made by `as_scheduler`.
+    """A samplerbench sampler with the interface of diffusers' schedulers. Create it with `as_scheduler`.
 
-    The state a pipeline holds is the model's own, √ᾱ x₀ + √(1-ᾱ) z, so `scale_model_input` does nothing and
-    `init_noise_sigma` is 1. The sampler keeps its own, times √(1+σ²), in float32 at least, whatever the pipeline's
-    dtype is. `timesteps` has one entry for each evaluation, so a method with k of them a step has `order` k; entries
-    between the model's timesteps are float32. Gradients do not pass through `step`.
+    The state in the pipeline is √ᾱ x₀ + √(1-ᾱ) z, so `scale_model_input` does nothing and `init_noise_sigma` is 1. The
+    sampler keeps its own state, scaled by √(1+σ²), in at least float32. `timesteps` has one entry for each network
+    evaluation, so a method with k evaluations per step has `order` k. Entries between the model's timesteps are
+    float32. `step` does not propagate gradients. `from_pretrained` and `from_config` load what `save_pretrained` and
+    `config` of this class return.
 
-    Parameters: of `as_scheduler` and, under diffusers' names, of the model's noise schedule. `from_pretrained` and
-    `from_config` take what `save_pretrained` and `config` of this class give.
+    Args:
+        sampler: as for `as_scheduler`.
+        num_train_timesteps: number of timesteps T of the model.
+        beta_start: β of the first timestep.
+        beta_end: β of the last timestep.
+        beta_schedule: schedule of β between them.
+        trained_betas: β of every timestep, (T,), in place of the schedule.
+        rescale_betas_zero_snr: rescale β to a zero terminal signal-to-noise ratio.
+        prediction_type: output of the network: epsilon, v_prediction or sample.
+        clip_sample: clip x₀ to ±clip_sample_range.
+        clip_sample_range: limit of clipping.
+        variance_type: variance of the model; learned_range if the network predicts it.
+        spacing: as for `as_scheduler`.
+        seed: as for `as_scheduler`.
 
     Raises:
         UserError: as `as_scheduler`.
@@ -133,10 +150,10 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
             spacing=None if spacing is None else self.spacing.spec,
             seed=seed,
         )
-        bars = alphas_cumprod(schedule)
-        self.levels = noise_levels(bars)
-        self.alphas_cumprod = bars.float()
-        self.timesteps = torch.arange(len(bars) - 1, -1, -1)
+        exact = alphas_cumprod(schedule)
+        self.levels = noise_levels(exact)
+        self.alphas_cumprod = exact.float()
+        self.timesteps = torch.arange(len(exact) - 1, -1, -1)
         self.num_inference_steps: int | None = None
         self._plan: Plan | None = None
         self._begin_index: int | None = None
@@ -145,10 +162,10 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """The scheduler that a configuration of this class describes; `kwargs` overwrite it.
+        """Create a scheduler from a configuration of this class. `kwargs` override it.
 
         Raises:
-            UserError: a configuration of another class, which `as_scheduler` takes.
+            UserError: a configuration of another class; pass it to `as_scheduler`.
         """
         if isinstance(config, Mapping) and "sampler" not in config:
             raise UserError(
@@ -161,7 +178,7 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         return len(self.levels)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has no part in a run under way: it begins with `set_timesteps`."""
+        """A copy does not continue a run in progress. Call `set_timesteps` on it first."""
         state = dict(self.__dict__)
         if self._run is not None:
             state |= dict.fromkeys(("_run", "_plan", "num_inference_steps"))
@@ -170,15 +187,16 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
     # --- What a pipeline calls ----------------------------------------------------------------------------------
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Prepare a run of so many steps of the spacing's grid; a run under way is given up.
+        """Prepare a run. A run in progress is stopped.
 
-        The sampler is rehearsed on a few random numbers, which tells where it will ask for D.
+        The sampler first runs on a small random tensor, to find the noise levels of its evaluations.
 
         Args:
-            num_inference_steps: N ≥ 1, the number of steps. device: of `timesteps`.
+            num_inference_steps: number of intervals N ≥ 1 of the grid, like `steps` of a run.
+            device: device of `timesteps`.
 
         Raises:
-            UserError: a grid that the spacing cannot make, and what `as_scheduler` refuses.
+            UserError: the spacing cannot provide N steps, or an error of `as_scheduler`.
         """
         self._give_up()
         grid = make_grid(self.spacing, self.levels, int(num_inference_steps))
@@ -188,11 +206,11 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps = int(num_inference_steps)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """The entry of `timesteps` that the next run begins with: for pipelines that begin with a noised image."""
+        """Set the entry of `timesteps` at which the next run starts. For pipelines that start from a noised image."""
         self._begin_index = int(begin_index)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample as it is."""
+        """Return the sample unchanged."""
         return sample
 
     @torch.no_grad()
@@ -206,34 +224,37 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> DDPMSchedulerOutput | tuple[Tensor, Tensor]:
-        """From the network's output at an entry of `timesteps` to the state at which it is asked next.
+        """Advance the sampler by one network evaluation.
 
         Args:
-            model_output: (B, C, H, W), guided or not; (B, 2C, H, W) of a network that learned a variance.
-            timestep: the entry. sample: (B, C, H, W), what the network saw.
-            eta, use_clipped_model_output: taken for pipelines that always give them, and refused where they say
-                anything: a sampler's parameters are in its spec.
-            generator: of the noise, where `seed` is None.
+            model_output: output of the network, (B, C, H, W), with or without guidance; (B, 2C, H, W) if the network
+                learned a variance.
+            timestep: current entry of `timesteps`.
+            sample: input of the network, (B, C, H, W).
+            eta: must be 0. Some pipelines always pass it. Set parameters of the sampler in its spec.
+            use_clipped_model_output: must be False or None, for the same reason.
+            generator: generator of the noise, if `seed` is None.
+            return_dict: whether to return a `DDPMSchedulerOutput` instead of a tuple.
 
         Returns:
-            `prev_sample`, the next state, after the last entry the image; and `pred_original_sample`, D. Both are
-            (B, C, H, W) in the dtype of `sample`, and a tuple where `return_dict` is false.
+            `prev_sample`, the next input of the network, or the image after the last entry; and
+            `pred_original_sample`, D. Both are (B, C, H, W) in the dtype of `sample`.
 
         Raises:
-            UserError: no `set_timesteps` before; an entry out of order; an output or a batch of another shape; a state
-                that was changed on the way, where the method remembers earlier ones; a method whose levels depend on
-                the image. What the sampler raises comes out as it is.
+            UserError: `set_timesteps` was not called; a timestep out of order; an output or batch of another shape; a
+                state that the pipeline changed, if the method uses earlier states; or a method whose noise levels
+                depend on the image. Exceptions of the sampler are not changed.
         """
         if eta or use_clipped_model_output:
             raise UserError(
-                "eta and use_clipped_model_output are of DDIMScheduler; here a sampler's parameters are in its spec: "
+                "eta and use_clipped_model_output are not supported; set parameters of the sampler in its spec: "
                 'as_scheduler("NAME:parameter=value", …).'
             )
         plan = self._plan
         if plan is None:
             raise UserError("call set_timesteps(num_inference_steps) before step.")
         if isinstance(timestep, Tensor) and timestep.numel() != 1:
-            raise UserError(f"step takes one timestep for the whole batch, not {timestep.numel()}.")
+            raise UserError(f"step requires one timestep for the whole batch, but got {timestep.numel()}.")
         run = self._run or Run(plan, plan.first(timestep, self._begin_index), self.config.seed)
         self._check_order(run, timestep)
         self._check_shapes(run, model_output, sample)
@@ -251,7 +272,16 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         return DDPMSchedulerOutput(following, x0) if return_dict else (following, x0)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """√ᾱ x₀ + √(1-ᾱ) z at the timesteps (B,) or (1,), of the grid or between, in the dtype of x₀ (B, C, H, W)."""
+        """Noise images: √ᾱ x₀ + √(1-ᾱ) z.
+
+        Args:
+            original_samples: x₀, (B, C, H, W).
+            noise: z, (B, C, H, W).
+            timesteps: (B,) or (1,). Values between the model's timesteps are allowed.
+
+        Returns:
+            (B, C, H, W), in the dtype of `original_samples`.
+        """
         t = timesteps.to(original_samples.device).double().clamp(0, len(self.levels) - 1)
         logs = self.levels.log().to(t.device)
         low = t.long().clamp(max=len(logs) - 2)
@@ -271,49 +301,51 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
 
     def _check_order(self, run: Run, timestep: float | Tensor) -> None:
         entry, expected = self.timesteps[run.index], run.plan.times[run.index]
-        # The same memory is the same entry: to look into it would wait for the device.
+        # Equal memory is the same entry. Comparing the values would synchronise with the device.
         on_device = isinstance(timestep, Tensor) and timestep.device == entry.device and entry.device.type != "cpu"
         if on_device and timestep.data_ptr() == entry.data_ptr():  # type: ignore[union-attr]
             return
         if float(timestep) != expected:
             raise UserError(
-                f"step was called with timestep {float(timestep):g}, but the next of this run is {expected:g}; call "
-                "set_timesteps to begin anew."
+                f"step was called with timestep {float(timestep):g}, but the next one of this run is "
+                f"{expected:g}; call "
+                "set_timesteps to start a new run."
             )
 
     def _check_shapes(self, run: Run, output: Tensor, sample: Tensor) -> None:
         if run.sent is not None and sample.shape != run.sent.shape:
             raise UserError(
-                f"the run was begun with states of shape {tuple(run.sent.shape)}, and is given {tuple(sample.shape)}; "
-                "call set_timesteps to begin anew."
+                f"the run started with states of shape {tuple(run.sent.shape)}, but got {tuple(sample.shape)}; call "
+                "set_timesteps to start a new run."
             )
         doubled = self.config.variance_type in ("learned", "learned_range")
         wide = (len(sample), 2 * sample.shape[1], *sample.shape[2:])
         if output.shape != sample.shape and not (doubled and output.shape == wide):
             raise UserError(
-                f"the network's output has shape {tuple(output.shape)}, and the state {tuple(sample.shape)}; twice the "
-                f"channels need variance_type learned or learned_range, and here it is {self.config.variance_type}."
+                f"the network's output has shape {tuple(output.shape)}, but the state has "
+                f"{tuple(sample.shape)}; twice the "
+                f"channels require variance_type learned or learned_range, not {self.config.variance_type}."
             )
 
     def _prediction(self, output: Tensor, x: Tensor, sigma: float) -> Prediction:
-        """D and, where the network learned it, the variance, from the network's output at x/√(1+σ²)."""
+        """D, and the variance if the network predicts it, from the network's output at x/√(1+σ²)."""
         output, variance = output.to(x.dtype), None
         if output.shape[1] == 2 * x.shape[1]:
             output, fraction = output.chunk(2, dim=1)
             variance = (fraction + 1) / 2 if self.config.variance_type == "learned_range" else None
         x0 = DISCRETE[self.config.prediction_type].denoised(output, x, sigma)
-        # A pipeline may have overruled the clipping in the configuration, as Stable Diffusion's do.
+        # A pipeline may change the clipping in the configuration, as those of Stable Diffusion do.
         if self.config.clip_sample:
             x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         return Prediction(x0, variance)
 
     def _finish(self) -> None:
-        """The run is over; the next one may begin as this one did."""
+        """End the run. The plan is kept for the next run."""
         if self._run is not None:
             self._run.close()
         self._run = None
 
     def _give_up(self) -> None:
-        """The run is over, and its plan: the next begins with `set_timesteps`."""
+        """End the run and discard its plan. The next run requires `set_timesteps`."""
         self._finish()
         self._plan, self.num_inference_steps, self._begin_index = None, None, None

@@ -1,4 +1,4 @@
-"""Where a sampler asks for D on a grid. It is run on a few random numbers to find out."""
+"""The noise levels at which a sampler evaluates D on a grid, found by running it on a small random tensor."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def refuse(sampler: Sampler, why: str) -> NoReturn:
 
 @dataclass(frozen=True)
 class Subject:
-    """A sampler, and what a scheduler knows of the model.
+    """A sampler, and the properties of the model that a scheduler knows.
 
     Attributes:
-        sampler: which method.
-        levels: (T,) float64, the model's noise levels.
-        learned: whether the network learned a variance.
-        prediction: what the network predicts.
+        sampler: the sampler.
+        levels: (T,) float64, the noise levels of the model.
+        learned: whether the network predicts a variance.
+        prediction: prediction type of the network.
     """
 
     sampler: Sampler
@@ -42,16 +42,16 @@ class Subject:
         refuse(self.sampler, why)
 
     def check(self) -> Plan:
-        """A plan for ten levels. Raises UserError for a sampler that cannot be a scheduler on any grid."""
+        """A plan for ten levels. Raises UserError if the sampler cannot be a scheduler on any grid."""
         if type(self.sampler).bind is not Sampler.bind or getattr(self.sampler, "needs", None):
-            self.refuse("it needs more of the model than D, and a scheduler sees only the network's output")
+            self.refuse("it requires more from the model than D, and a scheduler has only the network's output")
         if self.sampler.nfe(1) is None:
-            self.refuse("it chooses its levels from the image, and a pipeline wants all timesteps before it begins")
+            self.refuse("it chooses its noise levels from the image, and a pipeline requires all timesteps in advance")
         index = torch.linspace(len(self.levels) - 1, 0, 10).round().long().unique().flip(0)
         return self.plan(torch.cat([self.levels[index], self.levels.new_zeros(1)]))
 
     def plan(self, sigmas: Tensor) -> Plan:
-        """Where the sampler asks for D on this grid: the same on two different inputs, or it is refused."""
+        """The evaluations on a grid (N+1,) float64. Raises UserError if they differ between two inputs."""
         first, second = (_Rehearsal(self, sigmas, scale) for scale in (1.0, 0.3))
         for rehearsal in (first, second):
             for _ in rehearsal.walk():
@@ -61,23 +61,23 @@ class Subject:
         if not first.asked:
             self.refuse("it never asks the network")
         if first.asked != second.asked:
-            self.refuse("the levels at which it asks for D depend on the image")
+            self.refuse("its noise levels depend on the image")
         if first.moved:
-            self.refuse("it changes the state before it first asks for D, and a pipeline asks the network first")
+            self.refuse("it changes the state before its first evaluation, and a pipeline evaluates the network first")
         return Plan(self, sigmas, first.asked, first.entries, first.costs())
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A grid, and where the sampler asks for D on it.
+    """A grid, and the evaluations of a sampler on it.
 
     Attributes:
-        subject: whose plan it is.
+        subject: the sampler and the model.
         sigmas: (N+1,) float64, the grid.
-        asked: the level of each evaluation: an entry of `timesteps`.
-        entries: for each evaluation, the interval of the grid that begins with it at the state that the last interval
-            ended with; None for the others.
-        costs: the evaluations of each interval.
+        asked: the noise level of each evaluation, one for each entry of `timesteps`.
+        entries: for each evaluation, the index of the interval that starts with it, at the state with which the
+            previous interval ended; None for all other evaluations.
+        costs: the number of evaluations of each interval.
     """
 
     subject: Subject
@@ -88,30 +88,30 @@ class Plan:
 
     @property
     def order(self) -> int:
-        """Evaluations per step, which the last one may deviate from; 1 where they differ."""
+        """Evaluations per step, apart from the last step; 1 if the steps differ."""
         return self.costs[0] if len(set(self.costs[:-1] or self.costs)) == 1 else 1
 
     @cached_property
     def timesteps(self) -> Tensor:
-        """The timestep of each evaluation: int64 where all are the model's own, else float32."""
+        """The timestep of each evaluation: int64 if all are timesteps of the model, else float32."""
         levels = self.subject.levels.tolist()
         times = [timestep_at(levels, sigma) for sigma in self.asked]
         return torch.tensor(times, dtype=torch.int64 if all(t.is_integer() for t in times) else torch.float32)
 
     @cached_property
     def times(self) -> list[float]:
-        """`timesteps` as numbers."""
+        """`timesteps` as Python floats."""
         return self.timesteps.tolist()
 
     def first(self, timestep: Any, announced: int | None) -> int:
-        """The entry that a run begins with, which must be one where an interval of the grid begins.
+        """The entry of `timesteps` at which a run starts. An interval of the grid must start there.
 
         Args:
-            timestep: what the pipeline begins with.
-            announced: the entry that it said it would begin with, if it did.
+            timestep: the first timestep of the pipeline.
+            announced: the entry passed to `set_begin_index`, or None.
 
         Raises:
-            UserError: no interval begins there, or the rest of the run is not a run of its own.
+            UserError: no interval starts there, or the sampler evaluates at other levels if it starts there.
         """
         if announced is not None:
             index = announced
@@ -121,18 +121,19 @@ class Plan:
             index = next((k for k in found if self.entries[k] is not None), found[0] if found else 0)
         if not 0 <= index < len(self.times) or (index and self.entries[index] is None):
             raise UserError(
-                f"sampler {self.subject.sampler.label()} cannot begin at entry {index} of {len(self.times)} timesteps: "
-                f"no interval of its grid begins there. It has {self.order} a step."
+                f"sampler {self.subject.sampler.label()} cannot start at entry {index} of {len(self.times)} "
+                f"timesteps: no "
+                f"interval of its grid starts there. It has {self.order} timesteps per step."
             )
         if index:
             tail = self.subject.plan(self.sigmas[self.entries[index] :])
             if tail.asked != self.asked[index:]:
-                self.subject.refuse("it asks at other levels where it begins further down")
+                self.subject.refuse("it evaluates at other noise levels if it starts at a lower one")
         return index
 
     @cached_property
     def remembers(self) -> bool:
-        """Whether a step depends on more than the state it starts from: found by starting anew at every step."""
+        """Whether a step depends on more than its start state. Tested by restarting the sampler at every step."""
         whole = _Rehearsal(self.subject, self.sigmas, 1.0)
         states = [(whole.x, 0)] + [(step.x, whole.noise.draws) for step in whole.walk()]
         n = len(self.sigmas) - 1
@@ -154,7 +155,7 @@ _OF_A_MODEL = (
 
 
 class Bare(Denoiser):
-    """A denoiser that gives D for the whole batch at one level, and nothing else; D itself comes from elsewhere."""
+    """A denoiser that supports only D for the whole batch at one noise level. D is supplied by the caller."""
 
     process = VARIANCE_PRESERVING
 
@@ -162,10 +163,10 @@ class Bare(Denoiser):
         self.subject, self.levels, self.prediction = subject, subject.levels, subject.prediction
 
     def level(self, sigma: Sigma) -> float:
-        """The level as a number. Raises UserError where there is one for each image."""
+        """The noise level as a float. Raises UserError for one level per image."""
         if isinstance(sigma, Tensor) and sigma.ndim:
             self.subject.refuse(
-                "it asks for D at another level for each image, and a pipeline has one timestep for all"
+                "it evaluates each image at its own noise level, and a pipeline has one timestep for the batch"
             )
         return float(sigma)
 
@@ -173,17 +174,17 @@ class Bare(Denoiser):
         raise NotImplementedError
 
     def rows(self, index: Tensor) -> Denoiser:
-        self.subject.refuse("it steps each image alone, and a pipeline evaluates the whole batch")
+        self.subject.refuse("it steps each image separately, and a pipeline evaluates the whole batch")
 
     def __getattr__(self, name: str) -> Any:
         """Refuse a sampler that uses what only a model has."""
         if name in _OF_A_MODEL:
-            self.subject.refuse("it needs more of the model than D, and a scheduler sees only the network's output")
+            self.subject.refuse("it requires more from the model than D, and a scheduler has only the network's output")
         raise AttributeError(name)
 
 
 class _Rehearsal(Bare):
-    """A run on two small random states in float64, with a function in the place of D."""
+    """A run on two small random states in float64, with a fixed function in place of D."""
 
     def __init__(self, subject: Subject, sigmas: Tensor, scale: float) -> None:
         super().__init__(subject)
@@ -198,7 +199,7 @@ class _Rehearsal(Bare):
         self._at: list[int] = []
 
     def walk(self) -> Iterator[Step]:
-        """The sampler's steps."""
+        """Run the sampler and yield its steps."""
         self.here = self.x
         run = self.subject.sampler.steps(self, self.x, self.sigmas, self.noise)
         while True:
@@ -215,7 +216,7 @@ class _Rehearsal(Bare):
         i, scaled = self.steps, x * (1 + level**2) ** -0.5
         if not self.asked:
             start = self.x * (1 + float(self.sigmas[0]) ** 2) ** -0.5
-            # Not exactly: a sampler with a grid of its own comes there by another way.
+            # With a tolerance: a sampler with its own grid computes this level differently.
             self.moved = not torch.allclose(scaled, start, rtol=1e-5, atol=1e-5)
         first = not self._at or self._at[-1] < i
         begins = first and i < len(self.sigmas) - 1 and level == float(self.sigmas[i]) and torch.equal(x, self.here)
@@ -225,12 +226,12 @@ class _Rehearsal(Bare):
         return Prediction(torch.tanh(scaled + 0.3), torch.sigmoid(scaled) if self.subject.learned else None)
 
     def costs(self) -> list[int]:
-        """Evaluations of each interval."""
+        """The number of evaluations of each interval."""
         return [self._at.count(i) for i in range(self.steps)]
 
 
 class _Dice(Noise):
-    """Noise for rehearsals: a function of the number of the draw, and much cheaper than the real one."""
+    """Cheap noise for a rehearsal: a function of the number of the draw."""
 
     def __init__(self, z: Tensor) -> None:
         self._z = z

@@ -1,4 +1,4 @@
-"""A pipeline's run: a sampler under way, and the entry of the plan at which it waits for D."""
+"""A run of a pipeline: a running sampler, and the entry of the plan at which it waits for D."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ from samplerbench.sampling.stepper import State, Stepper
 class Run:
     """A run from one entry of a plan to its end.
 
-    The state that a pipeline holds is x/√(1+σ²) in its own dtype; the sampler keeps x in float32 at least.
+    The pipeline holds the state x/√(1+σ²) in its own dtype. The sampler keeps x in at least float32.
+
+    Args:
+        plan: the evaluations of the sampler.
+        index: the entry of the plan at which the run starts.
+        seed: seed of the noise; None uses the generator of the pipeline.
 
     Attributes:
-        index: the entry of the plan that is asked for next.
-        x: the state at which the sampler waits for D, (B, C, H, W); the last one where it is done.
-        sigma: the level of x.
-        sent: what the pipeline was given last, (B, C, H, W); None at the beginning.
+        index: the next entry of the plan.
+        x: the state at which the sampler waits for D, (B, C, H, W); the final state if it is done.
+        sigma: the noise level of x.
+        sent: the state that was last returned to the pipeline, (B, C, H, W); None before the first.
     """
 
     x: Tensor
@@ -37,14 +42,18 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether the sampler has ended."""
+        """Whether the sampler has finished."""
         return self.index == len(self.plan.asked)
 
     def meet(self, sample: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> None:
-        """Wait for D at this state of the pipeline's: start, go on, or start anew where the state was changed.
+        """Prepare for D at the pipeline's state: start, continue, or restart if the pipeline changed the state.
+
+        Args:
+            sample: the state of the pipeline, (B, C, H, W).
+            generator: generator of the noise, if there is no seed.
 
         Raises:
-            UserError: a changed state that the sampler cannot follow.
+            UserError: the sampler cannot continue from the changed state.
         """
         if self._noise is None:
             self._noise = self._make_noise(sample)
@@ -63,7 +72,7 @@ class Run:
         self._receive(self._stepper.start(x))
 
     def answer(self, prediction: Prediction, dtype: torch.dtype) -> Tensor:
-        """Give D; the state at which the sampler asks next, or its last one, as the pipeline sees it."""
+        """Send D to the sampler. Returns its next state in the pipeline's scale and dtype, (B, C, H, W)."""
         assert self._stepper is not None
         self.index += 1
         self._receive(self._stepper.send(prediction))
@@ -72,16 +81,16 @@ class Run:
         return self.sent
 
     def close(self) -> None:
-        """End the sampler."""
+        """Stop the sampler."""
         if self._stepper is not None:
             self._stepper.close()
 
     def _receive(self, state: State) -> None:
-        """Take over where the sampler stands. Raises UserError where the plan says otherwise."""
+        """Store the state of the sampler. Raises UserError if it does not match the plan."""
         expected = None if self.done else self.plan.asked[self.index]
         level = Bare(self.plan.subject).level(state.sigma)
         if (None if state.done else level) != expected:
-            self.plan.subject.refuse("the levels at which it asks for D depend on the image")
+            self.plan.subject.refuse("its noise levels depend on the image")
         self.x, self.sigma = state.x, level
 
     def _scaled(self) -> Tensor:
@@ -94,32 +103,33 @@ class Run:
         return Noise(self.seed, torch.arange(len(sample), device=sample.device), sample.shape[1:], dtype)
 
     def _is_sent(self, sample: Tensor) -> bool:
-        """Whether this is the state that the last step returned."""
+        """Whether this is the state that the last step returned, unchanged."""
         assert self.sent is not None
         if sample is self.sent and self._version == _version(sample) != -1:
             return True
-        # Compared with the sampler's own state, as what was returned may have been written into.
+        # Compare with the sampler's own state: the returned tensor may have been modified in place.
         return torch.equal(sample, self._scaled().to(self.sent.dtype).to(sample))
 
     def _changed(self) -> int:
-        """The interval to begin anew with, as the pipeline changed the state."""
+        """The interval at which the sampler restarts after the pipeline changed the state."""
         interval = self.plan.entries[self.index]
         label = self.plan.subject.sampler.label()
         if interval is None:
             raise UserError(
                 f"the pipeline changed the state at entry {self.index} of the timesteps, within a step of sampler "
-                f"{label}, which cannot be followed; use a sampler with one evaluation a step."
+                f"{label}, which is not supported; use a sampler with one evaluation per step."
             )
         if self.plan.remembers:
             raise UserError(
-                f"the pipeline changed the state at entry {self.index} of the timesteps, which sampler {label} cannot "
-                "follow: its steps depend on more than the state. Use one that remembers nothing, as ancestral ones do."
+                f"the pipeline changed the state at entry {self.index} of the timesteps, which sampler {label} "
+                f"does not "
+                "support: its steps use earlier states. Use a sampler without history, such as ddim or ddpm."
             )
         return interval
 
 
 class _Drawn(Noise):
-    """The noise of the pipeline's generator, drawn as diffusers' own schedulers draw it."""
+    """Noise from the pipeline's generator, drawn like in diffusers' schedulers."""
 
     def __init__(self, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> None:
         self._shape, self._device, self._dtype = shape, device, dtype
@@ -132,5 +142,5 @@ class _Drawn(Noise):
 
 
 def _version(x: Tensor) -> int:
-    """How often a tensor was written into; -1 where torch does not count."""
+    """The version counter of a tensor, which torch increments at each in-place operation; -1 for inference tensors."""
     return -1 if x.is_inference() else x._version

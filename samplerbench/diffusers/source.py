@@ -1,4 +1,4 @@
-"""Where `as_scheduler` reads a model's noise schedule: a scheduler, its configuration, a folder, or a hub id."""
+"""Read the noise schedule of a model from a scheduler, its configuration, a folder, or a Hub repository."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from samplerbench.untrusted import is_dir, read_json, user_path
 
 
 def read_source(scheduler: SchedulerMixin | Mapping[str, Any] | str | Path, own: str) -> Schedule:
-    """The noise schedule of a model.
+    """Read the noise schedule of a model.
 
     Args:
-        scheduler: the model's scheduler, its configuration, the folder of either, or a hub id.
-        own: the name of a class whose configuration contains all that DDPMScheduler's does.
+        scheduler: the model's scheduler, its configuration, a folder, or a Hub repository id.
+        own: the name of a class whose configuration contains all entries of DDPMScheduler's.
 
     Raises:
-        UserError: there is no scheduler, its class is not known, or its schedule is not supported.
+        UserError: no scheduler, an unknown class, or an unsupported schedule.
     """
     config: Mapping[str, Any]
     if isinstance(scheduler, str | Path):
@@ -38,7 +38,7 @@ def read_source(scheduler: SchedulerMixin | Mapping[str, Any] | str | Path, own:
 
 
 def _load(source: str | Path) -> Mapping[str, Any]:
-    """The configuration in a folder, or in a folder's subfolder `scheduler`, or on the hub."""
+    """The configuration in a folder, in its subfolder `scheduler`, or on the Hub."""
     folder = user_path(source)
     if is_dir(folder):
         inner = folder if (folder / "scheduler_config.json").is_file() else folder / "scheduler"
@@ -47,5 +47,6 @@ def _load(source: str | Path) -> Mapping[str, Any]:
         return DDPMScheduler.load_config(str(source), subfolder="scheduler")
     except (OSError, ValueError) as error:
         raise UserError(
-            f'no scheduler "{source}": it is no folder, and not found on the hub ({str(error).strip().splitlines()[0]})'
+            f'no scheduler "{source}": there is no such folder, and it is not on the Hub '
+            f"({str(error).strip().splitlines()[0]})"
         ) from None

@@ -1,1 +1,1 @@
-"""The figures of the lectures: images along the steps, the trajectory, between two starts, under guidance and noise."""
+"""Figures for teaching: steps, trajectory, interpolation, guidance and the forward process."""

@@ -1,4 +1,4 @@
-"""The forward process: real images under more and more noise."""
+"""The forward process: real images with increasing noise."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 @dataclass(frozen=True)
 class Level:
-    """A noise level, and its timestep where the model counts in timesteps."""
+    """A noise level, and its timestep for a discrete-time model."""
 
     sigma: float
     timestep: int | None
 
     @property
     def head(self) -> str:
-        """What stands above its column."""
+        """The heading of its column."""
         if self.sigma == 0:
             return "x₀"
         return name_sigma(self.sigma) + (f"\nt = {self.timestep}" if self.timestep is not None else "")
@@ -31,9 +31,16 @@ class Level:
 def pick_levels(
     scene: Scene, columns: int, timesteps: list[int] | None = None, sigmas: list[float] | None = None
 ) -> list[Level]:
-    """The image itself, then `columns` - 1 of the model's levels, evenly in its own time; or those asked for.
+    """The noise levels of a figure: the given ones, or 0 and `columns` - 1 levels evenly spaced in the model's time.
 
-    Variance-preserving checkpoints are discrete: timestep t is the level at index t. A continuous model has none.
+    Variance-preserving checkpoints are discrete: timestep t is the level at index t. Continuous models have no
+    timesteps.
+
+    Args:
+        scene: the model and the samples.
+        columns: the number of levels.
+        timesteps: timesteps to show, or None.
+        sigmas: noise levels to show, or None.
 
     Raises:
         UserError: timesteps that the model does not have.
@@ -52,34 +59,34 @@ def pick_levels(
                 f"{argument('timesteps', max(timesteps))}: the model has the timesteps 0 to {len(levels) - 1}."
             )
         return [Level(0.0, None), *(Level(levels[t], t) for t in sorted(timesteps))]
-    # Of `columns` marks along 0 … T-1 the first is the clean image's, which is no timestep.
+    # The first of `columns` marks is the clean image, which is not a timestep.
     marks = spread(len(levels), columns)[1:]
     return [Level(0.0, None), *(Level(levels[t], t if discrete else None) for t in marks)]
 
 
 def noised(x0: Tensor, z: Tensor, sigma: float) -> Tensor:
-    """A draw of q(x_t | x₀) in variance-exploding coordinates, x₀ + σ z, (B, C, H, W).
+    """A sample of q(x_t | x₀) in variance-exploding coordinates: x₀ + σ z, (B, C, H, W).
 
-    In a variance-preserving model's own scale, x/√(1+σ²), it is √ᾱ x₀ + √(1-ᾱ) z (Ho et al. 2020, eq. 4).
+    In the scale of a variance-preserving model, x/√(1+σ²), it is √ᾱ x₀ + √(1-ᾱ) z (Ho et al. 2020, eq. 4).
     """
     return x0 + sigma * z
 
 
 def noising(scene: Scene, levels: list[Level]) -> tuple[Tensor, Tensor | None]:
-    """The real images at every level, (K, n, C, H, W) uint8, and their labels. An image keeps its z throughout."""
+    """The real images at every level, (K, n, C, H, W) uint8, and their labels. All levels use the same z."""
     x0, labels = scene.real(scene.n)
     z = scene.z()
     return torch.stack([scene.pixels(noised(x0, z, level.sigma), level.sigma) for level in levels]), labels
 
 
 def still(scene: Scene, levels: list[Level], seen: Tensor, labels: Tensor | None) -> Drawing:
-    """Rows images, columns levels."""
+    """A still figure: rows are images, columns are levels."""
     panel = Panel(seen.transpose(0, 1), scene.name_rows(labels, "image"), [level.head for level in levels])
     return Drawing("The forward process q(xₜ | x₀)", [panel], scene.describe(noisy=True))
 
 
 def frames(scene: Scene, levels: list[Level], seen: Tensor, labels: Tensor | None) -> list[Drawing]:
-    """A frame per level, the images in a row."""
+    """An animation: one frame per level, with the images in a row."""
     names = scene.name_rows(labels, "image")
     return [
         Drawing(

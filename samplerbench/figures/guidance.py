@@ -1,4 +1,4 @@
-"""One x_T and label, stronger and stronger guidance."""
+"""Images from the same x_T and label with increasing guidance scale."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from samplerbench.figures.scene import Scene, name_steps
 
 
 def guidance_specs(guidance: str, scales: str) -> list[str]:
-    """`cfg` and `0,1,2` as cfg:scale=0, cfg:scale=1, cfg:scale=2; other parameters of the guidance stay as they are."""
+    """Specs for each scale: `cfg` and `0,1,2` give cfg:scale=0, cfg:scale=1 and cfg:scale=2."""
     joint = "," if ":" in guidance else ":"
     return [f"{guidance}{joint}scale={part.strip()}" for part in scales.split(",") if part.strip()]
 
 
 def still(scene: Scene) -> Drawing:
-    """Rows samples, columns the guidances of the scene's cells, in the order asked for."""
+    """A still figure: rows are samples, columns are the guidances of the scene's cells."""
     images = [scene.pixels(scene.run(cell, scene.start(cell), scene.labels)) for cell in scene.cells]
     cell = scene.cells[0]
     assert cell.guidance is not None

@@ -1,4 +1,4 @@
-"""Between two x_T on the arc that joins them, decoded by a deterministic sampler."""
+"""Spherical interpolation between two x_T, decoded by a deterministic sampler."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from samplerbench.figures.slerp import slerp
 
 
 def fractions(points: int) -> list[float]:
-    """α = 0, …, 1 in equal parts."""
+    """α = 0, …, 1 in equal steps."""
     return [i / (points - 1) for i in range(points)]
 
 
 def between(scene: Scene, cell: Cell, points: int) -> Tensor:
-    """Images (n, points, C, H, W) uint8: row i goes from sample i to sample n + i, both with sample i's label.
+    """Interpolated images, (n, points, C, H, W) uint8. Row i is between samples i and n + i, with the label of sample
+    i.
 
     Raises:
         UserError: a sampler that draws noise.
@@ -31,14 +32,14 @@ def between(scene: Scene, cell: Cell, points: int) -> Tensor:
 
 
 def panel(scene: Scene, cell: Cell, images: Tensor) -> Panel:
-    """Rows pairs of samples, columns α."""
+    """A still figure: rows are pairs of samples, columns are α."""
     title = f"Between two x_T: spherical interpolation, {name_steps(cell.steps)}"
     heads = [f"α = {fraction:.3g}" for fraction in fractions(images.shape[1])]
     return Panel(images, scene.name_rows(scene.labels), heads, title)
 
 
 def frames(scene: Scene, cell: Cell, images: Tensor) -> list[Drawing]:
-    """A frame per α, there and back again; the pairs in a row."""
+    """An animation: one frame per α, forwards and backwards, with the pairs in a row."""
     names, there = scene.name_rows(scene.labels), list(enumerate(fractions(images.shape[1])))
     return [
         Drawing(f"α = {fraction:.2f}", [Panel(images[None, :, i], [""], names)], scene.describe(cell))

@@ -1,4 +1,4 @@
-"""Inversion: from an image up the probability-flow ODE to the x_T that a deterministic sampler decodes to it."""
+"""Inversion: solve the probability-flow ODE from an image to the x_T that a deterministic sampler decodes to it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ Method = Literal["euler", "heun"]
 
 
 def upward(levels: Tensor, sigmas: Tensor) -> list[float]:
-    """The levels of an inversion, increasing: those of a sampler's grid, from its own end or the model's smallest.
+    """The increasing noise levels of an inversion: the grid of a sampler, reversed.
 
-    A grid that ends above 0 is walked as it is. One that ends at 0, where (x - D)/σ has no value, is begun at the
-    model's smallest level (or the grid's, if that is lower still), where the clean image stands for the state: the
-    ODE moves it by O(σ²) between the two.
+    At 0 the slope (x - D)/σ is undefined. A grid that ends at 0 is therefore replaced by one that starts at the
+    smallest level of the model, or of the grid if that is lower. There the clean image is used as the state; the ODE
+    changes it by only O(σ²) below this level.
 
     Args:
-        levels: (T,) float64, increasing: the model's. sigmas: (N+1,) float64, decreasing: the sampler's grid.
+        levels: (T,) float64, increasing noise levels of the model.
+        sigmas: (N+1,) float64, decreasing grid of the sampler.
     """
     grid = sigmas.tolist()
     if grid[-1] > 0:
@@ -34,17 +35,19 @@ def upward(levels: Tensor, sigmas: Tensor) -> list[float]:
 
 @torch.no_grad()
 def encode(denoise: Denoiser, x0: Tensor, sigmas: Tensor, method: Method = "euler", z: Tensor | None = None) -> Tensor:
-    """The state x_T at level sigmas[0] that the probability-flow ODE joins to the clean states x0.
+    """Solve the probability-flow ODE from clean states x0 to x_T at level sigmas[0].
 
-    dx/dσ = (x - D(x, σ))/σ from the smallest level up (see `upward`). Euler's step from s to t is DDIM inversion,
-    x ← x + (t - s)(x - D)/s, one evaluation; Heun's is the explicit trapezoid, two.
+    dx/dσ = (x - D(x, σ))/σ, from the smallest level upwards (see `upward`). A step of Euler's method from s to t is
+    DDIM inversion, x ← x + (t - s)(x - D)/s, with one evaluation. Heun's method takes two.
 
     Args:
-        x0: (B, C, H, W), states at σ = 0 (images, or an autoencoder's latents). sigmas: (N+1,) float64, decreasing,
-            the grid of the run that is to be undone. z: (B, C, H, W) ~ N(0, I): begin at x0 + σ z, σ the smallest
-            level, as p(x, σ) draws it, and not at the clean x0. Data that fills no volume (pixels that are the same in
-            all images, or few grey levels) has no density at σ = 0, so nothing there can grow into the prior's unit
-            variance; then a clean start gives an x_T shorter than any that the prior draws.
+        denoise: the denoiser.
+        x0: states at σ = 0 (images or latents), (B, C, H, W).
+        sigmas: (N+1,) float64, decreasing grid of the run to invert.
+        method: "euler" or "heun".
+        z: (B, C, H, W) ~ N(0, I), to start at x0 + σ z at the smallest level instead of x0. Data without a density,
+            such as pixels that are equal in all images, cannot reach the variance of the prior from a clean start: x_T
+            is then shorter than samples of the prior.
 
     Returns:
         (B, C, H, W), at level sigmas[0].

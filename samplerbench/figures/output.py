@@ -1,4 +1,4 @@
-"""Figures to files: PNG and SVG of one drawing, GIF and animated PNG of many."""
+"""Write figures: PNG and SVG of one drawing, GIF and animated PNG of several."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ STILL_DPI, FRAME_DPI = 200, 110
 
 
 def pick_format(out: Path, animate: bool) -> Format:
-    """What the file's name asks for: .png, .svg, .gif or .apng; a .png that is to move is an animated one.
+    """The format for the suffix of a file: .png, .svg, .gif or .apng. An animated .png is an APNG.
 
     Raises:
-        UserError: another suffix, or an SVG that is to move.
+        UserError: another suffix, or an animated SVG.
     """
     suffix = out.suffix.lower()
     if suffix == ".svg" and animate:
@@ -31,11 +31,11 @@ def pick_format(out: Path, animate: bool) -> Format:
         return "gif"
     if suffix == ".apng":
         return "apng"
-    raise UserError(f"{out}: a figure is a .png, .svg, .gif or .apng file; name one.")
+    raise UserError(f"{out}: the suffix of a figure must be .png, .svg, .gif or .apng.")
 
 
 def render_still(drawing: Drawing, form: Literal["png", "svg"]) -> bytes:
-    """The bytes of a PNG or SVG; the same drawing gives the same bytes. Raises UserError as `draw`."""
+    """Render a PNG or SVG. Equal drawings give equal bytes. Raises UserError as `draw`."""
     import matplotlib
 
     buffer = io.BytesIO()
@@ -47,9 +47,12 @@ def render_still(drawing: Drawing, form: Literal["png", "svg"]) -> bytes:
 
 
 def render_animation(frames: Sequence[Drawing], form: Literal["gif", "apng"], seconds: float) -> bytes:
-    """The bytes of an animation without end, `seconds` a frame, the last one held. Raises UserError as `draw`.
+    """Render an endless animation. All frames have the size of the largest one. Raises UserError as `draw`.
 
-    Frames whose titles are longer make no other frame jump: all get the size of the largest.
+    Args:
+        frames: the frames.
+        form: "gif" or "apng".
+        seconds: duration of a frame; the last one is shown longer.
     """
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg

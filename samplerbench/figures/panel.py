@@ -1,4 +1,4 @@
-"""A labelled figure: panels of images in rows and columns, drawn to whole pixels with matplotlib."""
+"""Figures with panels of images in rows and columns, drawn with matplotlib and aligned to pixels."""
 
 from __future__ import annotations
 
@@ -24,16 +24,20 @@ SETTINGS: dict[Any, Any] = {
     "text.parse_math": False,
 }
 SIDE = 0.64
-"""Inches: the least height of an image."""
+"""Minimum height of an image, in inches."""
 INK, FAINT = "#111111", "#666666"
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Images in rows and columns, with their names.
+    """Images in rows and columns, with labels.
 
-    images: (R, C, channels, H, W) uint8, one or three channels. rows: R labels. columns: C headers, each of one line
-    or more; empty for none. title: a line above, or empty. group: how many rows belong together.
+    Attributes:
+        images: (R, C, channels, H, W) uint8, one or three channels.
+        rows: R row labels.
+        columns: C column headings, of one or more lines; empty for no headings.
+        title: title of the panel, or "".
+        group: number of rows that belong together.
     """
 
     images: Tensor
@@ -45,7 +49,13 @@ class Panel:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, or one frame of an animation: a title, a fainter line under it, and panels one below the other."""
+    """A figure, or one frame of an animation.
+
+    Attributes:
+        title: the title.
+        panels: the panels, from top to bottom.
+        note: the subtitle.
+    """
 
     title: str
     panels: Sequence[Panel]
@@ -53,9 +63,9 @@ class Drawing:
 
 
 def draw(drawing: Drawing, dpi: int) -> Figure:
-    """The figure. An image of H pixels is enlarged by the whole number that makes it 0.64 inches high or more.
+    """Draw a figure. Images are enlarged by an integer factor, to a height of at least 0.64 inches.
 
-    Where the images are larger than that at `dpi`, nothing is enlarged and the text grows with them.
+    If the images are larger than that at `dpi`, they are not enlarged, and the text is scaled with them.
 
     Raises:
         UserError: a figure of more than 2¹⁶ - 1 pixels a side.
@@ -77,7 +87,7 @@ def draw(drawing: Drawing, dpi: int) -> Figure:
 
 
 class _Sheet:
-    """The layout, in pixels from the top left corner, of a figure whose size is known last."""
+    """The layout of a figure, in pixels from the top left corner. The size of the figure is computed last."""
 
     def __init__(self, figure: Figure, renderer: Any, zoom: int) -> None:
         self.figure, self.renderer, self.zoom = figure, renderer, zoom
@@ -88,7 +98,7 @@ class _Sheet:
         self.width = 0.0
 
     def text(self, words: str, size: float, **how: Any) -> tuple[Text, float, float]:
-        """A text that has no place yet, with its width and height."""
+        """A text without a position, with its width and height."""
         made = self.figure.text(
             0, 0, printable(words, lines=True), fontsize=size, color=how.pop("color", INK), linespacing=1.25, **how
         )
@@ -147,7 +157,7 @@ class _Sheet:
         return y
 
     def _fix(self, size: tuple[int, int]) -> None:
-        """Give the figure its size, and everything its place in it."""
+        """Set the size of the figure, and the positions of its parts."""
         wide, high = size
         self.figure.set_size_inches(wide / self.figure.dpi, high / self.figure.dpi)
         for made, x, y in self.placed:

@@ -1,4 +1,4 @@
-"""The round trip image → x_T → image: how much of a real image the inversion and the sampler keep."""
+"""The round trip image → x_T → image, and its reconstruction error."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ SCALE = "per dimension, images in [0, 1]"
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """One number of steps, up and down again.
+    """The round trip with one number of steps.
 
-    images: (n, C, H, W) uint8, the reconstructions. errors: (n,), the mean squared error per dimension of each image
-    in [0, 1]. variance: of x_T in the prior's units, 1 where x_T is what the prior draws. nfe: counted, both ways.
+    Attributes:
+        steps: number of steps in each direction.
+        images: (n, C, H, W) uint8, the reconstructions.
+        errors: (n,), mean squared error per dimension of each image in [0, 1].
+        variance: variance of x_T relative to the prior; 1 for a sample of the prior.
+        nfe: counted network evaluations per image, in both directions.
     """
 
     steps: int
@@ -36,12 +40,12 @@ class RoundTrip:
 
     @property
     def mse(self) -> float:
-        """The mean of the errors."""
+        """The mean squared error over all images."""
         return float(self.errors.mean())
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the JSON file says."""
+        """The entry in the JSON file."""
         return {
             "steps": self.steps,
             "nfe": self.nfe,
@@ -54,15 +58,21 @@ class RoundTrip:
 def round_trip(
     scene: Scene, cell: Cell, x0: Tensor, labels: Tensor | None, method: Method = "euler", noised: bool = False
 ) -> RoundTrip:
-    """Encode the clean states x0 (n, *shape) on the run's grid, and decode what comes out by the run's sampler.
+    """Encode clean states on the grid of a run, and decode the result with its sampler.
 
-    noised: begin with noise of the smallest level, sample i with its own z (see `encode`).
+    The error contains only the two integrations: for a latent model, the reconstruction is compared with the decoded
+    x0, before quantisation (Song, Meng & Ermon 2021, section 5.4 and table 2).
 
-    The error is that of the two integrations alone: a latent model's reconstruction is compared with what its
-    autoencoder makes of x0, before any quantisation (Song, Meng & Ermon 2021, section 5.4 and table 2).
+    Args:
+        scene: the model and the samples.
+        cell: the run.
+        x0: clean states, (n, *shape).
+        labels: (n,) int64, or None.
+        method: solver of the inversion.
+        noised: start at the smallest noise level with noise, instead of the clean states (see `encode`).
 
     Raises:
-        UserError: a sampler that draws noise, or that chooses its own steps, so that there is no grid to go up.
+        UserError: a sampler that draws noise, or that chooses its own steps.
     """
     if cell.steps is None:
         raise UserError(

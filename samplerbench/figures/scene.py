@@ -1,4 +1,4 @@
-"""What every figure begins with: a model, its samples' numbers and labels, their starts, and a run from a start."""
+"""The common part of all figures: the model, its samples with labels and x_T, and runs from x_T."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from samplerbench.untrusted import is_dir, user_path
 
 
 class NoNoise(Noise):
-    """The noise of a sampler that must draw none. Raises UserError, which names the sampler, when it does."""
+    """Noise for a sampler that must be deterministic. Raises UserError if it draws noise."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler, self.draws = sampler, 0
@@ -38,9 +38,14 @@ class NoNoise(Noise):
 
 @dataclass(frozen=True)
 class Scene:
-    """The samples of a figure: sample i is the same image as in every other command, a function of (seed, i).
+    """The samples of a figure. Sample i depends only on the seed and i, as in every other command.
 
-    prepared: the model and the cells asked for. n: how many samples. data: the real images, if not the model's own.
+    Attributes:
+        prepared: the model and the requested runs.
+        n: number of samples.
+        seed: random seed.
+        batch_size: images per batch.
+        data: source of the real images; None for the training data of the model.
     """
 
     prepared: Prepared
@@ -60,7 +65,7 @@ class Scene:
 
     @property
     def cells(self) -> list[Cell]:
-        """The runs asked for."""
+        """The requested runs."""
         return self.prepared.cells
 
     @cached_property
@@ -70,7 +75,7 @@ class Scene:
 
     @property
     def name(self) -> str:
-        """What a title calls the model: a folder by its own name."""
+        """The name of the model in titles; for a folder, its base name."""
         source = self.prepared.request.model
         return user_path(source).resolve().name if is_dir(source) else source
 
@@ -91,12 +96,21 @@ class Scene:
         deterministic: bool = False,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """The last states, (B, *shape), of a run from x (B, *shape) with labels (B,) or None.
+        """Run a sampler from given start states. Row i uses the step noise of sample i.
 
-        Row i draws the step noise of sample i. on_step is called for each batch in turn.
+        Args:
+            cell: the run.
+            x: start states, (B, *shape).
+            labels: (B,) int64, or None.
+            deterministic: raise an error if the sampler draws noise.
+            on_step: callback after each step of each batch.
+
+        Returns:
+            The final states, (B, *shape).
 
         Raises:
-            UserError: a sampler that draws noise where it must be deterministic. RunError: what the sampler meets.
+            UserError: a sampler that draws noise although it must be deterministic.
+            RunError: the sampler failed.
         """
         cell = bound_cell(self.model, cell)
         rows, parts = torch.arange(len(x), device=self.model.device), []
@@ -126,10 +140,17 @@ class Scene:
         return self.model.inputs(rows, given)
 
     def pixels(self, x: Tensor, sigma: float = 0.0) -> Tensor:
-        """States at level sigma (B, *shape) as uint8 images (B, C, H, W), in a scale in which they can be seen.
+        """Convert states to uint8 images for display.
 
-        x/√(1+σ²), which is what a variance-preserving network is given; a variance-exploding state is shown so too,
-        since on its own scale nothing but its noise would be seen. Latents are scaled, then decoded.
+        States are scaled to x/√(1+σ²), the input of a variance-preserving network. Variance-exploding states are scaled
+        too, because otherwise only noise would be visible. Latents are scaled, then decoded.
+
+        Args:
+            x: states, (B, *shape).
+            sigma: noise level of the states.
+
+        Returns:
+            (B, C, H, W) uint8.
         """
         scale, parts = (1 + sigma**2) ** -0.5, []
         for part in x.split(self.batch_size):
@@ -140,11 +161,16 @@ class Scene:
         return torch.cat(parts)
 
     def real(self, n: int) -> tuple[Tensor, Tensor | None]:
-        """n real images as states (n, *shape) in the state's precision, and their own labels, where the model takes
-        labels that are no prompts; which images, the seed says.
+        """Real images as states. The seed selects the images.
+
+        Args:
+            n: number of images.
+
+        Returns:
+            States (n, *shape), and labels (n,) int64 if the model has class labels, else None.
 
         Raises:
-            UserError: no data is known, it is not at hand, or its images are not of the model's shape.
+            UserError: the data is unknown or not available, or its images do not have the shape of the model.
         """
         from samplerbench.data import load_data
         from samplerbench.data.pixels import dequantise
@@ -178,14 +204,14 @@ class Scene:
         return x0.to(self.model.device, self.z().dtype), labels
 
     def name_rows(self, labels: Tensor | None, what: str = "sample") -> list[str]:
-        """What stands before each row: `label 3`, or `sample 3` (`what` and a number) of a model without labels."""
+        """The label of each row: `label 3`, or `sample 3` (`what` and a number) for a model without labels."""
         if labels is None:
             return [f"{what} {i}" for i in range(self.n)]
         kind = "prompt" if self.model.text else "label"
         return [f"{kind} {int(label)}" for label in labels]
 
     def denoised(self, cell: Cell, x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
-        """D(x, σ) (B, *shape) as the run's sampler sees it: guided and clipped where that is asked for."""
+        """D(x, σ), (B, *shape), with the guidance and clipping of the run."""
         rows, parts = torch.arange(len(x), device=self.model.device), []
         for part in rows.split(self.batch_size):
             with torch.no_grad(), explain_memory(len(part)):
@@ -194,7 +220,7 @@ class Scene:
         return torch.cat(parts)
 
     def describe(self, cell: Cell | None = None, steps: bool = True, noisy: bool = False) -> str:
-        """The faint line under a title: model, sampler, guidance, spacing, steps and seed.
+        """The subtitle: model, sampler, guidance, spacing, steps and seed.
 
         noisy: states above σ = 0 are shown, so that a scale which is not the model's own has to be named.
         """

@@ -7,14 +7,16 @@ from torch import Tensor
 
 
 def slerp(a: Tensor, b: Tensor, fraction: float) -> Tensor:
-    """sin((1-α)θ)/sin θ · a + sin(αθ)/sin θ · b, with θ the angle between a and b, per sample.
+    """Spherical interpolation: sin((1-α)θ)/sin θ · a + sin(αθ)/sin θ · b, with the angle θ between a and b.
 
-    Two draws of N(0, I) are nearly orthogonal and equally long, and so is what lies between them on the arc; on the
-    straight line it would be shorter by up to √2, which no prior draws. Where θ is 0 (or π, where the arc is not
-    defined) the formula's limit is the straight line.
+    Two samples of N(0, I) are nearly orthogonal and have nearly equal length. Points on the arc between them have the
+    same length, whereas points on the straight line are shorter by up to √2. For θ = 0, and for θ = π where the arc is
+    undefined, the straight line is used.
 
     Args:
-        a, b: (B, C, H, W). fraction: α, 0 is a and 1 is b.
+        a: (B, C, H, W).
+        b: (B, C, H, W).
+        fraction: α; 0 gives a, and 1 gives b.
 
     Source: Shoemake 1985; Song, Meng & Ermon 2021, section 5.3 and eq. 67.
     """

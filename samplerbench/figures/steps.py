@@ -1,4 +1,4 @@
-"""One x_T, more and more steps."""
+"""Images from the same x_T with increasing numbers of steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from samplerbench.sampling.meter import Meter
 
 @dataclass(frozen=True)
 class Column:
-    """What one run made of the samples: uint8 images (n, C, H, W), at so many counted evaluations per image."""
+    """The images of one run, (n, C, H, W) uint8, and its counted evaluations per image."""
 
     cell: Cell
     images: Tensor
@@ -23,7 +23,7 @@ class Column:
 
 
 def columns(scene: Scene) -> list[Column]:
-    """A run of every cell of the scene. All start from the same z, so from the same x_T where the grids begin alike."""
+    """Run every cell of the scene. All start from the same z, and so from the same x_T if their first σ is equal."""
     found = []
     for cell in scene.cells:
         with Meter(scene.model.network) as meter:
@@ -33,7 +33,7 @@ def columns(scene: Scene) -> list[Column]:
 
 
 def still(scene: Scene, found: list[Column]) -> Drawing:
-    """A panel per sampler: rows samples, columns numbers of steps."""
+    """A still figure: one panel per sampler; rows are samples, columns are numbers of steps."""
     panels = []
     for run in dict.fromkeys((c.cell.sampler, c.cell.spacing) for c in found):
         own = [c for c in found if (c.cell.sampler, c.cell.spacing) == run]
@@ -45,7 +45,7 @@ def still(scene: Scene, found: list[Column]) -> Drawing:
 
 
 def frames(scene: Scene, found: list[Column]) -> list[Drawing]:
-    """A frame per number of steps: rows samplers, columns samples. Samplers with steps of their own stand still."""
+    """An animation: one frame per number of steps. Samplers that choose their own steps do not change."""
     runs = list(dict.fromkeys((c.cell.sampler, c.cell.spacing) for c in found))
     drawn = []
     own: list[int | None] = [None]

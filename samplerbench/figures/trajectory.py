@@ -1,4 +1,4 @@
-"""The way from noise to an image: the state x_t and what the model makes of it, D(x_t)."""
+"""The trajectory from noise to an image: the state x_t and the denoised image D(x_t)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from samplerbench.sampling import Step
 
 @dataclass(frozen=True)
 class Point:
-    """The samples at one level of the way: states and denoised states (n, *shape). taken: steps so far."""
+    """The samples at one noise level.
+
+    Attributes:
+        taken: number of steps so far.
+        sigma: the noise level.
+        x: states, (n, *shape).
+        x0: denoised states, (n, *shape).
+    """
 
     taken: int
     sigma: float
@@ -25,13 +32,18 @@ class Point:
 
 
 def follow(scene: Scene, cell: Cell, columns: int, sigmas: list[float] | None = None) -> list[Point]:
-    """The run's states at `columns` of its levels, evenly in steps, or at those nearest to `sigmas` in log σ.
+    """The states of a run at some of its noise levels.
 
-    D is evaluated anew at each of the states, so that it is D(x_t, σ_t) for every method, however many stages its
-    steps have; at σ = 0 it is the state.
+    D is evaluated again at each of the states, so that it is D(x_t, σ_t) for every method. At σ = 0 it is the state.
+
+    Args:
+        scene: the model and the samples.
+        cell: the run.
+        columns: the number of levels, evenly spaced in steps.
+        sigmas: noise levels; the nearest levels in log σ are used, in place of `columns`.
 
     Raises:
-        UserError: a sampler that chooses its own steps, each sample at levels of its own.
+        UserError: a sampler that chooses its own steps.
     """
     if cell.steps is None:
         raise UserError(
@@ -59,7 +71,7 @@ def follow(scene: Scene, cell: Cell, columns: int, sigmas: list[float] | None = 
 
 
 def still(scene: Scene, cell: Cell, points: list[Point]) -> Drawing:
-    """Two rows per sample: the states above what the model makes of them. Columns are the levels."""
+    """A still figure: for each sample a row of states above a row of denoised states. Columns are noise levels."""
     states, denoised = _seen(scene, points)
     both = torch.stack([states, denoised], dim=2).flatten(1, 2).transpose(0, 1)
     rows = [row for name in scene.name_rows(scene.labels) for row in (f"{name}    xₜ", "D(xₜ)")]
@@ -68,7 +80,7 @@ def still(scene: Scene, cell: Cell, points: list[Point]) -> Drawing:
 
 
 def frames(scene: Scene, cell: Cell, points: list[Point]) -> list[Drawing]:
-    """A frame per level: the states in a row above what the model makes of them. Columns are the samples."""
+    """An animation: one frame per noise level, with a row of states above a row of denoised states."""
     states, denoised = _seen(scene, points)
     names = scene.name_rows(scene.labels)
     return [
@@ -82,6 +94,6 @@ def frames(scene: Scene, cell: Cell, points: list[Point]) -> list[Drawing]:
 
 
 def _seen(scene: Scene, points: list[Point]) -> tuple[Tensor, Tensor]:
-    """The states in a scale in which they can be seen, and the denoised states: (K, n, C, H, W) uint8 each."""
+    """The states, scaled for display, and the denoised states, (K, n, C, H, W) uint8 each."""
     states = torch.stack([scene.pixels(p.x, p.sigma) for p in points])
     return states, torch.stack([scene.pixels(p.x0) for p in points])

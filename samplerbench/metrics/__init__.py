@@ -1,4 +1,4 @@
-"""Metrics: what is measured on generated images, against a reference."""
+"""Metrics of generated images, measured against a reference of real images."""
 
 from samplerbench.metrics.metric import (
     Accumulator,

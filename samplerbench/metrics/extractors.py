@@ -1,4 +1,4 @@
-"""Feature extractors by name, through torch-fidelity's registry, with the digits network registered beside its own."""
+"""Feature extractors by name: those of torch-fidelity's registry, and the embedded digits network."""
 
 from __future__ import annotations
 
@@ -27,9 +27,16 @@ DIGITS = "digits-cnn"
 
 @dataclass
 class Extractor:
-    """A feature space: uint8 images → vectors.
+    """A feature extractor: maps uint8 images to feature vectors.
 
-    name, layer: as torch-fidelity names them. sha256: of the weights. size: (H, W) it demands, or None for any.
+    Attributes:
+        module: the network, in evaluation mode.
+        name: name in torch-fidelity's registry.
+        layer: name of the layer for FID, as torch-fidelity names it.
+        sha256: hash of the weights.
+        device: device of the network.
+        chunk: the number of images per forward pass.
+        layers: for each metric's layer, its index in the output of the module.
     """
 
     module: nn.Module
@@ -39,16 +46,15 @@ class Extractor:
     device: torch.device
     chunk: int = 256
     layers: dict[str, int] = field(default_factory=lambda: {"fid": 0})
-    """Where in the module's output the layer of each metric is."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features (B, d) of images (B, C, H, W) uint8, C = 1 or 3; grey images are given as three equal channels."""
+        """Features (B, d) of images (B, C, H, W) uint8, C = 1 or 3. Grey images become three equal channels."""
         return self.all(images)["fid"]
 
     @torch.no_grad()
     def all(self, images: Tensor) -> dict[str, Tensor]:
-        """The features of every metric's layer, by the metric's name, in one pass."""
+        """The features (B, d) of each layer, by the name of its metric, from one forward pass."""
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         parts = [self.module(part.to(self.device).contiguous()) for part in images.split(self.chunk)]
@@ -57,25 +63,26 @@ class Extractor:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What the protocol says of it."""
+        """The fields recorded in the protocol: name, layer and hash of the weights."""
         return {"name": self.name, "layer": self.layer, "weights": self.sha256}
 
 
 def load_extractor(
     name: str, device: torch.device, weights: str | None = None, metrics: Iterable[str] = ("fid",)
 ) -> Extractor:
-    """The extractor `name` on a device.
-
-    A folder that `samplerbench train features` wrote is an extractor too; it is called DATA-cnn after its data.
+    """Load a feature extractor.
 
     Args:
-        metrics: whose layers are wanted, by torch-fidelity's names (fid, kid, isc, prc); fid always is.
-        weights: for a machine without network, the extractor's weights file (for digits-cnn, a folder written by
-            `samplerbench train features`): safetensors, or a state dict that `torch.load(weights_only=True)` reads.
-            Nothing in it is run.
+        name: a registered name, or a folder written by `samplerbench train features`. The extractor of such a folder
+            is called DATA-cnn, after its data.
+        device: device of the network.
+        weights: the weights file, for a machine without network access: safetensors, or a state dict that
+            `torch.load(weights_only=True)` reads. For digits-cnn, a folder written by `samplerbench train features`.
+            No code in the file is run.
+        metrics: the layers to extract, by torch-fidelity's names (fid, kid, isc, prc). fid is always extracted.
 
     Raises:
-        UserError: an unknown name, or weights that are absent or do not fit.
+        UserError: an unknown name, or weights that are missing or do not match.
     """
     name, weights, cls = _find(name, weights)
     layer = cls.get_default_feature_layer_for_metric("fid")
@@ -93,7 +100,8 @@ def load_extractor(
         raise
     except NotImplementedError:
         raise UserError(
-            f"{name} takes no weights file; it is found in torch hub's cache, {torch.hub.get_dir()}."
+            f"{name} does not accept a weights file; its weights are loaded from torch hub's cache, "
+            f"{torch.hub.get_dir()}."
         ) from None
     except Exception as error:  # torch-fidelity lets through whatever its downloads and torch.load raise
         if weights is None:
@@ -109,7 +117,7 @@ def load_extractor(
 
 
 def _misfit(error: Exception) -> str:
-    """What torch says of a state dict that does not fit, with the number of the tensors instead of all their names."""
+    """torch's message about a state dict that does not match, with the number of tensors in place of their names."""
     text = reason(error)
     for mark, what in (("Missing key(s) in state_dict: ", "missing"), ("Unexpected key(s) in state_dict: ", "unknown")):
         _, found, rest = text.partition(mark)
@@ -122,13 +130,14 @@ def _misfit(error: Exception) -> str:
 
 
 def known_dimension(name: str, weights: str | None = None) -> int | None:
-    """d, the number of an extractor's features, without its weights; None where only they tell it.
+    """The number of features d of an extractor, without loading its weights; None if it is unknown without them.
 
     Args:
-        name, weights: as for `load_extractor`.
+        name: as for `load_extractor`.
+        weights: as for `load_extractor`.
 
     Raises:
-        UserError: an unknown name, or weights that are not there.
+        UserError: an unknown name, or weights that do not exist.
     """
     from samplerbench.assets import asset
 
@@ -142,7 +151,7 @@ def known_dimension(name: str, weights: str | None = None) -> int | None:
 
 
 def _find(name: str, weights: str | None) -> tuple[str, str | None, Any]:
-    """The name, weights and class of an extractor; a folder of `train features` is its weights. Raises UserError."""
+    """The name, weights and class of an extractor. Raises UserError as `load_extractor` does."""
     registry = _registry()
     if name not in registry and is_dir(name):
         folder = user_path(name)
@@ -164,9 +173,9 @@ def _find(name: str, weights: str | None) -> tuple[str, str | None, Any]:
 
 @contextlib.contextmanager
 def _tensors_only() -> Iterator[None]:
-    """Inside, `torch.load` reads tensors and unpickles nothing else, whatever its caller asks for.
+    """Context manager: `torch.load` reads only tensors, even if it is called with weights_only=False.
 
-    torch-fidelity asks for pickles, of a named file and of torch hub's cache alike.
+    torch-fidelity calls it that way.
     """
     names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
     before = {name: os.environ.pop(name, None) for name in names}
@@ -182,7 +191,7 @@ def _tensors_only() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_weights(cls: type, name: str, weights: str | None) -> Iterator[str | None]:
-    """A path of the weights that the extractor class can load: a copy that holds nothing but their tensors.
+    """The path of a weights file that the extractor class can load: a copy that contains only tensors.
 
     Raises:
         UserError: the file is neither safetensors nor a state dict.
@@ -219,19 +228,19 @@ def _read_state(path: Path, shown: str) -> dict[str, Tensor]:
         raise UserError(f"the weights {shown} cannot be read ({reason(error)}).") from None
     except Exception:  # torch's own message advises to unpickle the file after all
         raise UserError(
-            f"the weights {shown} are not tensors alone: give safetensors, or a state dict saved with torch.save. "
-            "Pickles of anything else are not loaded."
+            f"the weights {shown} contain more than tensors: use safetensors, or a state dict saved with torch.save. "
+            "Other pickles are not loaded."
         ) from None
     if isinstance(state, dict) and state and all(isinstance(v, Tensor) for v in state.values()):
         return {str(key): value for key, value in state.items()}
-    raise UserError(f"the weights {shown} are no state dict, tensors by name.")
+    raise UserError(f"the weights {shown} are not a state dict.")
 
 
 def trained_name(folder: Path) -> str:
     """`mnist-cnn` for a feature network trained on mnist, by the card in its folder.
 
     Raises:
-        UserError: the folder is none of `samplerbench train features`.
+        UserError: the folder was not written by `samplerbench train features`.
     """
     card = read_json(
         folder / "samplerbench.json", f"no feature network in {folder} (`samplerbench train features` makes one)"
@@ -241,7 +250,7 @@ def trained_name(folder: Path) -> str:
     if not isinstance(what, str) or not isinstance(data, str):
         raise UserError(f"no feature network in {folder}; `samplerbench train features` makes one.")
     if what != "features":
-        raise UserError(f"{folder} holds a {what}, not features; name a folder of `train features`.")
+        raise UserError(f"{folder} contains a {what}, not a feature network; use a folder of `train features`.")
     return f"{data}-cnn"
 
 
@@ -266,7 +275,7 @@ def _registry() -> dict[str, Any]:
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
     class DigitsExtractor(FeatureExtractorBase):
-        """The feature network as torch-fidelity expects an extractor: uint8 RGB images to a tuple of features."""
+        """The feature network with torch-fidelity's interface: maps uint8 RGB images to a tuple of features."""
 
         def __init__(
             self,
@@ -291,8 +300,8 @@ def _registry() -> dict[str, Any]:
 
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
             features, logits = self.network(images.float() / 127.5 - 1)
-            found = {"features": features, "logits": logits}
-            return tuple(found[name] for name in self.features_list)
+            outputs = {"features": features, "logits": logits}
+            return tuple(outputs[name] for name in self.features_list)
 
         @staticmethod
         def get_provided_features_list() -> tuple[str, ...]:
@@ -316,7 +325,7 @@ def _registry() -> dict[str, Any]:
 
 
 def extractor_names() -> list[str]:
-    """The names `load_extractor` knows."""
+    """The registered names."""
     return sorted(_registry())
 
 

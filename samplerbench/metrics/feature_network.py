@@ -1,4 +1,4 @@
-"""A small convolutional network whose penultimate layer is a feature space for FID on small images."""
+"""A small convolutional network whose penultimate layer gives features for FID on small images."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from torch import Tensor, nn
 
 
 class FeatureNetwork(ModelMixin, ConfigMixin):
-    """A classifier of clean images with a named feature layer.
+    """A classifier of clean images with a feature layer.
 
     Args:
-        in_channels: C of the images it was trained on; 3-channel input to a 1-channel network is averaged.
-        num_classes: K. channels: width of each resolution; each after the first halves the image.
+        in_channels: number of image channels C. The channels of RGB input to a network with C = 1 are averaged.
+        num_classes: number of classes K.
+        channels: channel width of each resolution. Each resolution after the first halves the image size.
         features: dimension d of the feature layer.
+        groups: number of groups of the group normalisation.
+        dropout: dropout probability before the classification layer.
     """
 
     @register_to_config
@@ -44,7 +47,7 @@ class FeatureNetwork(ModelMixin, ConfigMixin):
         self.out = nn.Linear(features, num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(features (B, d), logits (B, K)) of images (B, C, H, W) in [-1, 1]."""
+        """Features (B, d) and logits (B, K) of images (B, C, H, W) in [-1, 1]."""
         if images.shape[1] == 3 and self.config.in_channels == 1:
             images = images.mean(dim=1, keepdim=True)
         features = nn.functional.silu(self.project(self.body(images)))

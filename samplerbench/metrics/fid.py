@@ -1,4 +1,4 @@
-"""The Fréchet distance of features as a metric."""
+"""Fréchet inception distance (FID)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from samplerbench.metrics.reference import Reference
 
 @dataclass(frozen=True)
 class FID(Metric):
-    """Fréchet distance between the features of generated and of real images (Heusel et al. 2017).
+    """Fréchet distance between the features of generated and real images (Heusel et al. 2017).
 
-    "FID" in the strict sense when the features are inception-v3-compat; in any other feature space it is a number of
-    its own, so it always carries the space's name.
+    FID = ‖μ₁-μ₂‖² + tr(Σ₁ + Σ₂ - 2(Σ₁Σ₂)^½), with the means and covariances of the two sets of features. Only values
+    with inception-v3-compat features are comparable with published FIDs. Tables always show the feature space.
     """
 
     min_images: ClassVar[int] = 2

@@ -1,4 +1,4 @@
-"""FID extrapolated to infinitely many images."""
+"""FID∞: FID extrapolated to infinitely many images."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from samplerbench.options import option
 
 @dataclass(frozen=True)
 class FIDInfinity(Metric):
-    """FID∞: FID at several sample sizes, a line in 1/N, its value at 1/N = 0 (Chong & Forsyth 2020, section 4).
+    """FID∞: a line in 1/N fitted to FID at several sample sizes N, at 1/N = 0 (Chong & Forsyth 2020, section 4).
 
-    The sizes are even between a tenth of n and n, each a random subset by a fixed seed; under balanced labels, a random
-    subset with the same shares of the classes. The standard error is that of the value over other generated images
-    (the infinitesimal jackknife: Efron 1982, chapter 6), against the same reference. The residuals of the line say
-    little about it, since the subsets share their images. With fewer than 24 images per feature, FID is not a line in
-    1/N down to the smallest subset, and the extrapolated value is biased by more than its error.
+    The sizes are evenly spaced between n/10 and n. Each size is a random subset with a fixed seed. With balanced
+    labels, each subset has the class proportions of the whole set. The standard error is the error over other generated
+    images with the same reference (infinitesimal jackknife; Efron 1982, chapter 6). The residuals of the line do not
+    measure this error, because the subsets share images. With fewer than 24 images per feature, FID is not linear in
+    1/N at the smallest sizes, and the bias of the extrapolation exceeds its error.
     """
 
     min_images: ClassVar[int] = 20
@@ -33,7 +33,7 @@ class FIDInfinity(Metric):
     layer: ClassVar[Layer] = "fid"
     ordered: ClassVar[bool] = True
 
-    points: int = option(15, "sample sizes through which the line goes", ge=3, le=1000)
+    points: int = option(15, "number of sample sizes for the fit", ge=3, le=1000)
 
     def start(self, context: Context) -> Accumulator:
         return _Line(self.points, context)
@@ -53,17 +53,21 @@ class _Line(LabelledStore):
 
 
 def extrapolate(features: Tensor, reference: Moments, points: int, labels: Tensor | None = None) -> tuple[float, float]:
-    """(FID∞, its standard error) of features (n, d).
+    """FID∞ and its standard error.
 
     FID∞ is Σ_p c_p FID(S_p) over subsets S_p of size n_p, with c the first row of the design matrix's pseudo-inverse.
     Image i has the influence u_i = Σ_p c_p [i ∈ S_p] ψ_p(x_i)/n_p, where ψ_p(x) is the derivative of FID(S_p) by the
     weight of x (`frechet_influence`). The error is √(n/(n-1) Σ u_i²).
 
     Args:
-        reference: moments of the real images' features; taken as exact.
-        points: how many subsets.
-        labels: (n,) int64 where the number of images of each label is fixed, in an order whose every prefix has the
-            same shares; None for independent draws. The influences are then taken within the classes.
+        features: (n, d), of the generated images.
+        reference: moments of the real images' features, assumed exact.
+        points: the number of subsets.
+        labels: (n,) int64, if the number of images of each label is fixed; every prefix must have the same class
+            proportions. The influences are then centred within each class. None for independent draws.
+
+    Returns:
+        (FID∞, standard error).
     """
     n = len(features)
     sizes = np.linspace(max(2, n // 10), n, points).astype(int)
@@ -89,11 +93,11 @@ def extrapolate(features: Tensor, reference: Moments, points: int, labels: Tenso
 
 
 def _shuffled(n: int, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-    """The numbers 0 … n-1 in random order; with labels (n,), such that the i-th has the label of the i-th image."""
+    """A random permutation of 0 … n-1. With labels (n,), entry i has the label of image i."""
     order = torch.randperm(n, generator=generator)
     if labels is None:
         return order
     shuffled = torch.empty(n, dtype=torch.int64)
-    # Both sorts are stable, so the images of a class fill its places in the random order.
+    # Both sorts are stable, so the images of each class are permuted among the places of the class.
     shuffled[labels.argsort(stable=True)] = order[labels[order].argsort(stable=True)]
     return shuffled

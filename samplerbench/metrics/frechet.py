@@ -10,10 +10,15 @@ from samplerbench.metrics.moments import Moments
 
 
 def frechet_distance(generated: Moments, reference: Moments) -> float:
-    """‖μ₁-μ₂‖² + tr Σ₁ + tr Σ₂ - 2 tr (Σ₁Σ₂)^½ (Heusel et al. 2017, eq. 6; Dowson & Landau 1982).
+    """The squared Fréchet distance between two Gaussians (Heusel et al. 2017, eq. 6; Dowson & Landau 1982).
 
-    With Σ₂ = A Aᵀ, the eigenvalues of Σ₁Σ₂ are those of the symmetric AᵀΣ₁A (and 0), so one Cholesky factor, which is
-    kept with its moments, and the eigenvalues of one symmetric matrix give the trace: `root_trace`.
+    ‖μ₁-μ₂‖² + tr Σ₁ + tr Σ₂ - 2 tr (Σ₁Σ₂)^½. With Σ₂ = A Aᵀ, the eigenvalues of Σ₁Σ₂ are those of the symmetric matrix
+    AᵀΣ₁A (and 0). The trace therefore needs one Cholesky factor, which is cached with its moments, and the eigenvalues
+    of one symmetric matrix (`root_trace`).
+
+    Args:
+        generated: moments of the generated images' features.
+        reference: moments of the real images' features.
 
     Raises:
         UserError: fewer than two vectors on either side.
@@ -27,11 +32,11 @@ def frechet_distance(generated: Moments, reference: Moments) -> float:
 def root_trace(one: Moments, two: Moments) -> float:
     """tr (Σ₁Σ₂)^½, symmetric in its arguments.
 
-    The factor is that of the side of lower rank, else of `two`; the matrix is r x r of that rank r, so there are no
-    eigenvalues beyond the rank that the numbers of images allow: they would be rounding noise around 0, whose square
-    roots add up. LAPACK runs on the CPU, whatever device the moments are on: dsygst makes LᵀΣL of a triangular L with a
-    quarter of the operations of two products (as type 2 of the generalised problem; Martin & Wilkinson 1968), and the
-    tridiagonal QR method needs no eigenvectors.
+    The factor is taken from the covariance of lower rank r, so the matrix is r x r. A larger matrix would have
+    additional eigenvalues that are rounding noise around 0, and their square roots would add up. The computation runs
+    on the CPU with LAPACK: dsygst computes LᵀΣL for a triangular L with a quarter of the operations of two matrix
+    products (type 2 of the generalised problem; Martin & Wilkinson 1968), and the tridiagonal QR method computes
+    eigenvalues without eigenvectors.
     """
     from scipy.linalg import eigvalsh
     from scipy.linalg.lapack import dsygst
@@ -39,7 +44,7 @@ def root_trace(one: Moments, two: Moments) -> float:
     if one.rank < two.rank:
         one, two = two, one
     covariance, factor = one.lapack_covariance(), two.factor.numpy()
-    if not factor.size:  # no vector of `two` differs from another
+    if not factor.size:  # all vectors of `two` are equal
         return 0.0
     if two.cholesky is not None:
         projected, _ = dsygst(covariance, factor, itype=2, lower=1, overwrite_a=1)
@@ -50,17 +55,23 @@ def root_trace(one: Moments, two: Moments) -> float:
 
 
 def frechet_influence(features: Tensor, moments: Moments, reference: Moments) -> Tensor:
-    """The derivative of the Fréchet distance of features (n, d) by the weight of each of them, (n,) float64.
+    """The derivative of the Fréchet distance with respect to the weight of each feature vector.
 
     With weights p_i that sum to 1, ψ_i = d/dε FID((1-ε) p + ε δ_i) at p_i = 1/n, ε = 0. With y = x_i - μ₁, Σ₂ = A Aᵀ
     and c = n/(n-1), it is 2 (μ₁-μ₂)ᵀy + c ‖y‖² - tr Σ₁ - c yᵀA (AᵀΣ₁A)^-½ Aᵀy + tr (Σ₁Σ₂)^½. The inverse is that on
     the range of AᵀΣ₁A, which holds Aᵀy. The ψ_i sum to 0.
 
     Args:
-        features: (n, d). moments: theirs. reference: moments of the real images' features.
+        features: (n, d), of the generated images.
+        moments: the moments of `features`.
+        reference: moments of the real images' features.
+
+    Returns:
+        ψ (n,) float64.
 
     Raises:
-        UserError: fewer than two vectors on either side. RunError: features that are not finite.
+        UserError: fewer than two vectors on either side.
+        RunError: features that are not finite.
     """
     covariance = torch.from_numpy(moments.lapack_covariance())
     n, mean, factor = moments.n, moments.mean.cpu(), reference.factor
@@ -81,7 +92,7 @@ def frechet_influence(features: Tensor, moments: Moments, reference: Moments) ->
 
 
 def _roots(values: Tensor) -> Tensor:
-    """√ of eigenvalues (r,) in ascending order; 0 for those that are rounding noise."""
+    """The square roots of eigenvalues (r,) in ascending order, with rounding noise set to 0."""
     if not len(values):
         return values
     noise = float(values[-1].clamp(min=0)) * len(values) * torch.finfo(torch.float64).eps

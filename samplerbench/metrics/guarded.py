@@ -1,4 +1,4 @@
-"""A metric plugin's accumulator behind the boundary: what it raises, gives or changes is checked at every call."""
+"""A wrapper of a metric plugin's accumulator that checks every call: exceptions, return values and side effects."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from samplerbench.text import is_unicode
 from samplerbench.untrusted import shorten
 
 RESERVED = ("sd", "blocks", "features", "reference", "better")
-"""Names in a metric's entry of a record that a result may not use."""
+"""Names in a record that the result of a metric must not use."""
 
 MOST_NAMES = 100
-"""The most names that a result may have."""
+"""The maximum number of names in a result."""
 
 
 class Guarded(Accumulator):
@@ -30,10 +30,10 @@ class Guarded(Accumulator):
 
     Args:
         metric: the plugin.
-        context: what it measures against.
+        context: the context passed to `Metric.start`.
 
     Raises:
-        RunError: from every method: the plugin raised, or gave what its base class does not allow.
+        RunError: from any method, if the plugin raises an exception or violates the interface of its base class.
     """
 
     def __init__(self, metric: Metric, context: Context) -> None:
@@ -55,8 +55,8 @@ class Guarded(Accumulator):
             self.inner.update(batch)
         if [_version(t) for t in tensors] != before:
             raise RunError(
-                f"metric {self.metric.label()} wrote into the batch it was given, which other metrics read too; it "
-                "must work on a copy."
+                f"metric {self.metric.label()} modified its batch, which other metrics read too; it must work on a "
+                "copy."
             )
 
     def state(self) -> dict[str, Tensor]:
@@ -70,7 +70,7 @@ class Guarded(Accumulator):
         for name, value in found.items():
             if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
                 raise RunError(f"{who} {shown(name)}: {shown(value)}; it must be a dictionary of dense tensors.")
-            # A file of tensors holds none that share memory.
+            # A safetensors file cannot contain tensors that share memory.
             place = value.untyped_storage().data_ptr()
             state[name] = value.detach().clone() if place in seen else value.detach()
             seen.add(place)
@@ -81,12 +81,11 @@ class Guarded(Accumulator):
             self.inner.merge(state)
 
     def result(self) -> dict[str, Any]:
-        """The metric's result as plain numbers: `{"value": …}` and what else it says; `{}` where it has none.
+        """The result of the metric as plain data: `{"value": …}` and optional further entries, or `{}` for no value.
 
-        Whole and floating numbers stay as they are; NumPy's, and tensors of one number without dimensions, are
-        converted. NaN and infinity are numbers: they are recorded, and a table shows them as they are. What a result
-        says beside "value" may also be a text, true, false or None. What a record cannot hold is refused: finite
-        numbers above MAX_RECORDED, and texts above MAX_RECORDED_TEXT characters or with half of a surrogate pair.
+        NumPy numbers and zero-dimensional tensors are converted to Python numbers. NaN and infinity are valid and are
+        recorded. Entries other than "value" may also be a string, a bool or None. Finite numbers above MAX_RECORDED,
+        strings longer than MAX_RECORDED_TEXT, and strings that are not valid Unicode raise an error.
         """
         with self._call("result"):
             found = self.inner.result()
@@ -123,10 +122,10 @@ class Guarded(Accumulator):
 
 
 def min_images_of(metric: Metric) -> int:
-    """The fewest images the metric has a value for, checked.
+    """The minimum number of images of a metric, checked.
 
     Raises:
-        RunError: the plugin raised, or gave something else than a whole number of at least 1.
+        RunError: the plugin raised an exception, or did not return an integer of at least 1.
     """
     with plugin_call(metric, "in min_images"):
         found = metric.min_images
@@ -136,7 +135,7 @@ def min_images_of(metric: Metric) -> int:
 
 
 def _unfit(text: str) -> str:
-    """Why a record cannot hold a text; "" where it can."""
+    """Why a record cannot contain a text; "" if it can."""
     if len(text) > MAX_RECORDED_TEXT:
         return f"texts of up to {MAX_RECORDED_TEXT} characters can be recorded"
     return "" if is_unicode(text) else "it has half of a surrogate pair, which is no character"
@@ -156,5 +155,5 @@ def _number(value: Any) -> int | float | None:
 
 
 def _version(x: Tensor) -> int:
-    """How often a tensor was written into; -1 where torch does not count."""
+    """The version counter of a tensor, which torch increments at each in-place operation; -1 for inference tensors."""
     return -1 if x.is_inference() else x._version

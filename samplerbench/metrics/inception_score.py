@@ -1,4 +1,4 @@
-"""The inception score."""
+"""Inception score."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from samplerbench.options import option
 
 @dataclass(frozen=True)
 class InceptionScore(Metric):
-    """exp E KL(p(y|x) ‖ p(y)) under the extractor's classifier, mean over splits (Salimans et al. 2016).
+    """Inception score: exp E KL(p(y|x) ‖ p(y)) under the extractor's classifier (Salimans et al. 2016).
 
-    The splits are of consecutive images; torch-fidelity shuffles first, which changes only the splits' spread.
+    The score is the mean over splits of consecutive images. torch-fidelity shuffles the images first, which changes
+    only the spread over splits.
     """
 
     better: ClassVar[Literal["lower", "higher"]] = "higher"
@@ -24,11 +25,11 @@ class InceptionScore(Metric):
     needs_reference: ClassVar[bool] = False
     ordered: ClassVar[bool] = True
 
-    splits: int = option(10, "parts over which the score is averaged", ge=1, le=1_000_000)
+    splits: int = option(10, "number of splits over which the score is averaged", ge=1, le=1_000_000)
 
     @property
     def min_images(self) -> int:  # type: ignore[override]
-        """Two images for every split: the score of one image is 1, whatever it is."""
+        """Two images per split, because the score of a single image is always 1."""
         return 2 * self.splits
 
     def start(self, context: Context) -> Accumulator:
@@ -46,17 +47,24 @@ class _Score(FeatureStore):
 
 
 def inception_scores(logits: Tensor, splits: int) -> Tensor:
-    """The score of each split, (splits,) float64, of logits (n, K).
+    """The inception score of each split.
 
-    A class whose probability is 0 in float64 contributes nothing (p log p → 0).
+    A class with probability 0 in float64 contributes nothing (p log p → 0).
+
+    Args:
+        logits: (n, K), of the classifier.
+        splits: the number of splits.
+
+    Returns:
+        (splits,) float64.
     """
-    n, found = len(logits), []
+    n, scores = len(logits), []
     logits = logits.double()
     for i in range(splits):
         log_p = logits[i * n // splits : (i + 1) * n // splits].log_softmax(dim=1)
         p = log_p.exp()
         marginal = p.mean(dim=0)
         terms = p * (log_p - marginal.log())
-        # A marginal may be 0 beside a p of the smallest float, too: the mean of one such p is rounded to 0.
-        found.append(terms.where((p > 0) & (marginal > 0), 0).sum(dim=1).mean().exp())
-    return torch.stack(found)
+        # The marginal can round to 0 although one p is the smallest positive float.
+        scores.append(terms.where((p > 0) & (marginal > 0), 0).sum(dim=1).mean().exp())
+    return torch.stack(scores)

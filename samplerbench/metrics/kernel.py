@@ -1,4 +1,4 @@
-"""The kernel distance KID."""
+"""Kernel inception distance (KID)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from samplerbench.options import option
 class KID(Metric):
     """Kernel inception distance (Bińkowski et al. 2018): the unbiased squared MMD with the kernel (x·y/d + 1)³.
 
-    Over all images at once (a U-statistic), with the standard error of its linear part: √(var ψ_x/n + var ψ_y/m),
-    ψ the influence of one image. torch-fidelity instead averages over random subsets and reports their spread, which
-    is not a standard error.
+    The estimate uses all images at once (a U-statistic). Its standard error is that of the linear part,
+    √(var ψ_x/n + var ψ_y/m), where ψ is the influence of one image. torch-fidelity instead averages over random subsets
+    and reports their spread, which is not a standard error.
 
-    Under balanced labels the images are not independent draws: the number of images of each class is fixed. Pairs of
-    one class and pairs of two classes are then averaged separately and weighted by the classes' shares, on the side of
-    the real images too where they have the same shares; the estimate is unbiased again.
+    With balanced labels the images are not independent draws, because the number of images of each class is fixed.
+    Pairs within a class and pairs of two classes are then averaged separately, and weighted by the class proportions.
+    The same is done for the real images if they have the same proportions. The estimate is again unbiased.
     """
 
     min_images: ClassVar[int] = 2
@@ -64,13 +64,19 @@ _WITHIN: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def mean_kernels(x: Tensor, degree: int, chunk: int, strata: Tensor | None = None) -> Tensor:
-    """Of each row of x (n, d), the mean kernel with another draw from the same distribution, (n,).
+    """For each row, the mean kernel with another draw from the same distribution.
 
-    For independent rows, that is the mean over the other rows. Where the number of rows in each stratum is fixed, it
-    is (Σ_{j≠i} k(x_i, x_j) + k̄_i)/n, where k̄_i is the mean over the other rows of x_i's own stratum.
+    For independent rows, this is the mean over the other rows. If the number of rows in each stratum is fixed, it is
+    (Σ_{j≠i} k(x_i, x_j) + k̄_i)/n, where k̄_i is the mean over the other rows in the stratum of x_i.
 
     Args:
+        x: (n, d).
+        degree: degree of the polynomial kernel.
+        chunk: the number of rows per block of the kernel matrix.
         strata: (n,) int64, each with at least two rows, or None for independent rows.
+
+    Returns:
+        (n,), with the dtype of x.
     """
     n, d = x.shape
     sums = torch.cat([(part @ x.T / d + 1).pow(degree).sum(1) for part in x.split(chunk)])
@@ -92,15 +98,22 @@ def squared_mmd(
     labels: Tensor | None = None,
     real_labels: Tensor | None = None,
 ) -> tuple[float, float]:
-    """(unbiased squared MMD, standard error) of x (n, d) and y (m, d) under the kernel (x·y/d + 1)^degree.
+    """Unbiased squared MMD with the kernel (x·y/d + 1)^degree, and its standard error.
 
-    With labels, the rows of a class are independent draws from it, their number n_a is fixed, and the distribution is
-    the mixture P = Σ w_a P_a with w_a = n_a/n. Then E k(x, x') = Σ_ab w_a w_b E k(x_a, x_b), where a pair of one class
-    is of two different rows. The standard error has the variances within classes.
+    With labels, the rows of class a are independent draws from P_a, their number n_a is fixed, and the distribution is
+    the mixture P = Σ w_a P_a with w_a = n_a/n. Then E k(x, x') = Σ_ab w_a w_b E k(x_a, x_b), where a pair within a
+    class consists of two different rows. The standard error uses the variances within classes.
 
     Args:
-        labels: (n,) int64 of the rows of x, or None for independent draws. Classes with one row: see `strata_of`.
-        real_labels: (m,) int64 of the rows of y, or None for independent draws.
+        x: (n, d), features of the generated images.
+        y: (m, d), features of the real images.
+        degree: degree of the polynomial kernel.
+        chunk: the number of rows per block of the kernel matrix.
+        labels: (n,) int64, labels of x, or None for independent draws. For classes with one row see `strata_of`.
+        real_labels: (m,) int64, labels of y, or None for independent draws.
+
+    Returns:
+        (squared MMD, standard error).
     """
     real = y
     x, y = x.double(), y.double()
@@ -115,7 +128,7 @@ def squared_mmd(
         across_x[first : first + chunk] = kernel.sum(1) / m
         across_y += kernel.sum(0) / n
     within_x = mean_kernels(x, degree, chunk, strata_x)
-    # The real images are the same for every block and cell of a run; their own kernels are summed once.
+    # The real images are the same for all blocks and cells of a run, so their kernel sums are cached.
     known = _WITHIN.setdefault(real, {})
     key = (degree, None if strata_y is None else strata_y.numpy().tobytes())
     if key not in known:

@@ -14,7 +14,7 @@ from samplerbench.metrics.metric import Accumulator, Batch, Context, Layer, Metr
 
 @dataclass(frozen=True)
 class LabelAccuracy(Metric):
-    """Share of images in which the extractor's classifier sees the label that was asked for (Ravuri & Vinyals 2019)."""
+    """Fraction of images that the extractor's classifier assigns to the requested label (Ravuri & Vinyals 2019)."""
 
     better: ClassVar[Literal["lower", "higher"]] = "higher"
     layer: ClassVar[Layer] = "isc"

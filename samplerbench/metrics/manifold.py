@@ -1,4 +1,4 @@
-"""Precision and recall by nearest neighbours."""
+"""Precision and recall of nearest-neighbour manifolds."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class _Manifold(Metric):
     layer: ClassVar[Layer] = "prc"
     needs_real_images: ClassVar[bool] = True
 
-    k: int = option(3, "which nearest neighbour bounds a ball", ge=1, le=1_000_000)
+    k: int = option(3, "number of the nearest neighbour that sets the radius of a ball", ge=1, le=1_000_000)
 
     @property
     def min_images(self) -> int:  # type: ignore[override]
-        """An image, k others for its ball, and one more."""
+        """The image itself, its k neighbours, and one more."""
         return self.k + 2
 
     @property
     def min_real_images(self) -> int:  # type: ignore[override]
-        """An image and k others for its ball."""
+        """The image itself and its k neighbours."""
         return self.k + 1
 
 
 @dataclass(frozen=True)
 class Precision(_Manifold):
-    """Share of generated images within a real image's ball to its k-th neighbour (Kynkäänniemi et al. 2019)."""
+    """Fraction of generated images within the k-nearest-neighbour ball of a real image (Kynkäänniemi et al. 2019)."""
 
     def start(self, context: Context) -> Accumulator:
         return _Coverage(self.k, context, swap=False)
@@ -42,7 +42,7 @@ class Precision(_Manifold):
 
 @dataclass(frozen=True)
 class Recall(_Manifold):
-    """Share of real images within a generated image's ball to its k-th neighbour (Kynkäänniemi et al. 2019)."""
+    """Fraction of real images within the k-nearest-neighbour ball of a generated image (Kynkäänniemi et al. 2019)."""
 
     def start(self, context: Context) -> Accumulator:
         return _Coverage(self.k, context, swap=True)
@@ -60,15 +60,21 @@ class _Coverage(FeatureStore):
 
 
 def coverage(points: Tensor, centres: Tensor, k: int, chunk: int = 2048) -> float:
-    """Share of the points (n, d) that lie in the ball of some centre (m, d) to its k-th nearest other centre.
+    """Fraction of the points that lie in at least one ball. A ball extends from a centre to its k-th nearest centre.
+
+    Args:
+        points: (n, d).
+        centres: (m, d), m > k.
+        k: number of the neighbour.
+        chunk: the number of rows per block of the distance matrix.
 
     Raises:
-        UserError: no more centres than k.
+        UserError: m ≤ k.
     """
     if len(centres) <= k:
         raise UserError(f"balls to the {k}-th neighbour need at least {k + 1} images; there are {len(centres)}.")
     points, centres = points.double(), centres.double()
-    # The nearest of all is the centre itself, at distance 0.
+    # The nearest centre is the centre itself, at distance 0.
     radii = torch.cat([torch.cdist(part, centres).kthvalue(k + 1, dim=1).values for part in centres.split(chunk)])
     inside = [(torch.cdist(part, centres) <= radii).any(dim=1) for part in points.split(chunk)]
     return float(torch.cat(inside).double().mean())

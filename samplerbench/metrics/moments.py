@@ -1,4 +1,4 @@
-"""Mean and covariance of a stream of feature vectors, in float64."""
+"""Streaming mean and covariance of feature vectors, in float64."""
 
 from __future__ import annotations
 
@@ -13,17 +13,25 @@ from samplerbench.errors import RunError, UserError, argument
 
 
 class Moments:
-    """Count, mean and scatter of a stream: memory d² whatever n is.
+    """Streaming count, mean and scatter matrix of feature vectors. Memory is O(d²), independently of n.
 
-    Batches are merged by the pairwise update of Chan, Golub & LeVeque 1983, which loses nothing to cancellation; so
-    the result does not depend on how the stream was cut, up to the last bits of float64.
+    Batches are merged by the pairwise update of Chan, Golub & LeVeque 1983, which avoids cancellation. The result does
+    not depend on how the vectors are split into batches, up to rounding in float64.
+
+    Args:
+        dim: dimension d of the vectors.
+        device: device of the mean and the scatter matrix.
+
+    Attributes:
+        n: the number of vectors.
+        mean: (d,) float64.
+        scatter: Σ (x - mean)(x - mean)ᵀ, (d, d) float64.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
         self.n = 0
         self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
-        """Σ (x - mean)(x - mean)ᵀ, (d, d)."""
 
     @classmethod
     def of(cls, features: Tensor) -> Moments:
@@ -39,9 +47,12 @@ class Moments:
 
     @classmethod
     def from_statistics(cls, mean: Tensor, covariance: Tensor, n: int | None) -> Moments:
-        """The moments of n vectors with this mean (d,) and this unbiased covariance (d, d).
+        """The moments with a given mean and covariance.
 
-        n: None where it is not known; the covariance may then have any rank.
+        Args:
+            mean: (d,).
+            covariance: (d, d), the unbiased covariance.
+            n: the number of vectors. None if it is unknown; the covariance may then have any rank.
         """
         moments = cls(len(mean))
         n = len(mean) + 1 if n is None else n
@@ -50,19 +61,19 @@ class Moments:
         return moments
 
     def update(self, features: Tensor) -> None:
-        """Take in features (B, d)."""
+        """Add features (B, d)."""
         if not len(features):
             return
         features = features.to(self.mean.device).double()
         mean, n = features.mean(dim=0), self.n + len(features)
         shift = mean - self.mean
-        # The rank-one term of the merge is one more row of the product, so the scatter is read and written once.
+        # The rank-one term is an additional row of the product, so the scatter matrix is read and written only once.
         between = shift * math.sqrt(self.n * len(features) / n)
         rows = torch.cat([features - mean, between[None]])
         self._become(n, self.mean + shift * (len(features) / n), torch.addmm(self.scatter, rows.T, rows))
 
     def merge(self, other: Moments) -> None:
-        """Take in everything that another stream has seen."""
+        """Add all vectors of another stream."""
         if not other.n:
             return
         n = self.n + other.n
@@ -71,7 +82,7 @@ class Moments:
         self._become(n, self.mean + shift * (other.n / n), scatter)
 
     def _become(self, n: int, mean: Tensor, scatter: Tensor) -> None:
-        # New tensors, never written into: a state that was given away keeps its value.
+        # New tensors, never modified in place, so that a returned state keeps its value.
         self.n, self.mean, self.scatter = n, mean, scatter
         for cached in ("cholesky", "factor"):
             self.__dict__.pop(cached, None)
@@ -83,7 +94,7 @@ class Moments:
 
     @property
     def total_variance(self) -> float:
-        """The covariance's trace. Raises UserError for fewer than two vectors."""
+        """The trace of the covariance. Raises UserError for fewer than two vectors."""
         return float(self.scatter.trace()) / self._degrees
 
     @property
@@ -94,15 +105,16 @@ class Moments:
 
     @property
     def rank(self) -> int:
-        """The largest rank the covariance can have: min(d, n-1)."""
+        """The maximum rank of the covariance: min(d, n-1)."""
         return min(len(self.mean), self.n - 1)
 
     @cached_property
     def cholesky(self) -> Tensor | None:
-        """The lower triangular L (d, d) on the CPU with L Lᵀ = covariance; None where that is singular.
+        """The lower triangular L (d, d) with L Lᵀ = covariance, on the CPU; None if the covariance is singular.
 
         Raises:
-            UserError: fewer than two vectors. RunError: a mean or covariance that is not finite.
+            UserError: fewer than two vectors.
+            RunError: a mean or covariance that is not finite.
         """
         from scipy.linalg.lapack import dpotrf
 
@@ -114,13 +126,14 @@ class Moments:
 
     @cached_property
     def factor(self) -> Tensor:
-        """A (d, r) on the CPU with A Aᵀ = covariance and r at most the rank: its Cholesky factor.
+        """A factor A (d, r) with A Aᵀ = covariance and r ≤ rank, on the CPU: the Cholesky factor.
 
-        Where the covariance is singular, the factor is that of the pivoted decomposition, PᵀΣP = L Lᵀ (LAPACK's
-        dpstrf; Higham 1990), which ends at the known rank or where the largest diagonal element left is rounding noise.
+        If the covariance is singular, A comes from the pivoted Cholesky decomposition, PᵀΣP = L Lᵀ (LAPACK's dpstrf;
+        Higham 1990). It stops at the known rank, or if the largest remaining diagonal element is rounding noise.
 
         Raises:
-            UserError: fewer than two vectors. RunError: a mean or covariance that is not finite.
+            UserError: fewer than two vectors.
+            RunError: a mean or covariance that is not finite.
         """
         from scipy.linalg.lapack import dpstrf
 
@@ -133,12 +146,13 @@ class Moments:
         return factor
 
     def lapack_covariance(self) -> np.ndarray:
-        """The covariance (d, d) as a new numpy array in LAPACK's order.
+        """The covariance (d, d) as a new NumPy array in Fortran order, as LAPACK requires.
 
         Raises:
-            UserError: fewer than two vectors. RunError: a mean or covariance that is not finite.
+            UserError: fewer than two vectors.
+            RunError: a mean or covariance that is not finite.
         """
         covariance = self.covariance.cpu()
         if not (bool(covariance.isfinite().all()) and bool(self.mean.isfinite().all())):
             raise RunError(f"the features are not finite, so they have no covariance; try {argument('dtype', 'fp32')}.")
-        return covariance.numpy().T  # it is symmetric, so this is only its order in memory
+        return covariance.numpy().T  # the matrix is symmetric, so this only changes the memory order

@@ -1,4 +1,4 @@
-"""Reference statistics: the moments of a data set's features."""
+"""Reference statistics: the moments of the features of a data set."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 
 MOST_ASYMMETRY = 1e-5
-"""Of the largest entry: how far a covariance matrix may be from its transpose, and its eigenvalues below 0."""
+"""Tolerance for the asymmetry and the negative eigenvalues of a covariance, relative to its largest entry."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The real side of a metric.
+    """Statistics of the real images.
 
     Attributes:
-        moments: of the features of n real images.
-        data: name, split, n and hash of the set.
-        features: identity of the feature space.
-        shape: (C, H, W) of the images, C = 1 for grey ones; None where it is not known.
+        moments: mean and covariance of the features of n real images.
+        data: name, split, number n and hash of the data set.
+        features: identity of the feature extractor.
+        shape: (C, H, W) of the images, with C = 1 for grey images; None if it is unknown.
     """
 
     moments: Moments
@@ -50,12 +50,12 @@ class Reference:
 
     @property
     def label(self) -> str:
-        """`digits (all, 1797)`; without the number where it is not known."""
+        """`digits (all, 1797)`; without the number if it is unknown."""
         number = "" if self.data["n"] is None else f", {self.data['n']}"
         return f"{self.data['name']} ({self.data['split']}{number})"
 
     def save(self, file: Path) -> None:
-        """Write mean (d,), covariance (d, d) in float64, identities and the images' shape, as sealed safetensors."""
+        """Write the mean (d,) and covariance (d, d) in float64, with the metadata and a digest, as safetensors."""
         from safetensors.torch import save_file
 
         tensors = {"mean": self.moments.mean, "covariance": self.moments.covariance}
@@ -66,7 +66,7 @@ class Reference:
 
 
 def measure(data: ImageSet, extractor: Extractor) -> Reference:
-    """The reference of a data set in a feature space."""
+    """Compute the reference of a data set with an extractor. Raises UserError for fewer than two images."""
     moments: Moments | None = None
     for images in data.images.split(extractor.chunk):
         features = extractor(images)
@@ -81,17 +81,17 @@ def measure(data: ImageSet, extractor: Extractor) -> Reference:
 
 
 def measure_once(data: ImageSet, extractor: Extractor) -> Reference:
-    """`measure`, kept in the user's cache under the hashes of the images and of the extractor's weights."""
+    """`measure`, cached in the user's cache under the hashes of the images and of the extractor's weights."""
     identity = [data.name, data.split, data.sha256, extractor.identity, str(extractor.device.type)]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
     file = cache_dir() / f"reference-{key}.safetensors"
-    with contextlib.suppress(UserError, OSError):  # a damaged or unreadable file in a cache is made anew
+    with contextlib.suppress(UserError, OSError):  # a damaged or unreadable cache file is replaced
         if file.exists():
             kept = load_reference(file)
             if kept.features == extractor.identity and kept.data.get("sha256") == data.sha256:
                 return replace(kept, shape=data.shape_as_seen)
     reference = measure(data, extractor)
-    with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+    with contextlib.suppress(OSError):  # the cache is optional
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
         os.close(handle)
@@ -101,22 +101,29 @@ def measure_once(data: ImageSet, extractor: Extractor) -> Reference:
 
 
 def holds_only_statistics(file: Path) -> bool:
-    """Whether a file is an npz with `mu` and `sigma`, and without images."""
+    """Whether a file is an npz with `mu` and `sigma` and no images."""
     try:
         held = _npz_headers(file, ("mu", "sigma", *IMAGES))
-    except Exception:  # what is wrong with the file is said where it is read
+    except Exception:  # the error is reported when the file is read
         return False
     return {"mu", "sigma"} <= held.keys() and not held.keys() & set(IMAGES)
 
 
 def load_published(file: Path, extractor: Extractor) -> Reference | None:
-    """Published statistics: the arrays `mu` (d,) and `sigma` (d, d) of an npz; None where it has none.
+    """Load published statistics: the arrays `mu` (d,) and `sigma` (d, d) of an npz file.
 
-    That is the format of EDM, of pytorch-fid and of guided-diffusion's reference batches. It says neither the feature
-    space, which is taken to be the extractor's, nor the number of images, which stays unknown.
+    This is the format of EDM, of pytorch-fid and of guided-diffusion's reference batches. It contains neither the
+    feature space, which is assumed to be that of the extractor, nor the number of images, which remains unknown.
+
+    Args:
+        file: the npz file.
+        extractor: the extractor that the statistics were computed with.
+
+    Returns:
+        The reference; None if the file has no such arrays.
 
     Raises:
-        UserError: not an npz, statistics of another number of features, or not those of a distribution.
+        UserError: not an npz file, another number of features, or an invalid covariance.
     """
     sizes = published_sizes(file)
     if sizes is None:
@@ -140,12 +147,13 @@ def load_published(file: Path, extractor: Extractor) -> Reference | None:
 
 
 def published_sizes(file: Path) -> tuple[int, tuple[int, int, int] | None] | None:
-    """Of published statistics: d, and the shape (C, H, W) of images beside them; None for a file without statistics.
+    """The sizes of published statistics. Only the headers of the arrays are read.
 
-    Only the headers of the arrays are read.
+    Returns:
+        d, and the shape (C, H, W) of the images in the same file or None. None for a file without statistics.
 
     Raises:
-        UserError: not an npz, or `mu` and `sigma` of other shapes than (d,) and (d, d).
+        UserError: not an npz file, or shapes of `mu` and `sigma` other than (d,) and (d, d).
     """
     try:
         shapes = _npz_headers(file, ("mu", "sigma", *IMAGES))
@@ -162,10 +170,10 @@ def published_sizes(file: Path) -> tuple[int, tuple[int, int, int] | None] | Non
 
 
 def load_reference(file: Path) -> Reference:
-    """A reference written by `Reference.save`.
+    """Load a reference written by `Reference.save`.
 
     Raises:
-        UserError: no such file, not one of these, or statistics that no distribution has.
+        UserError: no such file, another format, or invalid statistics.
     """
     from safetensors import safe_open
 
@@ -173,7 +181,7 @@ def load_reference(file: Path) -> Reference:
         with safe_open(str(file), "pt") as handle:
             metadata = handle.metadata() or {}
             mean, covariance = handle.get_tensor("mean"), handle.get_tensor("covariance")
-        # A file of an older version has no seal.
+        # Files of older versions have no digest.
         metadata, _ = open_seal({"mean": mean, "covariance": covariance}, metadata)
         data, features = json.loads(metadata["data"]), json.loads(metadata["features"])
         shape = json.loads(metadata["shape"]) if "shape" in metadata else None
@@ -188,16 +196,16 @@ def load_reference(file: Path) -> Reference:
 
 
 def _wrong_identity(data: Any, features: Any, shape: Any) -> str:
-    """What is wrong with the metadata of a reference; "" where nothing is."""
+    """The error in the metadata of a reference; "" if there is none."""
     texts = {"name", "split", "sha256"}
     if not isinstance(data, dict) or any(not isinstance(data.get(name), str) for name in texts):
-        return f"its data has not the texts {', '.join(sorted(texts))}."
+        return f"its data lacks one of the strings {', '.join(sorted(texts))}."
     n = data.get("n", ...)
     if n is not None and (not isinstance(n, int) or isinstance(n, bool) or not 2 <= n <= MOST_IMAGES):
         shown = "missing" if n is ... else _shorten(repr(n))
         return f"its number of images is {shown}; it must be a whole number, at least 2, or null."
     if not isinstance(features, dict) or any(not isinstance(features.get(k), str) for k in ("name", "weights")):
-        return "its features have not the texts name, weights."
+        return "its features lack one of the strings name, weights."
     sizes = shape if isinstance(shape, list) else []
     if shape is not None and (len(sizes) != 3 or any(type(size) is not int or size < 1 for size in sizes)):
         return f"its shape of the images is {_shorten(repr(shape))}; it must be [C, H, W]."
@@ -205,18 +213,18 @@ def _wrong_identity(data: Any, features: Any, shape: Any) -> str:
 
 
 LARGEST_FEATURE = 1e30
-"""The largest magnitude of a mean of features, and the root of a covariance's: products of them stay finite."""
+"""The maximum magnitude of a mean, and the square root of that of a covariance, so that products stay finite."""
 
 MOST_IMAGES = 10**15
-"""The most images a reference can be of: far above any, and far below what rounds in float64."""
+"""The maximum number of images of a reference, which is exact in float64."""
 
 
 def _moments(file: Path, mean: np.ndarray, covariance: np.ndarray, n: int | None) -> Moments:
-    """The moments of statistics in a file.
+    """Validate the statistics in a file, and convert them to moments.
 
     Raises:
-        UserError: shapes other than (d,) and (d, d), no real numbers, numbers that are not finite, or a covariance that
-            is not symmetric and positive semi-definite.
+        UserError: shapes other than (d,) and (d, d), values that are not finite real numbers, or a covariance that is
+            not symmetric and positive semi-definite.
     """
     d = len(mean) if mean.ndim == 1 else 0
     if not d or covariance.shape != (d, d):
@@ -234,7 +242,7 @@ def _moments(file: Path, mean: np.ndarray, covariance: np.ndarray, n: int | None
     if float(np.abs(covariance - covariance.T).max()) > MOST_ASYMMETRY * largest:
         raise UserError(f"{file}: the covariance is not symmetric.")
     moments = Moments.from_statistics(torch.from_numpy(mean.astype(np.float64)), torch.from_numpy(covariance), n)
-    # A Cholesky factor, which the Fréchet distance needs anyway, proves that the matrix is positive definite.
+    # A Cholesky factor proves that the matrix is positive definite. The Fréchet distance needs the factor anyway.
     if moments.cholesky is None:
         values = torch.linalg.eigvalsh(torch.from_numpy(covariance))
         least, rank = float(values[0]), int((values > MOST_ASYMMETRY * largest).sum())
@@ -246,10 +254,10 @@ def _moments(file: Path, mean: np.ndarray, covariance: np.ndarray, n: int | None
 
 
 def _npz_headers(file: Path, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """The shapes of those of the named arrays that an npz has, from their headers; no array is read.
+    """The shapes of the named arrays in an npz file, read from their headers.
 
     Raises:
-        ValueError: a header that promises another number of bytes than the archive holds. Others: as zipfile and numpy.
+        ValueError: the header of an array does not match its number of bytes. zipfile and NumPy raise other errors.
     """
     shapes = {}
     with zipfile.ZipFile(file) as archive:
@@ -266,13 +274,13 @@ def _npz_headers(file: Path, names: Sequence[str]) -> dict[str, tuple[int, ...]]
             if dtype.hasobject:
                 raise ValueError(f"{name} is an array of objects")
             if header + math.prod(shape) * dtype.itemsize != info.file_size:
-                raise ValueError(f"the header of {name} promises an array of {shape}, and the data are of another size")
+                raise ValueError(f"the header of {name} declares the shape {shape}, but the data have another size")
             shapes[name] = tuple(int(size) for size in shape)
     return shapes
 
 
 def _first_line(error: Exception) -> str:
-    """What an error says, in one short line."""
+    """The first line of an error message, shortened."""
     lines = str(error).splitlines()
     return _shorten(lines[0] if lines else type(error).__name__)
 

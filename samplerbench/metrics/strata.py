@@ -1,4 +1,4 @@
-"""Images drawn in fixed numbers for each class, and what that changes in an estimate."""
+"""Stratified estimates: images with a fixed number per class."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import torch
 from torch import Tensor
 
 SINGLE_SHARE = 0.1
-"""The largest share of images that may be the only image of their class."""
+"""The maximum fraction of images that may be the only image of their class."""
 
 
 def single_images(labels: Tensor) -> int:
-    """How many of the images with these labels (n,) int64 are the only image of their class."""
+    """The number of images that are the only image of their class. labels: (n,) int64."""
     return int((torch.bincount(labels) == 1).sum())
 
 
 def strata_of(labels: Tensor) -> Tensor:
-    """The strata (n,) int64 of images with these labels (n,) int64: their classes, each with at least two images.
+    """The stratum of each image: its class, where classes with a single image are merged.
 
-    Classes with a single image have no pair of their own. They form one stratum together ("collapsed strata"; Wolter
-    2007, section 2.5), and if there is only one such class, it joins the smallest other class.
+    A class with a single image has no pairs. All such classes form one stratum ("collapsed strata"; Wolter 2007,
+    section 2.5). If there is only one such class, it is merged with the smallest other class.
+
+    Args:
+        labels: (n,) int64.
+
+    Returns:
+        (n,) int64, each stratum with at least two images.
     """
     counts = torch.bincount(labels)
     single = counts == 1
@@ -33,10 +39,12 @@ def strata_of(labels: Tensor) -> Tensor:
 
 
 def variance_of_mean(values: Tensor, strata: Tensor | None = None) -> float:
-    """The variance of the mean of values (n,): var/n for independent draws, Σ_a n_a var_a / n² for stratified ones.
+    """The variance of a mean: var/n for independent draws, Σ_a n_a var_a / n² for stratified draws.
 
     Args:
-        strata: (n,) int64, each with at least two values, or None. var_a is the variance within stratum a.
+        values: (n,).
+        strata: (n,) int64, each with at least two values, or None for independent draws. var_a is the variance within
+            stratum a.
     """
     n = len(values)
     if strata is None:
@@ -48,7 +56,7 @@ def variance_of_mean(values: Tensor, strata: Tensor | None = None) -> float:
 
 
 def centred(values: Tensor, strata: Tensor) -> Tensor:
-    """Values (n,) minus the mean of their stratum, (n,)."""
+    """Values (n,) minus the mean of their stratum (n,) int64."""
     counts = torch.bincount(strata)
     means = torch.zeros(len(counts), dtype=values.dtype).index_add(0, strata, values) / counts.clamp(min=1)
     return values - means[strata]

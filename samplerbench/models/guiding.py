@@ -50,7 +50,7 @@ def _check(model: ModelView, conditional: bool) -> Model:
         raise TypeError(f"{type(model).__name__} is no samplerbench.models.Model")
     if model.classes is not None and not model.null and not conditional:
         raise UserError(
-            "guidance by a classifier guides the model without labels, and this model has no unconditional prediction; use "
-            "conditional=true."
+            "guidance by a classifier guides the model without labels, and this model has no unconditional prediction; "
+            "use conditional=true."
         )
     return model

@@ -1,4 +1,4 @@
-"""Tables as text to paste: Markdown, LaTeX, CSV and JSON."""
+"""Tables in Markdown, LaTeX, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ AXIS_NAMES = {"steps": "steps", "nfe": "NFE"}
 
 
 def matrices(group: Group, by: Axis | None, metrics: Sequence[str] = ()) -> list[Matrix]:
-    """A table per metric of a group, over `by` or what suits the group."""
+    """One table per metric of a group, over `by`, or over the default axis of the group."""
     return [matrix(group, m, by or default_axis(group)) for m in group.metrics() if not metrics or m in metrics]
 
 
 def markdown(groups: Sequence[Group], problems: Sequence[str], by: Axis | None, metrics: Sequence[str] = ()) -> str:
-    """The tables in Markdown: the best of a column in bold, ties with it marked ≈."""
+    """The tables in Markdown. The best value of a column is bold; ties are marked with ≈."""
     lines: list[str] = []
     for group in groups:
         if group.title:
@@ -51,7 +51,7 @@ def _space(table: Matrix) -> str:
 
 def _md(text: str) -> str:
     escaped = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", printable(text).strip())
-    escaped = re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", escaped)  # would begin a list, or underline a heading
+    escaped = re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", escaped)  # would start a list, or underline a heading
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -89,7 +89,7 @@ def latex(groups: Sequence[Group], by: Axis | None, metrics: Sequence[str] = ())
 
 
 def latex_document(tables: str) -> str:
-    """A complete document with the tables in it."""
+    """A complete LaTeX document with the tables."""
     head = "\\documentclass{article}\n\\usepackage[utf8]{inputenc}\n\\usepackage[T1]{fontenc}\n\\usepackage{booktabs}\n"
     head += "\\usepackage[margin=2cm]{geometry}\n"
     return f"{head}\\begin{{document}}\n{tables}\\end{{document}}\n"
@@ -106,7 +106,7 @@ TEX = {
 
 
 def tex(text: str) -> str:
-    """Text with every character that LaTeX would act on escaped; a character it has no font for becomes its number."""
+    """Escape text for LaTeX. Characters without a font are written as their code point."""
     return "".join(TEX.get(c, c if " " <= c <= "~" else f"\\texttt{{U+{ord(c):04X}}}") for c in printable(text))
 
 
@@ -118,7 +118,7 @@ def _tex_entry(entry: Entry | None) -> str:
 
 
 def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """One flat row per result, with everything a protocol has."""
+    """One flat row per result, with all fields of the protocol."""
     found = []
     for number, group in enumerate(groups, 1):
         for r in map(_own_times, group.records):
@@ -131,7 +131,9 @@ def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
             more = (name for name, value in r.items() if not isinstance(value, dict | list) and name not in SEALED)
             for name in dict.fromkeys((*PLAIN, *more)):
                 row[name] = r.get(name)
-            row["seconds_per_image"] = seconds_per_image(r)  # under the row's own conditions, which stand beside it
+            row["seconds_per_image"] = seconds_per_image(
+                r
+            )  # under the conditions of the row, which are in other columns
             for name, value in group.protocol.items():
                 if isinstance(value, dict):
                     row |= {f"{name}.{k}": _flat(v) for k, v in value.items()}
@@ -156,7 +158,7 @@ SEALED = ("protocol", "seal")
 
 
 def _own_times(record: Record) -> Record:
-    """The record, without its times where they are of no one set of conditions."""
+    """The record, without its times if there is no valid timing."""
     return record if timings_of(record) else under(record, {})
 
 
@@ -165,7 +167,7 @@ def _flat(value: Any) -> Any:
 
 
 def to_csv(groups: Sequence[Group]) -> str:
-    """One line per result, long form; text that a spreadsheet would run as a formula has an apostrophe first."""
+    """One line per result. Text that a spreadsheet would run as a formula is prefixed with an apostrophe."""
     found = rows(groups)
     columns = dict.fromkeys(name for row in found for name in row)
     stream = io.StringIO()
@@ -176,7 +178,7 @@ def to_csv(groups: Sequence[Group]) -> str:
 
 
 def payload(groups: Sequence[Group], problems: Sequence[str], by: Axis | None = None) -> dict[str, Any]:
-    """Everything the report says, as data. Values that are not numbers become null: JSON has no word for them."""
+    """The content of the report as data. NaN and infinity become null, because JSON does not support them."""
     return {
         "groups": [
             {
@@ -230,7 +232,7 @@ def _table(table: Matrix) -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
-    """The same data with null for NaN and infinities."""
+    """Replace NaN and infinity by null."""
     if isinstance(value, dict):
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The report as one page that works from a disk without network."""
+"""The report as a single HTML file without external resources."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SAMPLES = 16  # images of each cell on the page
 
 
 def page(groups: Sequence[Group], problems: Sequence[str], pictures: dict[str, Path], by: Axis | None = None) -> str:
-    """The page: tables, plot, sample sheets, protocols and commands, with every script, style and image inside.
+    """The HTML page: tables, plot, samples, protocols and commands, with all scripts, styles and images embedded.
 
     All names are data: without characters that cannot be seen, escaped in the markup, and set as text nodes by the
     script.
@@ -57,18 +57,18 @@ def page(groups: Sequence[Group], problems: Sequence[str], pictures: dict[str, P
         if listed
         else "",
     }
-    # One pass, so that nothing filled in is read as a place to fill.
+    # Replace in one pass, so that inserted text is not replaced again.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: fill[found[1]], _template("page.html"))
 
 
 def title(groups: Sequence[Group]) -> str:
-    """`Samplers on digits`."""
+    """The title of the page: `Samplers on digits`."""
     models = dict.fromkeys(printable(str(r["model"])) for group in groups for r in group.records)
     return "Samplers on " + ", ".join(models)
 
 
 def embed(content: dict[str, Any]) -> str:
-    """JSON that can stand in a <script> element: no character of it can end the element or open a comment."""
+    """JSON for a <script> element, escaped so that it cannot end the element or open a comment."""
     text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 

@@ -1,4 +1,4 @@
-"""What a report is made from: the results of a folder, and what is wrong with the folder."""
+"""Load the results of a folder for a report, and list the problems of the folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from samplerbench.errors import UserError
 from samplerbench.results.files import LARGEST_TEXT, is_regular, read_regular
+from samplerbench.results.names import with_current_names
 from samplerbench.results.record import Record
 
 LOG_LINE = re.compile(r"^\S+  (?P<title>.*? steps): (?P<rest>.*)$")
@@ -15,7 +16,14 @@ LOG_LINE = re.compile(r"^\S+  (?P<title>.*? steps): (?P<rest>.*)$")
 
 @dataclass(frozen=True)
 class Loaded:
-    """The whole records of a folder, their sample sheets by protocol hash, and one line per thing that is amiss."""
+    """The results of a folder.
+
+    Attributes:
+        folder: the folder.
+        records: the valid records.
+        pictures: protocol hash → PNG of samples.
+        problems: one line for each damaged, unfinished or failed cell.
+    """
 
     folder: Path
     records: list[Record]
@@ -24,10 +32,10 @@ class Loaded:
 
 
 def load(folder: Path) -> Loaded:
-    """Read every result of a folder; what is damaged, set aside, unfinished or failed becomes a line of `problems`.
+    """Read all results of a folder. Damaged, unfinished and failed cells are listed in `problems`.
 
     Raises:
-        UserError: there is no such folder, or it holds no whole result.
+        UserError: no such folder, or no valid result in it.
     """
     from samplerbench.results.store import Store
 
@@ -42,12 +50,12 @@ def load(folder: Path) -> Loaded:
         if not record["metrics"]:
             problems.append(f"without a metric, left out: {file.name}")
             continue
-        records.append(record)
+        records.append(with_current_names(record))
         if is_regular(file.with_suffix(".png")):
             pictures[record["protocol"]] = file.with_suffix(".png")
     problems += [f"set aside as damaged: {file.name}" for file in sorted(folder.glob("*.damaged"))]
     for file in sorted(folder.glob("*.partial.safetensors")):
-        problems.append(f"unfinished: {file.name.partition('.')[0]}; the command that began it goes on with it")
+        problems.append(f"unfinished: {file.name.partition('.')[0]}; run the same command to resume it")
     problems += [f"failed: {line}" for line in _failed(folder / "run.log")]
     if not records:
         amiss = f" ({'; '.join(problems)})" if problems else ""
@@ -56,7 +64,7 @@ def load(folder: Path) -> Loaded:
 
 
 def _failed(log: Path) -> list[str]:
-    """The cells whose last line in the log says that they failed."""
+    """The cells that failed, according to their last line in the log."""
     try:
         lines = read_regular(log, LARGEST_TEXT).decode("utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The table of a paper: rows samplers, columns a budget, cells a metric, with the best and its ties known."""
+"""The table of a metric: rows are samplers, columns are steps or budgets. Marks the best values and ties."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Axis = Literal["steps", "nfe"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell of a table: the result, its value, and whether it is the best of its column or tied with the best."""
+    """A cell of a table: the result, its value, and whether it is the best of its column or tied with it."""
 
     record: Record
     value: float
@@ -26,7 +26,7 @@ class Entry:
 
     @property
     def text(self) -> str:
-        """`4.71 ± 0.41`; the standard deviation has the decimals of the value."""
+        """The cell as text: `4.71 ± 0.41`, with equal numbers of decimals."""
         if self.sd is None:
             return format_value(self.value)
         number = format_value(self.value)
@@ -37,7 +37,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A metric over samplers and columns. columns: steps or evaluations; None for samplers that choose their own."""
+    """The table of a metric. columns: steps or evaluations; None for samplers that choose their own steps."""
 
     metric: str
     better: str
@@ -49,7 +49,7 @@ class Matrix:
 
     @property
     def arrow(self) -> str:
-        """The direction of better."""
+        """The arrow for the direction of better values."""
         return "↓" if self.better == "lower" else "↑"
 
     @property
@@ -59,7 +59,7 @@ class Matrix:
 
     @property
     def notes(self) -> list[str]:
-        """What the marks mean, as far as the table has them."""
+        """The legend of the marks that occur in the table."""
         entries = [e for _, row in self.rows for e in row if e is not None]
         notes = []
         if any(e.sd is not None for e in entries):
@@ -76,13 +76,13 @@ def _below(record: Record) -> bool:
 
 
 def default_axis(group: Group) -> Axis:
-    """Evaluations where steps cost differently (a budget was given, or a step is several evaluations), else steps."""
+    """The default axis: evaluations if the samplers differ in evaluations per step or have budgets, else steps."""
     uneven = any(r["steps"] is not None and r["nfe"] != r["steps"] for r in group.records)
     return "nfe" if uneven else "steps"
 
 
 def column(record: Record, axis: Axis) -> int | None:
-    """Where a result stands: its steps; or its budget, else its evaluations. None where the sampler chose."""
+    """The column of a result: its steps; or its budget, else its evaluations. None if the sampler chose its steps."""
     if record["steps"] is None:
         return None
     if axis == "steps":
@@ -117,7 +117,7 @@ def matrix(group: Group, metric: str, axis: Axis) -> Matrix:
 
 
 def mark(records: Sequence[Record | None], metric: str) -> list[Entry | None]:
-    """Entries of one column, the best marked (where there are two or more), and what cannot be told from it."""
+    """Mark the best entry of a column with two or more entries, and all that do not differ significantly from it."""
     from samplerbench.results.compare import difference
 
     entries = [None if r is None else _entry(r, metric) for r in records]

@@ -34,7 +34,7 @@ SETTINGS: dict[Any, Any] = {
 
 
 def figures(group: Group, pictures: dict[str, Path], metrics: Sequence[str] = ()) -> dict[str, Callable[[], Figure]]:
-    """By file stem, the figures that a group's results allow; each is drawn when it is called."""
+    """The figures of a group: file stem → function that draws the figure."""
     found: dict[str, Callable[[], Figure]] = {}
     for metric in metrics or group.metrics():
         stem = re.sub(r"[^A-Za-z0-9]+", "-", metric)
@@ -66,7 +66,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 
 def metric_figure(group: Group, metric: str, horizontal: Horizontal) -> Figure:
-    """A metric over its cost, ± one standard deviation over blocks; over seconds, with the Pareto front."""
+    """A metric over the cost, ± one standard deviation over blocks. Over seconds, with the Pareto front."""
     found = series(group, metric, horizontal)
     lower = _better(group, metric) == "lower"
     order = metric == "gap" and horizontal == "nfe"
@@ -140,12 +140,12 @@ def _lines(
 
 
 def _above_zero(y: float, d: float) -> float:
-    """The lower edge of a band; on a log axis it cannot reach zero."""
+    """The lower edge of a band, above zero on a log axis."""
     return y - d if y > d or y <= 0 else y / 10
 
 
 def _plain_ticks(axis: Any, values: Sequence[float]) -> None:
-    """Ticks at 1, 2 and 5 within a decade where there is little more than one; numbers without exponents."""
+    """Ticks at 1, 2 and 5 if the axis has little more than a decade; numbers without exponents."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     few = max(values) / min(values) < 300

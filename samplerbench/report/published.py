@@ -1,4 +1,4 @@
-"""Published values beside measured ones."""
+"""Published values next to measured values."""
 
 from __future__ import annotations
 

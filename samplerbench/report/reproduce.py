@@ -1,4 +1,4 @@
-"""The command line that makes a result again."""
+"""The command line that reproduces a result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the plots draw, whoever draws them."""
+"""The data of the plots."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Horizontal = Literal["nfe", "steps", "seconds_per_image"]
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one row of the table, by growing x. sd: None where there is one block only."""
+    """The points of one row of the table, in the order of x. sd: standard deviations; None with a single block."""
 
     label: str
     x: list[float]
@@ -43,7 +43,7 @@ def _series(label: str, points: list[tuple[float, float, float | None]]) -> Seri
 
 
 def sweeps(group: Group, metric: str) -> list[Series]:
-    """A metric over the guidance scale: one series per sampler, steps and kind of guidance with two scales or more."""
+    """A metric over the guidance scale: one series per sampler, steps and guidance with at least two scales."""
     found: dict[str, list[tuple[float, float, float | None]]] = defaultdict(list)
     names = RowNames(group.records)
     for r in group.records:
@@ -56,14 +56,14 @@ def sweeps(group: Group, metric: str) -> list[Series]:
 
 
 def _sweep(group: Group, names: RowNames, record: Record) -> str:
-    """A row's name without the scale of its guidance, and the steps."""
-    added = group.label(record).removeprefix(printable(names.row(record)))  # spacing, seed and the like
+    """The name of a row without the guidance scale, and the steps."""
+    added = group.label(record).removeprefix(printable(names.row(record)))  # spacing, seed and other fields
     label = printable(names.row(record, hide={"scale"})) + added
     return f"{label}, " + ("own steps" if record["steps"] is None else f"{record['steps']} steps")
 
 
 def pareto(points: Sequence[tuple[float, float]], lower: bool) -> list[tuple[float, float]]:
-    """The points that no other beats in both cost (x, lower is better) and quality (y), by growing x."""
+    """The Pareto front of cost (x, lower is better) and quality (y), in the order of x."""
     front: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda p: (p[0], p[1] if lower else -p[1])):
         if not front or (y < front[-1][1] if lower else y > front[-1][1]):

@@ -1,4 +1,4 @@
-"""The images of a cell's sample sheet, cut out again."""
+"""The images in the PNG of samples of a cell."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from samplerbench.results.record import Record
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-KEPT = 100  # what a run keeps of a cell for its sheet
+KEPT = 100  # number of images in the PNG of a cell
 
 
 def tiles(file: Path, record: Record, count: int) -> list[Image]:
-    """The first `count` images of a sheet, as `save_grid` lays them out: about square, in reading order.
+    """The first `count` images of a PNG written by `save_grid`.
 
     Sample i of every cell with one seed began at the same x_T. Empty where the file is no readable sheet.
     """
@@ -30,9 +30,9 @@ def tiles(file: Path, record: Record, count: int) -> list[Image]:
     try:
         with open_regular(file) as stream, Image.open(stream) as picture:
             sheet = picture.convert("RGB" if picture.mode not in ("L", "RGB") else picture.mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # a broken PNG is a SyntaxError
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # SyntaxError for a damaged PNG
         return []
-    # The gap around images is all that keeps the sheet's sides from being whole multiples.
+    # Without the gaps, the sides of the sheet would be multiples of those of the images.
     gaps = [g for g in range(1, 17) if (sheet.width - g) % columns == 0 and (sheet.height - g) % lines == 0]
     if not gaps:
         return []
@@ -45,7 +45,7 @@ def tiles(file: Path, record: Record, count: int) -> list[Image]:
 
 
 def block(images: list[Image], columns: int, gap: int = 2, most: int = 128) -> Image:
-    """Images side by side on white; those wider than `most` pixels are scaled down."""
+    """Images side by side on white. Images wider than `most` pixels are scaled down."""
     from PIL import Image
 
     scale = min(1.0, most / max(images[0].size))
@@ -59,7 +59,7 @@ def block(images: list[Image], columns: int, gap: int = 2, most: int = 128) -> I
 
 
 def data_uri(image: Image) -> str:
-    """The image as a PNG within a URI."""
+    """The image as a data URI with a PNG."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -22,7 +22,7 @@ FLOOR_NOTE = (
 
 
 def row_names(records: Sequence[Record]) -> list[str]:
-    """What the row of each record is called: spacing and seed are said where one sampler's rows differ in them."""
+    """The name of each record's row, with spacing and seed if the rows of a sampler differ in them."""
     table = RowNames(records)
     rows = [table.row(record) for record in records]
     found: dict[str, list[Record]] = {}
@@ -41,7 +41,7 @@ def row_names(records: Sequence[Record]) -> list[str]:
 
 
 def format_value(value: float) -> str:
-    """Three or four significant digits; an exponent only where four decimals would show next to nothing."""
+    """Format with three or four significant digits, and with an exponent for very small values."""
     if value != value:
         return "nan"
     magnitude = abs(value)
@@ -52,7 +52,7 @@ def format_value(value: float) -> str:
 
 
 def column_of(record: Record, by_cost: bool = False) -> int | None:
-    """The column a record stands in: its budget of evaluations, else its steps, else None ("own").
+    """The column of a record: its budget of evaluations, else its steps, else None ("own").
 
     by_cost: in a table of budgets, where what was run by its steps stands at the evaluations it took.
     """
@@ -67,9 +67,12 @@ def _columns(records: Sequence[Record], by_cost: bool) -> list[int | None]:
 
 
 def steps_table(records: Sequence[Record], metric: str, floor: tuple[float, float, int] | None = None) -> Group:
-    """Rows samplers, columns steps, cells the metric; the best of each column in bold.
+    """The table of a metric: rows are samplers, columns are steps. The best value of each column is bold.
 
-    floor: (mean, standard deviation, images) of `noise_floor`, a row of its own below the others, with a note.
+    Args:
+        records: the results.
+        metric: name of the metric.
+        floor: mean, standard deviation and size of `noise_floor`, shown in a row below the others; None for no row.
     """
     found = next((r["metrics"][metric] for r in records if metric in r["metrics"]), None)
     arrow = "↓" if found is None or found["better"] == "lower" else "↑"
@@ -89,7 +92,9 @@ def steps_table(records: Sequence[Record], metric: str, floor: tuple[float, floa
         table.add_row(literal(name), *cells)
     notes = []
     if any("sd" in (_value(r, metric) or {}) for r in records):
-        notes.append("mean ± standard deviation over blocks; ≈ cannot be told apart from the best (paired blocks, 95%)")
+        notes.append(
+            "mean ± standard deviation over blocks; ≈ not significantly different from the best (paired blocks, 95%)"
+        )
     if floor is not None:
         mean, deviation, size = floor
         text = f"{format_value(mean)} ± {format_value(deviation)}"
@@ -105,13 +110,13 @@ def _value(record: Record, metric: str) -> dict[str, Any] | None:
 
 
 def measured_in(features: str, reference: str) -> str:
-    """` (digits-cnn features, against digits (all, 1797))`, as far as a metric takes features and a reference."""
+    """` (digits-cnn features, against digits (all, 1797))`, for a metric with features and a reference."""
     parts = [f"{features} features" if features else "", f"against {reference}" if reference else ""]
     return f" ({', '.join(filter(None, parts))})" if any(parts) else ""
 
 
 def _best(column: Sequence[Record], metric: str, lower: bool) -> dict[str, Any] | None:
-    """The best entry of a column; None where fewer than two rows have a finite value."""
+    """The best entry of a column; None if fewer than two rows have a finite value."""
     found = [r["metrics"][metric] for r in column if metric in r["metrics"]]
     found = [entry for entry in found if math.isfinite(entry["value"])]
     if len(found) < 2:
@@ -120,7 +125,7 @@ def _best(column: Sequence[Record], metric: str, lower: bool) -> dict[str, Any] 
 
 
 def _cell(record: Record | None, metric: str, best: dict[str, Any] | None) -> Text:
-    """The text of one cell: bold for the best of its column, ≈ for what cannot be told apart from it."""
+    """The text of a cell: bold for the best of its column, ≈ if it does not differ significantly from the best."""
     if record is None:
         return Text("")
     if "unmet" in record:
@@ -147,7 +152,7 @@ def _cell(record: Record | None, metric: str, best: dict[str, Any] | None) -> Te
 
 
 def long_table(records: Sequence[Record]) -> WideTable:
-    """One row per cell: what it cost, and what it gave. Cells that differ in their budget alone are one row."""
+    """One row per cell, with costs and metrics. Cells that differ only in their budget are merged."""
     records = _sampled(records)
     metrics = list(dict.fromkeys(m for r in records for m in r["metrics"]))
     spacings = RowNames(records)
@@ -181,7 +186,7 @@ def long_table(records: Sequence[Record]) -> WideTable:
 
 
 def _sampled(records: Sequence[Record]) -> list[Record]:
-    """The records without those that repeat another one under another budget of evaluations."""
+    """The records, without repetitions under another budget of evaluations."""
     found: dict[Any, Record] = {}
     for i, r in enumerate(records):
         same = r.get("budget") is not None and "unmet" not in r and not r.get("pending") and r.get("protocol")
@@ -194,7 +199,7 @@ def _time(value: float | None) -> str:
 
 
 def untimed_note(records: Sequence[Record]) -> str:
-    """What is said of rows whose time was measured under other conditions than the table's."""
+    """The note on rows whose time was measured under other conditions than those of the table."""
     told = dict.fromkeys(describe_conditions(t) for r in records for t in timings_of(r))
     where = "; ".join(name or "unknown conditions" for name in told)
     count = f"{len(records)} row{'s' if len(records) != 1 else ''}"
@@ -203,5 +208,5 @@ def untimed_note(records: Sequence[Record]) -> str:
 
 
 def format_nfe(nfe: float) -> str:
-    """A whole number where it is one; else, for solvers that step each image alone, the mean with one digit."""
+    """Format as an integer if possible, else with one decimal (the mean of adaptive solvers)."""
     return str(nfe) if isinstance(nfe, int) else f"{nfe:.1f}"

@@ -1,4 +1,4 @@
-"""A report in the terminal: the table of each metric, and a plot in braille."""
+"""A report in the terminal: tables, and plots in braille."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille 
 
 
 def matrix_table(matrix: Matrix) -> Group:
-    """Rows samplers, columns steps or budgets; the best of a column in bold, ties with it marked ≈."""
+    """Rows are samplers, columns are steps or budgets. The best of a column is bold; ties are marked with ≈."""
     title = f"{matrix.metric.upper()} {matrix.arrow}{measured_in(matrix.features, matrix.reference)}"
     table = WideTable([f"sampler \\ {AXIS_NAMES[matrix.axis]}", *matrix.heads])
     for name, row in matrix.rows:
@@ -40,7 +40,7 @@ def _cell(entry: Entry | None) -> Text:
 def text_plot(
     found: Sequence[Series], x_name: str, y_name: str, log_y: bool, width: int = 64, height: int = 14
 ) -> Text:
-    """Lines in braille with a letter at each point, log x and (if asked) log y; the legend names the letters.
+    """A plot in braille with a letter at each point. x is logarithmic, y optionally. A legend explains the letters.
 
     Where two points fall into one character, the first series keeps it.
     """

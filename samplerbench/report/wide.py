@@ -1,4 +1,4 @@
-"""A table of the terminal that is never cut: columns for which there is no room go to further tables below it."""
+"""A terminal table that is split into several tables if it is too wide."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rich.text import Text
 from samplerbench.text import literal
 
 NAME_WIDTH = 26
-"""Characters that a narrow terminal leaves to the first column, which folds."""
+"""Minimum width of the first column, whose text wraps."""
 FRAME = 3  # characters around a cell: a space on each side, and a border
 
 
 class WideTable:
-    """A table that is split between columns, and not within values, where the terminal is too narrow.
+    """A table that is split between columns if the terminal is too narrow.
 
     Args:
-        heads: the headings.
-        fixed: how many of the first columns every part repeats, where there is room for them.
-        left: how many of the first columns are aligned to the left.
+        heads: the column headings.
+        fixed: number of first columns that each part repeats, if there is space.
+        left: number of first columns that are left-aligned.
     """
 
     def __init__(self, heads: list[str], fixed: int = 1, left: int = 1) -> None:
@@ -35,7 +35,7 @@ class WideTable:
         """A note that is printed below the table."""
 
     def add_row(self, *cells: str | Text) -> None:
-        """Add a row; cells that are left out are empty."""
+        """Add a row. Missing cells are empty."""
         row = [cell if isinstance(cell, Text) else literal(cell) for cell in cells]
         self.rows.append(row + [Text("")] * (len(self.heads) - len(row)))
 

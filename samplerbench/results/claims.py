@@ -1,12 +1,12 @@
-"""Which run works on which cell: one lease file per cell, renewed by its owner, taken over when the owner is gone.
+"""Leases: assign cells to runs with one lease file per cell, renewed by its owner.
 
-A lease is a file that is created atomically (a hard link fails where the name exists), so it needs no locks of the
-operating system and works on network file systems. Its owner renews its time stamp; a lease that is not renewed for
-`Timing.stale` seconds, or whose process has ended on this machine, is taken over by the next run that wants the cell.
+A lease file is created atomically with a hard link, which fails if the file exists. It therefore needs no operating
+system locks, and works on network file systems. The owner renews the time stamp of the file. If a lease is not renewed
+for `Timing.stale` seconds, or its process has ended on this machine, the next run that needs the cell takes it over.
 
-A process that was suspended for longer than that finds its lease gone (`Lease.check`) and leaves the cell to the new
-owner. Between that check and the write of a result lies a moment in which both may write. This is harmless: a result
-is a function of its protocol, so both write the same numbers, and each write is atomic.
+A process that was suspended for longer loses its lease (`Lease.check`) and leaves the cell to the new owner. Between
+this check and the write of a result, both processes may write. This is safe, because a result is a function of its
+protocol, so both write the same numbers, and each write is atomic.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ from samplerbench.text import printable
 
 MAX_LEASE_BYTES = 64 * 1024
 NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOTSUP}
-"""What `os.link` fails with on a file system without hard links."""
+"""Errors of `os.link` on a file system without hard links."""
 
 
-class ClaimLost(RunError):  # noqa: N818 - no cell fails by it: the cell belongs to another run now
-    """Another run has taken the cell over, because this one did not renew its lease in time."""
+class ClaimLost(RunError):  # noqa: N818 - not a failure of the cell
+    """Another run took the cell over, because this run did not renew its lease in time."""
 
 
-class Claimed(Exception):  # noqa: N818 - it is no error
+class Claimed(Exception):  # noqa: N818 - not an error
     """Another run works on the cell."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """The times of a lease.
+    """Time limits of a lease.
 
     Attributes:
         beat: seconds between two renewals.
-        stale: seconds without a renewal, by the clock of the file system, after which the owner counts as gone.
-        observe: seconds for which this process must itself see no renewal before it believes a stale time stamp: after
-            a machine wakes up, or a clock is set, a living owner renews its lease within this time.
-        poll: longest pause between two attempts, in seconds.
+        stale: seconds without a renewal, by the clock of the file system, after which a lease expires.
+        observe: seconds without a renewal that this process must observe itself before it takes over an expired lease.
+            After a machine wakes up, or a clock is set, a running owner renews its lease within this time.
+        poll: maximum seconds between two attempts.
         notice: seconds between two messages while waiting.
     """
 
@@ -72,14 +72,14 @@ DEFAULT = Timing()
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lease.
+    """The owner of a lease.
 
     Attributes:
-        token: random; no two leases have the same.
-        host: name of the machine, as shown.
-        machine: hash of what tells one machine, boot and process namespace from another.
-        pid: process id there.
-        started: start time of the process, which tells it from a later one with the same id; empty if unknown.
+        token: random unique identifier of the lease.
+        host: name of the machine.
+        machine: hash that identifies the machine, its boot and the process namespace.
+        pid: process id.
+        started: start time of the process, to detect a reused process id; "" if unknown.
         command: the command line.
         since: time of the claim, ISO 8601, UTC.
     """
@@ -105,7 +105,7 @@ class Owner:
 
     @classmethod
     def read(cls, data: bytes) -> Owner | None:
-        """The owner in a lease file; None where the content is anything else."""
+        """Parse the content of a lease file; None if it is invalid."""
         try:
             content = json.loads(data)
             owner = cls(**content)
@@ -122,7 +122,7 @@ class Owner:
         return f"process {self.pid} on {host}, since {since.replace('T', ' ').replace('+00:00', ' UTC')}: {command}"
 
     def is_alive(self) -> bool | None:
-        """Whether the process still runs; None where this machine cannot know it."""
+        """Whether the process is running; None if it belongs to another machine."""
         if self.machine != this_machine():
             return None
         return is_running(self.pid, self.started)
@@ -130,7 +130,7 @@ class Owner:
 
 @functools.cache
 def this_machine() -> str:
-    """A hash of what must agree for a process id to mean the same process: host, boot, process namespace."""
+    """A hash of the host, its boot and the process namespace, within which a process id is unique."""
     parts = [socket.gethostname()]
     try:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip())
@@ -142,12 +142,12 @@ def this_machine() -> str:
 
 
 def start_time(pid: int) -> str:
-    """When a process started, in a form that does not depend on the clock where there is one; empty if unknown."""
+    """The start time of a process, independent of the system clock if possible; "" if unknown."""
     return _status(pid)[1]
 
 
 def is_running(pid: int, started: str) -> bool:
-    """Whether the process with this id and start time runs. A zombie does not run."""
+    """Whether the process with this id and start time is running. A zombie process is not."""
     import psutil
 
     if not psutil.pid_exists(pid):
@@ -157,10 +157,10 @@ def is_running(pid: int, started: str) -> bool:
 
 
 def _status(pid: int) -> tuple[str, str]:
-    """(state, start time) of a process; empty where unknown."""
+    """The state and start time of a process; "" if unknown."""
     import psutil
 
-    # Linux: in clock ticks since boot. psutil's time since 1970 moves when the system's clock is set.
+    # Linux: clock ticks since boot. psutil's time since 1970 changes when the system clock is set.
     with contextlib.suppress(OSError, IndexError):
         content = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
         words = content.rpartition(")")[2].split()
@@ -174,7 +174,7 @@ def _status(pid: int) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A lease file as it was read: its owner (None if the content is no lease's) and its time stamp in ns."""
+    """A lease file that was read: its owner (None if the content is invalid) and its time stamp in ns."""
 
     owner: Owner | None
     mtime: int
@@ -188,11 +188,12 @@ class Claims:
     """The leases in a folder.
 
         lease = Claims(folder).take(key)
-        if lease is None: another run holds it; `holder(key)` says which
+        if lease is None:  # another run holds it
+            print(Claims(folder).holder(key))
 
     Args:
-        folder: where the lease files lie; made when needed.
-        timing: see `Timing`.
+        folder: folder of the lease files; created when needed.
+        timing: time limits.
     """
 
     def __init__(self, folder: Path, timing: Timing = DEFAULT) -> None:
@@ -200,7 +201,7 @@ class Claims:
         self._observed: dict[str, tuple[tuple[str, int], float]] = {}
 
     def take(self, key: str) -> Lease | None:
-        """Claim a cell; None while another process holds it. Never waits.
+        """Claim a cell; None if another process holds it. Does not wait.
 
         Raises:
             SamplerbenchError: the folder cannot be written to.
@@ -217,7 +218,7 @@ class Claims:
             raise write_error(self.folder, error) from None
 
     def holder(self, key: str) -> Owner | None:
-        """Who holds a cell; None where nobody does, or where the lease cannot be read."""
+        """The owner of a cell; None if it is free, or if the lease cannot be read."""
         try:
             seen = self._read(self._file(key))
         except (OSError, SamplerbenchError):
@@ -233,7 +234,7 @@ class Claims:
             raise UserError(f"{self.folder} is a symbolic link; remove it.")
 
     def _read(self, file: Path) -> _Seen | None:
-        """A lease file; None where there is none. It is opened anew: then NFS asks the server for its time stamp."""
+        """Read a lease file; None if it does not exist. Opening it makes NFS fetch the current time stamp."""
         flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
         try:
             handle = os.open(file, flags)
@@ -241,7 +242,7 @@ class Claims:
             return None
         except OSError as error:
             if error.errno == errno.EACCES and file.is_file() and not file.is_symlink():
-                return _Seen(None, file.stat().st_mtime_ns)  # another user's, which may be seen but not read
+                return _Seen(None, file.stat().st_mtime_ns)  # a file of another user that cannot be read
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EMLINK, errno.EACCES):
                 raise UserError(f"{file} is no regular file; remove it.") from None
             raise
@@ -254,7 +255,7 @@ class Claims:
             os.close(handle)
 
     def _gone(self, file: Path, seen: _Seen) -> str | None:
-        """Why the owner of a lease counts as gone; None where it does not."""
+        """Why a lease has expired; None if it is valid."""
         if seen.owner is not None and seen.owner.is_alive() is False:
             return "has ended"
         fingerprint = (seen.identity, seen.mtime)
@@ -263,13 +264,13 @@ class Claims:
             first = time.monotonic()
             self._observed[file.name] = (fingerprint, first)
         age, unchanged = (self._clock() - seen.mtime) / 1e9, time.monotonic() - first
-        # The second condition also covers a time stamp in the future, after the file system's clock was set back.
+        # The second condition handles time stamps in the future, after the file system's clock was set back.
         if (age > self.timing.stale and unchanged >= self.timing.observe) or unchanged > self.timing.stale:
             return f"has given no sign of life for {max(age, unchanged):.0f} s"
         return None
 
     def _clock(self) -> int:
-        """The time now in ns, by the clock that stamps the files of this folder: clocks of two hosts may differ."""
+        """The current time in ns, by the clock of the file system. The clocks of hosts may differ."""
         handle, name = tempfile.mkstemp(dir=self.folder, prefix=".clock-")
         try:
             os.write(handle, b"0")
@@ -279,20 +280,22 @@ class Claims:
             os.unlink(name)
 
     def _create(self, file: Path, before: Owner | None = None, reason: str | None = None) -> Lease | None:
-        """Make the lease file; None where there is one."""
+        """Create the lease file; None if it exists."""
         owner = Owner.me()
         data = json.dumps(asdict(owner)).encode()
         temporary = file.with_name(f".{file.stem}.{owner.token}.tmp")
         try:
             _write_new(temporary, data)
-            # The link appears with its whole content, and only where there was none.
+            # The link appears with its complete content, and only if the file did not exist.
             try:
                 os.link(temporary, file)
             except OSError as error:
                 if error.errno in NO_LINKS:
                     _write_new(file, data)
                 else:
-                    seen = self._read(file)  # NFS may report a failure of a link that it made, when a reply is lost
+                    seen = self._read(
+                        file
+                    )  # NFS may report a failure although it created the link, if a reply was lost
                     if seen is None or seen.identity != owner.token:
                         raise
         except FileExistsError:
@@ -302,16 +305,16 @@ class Claims:
         return Lease(self, file, owner, before, reason)
 
     def _take_over(self, file: Path, seen: _Seen, reason: str) -> Lease | None:
-        """Replace a stale lease by one's own; None where another process was faster.
+        """Replace an expired lease by a new one; None if another process was faster.
 
-        One process at a time replaces one lease: it makes a marker named after the lease's token, looks again whether
-        the lease is still the one that it judged, removes it and creates its own.
+        Only one process at a time replaces a lease: it creates a marker named after the token of the lease, checks that
+        the lease has not changed, removes it, and creates its own.
         """
         marker = file.with_name(f"{file.stem}.{seen.identity}.takeover")
         try:
             _write_new(marker, b"")
         except FileExistsError:
-            # A process that died between the lines below leaves its marker.
+            # A process that was killed below leaves its marker.
             with contextlib.suppress(FileNotFoundError):
                 if (self._clock() - marker.stat().st_mtime_ns) / 1e9 > self.timing.stale:
                     marker.unlink()
@@ -324,7 +327,7 @@ class Claims:
             marker.unlink(missing_ok=True)
 
     def _remove(self, file: Path, identity: str) -> bool:
-        """Remove a lease if it is the one meant. It is renamed before it is looked at, so that no other is removed."""
+        """Remove a lease if it has this identity. It is renamed before the check, so that no other lease is removed."""
         aside = file.with_name(f".{file.stem}.{uuid.uuid4().hex}.gone")
         try:
             os.rename(file, aside)
@@ -333,7 +336,7 @@ class Claims:
         except PermissionError:
             if os.name != "nt":
                 raise
-            return False  # Windows renames no file that another process reads just now
+            return False  # Windows cannot rename a file that another process is reading
         seen = self._read(aside)
         meant = seen is not None and seen.identity == identity
         if not meant:
@@ -349,12 +352,12 @@ class Claims:
 
 
 class Lease:
-    """A cell that this process holds. A daemon thread renews it until it is released or lost.
+    """A cell that this process holds. A daemon thread renews the lease until it is released or lost.
 
     Attributes:
         owner: this process.
-        before: whose lease it replaced; None where the cell was free.
-        reason: why that one counted as gone.
+        before: owner of the lease that it replaced; None if the cell was free.
+        reason: why the previous lease expired.
     """
 
     def __init__(self, claims: Claims, file: Path, owner: Owner, before: Owner | None, reason: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Which rows of a column can be told apart, and the noise floor they are seen against."""
+"""Significance of differences between rows, and the noise floor."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two rows' metric, block by block: the mean difference and its 95% half-width."""
+    """The mean difference of two rows over blocks, with half the width of its 95% interval (`margin`)."""
 
     mean: float
     margin: float
 
     @property
     def tied(self) -> bool:
-        """Whether zero is within the interval: the two cannot be told apart."""
+        """Whether the interval contains zero, so the difference is not significant."""
         return abs(self.mean) <= self.margin
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
-    """Mean of a_i - b_i with Student's 95% interval; the blocks are paired, since samplers share x_T and labels.
+    """Mean of a_i - b_i with Student's 95% interval. Blocks are paired, because samplers share x_T and labels.
 
     Raises:
         ValueError: fewer than two blocks, or different numbers of them.
@@ -42,9 +42,9 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
 
 
 def unpaired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
-    """Difference of means with Welch's 95% interval, for blocks that share nothing (other seeds).
+    """Difference of means with Welch's 95% interval, for independent blocks (different seeds).
 
-    Degrees of freedom by Welch & Satterthwaite: (v_a + v_b)² / (v_a²/(n_a - 1) + v_b²/(n_b - 1)), v = s²/n.
+    Degrees of freedom (Welch-Satterthwaite): (v_a + v_b)² / (v_a²/(n_a - 1) + v_b²/(n_b - 1)), v = s²/n.
 
     Raises:
         ValueError: fewer than two blocks on either side.
@@ -62,9 +62,9 @@ def unpaired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
 
 
 def difference(a: dict[str, Any], b: dict[str, Any], metric: str) -> Difference | None:
-    """How much the metric of record a exceeds that of record b; None where there are not two finite blocks of each.
+    """The difference of a metric between records a and b (a - b); None without two finite blocks of each.
 
-    Blocks of one seed are paired (they share x_T and labels), those of different seeds are not.
+    Blocks with the same seed are paired, because they share x_T and labels. Blocks with different seeds are not.
     """
     one, two = a["metrics"][metric].get("blocks") or [], b["metrics"][metric].get("blocks") or []
     if min(len(one), len(two)) < 2 or not all(map(math.isfinite, [*one, *two])):
@@ -75,9 +75,17 @@ def difference(a: dict[str, Any], b: dict[str, Any], metric: str) -> Difference 
 
 
 def noise_floor(features: Tensor, size: int, splits: int = 5) -> tuple[float, float, int]:
-    """(mean, standard deviation, size) of the FID between two disjoint random subsets of the real images.
+    """The FID between two disjoint random subsets of the real images.
 
-    What a perfect generator of so many images would show against so many real ones. size is cut to half of the data.
+    This is the FID of a perfect generator, with `size` images on both sides.
+
+    Args:
+        features: (n, d), of the real images.
+        size: size of a subset, at most n/2.
+        splits: number of repetitions.
+
+    Returns:
+        Mean, standard deviation, and the size that was used.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and that are files: no link, pipe, socket, device or folder in their place."""
+"""Atomic writes, and reads that accept only regular files: no links, pipes, sockets, devices or folders."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ def write_error(file: Path, error: OSError) -> SamplerbenchError:
 
 
 LARGEST_TEXT = 64 * 2**20
-"""Bytes beyond which a result or a log is not read."""
+"""Maximum size of a result or a log, in bytes."""
 
 
 def is_regular(file: Path) -> bool:
-    """Whether a name is a regular file itself: no symbolic link, pipe, socket, device or folder."""
+    """Whether a path is a regular file, and not a symbolic link."""
     try:
         return stat.S_ISREG(file.lstat().st_mode)
-    except (OSError, ValueError):  # a name with a NUL is a ValueError
+    except (OSError, ValueError):  # ValueError for a name with a null character
         return False
 
 
 def open_regular(file: Path) -> BinaryIO:
-    """Open a regular file to be read. A symbolic link is not followed, and a pipe does not block.
+    """Open a regular file for reading. Symbolic links are not followed, and pipes do not block.
 
     Raises:
-        FileNotFoundError: there is nothing of this name.
-        OSError: it is no regular file, or it cannot be read.
+        FileNotFoundError: the file does not exist.
+        OSError: not a regular file, or it cannot be read.
     """
     return os.fdopen(_descriptor(file, os.O_RDONLY), "rb")
 
 
 def read_regular(file: Path, most: int | None = None) -> bytes:
-    """The content of a regular file of at most `most` bytes. Raises OSError as `open_regular`, and for a larger one."""
+    """Read a regular file of at most `most` bytes. Raises OSError as `open_regular`, and for larger files."""
     with open_regular(file) as stream:
         size = os.fstat(stream.fileno()).st_size
         if most is not None and size > most:
@@ -67,15 +67,15 @@ def read_regular(file: Path, most: int | None = None) -> bytes:
 
 
 def append_line(file: Path, line: str) -> None:
-    """Add a line to a text file, which is made if it is not there. Raises OSError where it is no regular file."""
+    """Append a line to a text file, and create it if needed. Raises OSError if it is not a regular file."""
     with os.fdopen(_descriptor(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as stream:
         stream.write(f"{line}\n".encode("utf-8", errors="replace"))
 
 
 def _descriptor(file: Path, flags: int) -> int:
-    """A file descriptor of a regular file. O_NONBLOCK keeps the opening of a pipe from waiting for its other end."""
+    """Open a regular file. O_NONBLOCK prevents blocking on a pipe."""
     with suppress(FileNotFoundError):
-        # What the flags do where there are such flags is asked for beforehand where there are none (Windows).
+        # Checked in advance for systems without the flags below (Windows).
         if not stat.S_ISREG(file.lstat().st_mode):
             raise OSError("it is no regular file")
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
@@ -91,10 +91,10 @@ def _descriptor(file: Path, flags: int) -> int:
 
 
 def set_aside(file: Path) -> Path | None:
-    """Rename what cannot be used to NAME.damaged, or NAME.2.damaged and so on: nothing set aside before is replaced.
+    """Rename a file to NAME.damaged, or to NAME.2.damaged and so on if that exists.
 
     Returns:
-        The new name; None where it cannot be renamed.
+        The new name; None if it cannot be renamed.
     """
     number = 1
     while os.path.lexists(target := file.with_name(f"{file.name}{'' if number == 1 else f'.{number}'}.damaged")):
@@ -110,7 +110,7 @@ def refuse_links(folder: Path, root: Path) -> None:
     """Check that no folder from below `root` down to `folder` is a symbolic link.
 
     Raises:
-        UserError: one is, so what is written there would land elsewhere.
+        UserError: one of them is a symbolic link.
     """
     for part in (folder, *folder.parents):
         if part == root:
@@ -121,13 +121,13 @@ def refuse_links(folder: Path, root: Path) -> None:
 
 @contextmanager
 def atomic_file(file: Path) -> Iterator[Path]:
-    """The name of a temporary file beside, which is flushed to the disk and renamed to `file` at the end.
+    """Context manager: yields a temporary file, which is flushed to disk and renamed to `file` at the end.
 
-    A symbolic link at `file` is replaced, not followed. Where the block raises, nothing is left.
+    A symbolic link at `file` is replaced, not followed. After an exception, the temporary file is removed.
 
     Raises:
         UserError: the folder cannot be written to.
-        RunError: the disk is full or fails. What was there before remains.
+        RunError: the disk is full or fails. An existing file is kept.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def atomic_file(file: Path) -> Iterator[Path]:
 
 
 def write_atomically(file: Path, data: bytes) -> None:
-    """Write to a temporary file beside, flush it to the disk, and rename: the file is whole or not there.
+    """Write a file atomically: write a temporary file, flush it to disk, and rename it.
 
     Raises:
         UserError: the folder cannot be written to.

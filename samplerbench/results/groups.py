@@ -1,4 +1,4 @@
-"""Which results may stand in one table, and what each row is called."""
+"""Groups of comparable results, and the names of their rows."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from samplerbench.results.record import Record
 from samplerbench.results.timings import common_conditions, describe_conditions, seconds_per_image, timing_under
 from samplerbench.text import printable
 
-# What rows of one table may differ in. All the rest of the protocol must be equal.
+# Fields in which the rows of a table may differ. All other fields of the protocol must be equal.
 PER_ROW = frozenset({"sampler", "guidance", "spacing", "sigmas", "classifier", "seed", "metrics", "metric sources"})
 
 
 @dataclass(frozen=True)
 class Group:
-    """Results of one protocol.
+    """Comparable results.
 
-    title: "" where there is only one group, else the fields in which it differs from the others. labels: by protocol
-    hash, the name of the row a result stands in; results of one row differ in their steps alone.
+    Attributes:
+        title: the fields in which the group differs from other groups; "" for a single group.
+        protocol: the fields that all results share.
+        records: the results.
+        labels: protocol hash → name of the row. Results in one row differ only in their steps.
     """
 
     title: str
@@ -41,27 +44,27 @@ class Group:
         return list(dict.fromkeys(self.label(r) for r in self.records))
 
     def metrics(self) -> list[str]:
-        """The metrics that at least one result has."""
+        """The metrics of all results."""
         return list(dict.fromkeys(m for r in self.records for m in r["metrics"]))
 
     @cached_property
     def conditions(self) -> dict[str, Any]:
-        """The conditions under which most of the results were timed: the only ones whose times are compared."""
+        """The most frequent timing conditions. Only times under these conditions are compared."""
         return common_conditions(self.records)
 
     def seconds_per_image(self, record: Record) -> float | None:
-        """Sampling time per image under the group's conditions; None where it was not measured under them."""
+        """Sampling time per image under the group's conditions, in seconds; None if it was not measured."""
         timing = timing_under(record, self.conditions)
         return None if timing is None else seconds_per_image(timing)
 
     def describe_times(self) -> str:
-        """What the times were measured under, and how many results have none under that; "" where nothing is known."""
-        told = describe_conditions(self.conditions)
+        """The timing conditions, and the number of results without a time under them; "" if they are unknown."""
+        conditions = describe_conditions(self.conditions)
         without = sum(timing_under(r, self.conditions) is None for r in self.records)
         if not without:
-            return told
+            return conditions
         more = f"{without} of {len(self.records)} results were timed under other conditions and have no time here"
-        return f"{told}; {more}" if told else more
+        return f"{conditions}; {more}" if conditions else more
 
     def describe(self) -> str:
         """The protocol in one line, for a caption."""
@@ -72,14 +75,14 @@ class Group:
 
 
 def shared_protocol(record: Record) -> dict[str, Any]:
-    """The part of a result's protocol that all rows of a table have in common."""
+    """The part of a protocol that all rows of a table share."""
     return {k: v for k, v in record["protocol_fields"].items() if k not in PER_ROW}
 
 
 def group(records: Sequence[Record]) -> list[Group]:
-    """Results by protocol, the largest group first; each names the fields that set it apart.
+    """Group results by protocol, the largest group first. Titles name the fields in which the groups differ.
 
-    Two results that name the same metric with different parameters are of different protocols too.
+    Results with different parameters of the same metric are in different groups.
     """
     found: dict[str, list[Record]] = defaultdict(list)
     records = merge_metrics(records)
@@ -95,7 +98,7 @@ def group(records: Sequence[Record]) -> list[Group]:
 
 
 def merge_metrics(records: Sequence[Record]) -> list[Record]:
-    """One row for results that differ in nothing but the metrics asked for; the costs are those of the first."""
+    """Merge results that differ only in their metrics. The costs are those of the first."""
     found: dict[str, Record] = {}
     for record in records:
         fields = {k: v for k, v in record["protocol_fields"].items() if k not in ("metrics", "metric sources")}
@@ -116,7 +119,7 @@ def merge_metrics(records: Sequence[Record]) -> list[Record]:
 
 
 def differing(protocols: Sequence[dict[str, Any]]) -> list[str]:
-    """The dotted names of the fields in which protocols differ; per-class counts only where n does not say it."""
+    """The dotted names of the fields in which protocols differ. Per-class counts are omitted if n differs."""
     leaves = [dict(flatten(p)) for p in protocols]
     names = list(dict.fromkeys(name for leaf in leaves for name in leaf))
     found = [name for name in names if len({json.dumps(leaf.get(name)) for leaf in leaves}) > 1]
@@ -124,7 +127,7 @@ def differing(protocols: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def flatten(value: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested dictionaries, with dotted names."""
+    """The leaves of nested dictionaries, with dotted names."""
     for name, inner in value.items():
         if isinstance(inner, dict) and inner:
             yield from flatten(inner, f"{before}{name}.")
@@ -133,18 +136,18 @@ def flatten(value: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]
 
 
 def metric_specs(record: Record) -> dict[str, str]:
-    """Spec by name of the metrics a result was asked for."""
+    """The metrics of a result: name → spec."""
     return {split(spec)[0]: spec for spec in record["protocol_fields"].get("metrics", [])}
 
 
 def metric_identities(record: Record) -> dict[str, str]:
-    """The same, with the hash of the source of a metric that is not built in: what must be equal in one column."""
+    """The metrics of a result: name → spec and source hash, which must be equal within a column."""
     sources = record["protocol_fields"].get("metric sources", {})
     return {name: f"{spec} {sources.get(spec, '')}".rstrip() for name, spec in metric_specs(record).items()}
 
 
 def _key(record: Record, others: Sequence[Record]) -> dict[str, Any]:
-    """The shared protocol, with the specs of those metrics that the folder holds with several parameters."""
+    """The shared protocol, with the specs of metrics that occur with several parameters."""
     ambiguous = {
         name: spec
         for name, spec in metric_identities(record).items()
@@ -154,7 +157,7 @@ def _key(record: Record, others: Sequence[Record]) -> dict[str, Any]:
 
 
 def _labels(records: Sequence[Record]) -> dict[str, str]:
-    """Names of rows: what tells them apart is added only where it is needed."""
+    """Names of rows. Distinguishing fields are added only where needed."""
     names = RowNames(records)
     labels = {r["protocol"]: printable(names.row(r)) for r in records}
 
@@ -173,7 +176,7 @@ def _labels(records: Sequence[Record]) -> dict[str, str]:
 
 
 def _is_row(members: Sequence[Record], addition: Callable[[Record], str]) -> bool:
-    """Whether members already are one row: at most one per number of steps, where only the hash is left to add."""
+    """Whether members form one row: at most one result per number of steps, and only the hash could be added."""
     steps = [r["steps"] for r in members]
     return addition is _protocol and len(set(steps)) == len(steps)
 

@@ -1,4 +1,4 @@
-"""What the rows of a table are called, and in which order they stand."""
+"""Names and order of the rows of a table."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from samplerbench.options import show_value
-from samplerbench.registry import split
+from samplerbench.registry import aliases, current_spec, split
 from samplerbench.results.record import Record
 
 Parameters = dict[str, Any]
 
 
 class RowNames:
-    """The names of plugins in one table.
+    """Names of the plugins in one table.
 
-    A plugin is called by its spec. A parameter that two rows of one plugin give different values is written in each of
-    them, the default too: `ddim` beside `ddim:eta=0.5` is `ddim:eta=0`.
+    The name of a plugin is its spec. If two rows of a plugin differ in a parameter, all its rows show the parameter,
+    including default values: `ddim` next to `ddim:eta=0.5` is `ddim:eta=0`.
 
     Args:
-        records: the rows of the table. A record says the parameters of its plugins in `protocol_fields`; of one that
-            does not, the spec is taken as it is.
+        records: the rows of the table. The parameters are read from `protocol_fields`; if a record lacks them, its spec
+            is used unchanged.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -35,7 +35,7 @@ class RowNames:
         self._varied = {key: {k for k, v in values.items() if len(v) > 1} for key, values in found.items()}
 
     def plugin(self, record: Record, kind: str, hide: Collection[str] = ()) -> str:
-        """What a record's sampler, guidance or spacing is called; "" for none. hide: parameters to leave out."""
+        """The name of a record's sampler, guidance or spacing; "" for none. hide: parameters to omit."""
         spec = str(record[kind] or "")
         if not spec:
             return ""
@@ -52,19 +52,37 @@ class RowNames:
         return head + (":" + ",".join(words) if words else "")
 
     def row(self, record: Record, hide: Collection[str] = ()) -> str:
-        """`ddim:eta=0.5 + cfg:scale=2`: the sampler, and its guidance if it has one."""
+        """The name of a row: sampler and guidance, as in `ddim:eta=0.5 + cfg:scale=2`."""
         guidance = self.plugin(record, "guidance", hide)
         return self.plugin(record, "sampler") + (f" + {guidance}" if guidance else "")
 
 
+def with_current_names(record: Record) -> Record:
+    """A record in which metrics have their current names; the record itself where it has no former name.
+
+    A metric that was renamed (`samplerbench.registry.aliases`) keeps its former name in the files that were written
+    before. The seal and the protocol hash are those of the file, so check them first.
+    """
+    former = aliases("metric")
+    if former.keys().isdisjoint(record["metrics"]):
+        return record
+    metrics = {former.get(name, name): entry for name, entry in record["metrics"].items()}
+    fields = dict(record["protocol_fields"])
+    if "metrics" in fields:
+        fields["metrics"] = [current_spec("metric", spec) for spec in fields["metrics"]]
+    if sources := fields.get("metric sources"):
+        fields["metric sources"] = {current_spec("metric", spec): source for spec, source in sources.items()}
+    return record | {"metrics": metrics, "protocol_fields": fields}
+
+
 def row_order(record: Record) -> tuple[Any, ...]:
-    """The key by which rows are sorted: names, then parameters by value; no guidance before any."""
+    """The sort key of a row: names, then parameter values. Rows without guidance come first."""
     plugins = [_plugin_order(record, kind) for kind in ("sampler", "guidance", "spacing")]
     return (*plugins, record.get("seed") or 0, record["steps"] or 0, record.get("nfe") or 0)
 
 
 def natural(value: Any) -> tuple[int, float, list[str | float]]:
-    """A sort key under which numbers come by value, also those within a text: 2 before 10, `x2` before `x10`."""
+    """A sort key that orders numbers by value, also within a text: 2 before 10, `x2` before `x10`."""
     if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
         return 0, value, []
     parts = re.split(r"(\d+(?:\.\d+)?)", show_value(value))
@@ -78,7 +96,7 @@ def _plugin_order(record: Record, kind: str) -> tuple[Any, ...]:
 
 
 def _parameters(record: Record, kind: str) -> Parameters:
-    """A plugin's single-valued parameters with their values, as far as the record knows them."""
+    """The single-valued parameters of a plugin, as far as they are recorded."""
     fields = record.get("protocol_fields") or {}
     described = fields.get(kind)
     found = described.get("parameters") if isinstance(described, dict) else None
@@ -88,6 +106,6 @@ def _parameters(record: Record, kind: str) -> Parameters:
 
 
 def _head(spec: str) -> str:
-    """A spec without what stands after its colon."""
+    """A spec without the part after its colon."""
     name, first, _ = split(spec)
     return name if first is None else f"{name}/{first}"

@@ -1,4 +1,4 @@
-"""Cells of two stores, or of two selections of one, paired and compared."""
+"""Pair and compare the cells of two stores, or of two selections of one store."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Record = dict[str, Any]
 
 IDENTITY = ("sampler", "guidance", "spacing", "steps", "seed")
 FIELDS = (*IDENTITY, "nfe", "budget", "n", "blocks", "model", "labels")
-# What a choice brings with it: a sampler its default spacing, a budget the steps that fit.
+# Fields that a selected field determines: a sampler its default spacing, a budget the steps that fit.
 BRINGS = {"sampler": {"spacing"}, "nfe": {"steps"}, "budget": {"steps"}}
-# What may differ between two cells that are compared; all the rest of their protocols may not.
+# Fields of the protocol in which two compared cells may differ.
 COMPARED = frozenset(
     {"sampler", "guidance", "spacing", "sigmas", "classifier", "seed", "versions", "metrics", "metric sources"}
 )
@@ -27,7 +27,19 @@ COMPARED = frozenset(
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one pair. change: B - A. margin: half of the 95% interval; None where there is none."""
+    """One metric of one pair of cells.
+
+    Attributes:
+        cell: name of the pair.
+        metric: name of the metric.
+        better: direction of better values, lower or higher.
+        a: value of A.
+        b: value of B.
+        change: B - A.
+        margin: half the width of the 95% interval of the change; None without an interval.
+        verdict: better, worse, cannot be told apart, no verdict, or not a number.
+        how: how the interval was computed.
+    """
 
     cell: str
     metric: str
@@ -40,13 +52,20 @@ class Row:
     how: str
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain data; null for what is not a number."""
+        """The row as plain data. NaN and infinity become null."""
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class Paired:
-    """All rows, and the cells that have no partner. versions: what differs in them, or ""."""
+    """The result of a comparison.
+
+    Attributes:
+        rows: one row per pair and metric.
+        only_a: cells of A without a partner.
+        only_b: cells of B without a partner.
+        versions: the library versions that differ, or "".
+    """
 
     rows: list[Row]
     only_a: list[str]
@@ -55,13 +74,13 @@ class Paired:
 
 
 def parse_selection(text: str, name: str) -> dict[str, str]:
-    """`sampler=ddim:eta=0.5,steps=5` as fields; a comma within a spec does not end it.
+    """Parse a selection such as `sampler=ddim:eta=0.5,steps=5`. A spec may contain commas.
 
     Args:
         text: the selection. name: of the argument that it was given as, "a" or "b", for the error.
 
     Raises:
-        UserError: a field that there is not, or a part that is no FIELD=VALUE.
+        UserError: an unknown field, or a part that is not FIELD=VALUE.
     """
     names = "|".join(FIELDS)
     found: dict[str, str] = {}
@@ -69,23 +88,23 @@ def parse_selection(text: str, name: str) -> dict[str, str]:
         key, equals, value = part.strip().partition("=")
         if not equals or key not in FIELDS:
             raise UserError(
-                f"{argument(name, text)}: {part.strip()} is no FIELD=VALUE; the fields are {', '.join(FIELDS)}."
+                f"{argument(name, text)}: {part.strip()} is not FIELD=VALUE; the fields are {', '.join(FIELDS)}."
             )
         found[key] = value.strip()
     return found
 
 
 def select(records: Sequence[Record], text: str, name: str) -> list[Record]:
-    """The records that a selection names; all for an empty one. `none` is null.
+    """The records that match a selection; all for an empty one. `none` matches null.
 
     Raises:
-        UserError: it is no selection, or it names no record.
+        UserError: an invalid selection, or no matching record.
     """
     wanted = parse_selection(text, name)
     found = [r for r in records if all(_matches(r.get(key), value) for key, value in wanted.items())]
     if not found:
         specs = ", ".join(dict.fromkeys(str(r["sampler"]) for r in records))
-        raise UserError(f"{argument(name, text)}: no result is so; the samplers there are {specs}.")
+        raise UserError(f"{argument(name, text)}: no result matches; the samplers are {specs}.")
     return found
 
 
@@ -99,11 +118,17 @@ def _matches(value: Any, wanted: str) -> bool:
 
 
 def pair(ones: Sequence[Record], twos: Sequence[Record], a: str, b: str, metrics: Sequence[str] = ()) -> Paired:
-    """Pair cells that agree in all of IDENTITY but what the selections a and b name, and compare each pair.
+    """Pair cells that agree in IDENTITY, except for the selected fields, and compare each pair.
+
+    Args:
+        ones: records of A.
+        twos: records of B.
+        a: selection of A.
+        b: selection of B.
+        metrics: names of the metrics; all if empty.
 
     Raises:
-        UserError: nothing pairs, a cell has two partners, or the protocols of a pair differ in more than what is
-            compared.
+        UserError: no pairs, a cell with two partners, or protocols of a pair that differ in other fields.
     """
     named = {*parse_selection(a, "a"), *parse_selection(b, "b")}
     free = named.union(*(BRINGS.get(name, set()) for name in named))
@@ -121,7 +146,7 @@ def pair(ones: Sequence[Record], twos: Sequence[Record], a: str, b: str, metrics
         )
     rows = [row for key in common for row in _compare(left[key], right[key], metrics, names)]
     if not rows:
-        raise UserError("the cells that pair have no metric in common" + (" of those asked for." if metrics else "."))
+        raise UserError("the paired cells have no common metric" + (" of those requested." if metrics else "."))
     return Paired(
         rows,
         [title(r, names) for key, r in left.items() if key not in right],
@@ -139,9 +164,9 @@ def _keyed(records: Sequence[Record], keys: Sequence[str], side: str, names: Row
             apart = [n for n in FIELDS if r.get(n) != other.get(n)] or _differing(r, other, frozenset())
             todo = "keep results of different protocols in different folders"
             if apart[0] in FIELDS:
-                todo = f"narrow the selection, like {argument(side, f'{apart[0]}={r[apart[0]]}')}"
+                todo = f"narrow the selection, as in {argument(side, f'{apart[0]}={r[apart[0]]}')}"
             raise UserError(
-                f"{argument(side)}: {title(r, names)} and {title(other, names)} both fit, and differ in "
+                f"{argument(side)}: {title(r, names)} and {title(other, names)} both match, and differ in "
                 f"{' and '.join(apart)}; {todo}."
             )
         found[key] = r
@@ -157,7 +182,7 @@ def _compare(a: Record, b: Record, metrics: Sequence[str], names: RowNames) -> l
     if fields:
         raise UserError(
             f"{one} and {two} were measured under different protocols: they differ in "
-            f"{', '.join(fields)}; run one of them again as the other."
+            f"{', '.join(fields)}; run one of them again with the protocol of the other."
         )
     cell = one if one == two else f"{one} → {two}"
     return [_row(cell, m, a, b) for m in common]
@@ -180,7 +205,7 @@ def _row(cell: str, metric: str, a: Record, b: Record) -> Row:
 
 
 def _differing(a: Record, b: Record, allowed: frozenset[str]) -> list[str]:
-    """Dotted names of the protocol's fields in which two records differ, apart from the allowed ones."""
+    """The dotted names of the protocol fields in which two records differ, except the allowed ones."""
     one, two = a["protocol_fields"], b["protocol_fields"]
     found = []
     for name in dict.fromkeys([*one, *two]):
@@ -200,6 +225,6 @@ def _versions(a: Record, b: Record) -> str:
 
 
 def title(record: Record, names: RowNames) -> str:
-    """`ddim:eta=0.5 + cfg, 50 steps, seed 0`."""
+    """The title of a cell: `ddim:eta=0.5 + cfg, 50 steps, seed 0`."""
     steps = "its own steps" if record["steps"] is None else f"{record['steps']} steps"
     return f"{names.row(record)}, {steps}, seed {record['seed']}"

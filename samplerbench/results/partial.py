@@ -1,4 +1,4 @@
-"""What a cell that is not finished yet keeps on disk, so that a killed run loses little."""
+"""Checkpoints of unfinished cells."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from samplerbench.sampling.cost import Cost, Seconds
 from samplerbench.tensor_seal import DamagedError
 
 PARTIAL = ".partial.safetensors"
-"""What follows the key in a checkpoint's name."""
+"""Suffix of checkpoint files."""
 
 FORMAT = "2"
-"""Of checkpoints. Another one is not read: its cell restarts from scratch."""
+"""Version of the checkpoint format. Checkpoints of other versions are not read, and their cells restart."""
 
 
 @dataclass
 class Progress:
-    """How far a cell is.
+    """The progress of a cell.
 
     Attributes:
-        block: the seed block at work.
-        done: how many of its images are in the accumulators.
-        results: of the finished blocks, one dictionary for each metric.
-        cost: rows counted so far, over all processes.
+        block: index of the current seed block.
+        done: number of images of this block in the accumulators.
+        results: for each finished block, one dictionary per metric.
+        cost: evaluated rows so far, over all processes.
         seconds: time so far, of the main process.
-        resumed: how often the cell was resumed.
-        conditions: what the time was measured under (`samplerbench.results.timings`); {} before any.
-        mixed: whether a part of it was measured under other conditions, so that it is the time of neither.
+        resumed: how many times the cell was resumed.
+        conditions: conditions of the timing (`samplerbench.results.timings`); {} at the start.
+        mixed: whether parts were timed under different conditions, so that there is no valid timing.
     """
 
     block: int = 0
@@ -49,14 +49,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Extent:
-    """What a checkpoint of a cell must fit into.
+    """The sizes that a checkpoint of a cell must match.
 
     Attributes:
-        metrics: how many metrics are measured.
+        metrics: number of metrics.
         n: images per block.
-        blocks: seed blocks.
+        blocks: number of seed blocks.
         image_shape: (C, H, W) of the images.
-        keep: how many images the sample grid shows at most.
+        keep: maximum number of images of the sample grid.
     """
 
     metrics: int
@@ -68,7 +68,13 @@ class Extent:
 
 @dataclass(frozen=True)
 class Partial:
-    """A checkpoint: progress, one state for each metric's accumulator, and (k, C, H, W) uint8, the grid's images."""
+    """A checkpoint.
+
+    Attributes:
+        progress: progress of the cell.
+        states: state of the accumulator of each metric.
+        shown: (k, C, H, W) uint8, images of the sample grid.
+    """
 
     progress: Progress
     states: list[dict[str, Tensor]]
@@ -76,7 +82,14 @@ class Partial:
 
 
 def save_partial(file: Path, key: str, progress: Progress, states: list[dict[str, Tensor]], shown: Tensor) -> None:
-    """Write a checkpoint of the cell with protocol hash `key`, atomically, as sealed safetensors.
+    """Write a checkpoint atomically, as safetensors with a digest.
+
+    Args:
+        file: file to write.
+        key: protocol hash of the cell.
+        progress: progress of the cell.
+        states: state of the accumulator of each metric.
+        shown: (k, C, H, W) uint8, images of the sample grid.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -87,10 +100,15 @@ def save_partial(file: Path, key: str, progress: Progress, states: list[dict[str
 
 
 def load_partial(file: Path, key: str, extent: Extent) -> Partial | None:
-    """What `save_partial` wrote; None where there is no file.
+    """Load a checkpoint; None if the file does not exist.
+
+    Args:
+        file: file written by `save_partial`.
+        key: protocol hash of the cell.
+        extent: sizes that the checkpoint must match.
 
     Raises:
-        DamagedError: the file is not as it was written, is of another cell, or does not fit the extent.
+        DamagedError: the file was changed, belongs to another cell, or does not match the extent.
     """
     try:
         found = load_tensors(file)
@@ -117,7 +135,7 @@ def load_partial(file: Path, key: str, extent: Extent) -> Partial | None:
 
 
 def _progress(text: str, extent: Extent) -> Progress:
-    """Progress from JSON, every field of it checked. Raises DamagedError."""
+    """Parse the progress, and check every field. Raises DamagedError."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -143,12 +161,12 @@ def _progress(text: str, extent: Extent) -> Progress:
 
 
 def _is_result(found: Any) -> bool:
-    """Whether a value is `{}`, or has a "value" that is a number."""
+    """Whether a value is `{}`, or a dictionary with a number as "value"."""
     return isinstance(found, dict) and (not found or type(found.get("value")) in (int, float))
 
 
 def _numbers(found: Any, kind: type[Cost] | type[Seconds]) -> Mapping[str, Any]:
-    """The fields of a Cost or Seconds, each a finite number of at least 0. Raises DamagedError."""
+    """Check the fields of a Cost or Seconds: finite non-negative numbers. Raises DamagedError."""
     if not isinstance(found, dict) or found.keys() != {f.name for f in fields(kind)}:
         raise DamagedError(f"its {kind.__name__.lower()} has other fields")
     for value in found.values():

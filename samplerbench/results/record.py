@@ -1,4 +1,4 @@
-"""The schema of a result file: what a record has, as a pydantic model and as published JSON Schema."""
+"""The schema of a result file, as a pydantic model and as JSON Schema."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from samplerbench.limits import MAX_RECORDED, MAX_RECORDED_TEXT
 from samplerbench.text import is_unicode
 
 Record = dict[str, Any]
-"""A result as plain data: the content of its file."""
+"""A result as plain data, the content of its file."""
 
 DEEPEST = 12
-"""Levels of nesting that a record may have."""
+"""Maximum nesting depth of a record."""
 
 NOT_STORED = frozenset({"error", "unmet", "pending", "key"})
-"""What marks the rows of a table that have no result; a stored record has none of them."""
+"""Fields that mark table rows without a result. A stored record does not contain them."""
 
 
 Count = Annotated[int, Field(ge=0, le=10**15)]
@@ -29,12 +29,12 @@ Scalar = StrictBool | int | float | str | None
 
 
 def _optional(**options: Any) -> Any:
-    """A field that may be missing, but is never null."""
+    """A field that may be missing, but must not be null."""
     return Field(default=None, **options)
 
 
 class _Strict(BaseModel):
-    """Types as they are written: true is no number, "3" is no number, 3.5 is no integer."""
+    """Strict types: true and "3" are not numbers, and 3.5 is not an integer."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -164,9 +164,9 @@ class ResultRecord(Timing):
 
 
 def schema_errors(record: Any) -> list[str]:
-    """What in a record does not fit the schema, one line each; [] for a valid one."""
+    """The errors of a record against the schema, one line each; [] for a valid record."""
     if not isinstance(record, dict):
-        return ["it is no JSON object"]
+        return ["it is not a JSON object"]
     if problem := _unfit(record):
         return [f"{_whose(record)}{problem}"]
     try:
@@ -182,7 +182,7 @@ def _line(place: tuple[int | str, ...], message: str) -> str:
 
 
 def _unfit(record: Record) -> str | None:
-    """The first thing that no field may be: nested too deeply, too long, too large, or text that is no Unicode."""
+    """The first invalid value: nested too deeply, too long, too large, or text that is not valid Unicode."""
     level: list[Any] = [record]
     for _ in range(DEEPEST):
         inner: list[Any] = []
@@ -195,7 +195,7 @@ def _unfit(record: Record) -> str | None:
                 if len(value) > MAX_RECORDED_TEXT:
                     return f"a text is longer than {MAX_RECORDED_TEXT} characters"
                 if not is_unicode(value):
-                    return "a text is no valid Unicode"
+                    return "a text is not valid Unicode"
             elif isinstance(value, int) and abs(value) >= 2**64:
                 return "a whole number is out of range"
             elif isinstance(value, float) and MAX_RECORDED < abs(value) < math.inf:
@@ -207,7 +207,7 @@ def _unfit(record: Record) -> str | None:
 
 
 def _whose(record: Record) -> str:
-    """`metrics.fid: ` where it is that metric's entry that no field may be; else ""."""
+    """`metrics.fid: ` if the invalid value is in the entry of this metric; else ""."""
     metrics = record.get("metrics")
     for name, entry in metrics.items() if isinstance(metrics, dict) else ():
         if isinstance(name, str) and isinstance(entry, dict) and _unfit(entry):

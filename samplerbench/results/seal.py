@@ -1,4 +1,4 @@
-"""Canonical JSON and its hash: what names a protocol and seals a file."""
+"""Canonical JSON and its hash, for protocol hashes and seals."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: what is hashed."""
+    """Serialise as canonical JSON: sorted keys, no spaces, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def digest(value: Any) -> str:
-    """sha256 of the canonical JSON."""
+    """The SHA-256 of the canonical JSON."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()

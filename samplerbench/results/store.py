@@ -1,4 +1,4 @@
-"""The result store: one JSON file per cell, named by the hash of its protocol."""
+"""The result store: one JSON file per cell, named by its protocol hash."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from samplerbench.errors import RunError, UserError, argument
 from samplerbench.results.claims import Claims
 from samplerbench.results.files import LARGEST_TEXT, read_regular, refuse_links, set_aside, write_atomically
+from samplerbench.results.names import with_current_names
 from samplerbench.results.record import Record, schema_errors
 from samplerbench.results.seal import digest
 from samplerbench.text import note
@@ -19,7 +20,13 @@ from samplerbench.text import note
 
 @dataclass(frozen=True)
 class Entry:
-    """A result file: its record, or what keeps it from being used, as a clause: "damaged or edited"."""
+    """A result file.
+
+    Attributes:
+        file: the path.
+        record: the record as it was written; None if it is not valid.
+        problem: why it is not valid, as a clause: "damaged or edited".
+    """
 
     file: Path
     record: Record | None
@@ -29,13 +36,16 @@ class Entry:
 class Store:
     """A folder of results.
 
-    Whoever reads one gets valid records only: whole, as they were sealed, under their own name, and of the schema.
-    Only a run, which writes into the folder anyway, sets aside what it cannot use; other readers name it and rename
-    nothing. Symbolic links within the folder are not followed.
+    Only valid records are read: complete, with a valid seal, the right file name, and the fields of the schema. A run
+    renames invalid files that it needs; other readers report them without changes. Symbolic links in the folder are not
+    followed.
+
+    Args:
+        folder: folder of the results.
 
     Attributes:
-        folder: where the results lie.
-        claims: which run works on which cell.
+        folder: folder of the results.
+        claims: leases that assign cells to runs.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,7 +53,7 @@ class Store:
         self.claims = Claims(folder / ".locks")
 
     def prepare(self) -> None:
-        """Make the folder, and see that it can be written to, before anything long begins. Raises UserError."""
+        """Create the folder, and check that it is writable. Raises UserError."""
         for part in (self.folder, *self.folder.parents):
             if part.exists() and not part.is_dir():
                 what = "it" if part == self.folder else part
@@ -56,13 +66,13 @@ class Store:
         probe.unlink(missing_ok=True)
 
     def path(self, key: str, suffix: str = ".json") -> Path:
-        """The file of a protocol hash."""
+        """The file for a protocol hash."""
         return self.folder / f"{key[:20]}{suffix}"
 
     def get(self, key: str) -> Record | None:
-        """The result with this protocol hash, or None where there is none that is valid.
+        """The result with this protocol hash, or None if there is no valid one.
 
-        A file that is not valid is set aside as NAME.json.damaged with a line on stderr, so that its cell is run again.
+        An invalid file is renamed to NAME.json.damaged, with a message on stderr, so that its cell is run again.
         """
         file = self.path(key)
         if not os.path.lexists(file):
@@ -74,26 +84,26 @@ class Store:
         return None
 
     def set_aside(self, file: Path, problem: str) -> None:
-        """Rename a file that cannot be used to NAME.damaged, and say so in one line on stderr."""
+        """Rename an invalid file to NAME.damaged, and print a message on stderr."""
         target = set_aside(file)
         where = "it cannot be renamed" if target is None else f"it is kept as {target.name}"
         note(f"warning: {file.name} is not used: {problem}; {where}, and its cell starts from the beginning.")
 
     def entries(self) -> Iterator[Entry]:
-        """Every result file of the folder, by name: *.json, whatever it is. Nothing is changed."""
+        """All files *.json of the folder, sorted by name, valid or not. No file is changed."""
         for file in sorted(self.folder.glob("*.json")):
             yield read(file)
 
     def records(self) -> Iterator[tuple[Path, Record | None]]:
-        """The same as pairs of the file and its record; None for one that is not valid."""
+        """Pairs of a file and its record, in which metrics have their current names; None for invalid files."""
         for entry in self.entries():
-            yield entry.file, entry.record
+            yield entry.file, entry.record and with_current_names(entry.record)
 
     def put(self, record: dict[str, Any]) -> Path:
-        """Write a result, sealed with the hash of its content.
+        """Write a result, with a seal.
 
         Raises:
-            RunError: it does not fit the schema, so no reader would take it: nothing is written.
+            RunError: the record does not match the schema. Nothing is written.
         """
         record = {k: v for k, v in record.items() if k != "seal"}
         sealed = {**record, "seal": digest(record)}
@@ -105,7 +115,7 @@ class Store:
 
 
 def read(file: Path) -> Entry:
-    """A result file, checked: a regular file of JSON, sealed, named by its protocol's hash, and of the schema."""
+    """Read and check a result file: a regular file with JSON, a valid seal, the right name, and the schema."""
     try:
         text = read_regular(file, LARGEST_TEXT)
     except OSError as error:
@@ -119,12 +129,12 @@ def read(file: Path) -> Entry:
     if errors := schema_errors(record):
         return Entry(file, None, f"not a result of this version ({errors[0]})")
     if file.stem != record["protocol"][:20]:
-        return Entry(file, None, "renamed: its name is not that of its protocol")
+        return Entry(file, None, "renamed: its name does not match its protocol")
     return Entry(file, record)
 
 
 def sound(record: Record) -> bool:
-    """Whether a record is as it was written: its seal fits its content, its key fits its protocol."""
+    """Whether the seal matches the content of a record, and the protocol hash its protocol."""
     content = {k: v for k, v in record.items() if k != "seal"}
     try:
         return record["seal"] == digest(content) and record["protocol"] == digest(record["protocol_fields"])

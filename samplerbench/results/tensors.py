@@ -1,4 +1,4 @@
-"""Sealed tensor files: safetensors whose metadata hold a digest of the content."""
+"""Safetensors files whose metadata contain a digest of the content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from samplerbench.tensor_seal import DamagedError, open_seal, sealed
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a file holds. sealed: whether it has a digest, which was then checked."""
+    """The content of a file.
+
+    Attributes:
+        tensors: the tensors by name.
+        metadata: the metadata, without the digest.
+        sealed: whether the file has a digest. If so, it was verified.
+    """
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
@@ -25,10 +31,11 @@ class TensorFile:
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a sealed file atomically.
+    """Write tensors with a digest, atomically.
 
     Raises:
-        UserError: the folder cannot be written to. RunError: tensors that share memory.
+        UserError: the folder cannot be written to.
+        RunError: tensors that share memory.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -39,16 +46,16 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
             save_file(own, temporary, sealed(own, metadata))
         except SafetensorError as error:  # a full disk, among others
             raise OSError(str(error)) from None
-        except RuntimeError as error:  # tensors that share memory, as those of a metric's state must not
+        except RuntimeError as error:  # tensors that share memory
             raise RunError(f"the tensors cannot be saved: {str(error).strip().splitlines()[0]}") from None
 
 
 def load_tensors(file: Path) -> TensorFile:
-    """Read a file of tensors, and check its digest where it has one.
+    """Read a file of tensors, and verify its digest if it has one.
 
     Raises:
-        FileNotFoundError: there is none.
-        DamagedError: no regular file, no safetensors, or a content that is not what was sealed.
+        FileNotFoundError: the file does not exist.
+        DamagedError: not a regular file, not safetensors, or another content than the digest's.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -67,7 +74,7 @@ def load_tensors(file: Path) -> TensorFile:
 
 
 def _metadata(data: bytes) -> dict[str, str]:
-    """The metadata of safetensors: of the JSON header, whose length the first eight bytes give."""
+    """The metadata in the JSON header. The first eight bytes of the file are the length of the header."""
     (length,) = struct.unpack("<Q", data[:8])
     found = json.loads(data[8 : 8 + length].decode("utf-8")).get("__metadata__") or {}
     if not all(isinstance(value, str) for value in found.values()):

@@ -1,8 +1,8 @@
-"""Times and what they were measured under: a time stands only beside times of the same conditions.
+"""Timings and their conditions. Only times that were measured under the same conditions are compared.
 
-Batch size, device, processes and threads change no image, so they are not in a cell's protocol; they change its time.
-A record therefore has `timings`, one entry for each set of conditions it was timed under. The entry's fields are also
-at the top of the record, for the first of them: that is all a record of an older version has.
+Batch size, device, processes and threads do not change the images, so they are not part of the protocol. They do change
+the time. A record therefore has `timings`, one entry for each set of conditions. The fields of the first entry are also
+at the top level of the record; records of older versions have only those.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from typing import Any
 from samplerbench.results.record import Record
 
 CONDITIONS = ("batch_size", "processes", "device", "device_name", "threads", "graphs")
-"""What a time depends on, beside the protocol. device: like `cuda:0`. device_name: the GPU's; "" on a CPU. graphs:
-whether batches were replayed as CUDA graphs."""
+"""The conditions of a timing, in addition to the protocol.
+
+device is the torch device, such as `cuda:0`. device_name is the name of the GPU, "" on a CPU. graphs tells whether
+batches were run as CUDA graphs.
+"""
 
 MEASURED = ("seconds", "decoder_seconds", "metric_seconds", "images_per_second", "finished")
-"""What was measured under them."""
+"""The measured fields of a timing."""
 
 CLOSE = 1e-4
-"""The relative difference up to which two runs of a cell count as one: what another batch size or device may change."""
+"""Relative tolerance for two runs of one cell, for rounding with another batch size or device."""
 
 
 def conditions_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The conditions of a timing or a record; a record of an older version does not know all of them."""
+    """The conditions of a timing or a record. Records of older versions lack some of them."""
     return {name: entry[name] for name in CONDITIONS if name in entry}
 
 
 def timings_of(record: Record) -> list[dict[str, Any]]:
-    """The timings of a record, the first measurement first. Empty where no time is of one set of conditions alone."""
+    """The timings of a record, in the order of measurement. Empty if no timing is valid."""
     if "timings" in record:
         return list(record["timings"])
     return [{name: record[name] for name in (*CONDITIONS, *MEASURED) if name in record}]
 
 
 def timing_under(record: Record, conditions: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The timing of a record that was measured under these conditions, or None.
-
-    A condition that one of the two does not know is not compared.
-    """
+    """The timing of a record under these conditions, or None. Unknown conditions are not compared."""
     for entry in timings_of(record):
         if all(entry.get(name, value) == value for name, value in conditions.items()):
             return entry
@@ -50,7 +50,7 @@ def timing_under(record: Record, conditions: Mapping[str, Any]) -> dict[str, Any
 
 
 def under(record: Record, conditions: Mapping[str, Any]) -> Record:
-    """The record with the times measured under these conditions at its top, and null where there are none."""
+    """The record with the timing under these conditions at its top level, or null if there is none."""
     found = timing_under(record, conditions)
     if found is not None:
         return record | found
@@ -58,7 +58,7 @@ def under(record: Record, conditions: Mapping[str, Any]) -> Record:
 
 
 def common_conditions(records: Sequence[Record]) -> dict[str, Any]:
-    """The conditions under which most of the records were timed, of several such the first; {} for none."""
+    """The most frequent conditions of the records, or the first of several; {} if there are none."""
     found: Counter[str] = Counter()
     for record in records:
         found.update({json.dumps(conditions_of(entry), sort_keys=True) for entry in timings_of(record)})
@@ -73,7 +73,7 @@ def common_conditions(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def describe_conditions(conditions: Mapping[str, Any]) -> str:
-    """`cpu, 2 threads, batches of 256`; what is not known is left out."""
+    """The conditions as text: `cpu, 2 threads, batches of 256`. Unknown conditions are omitted."""
     threads, processes, batch = (conditions.get(name) for name in ("threads", "processes", "batch_size"))
     parts = [
         str(conditions.get("device_name") or conditions.get("device") or ""),
@@ -86,21 +86,21 @@ def describe_conditions(conditions: Mapping[str, Any]) -> str:
 
 
 def seconds_per_image(timing: Mapping[str, Any]) -> float | None:
-    """Sampling time per image of a timing or a record; None where it was not measured."""
+    """Sampling time per image of a timing or a record, in seconds; None if it was not measured."""
     rate = timing["images_per_second"]
     return 1 / rate if rate and math.isfinite(1 / rate) else None
 
 
 def combine(before: Record | None, now: Record) -> Record:
-    """A cell's record after it was run again: `now`, with the timings of `before` under other conditions.
+    """The record of a cell after it was run again.
 
-    Where the two agree in every metric and in the evaluations to a relative 1e-4 (what another batch size or device may
-    change), the values of `before` stay and the timing of `now` is added, in the place of one under the same
-    conditions. Where they do not, `now` replaces `before`, timings and all.
+    If the metrics and the evaluations of the two records agree to a relative 1e-4, the values of `before` are kept, and
+    the timing of `now` is added or replaces the one under the same conditions. Otherwise `now` replaces `before`,
+    including its timings.
 
     Args:
-        before: the sealed record there was, or None.
-        now: the new record, of the same protocol, with at most one timing.
+        before: the existing sealed record, or None.
+        now: the new record with the same protocol, with at most one timing.
     """
     if before is None or not _agree(before, now):
         return now

@@ -1,4 +1,4 @@
-"""Conformance checks: is a plugin what it says it is? For `samplerbench check`, and for a plugin's own tests.
+"""Conformance checks of plugins, for `samplerbench check` and for the tests of a plugin.
 
 from samplerbench.testing import parametrize_with_checks
 

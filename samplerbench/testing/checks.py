@@ -1,4 +1,4 @@
-"""The checks as a list: name, what it asserts, and the function that measures it."""
+"""The list of checks: name, assertion, and function."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class CheckFailedError(AssertionError):
-    """A plugin does not do what it says. The message has the measured figure and what was expected."""
+    """A check failed. The message has the measured and the expected value."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check of one plugin. Calling it returns the measured figure, or raises CheckFailedError."""
+    """A check of a plugin. Calling it returns the measured value, or raises CheckFailedError.
+
+    Attributes:
+        name: name of the check.
+        about: what the check asserts, in one sentence.
+        plugin: the plugin instance.
+        function: function that performs the check.
+    """
 
     name: str
     about: str
@@ -35,13 +42,20 @@ class Check:
 
     @property
     def id(self) -> str:
-        """`ddim:eta=0.5-order`: the name of the test."""
+        """The id of the test case: `ddim:eta=0.5-order`."""
         return f"{self.plugin.spec}-{self.name}"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a check found: passed, failed, or not applicable (passed is None), with the figure or the reason."""
+    """The result of a check.
+
+    Attributes:
+        name: name of the check.
+        about: what the check asserts.
+        passed: whether it passed; None if the check does not apply.
+        figure: the measured value, or the reason.
+    """
 
     name: str
     about: str
@@ -50,24 +64,24 @@ class Result:
 
 
 class NotApplicableError(Exception):
-    """The check has nothing to measure on this plugin; the message says why."""
+    """The check does not apply to this plugin. The message has the reason."""
 
 
 def checks_for(plugin: Configurable) -> list[Check]:
-    """The checks of a plugin instance, in the order in which they are best read.
+    """The checks of a plugin instance, in a fixed order.
 
     Raises:
-        UserError: an instance of a kind that has no checks.
+        UserError: a kind of plugin without checks.
     """
     if plugin.kind not in KINDS:
-        raise UserError(f"there are no checks for a {plugin.kind}; there are for {', '.join(KINDS)}.")
-    # Only the kind's own module: the checks of a model import more than those of a spacing.
+        raise UserError(f"a {plugin.kind} has no checks; the kinds with checks are {', '.join(KINDS)}.")
+    # Import only the module of this kind; the checks of a model import more than those of a spacing.
     table: Sequence[tuple[str, Callable[[Any], str]]] = import_module(f"samplerbench.testing.{plugin.kind}").CHECKS
     return [Check(name, (function.__doc__ or "").strip().split("\n")[0], plugin, function) for name, function in table]
 
 
 def run_check(check: Check) -> Result:
-    """One check, its failure caught and reported."""
+    """Run a check. Failures and exceptions are caught and reported in the result."""
     state = torch_state()
     try:
         return Result(check.name, check.about, True, check())
@@ -79,14 +93,14 @@ def run_check(check: Check) -> Result:
         return Result(check.name, check.about, False, message_of(error))
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a plugin that raises has failed the check, whatever it raised
+    except BaseException as error:  # any exception of the plugin fails the check
         return Result(check.name, check.about, False, f"raised {describe(error)}")
     finally:
         restore(state)
 
 
 def run_checks(plugin: Configurable) -> list[Result]:
-    """All checks of a plugin, none of them raising."""
+    """Run all checks of a plugin, without raising exceptions."""
     return [run_check(check) for check in checks_for(plugin)]
 
 
@@ -100,17 +114,17 @@ def _assert_checks(kind: Kind, plugin: Configurable | str) -> list[Result]:
 
 
 def check_sampler(sampler: Configurable | str) -> list[Result]:
-    """Run every check on a sampler (an instance or a spec). Raises CheckFailedError with all that failed."""
+    """Run all checks on a sampler (instance or spec). Raises CheckFailedError with all failures."""
     return _assert_checks("sampler", sampler)
 
 
 def check_guidance(guidance: Configurable | str) -> list[Result]:
-    """Run every check on a guidance (an instance or a spec). Raises CheckFailedError with all that failed."""
+    """Run all checks on a guidance (instance or spec). Raises CheckFailedError with all failures."""
     return _assert_checks("guidance", guidance)
 
 
 def check_spacing(spacing: Configurable | str) -> list[Result]:
-    """Run every check on a spacing (an instance or a spec). Raises CheckFailedError with all that failed."""
+    """Run all checks on a spacing (instance or spec). Raises CheckFailedError with all failures."""
     return _assert_checks("spacing", spacing)
 
 
@@ -120,20 +134,23 @@ def check_generator(generator: Configurable | str) -> list[Result]:
 
 
 def check_metric(metric: Configurable | str) -> list[Result]:
-    """Run every check on a metric (an instance or a spec). Raises CheckFailedError with all that failed."""
+    """Run all checks on a metric (instance or spec). Raises CheckFailedError with all failures."""
     return _assert_checks("metric", metric)
 
 
 def check_model(model: Configurable | str) -> list[Result]:
-    """Run every check on a model plugin (an instance or a spec). Raises CheckFailedError with all that failed."""
+    """Run all checks on a model plugin (instance or spec). Raises CheckFailedError with all failures."""
     return _assert_checks("model", model)
 
 
 def parametrize_with_checks(plugins: Sequence[Configurable | str], kind: Kind = "sampler") -> Any:
-    """A pytest decorator: the test is called once per plugin and check, with the check as its argument `check`.
+    """A pytest decorator that turns each check of each plugin into a test case, with the argument `check`.
+
+    A check that does not apply is skipped with the reason.
 
     Args:
-        plugins: instances, or specs of the given kind. A check that does not apply is skipped with its reason.
+        plugins: plugin instances or specs.
+        kind: kind of the specs.
     """
     import pytest
 

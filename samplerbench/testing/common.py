@@ -1,4 +1,4 @@
-"""What the checks of all kinds share."""
+"""Common parts of the checks of all kinds."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from samplerbench.testing.checks import CheckFailedError
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise CheckFailedError where the condition does not hold."""
+    """Raise CheckFailedError if the condition is false."""
     if not condition:
         raise CheckFailedError(message)
 
 
 @contextmanager
 def untouched_random_state() -> Iterator[None]:
-    """Fail where what runs inside uses Python's, NumPy's or torch's global generators."""
+    """Context manager: fails if the global generator of Python, NumPy or torch is used."""
 
     def states() -> tuple[Any, ...]:
         legacy = np.random.get_state()  # noqa: NPY002 - the global state is what is looked at
@@ -38,7 +38,7 @@ def untouched_random_state() -> Iterator[None]:
 
 
 def check_documented(plugin: Configurable) -> str:
-    """Says what it is and where it is from; every parameter has help, every number a bound."""
+    """The docstring has a description and a source. Every parameter has help text, every number bounds."""
     text = type(plugin).__doc__ or ""
     own = text and not text.startswith(f"{type(plugin).__name__}(")  # a dataclass's automatic docstring
     require(bool(own), "the class has no docstring")
@@ -58,7 +58,7 @@ def check_documented(plugin: Configurable) -> str:
 
 
 def check_picklable(plugin: Configurable) -> str:
-    """Survives pickling: a copy is equal and has the same parameters."""
+    """A pickled copy is equal and has the same parameters."""
     copy = pickle.loads(pickle.dumps(plugin))
     require(copy == plugin and copy.parameters == plugin.parameters, "the copy differs")
     return plugin.spec

@@ -42,7 +42,7 @@ def _guided(guidance: Guidance, model: ExactModel, x: Tensor, labels: Tensor, si
 
 
 def check_scale_one(guidance: Guidance) -> str:
-    """At scale 1 it is the conditional model."""
+    """Scale 1 gives the conditional model."""
     if not guidance.bayes:
         raise NotApplicableError("it says that its scale 1 is not Bayes' rule")
     if "scale" not in parameters_of(type(guidance)):
@@ -61,7 +61,7 @@ def check_scale_one(guidance: Guidance) -> str:
 
 
 def check_steers(guidance: Guidance) -> str:
-    """It makes the label asked for likelier than the unguided, unconditional model does."""
+    """It increases the probability of the requested label, compared with the unconditional model."""
     model, x, labels = _setting()
     rows = torch.arange(len(x))
     gains = []
@@ -75,13 +75,13 @@ def check_steers(guidance: Guidance) -> str:
             gains.append(float((posterior(guided, small) - posterior(free, small))[rows, labels].mean()))
     gain = min(gains)
     if guidance.parameters.get("scale") == 0:
-        raise NotApplicableError("scale 0 steers nowhere")
+        raise NotApplicableError("scale 0 disables guidance")
     require(gain > 0, f"log p(label) of the denoised images falls by {-gain:.3f}")
     return f"log p(label) rises by {gain:.2f} or more"
 
 
 def check_evaluations(guidance: Guidance) -> str:
-    """The counted network evaluations are what `evaluations` says."""
+    """The counted network evaluations equal `evaluations`."""
     model, x, labels = _setting()
     with Meter(model.network) as meter:
         _guided(guidance, model, x, labels, 1.0)
@@ -91,7 +91,7 @@ def check_evaluations(guidance: Guidance) -> str:
 
 
 def check_batch_split(guidance: Guidance) -> str:
-    """The same prediction for any batch split, for one level per sample, and for a part of the rows."""
+    """A prediction does not depend on the batch split, on one σ per sample, or on selecting rows."""
     model, x, labels = _setting()
     sigma = torch.tensor([0.1, 0.5, 1.0, 2.0, 5.0, 20.0], dtype=torch.float64)
     together = _guided(guidance, model, x, labels, sigma)
@@ -105,7 +105,7 @@ def check_batch_split(guidance: Guidance) -> str:
 
 
 def check_dtype(guidance: Guidance) -> str:
-    """Keeps the dtype of the state; float32 and float64 agree."""
+    """It keeps the dtype of the state, and float32 and float64 agree."""
     model, x, labels = _setting()
     worst = 0.0
     for sigma in (0.5, 3.0):
@@ -118,7 +118,7 @@ def check_dtype(guidance: Guidance) -> str:
 
 
 def check_no_writes(guidance: Guidance) -> str:
-    """Does not write into the state, and leaves no gradient behind."""
+    """It does not modify the state, and does not return a gradient."""
     model, x, labels = _setting()
     copy = x.clone()
     with torch.no_grad():
@@ -129,7 +129,7 @@ def check_no_writes(guidance: Guidance) -> str:
 
 
 def check_random_state(guidance: Guidance) -> str:
-    """Touches no global random state."""
+    """It does not use global random generators."""
     model, x, labels = _setting()
     with untouched_random_state():
         _guided(guidance, model, x, labels, 1.0)

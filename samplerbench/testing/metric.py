@@ -1,5 +1,5 @@
-"""The checks of a metric, on the embedded digits: some are the real images, others stand for good samples, and noise
-for bad ones."""
+"""The checks of a metric, on the embedded digits. Some digits are the real images, others are good samples, and noise
+images are bad samples."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from samplerbench.testing.common import (
 )
 
 REAL = 300
-"""How many digits are the real images; samples are other digits."""
+"""Number of digits that are the real images. Samples are other digits."""
 IMAGES = 60
-"""How many samples there are, where the metric does not need more."""
+"""Number of samples, if the metric does not require more."""
 LIMIT = 700
-"""The most samples there can be: twice as many must be left of the digits."""
+"""Maximum number of samples. The digits must contain twice as many."""
 TOLERANCE = 1e-6
-"""Of the value: what rounding may change, where sums are in float32."""
+"""Relative tolerance for rounding of float32 sums."""
 
 
 # --- What is measured ----------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def _samples(good: bool, n: int) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def _solve(index: Tensor, sampler: Sampler) -> Tensor:
-    """What stands for the converged solution: the good samples, and an error of 0.01 that is not the sampler's."""
+    """A substitute for the converged solution: the good samples with an error of 0.01."""
     truth = dequantise(_digits()[0][REAL:][index])
     return truth + 0.01 * normal(0, Purpose.ESTIMATE, index, 0, tuple(truth.shape[1:])).float()
 
@@ -181,7 +181,7 @@ def _whole(metric: Metric) -> _Whole:
 
 
 def check_declared(metric: Metric) -> str:
-    """Says which direction is better, which layer's features it takes, and how many images it needs."""
+    """It declares the direction of better values, the layer of its features, and its minimum number of images."""
     require(metric.better in ("lower", "higher"), f'better is "{metric.better}"; it is "lower" or "higher"')
     known = get_args(Layer)
     require(metric.layer in known, f'layer is "{metric.layer}"; it is one of {", ".join(known)}')
@@ -192,7 +192,7 @@ def check_declared(metric: Metric) -> str:
 
 
 def check_result(metric: Metric) -> str:
-    """The result has a finite value, and all of it can be written as JSON."""
+    """The result has a finite value and can be written as JSON."""
     n = _size(metric)
     accumulator = _fed(metric, [_batch(metric, n)], _context(n))
     value = _value(accumulator)
@@ -205,7 +205,7 @@ def check_result(metric: Metric) -> str:
 
 
 def check_better(metric: Metric) -> str:
-    """Other real images are better than noise, in the direction that it says is better."""
+    """Real images are better than noise, in the declared direction."""
     n = _size(metric)
     good, bad = (_measure(metric, [_batch(metric, n, good=g)], _context(n)) for g in (True, False))
     text = f"real images {good:.4g}, noise {bad:.4g}"
@@ -215,7 +215,7 @@ def check_better(metric: Metric) -> str:
 
 
 def check_batch_cut(metric: Metric) -> str:
-    """How the images are cut into batches changes nothing."""
+    """The value does not depend on how the images are split into batches."""
     whole = _whole(metric)
     cuts = ((1,), (20, 40), (1, 3, 7, 50), range(1, len(whole.batch.index), 9))
     values = [_measure(metric, _cut(whole.batch, cut), whole.context) for cut in cuts]
@@ -223,7 +223,7 @@ def check_batch_cut(metric: Metric) -> str:
 
 
 def check_merge(metric: Metric) -> str:
-    """Parts that are measured apart and merged, empty ones among them, are as the whole."""
+    """Parts that are measured separately and merged, including empty parts, give the same value."""
     whole = _whole(metric)
     context = whole.context
 
@@ -244,7 +244,7 @@ def check_merge(metric: Metric) -> str:
 
 
 def check_order(metric: Metric) -> str:
-    """The order of the images, of the batches and of the merges changes nothing."""
+    """The value does not depend on the order of images, batches and merges."""
     if metric.ordered:
         raise NotApplicableError("it says that its value is of the images in their order")
     whole = _whole(metric)
@@ -260,7 +260,7 @@ def check_order(metric: Metric) -> str:
 
 
 def check_snapshot(metric: Metric) -> str:
-    """The state is a snapshot: taking it changes nothing, and what comes after does not change it."""
+    """The state is a snapshot: reading it has no effect, and later images do not change it."""
     whole = _whole(metric)
     first, second = _cut(whole.batch, (25,))
     accumulator = _fed(metric, [first], whole.context)
@@ -276,7 +276,7 @@ def check_snapshot(metric: Metric) -> str:
 
 
 def check_checkpoint(metric: Metric) -> str:
-    """The state is tensors, and a run that is killed and goes on from a checkpoint has the same value."""
+    """The state consists of tensors, and a run that resumes from a checkpoint gives the same value."""
     whole = _whole(metric)
     first, second = _cut(whole.batch, (25,))
     names: set[str] = set()
@@ -300,7 +300,7 @@ def check_checkpoint(metric: Metric) -> str:
 
 
 def check_min_images(metric: Metric) -> str:
-    """It has a value for as few images as it says it needs."""
+    """It has a value for its declared minimum number of images."""
     n = metric.min_images
     _size(metric)
     value = _measure(metric, [_batch(metric, n)], _context(n))
@@ -308,7 +308,7 @@ def check_min_images(metric: Metric) -> str:
 
 
 def check_memory(metric: Metric) -> str:
-    """The state does not grow with the images, unless the accumulator is a FeatureStore; then in proportion."""
+    """The state does not grow with the number of images, unless the accumulator is a FeatureStore."""
     n = _size(metric)
 
     def size(images: int) -> int:
@@ -328,7 +328,7 @@ def check_memory(metric: Metric) -> str:
 
 
 def check_no_state(metric: Metric) -> str:
-    """Keeps no state between runs: fed in turns with another accumulator, each has the value it has alone."""
+    """It keeps no state between runs: interleaved accumulators give the same values."""
     n = _size(metric)
     context, before = _context(n), dict(vars(metric))
     streams = [_cut(_batch(metric, n, good=good), (20, 40)) for good in (True, False)]
@@ -344,7 +344,7 @@ def check_no_state(metric: Metric) -> str:
 
 
 def check_lacking(metric: Metric) -> str:
-    """Where labels, real images or a solver are lacking, it does without or says so in one line."""
+    """Without labels, real images or a solver it works, or raises a one-line error."""
     n = _size(metric)
     batch, told = _batch(metric, n), []
     cases: list[tuple[str, Callable[[], float]]] = [
@@ -370,7 +370,7 @@ def check_lacking(metric: Metric) -> str:
 
 
 def check_no_writes(metric: Metric) -> str:
-    """Never writes into the images and features it is given, nor into what it measures against."""
+    """It never modifies its images, features and reference."""
     n = _size(metric)
     batch, context = _batch(metric, n), _context(n)
     given = {f.name: getattr(batch, f.name) for f in fields(batch) if isinstance(getattr(batch, f.name), Tensor)}
@@ -385,7 +385,7 @@ def check_no_writes(metric: Metric) -> str:
 
 
 def check_random_state(metric: Metric) -> str:
-    """Touches no global random state; measured twice it has the same value."""
+    """It does not use global random generators, and repeated measurements are equal."""
     n = _size(metric)
     with untouched_random_state():
         values = [_measure(metric, [_batch(metric, n)], _context(n)) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""The checks of a model: is its D a denoiser, in the coordinates x = x₀ + σ z that samplers are written in?"""
+"""The checks of a model: the properties of a denoiser D(x, σ) for x = x₀ + σ z."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from samplerbench.testing.common import (
 )
 
 ROUNDING = 1e-4
-"""Of √(1+σ²), the size of the state: by how much float32 may change D from one batch to another."""
+"""Tolerance for float32 differences of D between batches, relative to √(1+σ²), the size of the state."""
 _MODAL = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
-"""Layers that do something else in training; what the mode of others changes is seen in D."""
+"""Layers that behave differently in training mode."""
 SLACK = 1.1
-"""How much worse than a trivial answer a trained network's D may be, where the trivial one is nearly the best."""
+"""Tolerance factor for D compared with a trivial prediction, where the trivial one is nearly optimal."""
 
 
 # --- The model and what it is asked --------------------------------------------------------------------------------
@@ -56,12 +56,12 @@ def _model(source: ModelSource) -> Model:
 
 
 def _some(model: Model, parts: tuple[float, ...] = (0.0, 0.3, 0.6, 1.0)) -> list[float]:
-    """Some of the model's levels, from the smallest to the largest."""
+    """Some of the model's noise levels, from the smallest to the largest."""
     return [float(model.levels[round(part * (len(model.levels) - 1))]) for part in parts]
 
 
 def _state(model: Model, sigma: float, n: int, first: int = 0) -> Tensor:
-    """Samples first … first+n-1 as a run at level sigma would begin with them, (n, C, H, W) float32."""
+    """The start states of samples first … first+n-1 at level sigma, (n, C, H, W) float32."""
     return start_states(model, sigma, torch.arange(first, first + n), dtype=torch.float32)
 
 
@@ -85,7 +85,7 @@ def _allowed(sigma: float) -> float:
 
 
 def _real(model: Model, n: int) -> tuple[Tensor, Tensor | None]:
-    """n real images as states, float32, and the labels that the model is to be told."""
+    """n real images as float32 states, and their labels."""
     try:
         x0, labels = model.real(n)
     except UserError as error:
@@ -113,7 +113,7 @@ def _rms(x: Tensor) -> float:
 
 
 def check_loads(source: ModelSource) -> str:
-    """Loads on the CPU as a Model, with the shape of its states and a network whose layers are not being trained."""
+    """It loads on the CPU as a Model with a valid shape, and its network is in evaluation mode."""
     model = _load(source)
     if isinstance(model, Exception):
         raise model
@@ -135,7 +135,7 @@ def check_loads(source: ModelSource) -> str:
 
 
 def check_levels(source: ModelSource) -> str:
-    """The noise levels are float64 on the CPU, above 0, and increase."""
+    """The noise levels are float64 on the CPU, positive and increasing."""
     levels: Any = _model(source).levels
     require(isinstance(levels, Tensor), f"levels is a {type(levels).__name__}, not a tensor")
     require(levels.ndim == 1 and len(levels) >= 2, f"levels has the shape {tuple(levels.shape)}; it is (T,), T ≥ 2")
@@ -148,7 +148,7 @@ def check_levels(source: ModelSource) -> str:
 
 
 def check_identity(source: ModelSource) -> str:
-    """The identity that a protocol records names the source and has a hash of the weights."""
+    """The identity for the protocol has the source and a hash of the weights."""
     identity = _model(source).identity
     try:
         json.dumps(identity, allow_nan=False)
@@ -162,7 +162,7 @@ def check_identity(source: ModelSource) -> str:
 
 
 def check_reload(source: ModelSource) -> str:
-    """Loaded again it is the same model: identity, levels, and D bit for bit."""
+    """Loading it again gives the same identity, noise levels and D."""
     model, again = _model(source), source.load(torch.device("cpu"), torch.float32)
     require(model.identity == again.identity, "loaded again it has another identity")
     require(torch.equal(model.levels, again.levels), "loaded again it has other levels")
@@ -187,7 +187,7 @@ def check_shape(source: ModelSource) -> str:
 
 
 def check_finite(source: ModelSource) -> str:
-    """D is finite at all levels, and between them."""
+    """D is finite at the noise levels and between them."""
     model, asked = _model(source), 0
     last = len(model.levels) - 1
     for i in sorted({round(part * last / 8) for part in range(9)}):
@@ -200,7 +200,7 @@ def check_finite(source: ModelSource) -> str:
 
 
 def check_batch_split(source: ModelSource) -> str:
-    """A row alone is as in a batch, and so is a part of the rows."""
+    """D of a row does not depend on the other rows of the batch."""
     model, worst, n = _model(source), 0.0, 4
     labels, part = _labels(model, n), torch.tensor([3, 1])
     for sigma in _some(model):
@@ -218,7 +218,7 @@ def check_batch_split(source: ModelSource) -> str:
 
 
 def check_sigma(source: ModelSource) -> str:
-    """One level for the batch, as a number or as a tensor, and a level for each row give the same D."""
+    """D is the same for σ as a number, as a tensor, or as one value per row."""
     model, worst = _model(source), 0.0
     levels = _some(model)
     n = len(levels)
@@ -241,7 +241,7 @@ def check_sigma(source: ModelSource) -> str:
 
 
 def check_deterministic(source: ModelSource) -> str:
-    """The same question has the same answer, and no global random state is touched."""
+    """Repeated calls give the same D, and do not use global random generators."""
     model = _model(source)
     with untouched_random_state():
         for sigma in _some(model):
@@ -252,7 +252,7 @@ def check_deterministic(source: ModelSource) -> str:
 
 
 def check_no_writes(source: ModelSource) -> str:
-    """Never writes into the state, the levels or the labels it is given."""
+    """It never modifies the state, the levels or the labels."""
     model = _model(source)
     sigmas = torch.tensor(_some(model), dtype=torch.float64)
     n, labels = len(sigmas), _labels(model, len(sigmas))
@@ -274,7 +274,7 @@ def _tensor(value: Tensor | None) -> Tensor:
 
 
 def check_gradients(source: ModelSource) -> str:
-    """With gradients off none is tracked, whatever the state."""
+    """It does not track gradients if they are disabled."""
     model = _model(source)
     sigma = _some(model)[2]
     leaf = _state(model, sigma, 2).requires_grad_()
@@ -284,7 +284,7 @@ def check_gradients(source: ModelSource) -> str:
 
 
 def check_nfe(source: ModelSource) -> str:
-    """The meter around its network counts one evaluation an image for each D, and two for both at once."""
+    """Each D counts as one network evaluation per image; conditional and unconditional D together count as two."""
     model, n = _model(source), 3
     sigma, labels = _some(model)[2], _labels(model, 3)
     x = _state(model, sigma, n)
@@ -302,7 +302,7 @@ def check_nfe(source: ModelSource) -> str:
 
 
 def check_prior(source: ModelSource) -> str:
-    """A run starts with the variance that the model's process says (1+σ² for VP, σ² for VE), or that of x₀ + σ z."""
+    """The prior has the variance of the model's process (1+σ² for VP, σ² for VE), or that of x₀ + σ z."""
     model = _model(source)
     near = float(model.levels[int(model.levels.log().abs().argmin())])
     z = normal(0, Purpose.PRIOR, torch.arange(2), 0, model.shape)
@@ -332,7 +332,7 @@ def check_prior(source: ModelSource) -> str:
 
 
 def check_clean(source: ModelSource) -> str:
-    """At small levels D(x₀ + σ z, σ) is near to the real image x₀: no further from it than the state is."""
+    """At small σ, D(x₀ + σ z, σ) is no further from the real image x₀ than the state is."""
     model = _model(source)
     x0, labels, z, deviation = _noised(model)
     small = [s for s in _some(model, (0.0, 0.02, 0.05, 0.1, 0.2)) if s < deviation / 4]
@@ -347,7 +347,7 @@ def check_clean(source: ModelSource) -> str:
 
 
 def check_denoises(source: ModelSource) -> str:
-    """At middle levels D is nearer to the real image than the state and than the mean of all images."""
+    """At medium σ, D is closer to the real image than the state and the mean image are."""
     model = _model(source)
     x0, labels, z, deviation = _noised(model)
     levels = model.levels.tolist()
@@ -365,7 +365,7 @@ def check_denoises(source: ModelSource) -> str:
 
 
 def check_top(source: ModelSource) -> str:
-    """At the largest level D hardly depends on the noise: it is nearly the mean of all images."""
+    """At the largest σ, D hardly depends on the noise, and is close to the mean image."""
     model, n = _model(source), 32
     sigma = float(model.levels[-1])
     label = None if model.classes is None else torch.zeros(n, dtype=torch.int64)
@@ -377,7 +377,7 @@ def check_top(source: ModelSource) -> str:
 
 
 def check_posterior_mean(source: ModelSource) -> str:
-    """D = E[x₀ | x]: over its own draws, the error x₀ - D is orthogonal to functions of x."""
+    """D = E[x₀ | x]: over samples of its own distribution, the error x₀ - D is orthogonal to functions of x."""
     model, n = _model(source), 2000
     if not model.draws:
         raise NotApplicableError("it does not say (draws) that its real images are draws from its own distribution")
@@ -404,7 +404,7 @@ def check_posterior_mean(source: ModelSource) -> str:
 
 
 def check_labels(source: ModelSource) -> str:
-    """Labels change D, each row's own its own, and one that the model does not have is refused."""
+    """A label changes D only in its own row, and an unknown label raises an error."""
     model = _model(source)
     if model.classes is None:
         raise NotApplicableError("it has no labels")
@@ -430,7 +430,7 @@ def check_labels(source: ModelSource) -> str:
 
 
 def check_null(source: ModelSource) -> str:
-    """Asked without a label it answers for all; asked for both at once, as for each of them."""
+    """Without a label it gives the unconditional D, also when both are requested at once."""
     model = _model(source)
     if model.classes is None:
         raise NotApplicableError("it has no labels")
@@ -457,7 +457,7 @@ def check_null(source: ModelSource) -> str:
 
 
 def check_images(source: ModelSource) -> str:
-    """Its real images are states of its shape with labels that it has, and they decode to images."""
+    """Its real images have its shape and valid labels, and can be decoded."""
     model, n = _model(source), 4
     x0, labels = _real(model, n)
     require(x0.shape == (n, *model.shape), f"{n} real images are {tuple(x0.shape)}, not {(n, *model.shape)}")

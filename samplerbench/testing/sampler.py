@@ -1,4 +1,4 @@
-"""The checks of a sampler, on problems whose truth is known."""
+"""The checks of a sampler, on problems with a closed-form solution."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _draws(sampler: Sampler, steps: int = 4) -> int:
 
 
 def check_one_step(sampler: Sampler) -> str:
-    """One step works, and so do two and three."""
+    """It works with one, two and three steps."""
     for steps in (1, 2, 3):
         final = _run(sampler, _problem("mixture"), steps)
         require(bool(final.isfinite().all()), f"{steps} steps give a state that is not finite")
@@ -100,7 +100,7 @@ def check_one_step(sampler: Sampler) -> str:
 
 
 def check_all_timesteps(sampler: Sampler) -> str:
-    """As many steps as the model has timesteps works."""
+    """It works with as many steps as the model has timesteps."""
     model = _problem("gaussian")
     final = _run(sampler, model, len(model.levels), batch=2)
     require(bool(final.isfinite().all()), f"{len(model.levels)} steps give a state that is not finite")
@@ -108,7 +108,7 @@ def check_all_timesteps(sampler: Sampler) -> str:
 
 
 def check_nfe(sampler: Sampler) -> str:
-    """The counted network evaluations are what nfe() says."""
+    """The counted network evaluations equal the value of nfe()."""
     model, told = _problem("mixture"), []
     for steps in (1, 2, 5, 9):
         _bind(sampler, model, _grid(sampler, model, steps))  # what is estimated once is not counted
@@ -123,10 +123,10 @@ def check_nfe(sampler: Sampler) -> str:
 
 
 def check_first_evaluation(sampler: Sampler) -> str:
-    """The network is asked at the state's own noise level: first at the start, and never at another's."""
+    """The network is evaluated at the noise level of the state, for the first time at the start."""
     _require_solver(sampler)
     if sampler.own_grid:
-        raise NotApplicableError("it has a grid of its own")
+        raise NotApplicableError("it uses its own grid")
     model = _problem("point", "1x32x32")
     mean, seen = 0.3, []
 
@@ -162,12 +162,12 @@ def check_first_evaluation(sampler: Sampler) -> str:
 
 
 def check_order(sampler: Sampler) -> str:
-    """The order of convergence on the exact problems is the one claimed, within 0.2."""
+    """The order of convergence on the exact problems equals the claimed order within 0.2."""
     _require_solver(sampler)
     if _draws(sampler):
         raise NotApplicableError("stochastic: see moments")
     if sampler.own_grid:
-        raise NotApplicableError("it has a grid of its own")
+        raise NotApplicableError("it uses its own grid")
     claimed, found = sampler.convergence(), []
     if sampler.nfe(1) is None:
         return _adaptive_error(sampler)
@@ -183,14 +183,14 @@ def check_order(sampler: Sampler) -> str:
 
 
 SMALL_STARTS = (5.0, 2.0)
-"""Noise levels of the data's size, from which a multistep method's first steps cost it accuracy."""
+"""Noise levels of the size of the data, at which the first steps of a multistep method reduce its accuracy."""
 
 Shape = Literal["even", "polynomial", "alternating"]
 UNEVEN: tuple[Shape, ...] = ("polynomial", "alternating")
 
 
 def check_order_from_small_noise(sampler: Sampler) -> str:
-    """Started at a noise level of the data's size, the order is no less than `convergence_from_any_start` says."""
+    """Started at a σ of the size of the data, the order is at least `convergence_from_any_start`."""
     claimed = _claim_to_measure(sampler, sampler.convergence_from_any_start())
     found = []
     for start in SMALL_STARTS:
@@ -205,7 +205,7 @@ def check_order_from_small_noise(sampler: Sampler) -> str:
 
 
 def check_order_on_uneven_steps(sampler: Sampler) -> str:
-    """The order holds where the steps are uneven, too: on Karras' grid, and where long and short steps alternate."""
+    """The order also holds on uneven steps: on Karras' grid, and with alternating long and short steps."""
     claimed = _claim_to_measure(sampler, sampler.convergence())
     if sampler.uniform_steps_only:
         raise NotApplicableError("it claims its order on even steps only (uniform_steps_only)")
@@ -222,12 +222,12 @@ def check_order_on_uneven_steps(sampler: Sampler) -> str:
 
 
 def _claim_to_measure(sampler: Sampler, claimed: int | None) -> int:
-    """The claimed order. Raises NotApplicableError where there is none to measure."""
+    """The claimed order. Raises NotApplicableError if there is none to measure."""
     _require_solver(sampler)
     if claimed is None or sampler.nfe(1) is None:
         raise NotApplicableError("it claims no order" if claimed is None else "it chooses its own steps")
     if sampler.own_grid:
-        raise NotApplicableError("it has a grid of its own")
+        raise NotApplicableError("it uses its own grid")
     if _draws(sampler):
         raise NotApplicableError("stochastic: see moments")
     return claimed
@@ -252,7 +252,9 @@ def measure_order(
     Args:
         sampler: a sampler that draws no noise and takes the grid it is given.
         problem: "gaussian" or "mixture".
-        start, shape, counts: as in `order_errors`.
+        start: as in `order_errors`.
+        shape: as in `order_errors`.
+        counts: as in `order_errors`.
     """
     errors = order_errors(sampler, problem, start, shape, counts)
     kept = [(n, e) for n, e in errors if e > 1e-10]  # below it the reference solution is no better
@@ -335,11 +337,11 @@ def _adaptive_error(sampler: Sampler) -> str:
 
 
 def check_terminal(sampler: Sampler) -> str:
-    """The last step ends on the data: of a single point, every sample is that point (no noise is left)."""
+    """The last step removes all noise: if the data is a single point, every sample is that point."""
     _require_solver(sampler)
     model = _problem("point", "1x8x8")
     worst = max(same(_run(sampler, model, steps), torch.tensor(0.3)) for steps in (1, 4, 20))
-    allowed = 2e-3 if sampler.own_grid else 1e-6  # a grid of its own may come with float32 tables of its own
+    allowed = 2e-3 if sampler.own_grid else 1e-6  # a scheduler may use float32 tables
     require(
         worst <= allowed, f"a sample of a single point is {worst:.2g} away from it: noise is left after the last step"
     )
@@ -347,7 +349,7 @@ def check_terminal(sampler: Sampler) -> str:
 
 
 def check_moments(sampler: Sampler) -> str:
-    """Stochastic: terminal mean and variance approach the closed form as the steps grow."""
+    """For stochastic samplers, the final mean and variance converge to the closed form."""
     _require_solver(sampler)
     if not _draws(sampler):
         raise NotApplicableError("deterministic: see order")
@@ -371,7 +373,7 @@ def check_moments(sampler: Sampler) -> str:
 
 
 def check_batch_split(sampler: Sampler) -> str:
-    """The same image for any batch split."""
+    """An image does not depend on how the batch is split."""
     model = _problem("mixture")
     whole = _run(sampler, model, 6)
     split = torch.cat([_run(sampler, model, 6, batch=n, first=first) for first, n in ((0, 1), (1, 2), (3, 3))])
@@ -381,7 +383,7 @@ def check_batch_split(sampler: Sampler) -> str:
 
 
 def check_same_seed(sampler: Sampler) -> str:
-    """The same seed gives the same image, another seed another."""
+    """The same seed gives the same image, and another seed gives another image."""
     model = _problem("mixture")
     one, two, other = (_run(sampler, model, 6, seed=seed) for seed in (3, 3, 4))
     require(torch.equal(one, two), f"two runs with one seed differ by {same(one, two):.1e}")
@@ -390,7 +392,7 @@ def check_same_seed(sampler: Sampler) -> str:
 
 
 def check_no_state(sampler: Sampler) -> str:
-    """Keeps no state between runs: interleaved with another run it gives the same."""
+    """It keeps no state between runs: interleaved runs give the same result."""
     model = _problem("mixture")
     grid = _grid(sampler, model, 6)
     sampler = _bind(sampler, model, grid)
@@ -415,7 +417,7 @@ def check_no_state(sampler: Sampler) -> str:
 
 
 def check_dtype(sampler: Sampler) -> str:
-    """Keeps the dtype of the state; float32 and float64 agree."""
+    """It keeps the dtype of the state, and float32 and float64 agree."""
     model = _problem("gaussian")
     double, single = (_run(sampler, model, 8, dtype=dtype) for dtype in (torch.float64, torch.float32))
     require(single.dtype == torch.float32, f"a float32 state became {single.dtype}")
@@ -426,7 +428,7 @@ def check_dtype(sampler: Sampler) -> str:
 
 
 def check_guided(sampler: Sampler) -> str:
-    """Composes with guidance: at scale 1 it is the conditional model, and labels steer it."""
+    """It works with guidance: scale 1 gives the conditional model, and labels have an effect."""
     _require_solver(sampler)
     model, labels = _problem("mixture"), torch.tensor([0, 1, 0, 1, 0, 1])
     plain = _run(sampler, model, 6, labels=labels)
@@ -449,7 +451,7 @@ class _Sum(Guidance):
 
 
 def check_no_writes(sampler: Sampler) -> str:
-    """Never writes into a tensor it was given or has yielded."""
+    """It never modifies tensors that it was given or has yielded."""
     model = _problem("mixture")
     grid = _grid(sampler, model, 6)
     batch = start_batch(model, _bind(sampler, model, grid), grid, torch.arange(3))
@@ -465,7 +467,7 @@ def check_no_writes(sampler: Sampler) -> str:
 
 
 def check_random_state(sampler: Sampler) -> str:
-    """Touches no global random state."""
+    """It does not use global random generators."""
     with untouched_random_state():
         _run(sampler, _problem("mixture"), 5)
     return "untouched"

@@ -36,7 +36,7 @@ def _bound(spacing: Spacing) -> Spacing:
 
 
 def _fixed(spacing: Spacing) -> int | None:
-    """The one number of steps a spacing with explicit levels can give; None where it gives any."""
+    """The number of steps of a spacing with explicit levels; None if it supports any number."""
     try:
         spacing.grid(_LEVELS, 7)
     except UserError:
@@ -53,7 +53,7 @@ def _gives(spacing: Spacing, steps: int) -> bool:
 
 
 def check_grid(spacing: Spacing) -> str:
-    """Gives N+1 finite float64 levels, strictly decreasing, the last 0, for N = 1, 2, 10, 50 and 1000."""
+    """The grid has N+1 finite float64 levels, strictly decreasing to 0, for N = 1, 2, 10, 50 and 1000."""
     spacing = _bound(spacing)
     fixed = _fixed(spacing)
     if fixed == 0:
@@ -68,7 +68,7 @@ def check_grid(spacing: Spacing) -> str:
 
 
 def check_range(spacing: Spacing) -> str:
-    """Stays within the model's noise levels."""
+    """The levels are within those of the model."""
     spacing = _bound(spacing)
     fixed = _fixed(spacing)
     if fixed is not None:
@@ -84,7 +84,7 @@ def check_range(spacing: Spacing) -> str:
 
 
 def check_too_many(spacing: Spacing) -> str:
-    """More steps than it can give are refused in one clear line, or given."""
+    """More steps than timesteps are supported, or raise a one-line error."""
     spacing = _bound(spacing)
     steps = len(_LEVELS) + 1
     try:
@@ -96,7 +96,7 @@ def check_too_many(spacing: Spacing) -> str:
 
 
 def check_random_state(spacing: Spacing) -> str:
-    """Deterministic, and touches no global random state."""
+    """It is deterministic, and does not use global random generators."""
     spacing = _bound(spacing)
     fixed = _fixed(spacing)
     if fixed == 0:

@@ -16,15 +16,18 @@ from samplerbench.errors import UserError, argument
 from samplerbench.training.loop import StepRandom, Task
 
 CHUNK = 500
-"""Images at a time where a whole data set is encoded."""
+"""Batch size for encoding a data set."""
 
 MEASURED = 10_000
-"""Images of the training data, at most, that the scale and the finished network's errors are measured on."""
+"""Maximum number of training images for measuring the scaling factor and the errors of the trained network."""
 
 
 @dataclass(frozen=True)
 class AutoencoderSettings:
-    """The network and the objective. kl: the weight of the Kullback-Leibler divergence, 2s² of a decoder N(x̂, s²)."""
+    """Settings of the network and the loss, as the options of `samplerbench train autoencoder`.
+
+    kl is the weight of the KL divergence, 2s² for a decoder N(x̂, s²).
+    """
 
     channels: tuple[int, ...] = (8, 16, 32)
     layers: int = 1
@@ -36,14 +39,14 @@ class AutoencoderSettings:
 
 
 class Autoencoding(nn.Module):
-    """One pass through an `AutoencoderKL` with the posterior's noise given, so that it is a function of the step."""
+    """A forward pass of an `AutoencoderKL` with given noise of the posterior."""
 
     def __init__(self, autoencoder: nn.Module) -> None:
         super().__init__()
         self.autoencoder: Any = autoencoder
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x̂ (B, C, H, W) of z = μ + s·noise, and the posterior's μ and log s², (B, c, h, w)."""
+        """Returns x̂ (B, C, H, W) for z = μ + s·noise, and μ and log s² of the posterior, (B, c, h, w)."""
         posterior = self.autoencoder.encode(images).latent_dist
         z = posterior.mean + posterior.std * noise
         return self.autoencoder.decode(z).sample, posterior.mean, posterior.logvar
@@ -132,7 +135,7 @@ class AutoencoderTask(Task):
 
     @torch.no_grad()
     def preview(self, network: nn.Module, file: Path) -> None:
-        """Rows of images, each with the row of their reconstructions (from the posterior's mean) below it."""
+        """Write rows of images, each above a row of their reconstructions from the posterior mean."""
         from samplerbench.data.grid import save_grid
 
         autoencoder: Any = network.autoencoder
@@ -154,7 +157,7 @@ def sample_deviation(mean: Tensor, variance: Tensor) -> float:
 
 @torch.no_grad()
 def encoded(autoencoder: Any, data: ImageSet) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The data set in chunks, on the autoencoder's device: images in [-1, 1], and the posterior's μ and log s²."""
+    """Encode a data set in chunks. Yields images in [-1, 1], and μ and log s² of the posterior."""
     device = next(autoencoder.parameters()).device
     for part in data.images.split(CHUNK):
         images = dequantise(part.to(device))

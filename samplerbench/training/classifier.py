@@ -15,7 +15,7 @@ from samplerbench.models.noise_classifier import NoiseConditionalClassifier
 from samplerbench.training.loop import StepRandom, Task
 
 MEASURED = 2_000
-"""Images, the first ones, on which the accuracies of the card are measured at most."""
+"""Maximum number of training images for measuring the accuracies in the card."""
 
 
 class ClassifierTask(Task):

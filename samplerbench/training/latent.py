@@ -21,17 +21,21 @@ _CPU = torch.device("cpu")
 
 
 class LatentUNetTask(UNetTask):
-    """`UNetTask` on z·scaling_factor, with z a fresh sample of the image's posterior in every step.
+    """`UNetTask` on z·scaling_factor, where z is a new sample of the image's posterior in every step.
 
-    The data is encoded once, when the task is made, and kept as the posteriors' means and deviations; so every
-    epoch sees new samples at no cost. `autoencoder` is a folder of a diffusers `AutoencoderKL`.
+    The data is encoded once, when the task is created, and stored as means and standard deviations of the posteriors.
+
+    Args:
+        data: the training data.
+        settings: settings of the network and the loss.
+        autoencoder: folder of a diffusers `AutoencoderKL`.
+        device: device for encoding the data.
 
     Raises:
         UserError: no such autoencoder, one of other images, or an option that has no meaning for latents.
     """
 
     def __init__(self, data: ImageSet, settings: UNetSettings, autoencoder: str, device: torch.device = _CPU) -> None:
-        """A new network; the data is encoded on `device`."""
         refused = {
             "learn_variance": settings.learn_variance,  # its bound is of pixels with 256 levels
             "clip_sample": settings.clip_sample,
@@ -58,7 +62,7 @@ class LatentUNetTask(UNetTask):
         super().__init__(data, settings, (channels // 2, height, width))
 
     def inputs(self, data: ImageSet, index: Tensor, device: torch.device) -> Tensor:
-        """Means and deviations of the posteriors of the images `index`, (B, 2c, h, w)."""
+        """Means and standard deviations of the posteriors of the images at `index`, (B, 2c, h, w)."""
         return self.posteriors[index].to(device)
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor | None, random: StepRandom) -> Tensor:
@@ -92,7 +96,7 @@ class LatentUNetTask(UNetTask):
 
 
 def load_autoencoder(folder: str) -> Any:
-    """The diffusers `AutoencoderKL` saved in a folder, for evaluation, in float32. Safetensors only.
+    """Load a diffusers `AutoencoderKL` from a folder in float32, in evaluation mode. Requires safetensors.
 
     Raises:
         UserError: no such folder, or no such autoencoder in it.

@@ -1,7 +1,7 @@
-"""The one training loop: AdamW with warm-up, EMA weights, gradient clipping, exact resume.
+"""The training loop: AdamW with warm-up, EMA weights, gradient clipping, and exact resuming.
 
-Everything random in a step (which images, which noise levels, which noise, dropout) is a pure function of
-(seed, step), so a resumed run continues the same experiment and the number of processes does not change it.
+All random choices of a step (images, noise levels, noise, dropout) depend only on the seed and the step. A resumed run
+therefore continues the same experiment, for any number of processes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,22 @@ from samplerbench.untrusted import parse_json, reason
 
 
 class StepRandom:
-    """The randomness of one training step for this process's share of the batch."""
+    """The random numbers of one training step.
+
+    Args:
+        seed: seed of the training.
+        step: number of the step.
+        share: the rows of the batch on this process.
+        total: size of the whole batch.
+        device: device of the random numbers.
+    """
 
     def __init__(self, seed: int, step: int, share: slice, total: int, device: torch.device) -> None:
         self.share, self.total, self.device = share, total, device
         self.generator = torch.Generator(device).manual_seed(step_seed(seed, step))
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers, (B, *shape)."""
+        """Standard normal numbers for the rows of this process, (B, *shape)."""
         return torch.randn((self.total, *shape), generator=self.generator, device=self.device)[self.share]
 
     def uniform(self, *shape: int) -> Tensor:
@@ -59,38 +67,53 @@ def step_seed(seed: int, step: int) -> int:
 
 
 class Task(ABC):
-    """What is trained: a network, its loss, and how its folder is written."""
+    """Base class of training tasks: the network, its loss, and how it is saved.
+
+    Attributes:
+        what: kind of the network in the card.
+        network: the network to train.
+    """
 
     what: str
     network: nn.Module
 
     @abstractmethod
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor | None, random: StepRandom) -> Tensor:
-        """The scalar loss of images (B, C, H, W) in [-1, 1] and labels (B,)."""
+        """The loss of a batch.
+
+        Args:
+            network: the network, wrapped for distributed training.
+            images: (B, C, H, W) in [-1, 1], or the value of `inputs`.
+            labels: (B,) int64, or None.
+            random: random numbers of this step.
+
+        Returns:
+            A scalar tensor.
+        """
 
     @abstractmethod
     def save(self, network: nn.Module, out: Path) -> dict[str, Any]:
-        """Write the finished network to the folder; returns figures for the card."""
+        """Save the trained network to a folder. Returns entries for the card."""
 
     def inputs(self, data: ImageSet, index: Tensor, device: torch.device) -> Tensor:
-        """What `loss` gets for the images `index` (B,) int64: the images in [-1, 1], (B, C, H, W)."""
+        """The input of `loss` for the images at `index` (B,) int64: images in [-1, 1], (B, C, H, W)."""
         return dequantise(data.images[index].to(device))
 
     def parts(self) -> dict[str, Tensor]:
-        """What the last loss was made of, by name, each a 0-d tensor: for the log. Empty where it is one thing."""
+        """The terms of the last loss for the log: name → scalar tensor. Empty for a loss with a single term."""
         return {}
 
     def identity(self) -> dict[str, Any]:
-        """What must not change between the parts of one run, besides the training settings and the data."""
+        """Settings that must not change when training resumes, in addition to those of the loop and the data."""
         return {}
 
     def preview(self, network: nn.Module, file: Path) -> None:
-        """Write a picture of what the network can do so far; a network that makes no pictures writes none."""
+        """Write a PNG of samples of the current network, if it can generate images."""
         return
 
 
 def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """Which images batch `step` holds: successive cuts of one seeded permutation per epoch."""
+    """The indices of the images in batch `step`: consecutive parts of one seeded permutation per epoch."""
     start = step * batch_size
     epochs = range(start // n, (start + batch_size - 1) // n + 1)
     orders = [torch.randperm(n, generator=torch.Generator().manual_seed(step_seed(seed, -2 - e))) for e in epochs]
@@ -99,7 +122,7 @@ def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
-    """Linear warm-up, then constant, or a half cosine to zero."""
+    """The learning rate of a step: linear warm-up, then constant or a half cosine to zero."""
     rate = settings.lr * min(1.0, (step + 1) / max(1, settings.warmup))
     if settings.schedule == "cosine" and step >= settings.warmup:
         span = max(1, settings.steps - settings.warmup)
@@ -108,12 +131,19 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
 
 
 def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command: Sequence[str] = ()) -> TrainResult:
-    """Train `task` on `data`, resuming from `out/checkpoint` where there is one, and write `out`.
+    """Train a network, and write the output folder. Training resumes from `out/checkpoint` if it exists.
 
-    Where the minutes are over before the steps, the checkpoint is all that is written.
+    If the time limit is reached first, only the checkpoint is written.
+
+    Args:
+        task: the network and its loss.
+        data: the training data.
+        settings: the training settings.
+        out: folder to write.
+        command: the command line, recorded in the card.
 
     Raises:
-        UserError: a checkpoint made with other settings, or a batch that the processes cannot share.
+        UserError: a checkpoint with other settings, or a batch size that is not divisible by the number of processes.
         RunError: a loss that is not finite.
     """
     from accelerate import Accelerator

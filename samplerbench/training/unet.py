@@ -1,4 +1,4 @@
-"""Train a diffusers `UNet2DModel` by ε-prediction, optionally with classes and with a learned variance."""
+"""Train a diffusers `UNet2DModel` with ε-prediction, optionally with classes and a learned variance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from samplerbench.training.loop import StepRandom, Task
 
 @dataclass(frozen=True)
 class UNetSettings:
-    """The network and the objective."""
+    """Settings of the network and the loss, as the options of `samplerbench train unet`."""
 
     channels: tuple[int, ...] = (64, 64)
     layers: int = 1
@@ -38,14 +38,18 @@ class UNetSettings:
 class UNetTask(Task):
     """L_simple (Ho et al. 2020 eq. 14), or L_simple + 0.001 L_vlb (Nichol & Dhariwal 2021 eq. 16).
 
-    A class-conditional network has one more embedding than classes: the last is "no label", which takes the place
-    of a label with probability `label_dropout` (Ho & Salimans 2022 algorithm 1).
+    A class-conditional network has one more embedding than classes: the last is the null label, which replaces a label
+    with probability `label_dropout` (Ho & Salimans 2022 algorithm 1).
+
+    Args:
+        data: the training data.
+        settings: settings of the network and the loss.
+        shape: (C, H, W) of the network's input, if it differs from the images.
     """
 
     what = "unet"
 
     def __init__(self, data: ImageSet, settings: UNetSettings, shape: tuple[int, int, int] | None = None) -> None:
-        """A new network for `data`; `shape` is that of what it denoises, (C, H, W), where that is not the images."""
         from diffusers import UNet2DModel
 
         channels, height, width = shape or data.shape
@@ -94,7 +98,7 @@ class UNetTask(Task):
             "beta_start": 1e-4,
             "beta_end": 0.02,
         }
-        self.bars = alphas_cumprod(self.scheduler_config)
+        self.alphas_cumprod = alphas_cumprod(self.scheduler_config)
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor | None, random: StepRandom) -> Tensor:
         if self.settings.flip:
@@ -102,8 +106,8 @@ class UNetTask(Task):
             images = torch.where(flipped, images.flip(-1), images)
         t = random.integers(self.settings.timesteps)
         noise = random.normal(*images.shape[1:])
-        bar = self.bars.to(images.device)[t].float()[:, None, None, None]
-        noisy = bar.sqrt() * images + (1 - bar).sqrt() * noise
+        alpha_cumprod = self.alphas_cumprod.to(images.device)[t].float()[:, None, None, None]
+        noisy = alpha_cumprod.sqrt() * images + (1 - alpha_cumprod).sqrt() * noise
         if self.classes is None:
             labels = None
         elif labels is not None:
@@ -113,7 +117,7 @@ class UNetTask(Task):
         if not self.settings.learn_variance:
             return (output - noise).square().mean()
         epsilon, fraction = output.chunk(2, dim=1)
-        bound = variational_bound(self.bars, images, noisy, t, epsilon.detach(), fraction)
+        bound = variational_bound(self.alphas_cumprod, images, noisy, t, epsilon.detach(), fraction)
         # L_vlb is a sum over T levels, of which one is drawn: T times its mean estimates it.
         return (epsilon - noise).square().mean() + 0.001 * self.settings.timesteps * bound.mean()
 
@@ -121,7 +125,7 @@ class UNetTask(Task):
         return asdict(self.settings)
 
     def pipeline(self, network: nn.Module) -> Any:
-        """The diffusers pipeline that the folder holds."""
+        """The diffusers pipeline that is saved."""
         from diffusers import DDPMPipeline, DDPMScheduler
 
         scheduler = DDPMScheduler(
@@ -133,7 +137,7 @@ class UNetTask(Task):
         return DDPMPipeline(unet=network, scheduler=scheduler)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] of what the network denoises."""
+        """Decode states to images (B, C, H, W) in [-1, 1]."""
         return x
 
     def save(self, network: nn.Module, out: Path) -> dict[str, Any]:
@@ -169,21 +173,30 @@ class UNetTask(Task):
         save_grid(self.decode(x).cpu(), file, columns=10)
 
 
-def variational_bound(bars: Tensor, x0: Tensor, noisy: Tensor, t: Tensor, epsilon: Tensor, fraction: Tensor) -> Tensor:
-    """One term of L_vlb per image, in bits per dimension, (B,): Nichol & Dhariwal 2021 eq. 4-6 with eq. 15's variance.
+def variational_bound(
+    alphas_cumprod: Tensor, x0: Tensor, noisy: Tensor, t: Tensor, epsilon: Tensor, fraction: Tensor
+) -> Tensor:
+    """One term of L_vlb per image, with the learned variance (Nichol & Dhariwal 2021, eq. 4-6 and 15).
 
-    For t > 0 the Kullback-Leibler divergence KL(q(x_{t-1} | x_t, x_0) ‖ p(x_{t-1} | x_t)); for t = 0 the negative
-    log-likelihood of the data quantised to 256 levels (Ho et al. 2020 eq. 13).
+    For t > 0 it is KL(q(x_{t-1} | x_t, x_0) ‖ p(x_{t-1} | x_t)). For t = 0 it is the negative log-likelihood of the
+    data quantised to 256 levels (Ho et al. 2020, eq. 13).
 
     Args:
-        bars: ᾱ (T,) float64. x0, noisy: images and their noising at t, (B, C, H, W). t: (B,) int64.
-        epsilon, fraction: the network's two outputs; fraction in [-1, 1] goes from log β̃ to log β.
+        alphas_cumprod: ᾱ of every timestep, (T,) float64.
+        x0: images in [-1, 1], (B, C, H, W).
+        noisy: x_t, the images with noise, (B, C, H, W).
+        t: timesteps, (B,) int64.
+        epsilon: the predicted noise, (B, C, H, W).
+        fraction: the predicted variance, (B, C, H, W): -1 is log β̃, 1 is log β.
+
+    Returns:
+        Bits per dimension, (B,).
     """
     device = x0.device
-    before = torch.cat([bars.new_ones(1), bars[:-1]])
-    betas = 1 - bars / before
-    posterior = betas * (1 - before) / (1 - bars)
-    posterior[0] = posterior[1]  # log 0 at t = 0; the usual stand-in (Nichol & Dhariwal 2021)
+    before = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+    betas = 1 - alphas_cumprod / before
+    posterior = betas * (1 - before) / (1 - alphas_cumprod)
+    posterior[0] = posterior[1]  # log β̃ is undefined at t = 0; use that of t = 1 (Nichol & Dhariwal 2021)
 
     def at(table: Tensor) -> Tensor:
         return table.to(device)[t].float()[:, None, None, None]
@@ -191,10 +204,10 @@ def variational_bound(bars: Tensor, x0: Tensor, noisy: Tensor, t: Tensor, epsilo
     log_small, log_large = at(posterior.log()), at(betas.log())
     log_variance = log_small + (fraction + 1) / 2 * (log_large - log_small)
     weight0, weight = (
-        at(before.sqrt() * betas / (1 - bars)),
-        at((1 - betas).sqrt() * (1 - before) / (1 - bars)),
+        at(before.sqrt() * betas / (1 - alphas_cumprod)),
+        at((1 - betas).sqrt() * (1 - before) / (1 - alphas_cumprod)),
     )
-    predicted = (noisy - at((1 - bars).sqrt()) * epsilon) / at(bars.sqrt())
+    predicted = (noisy - at((1 - alphas_cumprod).sqrt()) * epsilon) / at(alphas_cumprod.sqrt())
     mean, true_mean = weight0 * predicted + weight * noisy, weight0 * x0 + weight * noisy
     divergence = 0.5 * (
         log_variance

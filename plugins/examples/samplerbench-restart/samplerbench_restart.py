@@ -1,4 +1,4 @@
-"""Restart sampling: a second-order ODE solver that goes back up in noise, and comes down again, a few times."""
+"""Restart sampling: a second-order ODE solver that adds noise and solves the ODE again, several times."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from torch import Tensor
 class Restart(Sampler):
     """Restart sampling (Xu, Deng, Cheng, Tian, Liu & Jaakkola 2023, algorithm 1).
 
-    Heun's method on the probability-flow ODE over the grid. Where it arrives at t, the level nearest to t_min, it
-    restarts K times:  x ← x + S_noise √(t_max² - t²) z,  the state at t_max again, and from there Heun's method over
-    σ_j = (t_max^(1/ρ) + j/(N_restart-1) (t^(1/ρ) - t_max^(1/ρ)))^ρ,  j = 0 … N_restart-1, back to t.
-    The noise forgets the errors made above t_max, the short ODE makes few new ones. K = 0 is Heun's method. On a grid
-    with no level between 0 and t_max below the first, there is nowhere to restart, and nothing is.
+    Heun's method on the probability-flow ODE. At t, the level of the grid nearest to t_min, it restarts K times:
+    x ← x + S_noise √(t_max² - t²) z is a state at t_max, followed by Heun's method back to t over the levels
+    σ_j = (t_max^(1/ρ) + j/(N_restart-1) (t^(1/ρ) - t_max^(1/ρ)))^ρ,  j = 0 … N_restart-1.
+    The noise reduces the errors made above t_max, and the short ODE adds only small new ones. K = 0 is Heun's method.
+    If no level of the grid after the first lies between 0 and t_max, there is no restart.
     """
 
     spacing = "karras"
 
-    t_min: float = option(0.06, "noise level at which it restarts: the grid's nearest is taken", gt=0.0)
-    t_max: float = option(0.3, "noise level to which a restart goes back", gt=0.0)
-    K: int = option(2, "how many times it restarts", ge=0)
-    N_restart: int = option(3, "levels of a restart's own grid, t_max and t_min among them", ge=2)
+    t_min: float = option(0.06, "noise level of a restart; the nearest level of the grid is used", gt=0.0)
+    t_max: float = option(0.3, "noise level up to which a restart adds noise", gt=0.0)
+    K: int = option(2, "number of restarts", ge=0)
+    N_restart: int = option(3, "number of levels of the restart grid, including t_max and t_min", ge=2)
     S_noise: float = option(1.0, "standard deviation of the added noise", gt=0.0)
-    rho: float = option(7.0, "ρ of a restart's own grid", gt=0.0)
+    rho: float = option(7.0, "ρ of the restart grid", gt=0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,7 +37,7 @@ class Restart(Sampler):
             raise UserError(f"sampler restart: t_min = {self.t_min:g} is not below t_max = {self.t_max:g}.")
 
     def nfe(self, steps: int) -> int:
-        # Of one step, no level is left to restart at.
+        # With one step there is no level for a restart.
         return 2 * steps - 1 + (2 * self.K * (self.N_restart - 1) if steps > 1 else 0)
 
     def convergence(self) -> int | None:
@@ -53,12 +53,12 @@ class Restart(Sampler):
             yield Step(t, x, x0)
 
     def bottom(self, sigmas: Tensor) -> float | None:
-        """The level of the grid at which it restarts; None where no level but the first lies between 0 and t_max."""
+        """The level of the grid for restarts; None if no level after the first lies between 0 and t_max."""
         inner = [t for t in sigmas[1:].tolist() if 0 < t < self.t_max]
         return min(inner, key=lambda t: abs(t - self.t_min), default=None)
 
     def restart(self, denoise: Denoiser, x: Tensor, t: float, noise: Noise) -> tuple[Tensor, Tensor]:
-        """One restart from x at level t: (the state at t again, the denoised state of its last step)."""
+        """One restart from x at level t. Returns the new state at t, and the denoised state of the last step."""
         x = x + (self.S_noise * math.sqrt(self.t_max**2 - t**2)) * noise()
         x0 = x
         for a, b in pairwise(self.levels(t)):
@@ -66,7 +66,7 @@ class Restart(Sampler):
         return x, x0
 
     def levels(self, t: float) -> list[float]:
-        """The N_restart levels of a restart, from t_max down to t."""
+        """The N_restart levels of a restart, from t_max to t."""
         last = self.N_restart - 1
         high, low = self.t_max ** (1 / self.rho), t ** (1 / self.rho)
         inner = [(high + j / last * (low - high)) ** self.rho for j in range(1, last)]
@@ -74,7 +74,7 @@ class Restart(Sampler):
 
 
 def heun(denoise: Denoiser, x: Tensor, s: float, t: float) -> tuple[Tensor, Tensor]:
-    """One step of Heun's method from level s to t (of Euler's to t = 0): (the state at t, D(x, s))."""
+    """One step of Heun's method from level s to t (Euler's for t = 0). Returns the state at t, and D(x, s)."""
     x0 = denoise(x, s)
     slope = (x - x0) / s
     following = x + (t - s) * slope

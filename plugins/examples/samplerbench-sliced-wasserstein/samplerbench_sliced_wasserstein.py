@@ -1,4 +1,4 @@
-"""The sliced Wasserstein distance: optimal transport along random directions, where it is sorting."""
+"""The sliced Wasserstein distance: optimal transport along random directions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from samplerbench.sampling import option
 from torch import Tensor
 
 CHUNK = 64
-"""Directions at a time: memory for them, and as many numbers as there are images, in float64."""
+"""Number of directions per chunk, which limits the memory."""
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,17 @@ class SlicedWasserstein(Metric):
 
     (mean over directions θ of W_p(θ·x, θ·y)^p)^(1/p), with θ uniform on the unit sphere, and
     W_p^p = ∫₀¹ |F⁻¹(u) - G⁻¹(u)|^p du, exact for the two empirical distributions, whatever their sizes.
-    It assumes nothing of the features' distribution, as the Fréchet distance does. The directions are a function of the
-    seed, the same for all samplers. Two finite samples of one distribution are not at distance 0: compare at equal n.
+    Unlike the Fréchet distance, it makes no assumption on the distribution of the features. The directions depend only
+    on the seed and are the same for all samplers. Two finite samples of one distribution have a positive distance, so
+    compare values with equal n.
     """
 
     layer: ClassVar[Layer] = "fid"
     needs_real_images: ClassVar[bool] = True
 
-    directions: int = option(256, "how many directions", ge=1)
+    directions: int = option(256, "number of directions", ge=1)
     power: float = option(2.0, "p of the distance", ge=1.0, le=8.0)
-    seed: int = option(0, "of the directions", ge=0)
+    seed: int = option(0, "random seed of the directions", ge=0)
 
     def start(self, context: Context) -> Accumulator:
         return _Projected(self, context)
@@ -47,7 +48,15 @@ class _Projected(FeatureStore):
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 256, power: float = 2.0, seed: int = 0) -> float:
-    """(mean over θ of W_p(θ·x, θ·y)^p)^(1/p) of x (n, d) and y (m, d), in float64."""
+    """(mean over θ of W_p(θ·x, θ·y)^p)^(1/p), in float64.
+
+    Args:
+        x: (n, d), features of the generated images.
+        y: (m, d), features of the real images.
+        directions: the number of directions θ.
+        power: p.
+        seed: random seed of the directions.
+    """
     generator = torch.Generator().manual_seed(seed)
     theta = torch.randn(directions, x.shape[1], generator=generator, dtype=torch.float64)
     theta = theta / theta.norm(dim=1, keepdim=True)
@@ -57,10 +66,18 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 256, power: float
 
 
 def wasserstein_1d(x: Tensor, y: Tensor, power: float) -> Tensor:
-    """W_p^p of each column of x (n, L) and y (m, L), two samples of numbers: (L,).
+    """W_p^p between two samples of numbers, for each column.
 
-    The quantile functions are steps, at i/n and at j/m. Between two neighbours of all these cuts both are constant; the
-    cuts are counted in units of 1/(n m), in which they are whole numbers.
+    The quantile functions are step functions with steps at i/n and j/m. Both are constant between neighbouring steps.
+    The positions of the steps are integers in units of 1/(n m).
+
+    Args:
+        x: (n, L).
+        y: (m, L).
+        power: p.
+
+    Returns:
+        (L,).
     """
     n, m = len(x), len(y)
     ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique()
