@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-MADE = "<!-- Made by docs/generate.py from the code: edit the code, then run it again. -->"
+MADE = "<!-- Generated from the code by docs/generate.py. Edit the code and run it again, not this page. -->"
 MODULES = (
     "samplerbench",
     "samplerbench.sampling",
@@ -44,10 +44,10 @@ def cli_page() -> str:
 
     commands = list(_commands(app, ()))
     lines = [MADE, "", "# The command line", ""]
-    lines += [f"{_sentences(app.info.help)} Every command takes `--help`, too.", ""]
+    lines += [f"{_sentences(app.info.help)} Every command accepts `--help`.", ""]
     lines += [f"- [`{' '.join(path)}`](#{_anchor(' '.join(path))}): {_first(doc)}" for path, _, doc in commands]
-    lines += ["", "Exit codes: 0; 2 for bad input; 1 for a failed run, or a check that failed; 130 after Ctrl-C."]
-    lines += ["", "## Before the command", "", *_options(app.registered_callback.callback)]
+    lines += ["", "Exit codes: 0 for success, 2 for bad input, 1 for a failed run or check, 130 after Ctrl-C."]
+    lines += ["", "## Global options", "", *_options(app.registered_callback.callback)]
     for path, function, doc in commands:
         lines += ["", f"## {' '.join(path)}", "", *_command(path, function, doc)]
     return "\n".join(lines) + "\n"

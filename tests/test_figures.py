@@ -460,7 +460,7 @@ def test_latents_are_decoded(tmp_path: Path) -> None:
 
 ERRORS = {
     "steps a.jpg -s ddim": "a.jpg: the suffix of a figure must be .png, .svg, .gif or .apng.",
-    "steps a -s ddim": "a: a figure is a .png",
+    "steps a -s ddim": "a: the suffix of a figure must be .png",
     "steps a.svg -s ddim --animate": "a.svg: an SVG does not move",
     "steps a.png -s ddim --n 0": "Invalid value for '--n'",
     "steps a.png": "Missing option '--sampler'",
@@ -482,7 +482,7 @@ ERRORS = {
     "guidance a.png -s ddim -g cfg --scales ,": "--scales is empty",
     "guidance a.png -s ddim -g cfg --scales 1,x": "guidance cfg: scale=x: ",
     "guidance a.png -s ddim -g cfg --labels none": "guidance cfg needs labels",
-    "guidance a.gif -s ddim -g cfg": "a.gif: this figure does not move",
+    "guidance a.gif -s ddim -g cfg": "a.gif: this figure cannot be animated",
     "forward a.png --timesteps 1000": "--timesteps 1000: the model has the timesteps 0 to 999.",
     "forward a.png --timesteps 1.5": '--timesteps 1.5: "1.5" is no whole number',
     "forward a.png --timesteps 1 --sigmas 1": "--timesteps, --sigmas and --columns all say",

@@ -207,7 +207,7 @@ def test_readers_name_every_invalid_record_and_show_the_rest(tmp_path: Path, eve
     assert all(name in listed for name in names)
     code, told = invoke("results", "validate", str(tmp_path))
     assert code == 1
-    assert told.endswith(f"1 valid, {len(names)} not\n")
+    assert told.endswith(f"1 valid, {len(names)} invalid\n")
     loaded = load(tmp_path)
     assert [r["sampler"] for r in loaded.records] == ["unipc"]
     assert sum(any(name in line for line in loaded.problems) for name in names) == len(names)
@@ -230,7 +230,7 @@ def test_every_valid_mutation_is_shown_by_every_reader(tmp_path: Path, every: in
         one["protocol"] = digest(one["protocol_fields"])
         seal(tmp_path, one)
     code, told = invoke("results", "validate", str(tmp_path))
-    assert told.endswith(f"{len(made)} valid, 0 not\n")
+    assert told.endswith(f"{len(made)} valid, 0 invalid\n")
     assert code == 0
     assert invoke("results", "ls", str(tmp_path))[0] == 0
     assert invoke("results", "show", made[0]["protocol"][:20], str(tmp_path))[0] == 0
@@ -346,7 +346,7 @@ def test_a_key_of_fewer_than_four_digits_names_no_result(tmp_path: Path, key: st
     for verb in ("rm", "show"):
         code, told = invoke("results", verb, key, str(tmp_path))
         assert code == 2
-        assert "is no key: give the first 4 or more digits" in told
+        assert "is not a key: give the first 4 or more digits" in told
     assert file.exists()
 
 

@@ -308,7 +308,7 @@ def test_results_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert run(["-m", "exact:mixture", "-s", sampler, "--steps", "2", "--n", "20", "--out", str(out)]) == 0
     capsys.readouterr()
     assert results("merge", str(one), str(two), "--out", str(both)) == (0, f"2 results copied to {both}\n")
-    assert results("validate", str(both)) == (0, "2 valid, 0 not\n")
+    assert results("validate", str(both)) == (0, "2 valid, 0 invalid\n")
     code, listing = results("ls", str(both))
     assert code == 0
     assert "ddim" in listing
@@ -319,7 +319,7 @@ def test_results_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     file.write_text(file.read_text("utf-8").replace('"seed": 0', '"seed": 1'), "utf-8")
     code, told = results("validate", str(both))
     assert code == 1
-    assert told == f"{file.name}: damaged or edited\n1 valid, 1 not\n"
+    assert told == f"{file.name}: damaged or edited\n1 valid, 1 invalid\n"
     assert results("rm", file.stem, str(both))[0] == 0
     assert len(list(both.iterdir())) == 2
 

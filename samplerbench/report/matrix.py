@@ -65,7 +65,7 @@ class Matrix:
         if any(e.sd is not None for e in entries):
             notes.append("mean ± standard deviation over blocks")
         if any(e.tied for e in entries):
-            notes.append("≈ cannot be told apart from the best of its column (95%)")
+            notes.append("≈ not significantly different from the best of its column (95%)")
         if self.axis == "nfe" and any(_below(e.record) for e in entries):
             notes.append("a column is a budget: each sampler takes the most steps that fit")
         return notes
