@@ -23,6 +23,9 @@ _KEY = secrets.token_hex(8)
 _BEGIN, _END = f"\ufdd0{_KEY}\ufdd1", f"\ufdd2{_KEY}\ufdd3"
 _TOKEN = re.compile(f"{_BEGIN}(.*?){_END}", re.DOTALL)
 
+MAX_BITS = 4096
+"""The longest integer whose digits are shown. Python writes none of thousands of digits."""
+
 
 @dataclass(frozen=True)
 class Argument:
@@ -40,7 +43,7 @@ class Argument:
         return in_python(self)
 
     def __format__(self, _: str) -> str:
-        return _BEGIN + json.dumps([self.name, self.value]) + _END
+        return _BEGIN + json.dumps([self.name, self.value], default=str) + _END
 
 
 Spelling = Callable[[Argument], str]
@@ -53,6 +56,8 @@ def argument(name: str, value: Any = None) -> Argument:
         name: of the argument in Python, in the singular.
         value: text, a number or a tuple of numbers; None names the argument alone, as in "give fewer `steps`".
     """
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        value = f"an integer of {value.bit_length()} bits"
     return Argument(name, value)
 
 

@@ -147,7 +147,7 @@ class Hungry(nn.Module):
     ],
     ids=["device", "cpu-allocator", "python"],
 )
-@pytest.mark.parametrize(("batch_size", "advice"), [(6, "try --batch-size 3"), (1, "one image alone does not fit")])
+@pytest.mark.parametrize(("batch_size", "advice"), [(6, "try batch_size=3"), (1, "one image alone does not fit")])
 def test_out_of_memory_says_which_batch_size_to_try(
     digits: Model, make_session: MakeSession, error: BaseException, batch_size: int, advice: str
 ) -> None:
@@ -167,7 +167,7 @@ def test_out_of_memory_in_the_features_is_that_too(
     session.measurement.extractor = hungry
     outcome = outcome_of(session, digits)
     assert isinstance(outcome.error, OutOfMemoryError)
-    assert "try --batch-size 2" in outcome.record["error"]
+    assert "try batch_size=2" in outcome.record["error"]
 
 
 def test_another_runtime_error_is_no_lack_of_memory(digits: Model, make_session: MakeSession) -> None:

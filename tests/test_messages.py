@@ -61,6 +61,11 @@ def test_an_argument_has_three_spellings(name: str, value: Any, python: str, opt
         assert ast.literal_eval(python.partition("=")[2]) == value
 
 
+def test_a_value_of_another_type_and_a_very_long_integer_can_be_shown() -> None:
+    assert str(UserError(f"{argument('out', Path('a/b'))}")) == 'out="a/b"'
+    assert str(UserError(f"{argument('n', 10**9000)}")) == 'n="an integer of 29898 bits"'
+
+
 def quote_while_handling(error: UserError) -> SamplerbenchError:
     try:
         try:

@@ -32,9 +32,9 @@ class DiffusersScheduler(Sampler):
 
     The scheduler uses its own timesteps, set by its own parameters (`timestep_spacing=trailing`), and its own float32
     tables, computed from the model's noise levels. The spacing of the run has no effect. As in a pipeline, the
-    scheduler receives the prediction of the model, computed from D: ε = (x - D)/σ, v = (ε - σ D)/√(1+σ²), or D. It receives ε if
-    it does not support the model's prediction type. Its noise is replaced by that of samplerbench, so sample i depends
-    only on the seed and i.
+    scheduler receives the prediction of the model, computed from D: ε = (x - D)/σ, v = (ε - σ D)/√(1+σ²), or D. It
+    receives ε if it does not support the model's prediction type. Its noise is replaced by that of samplerbench, so
+    sample i depends only on the seed and i.
     Not supported: schedulers that invert images, need more than a prediction in each step, draw their own noise, or
     have no β schedule or prediction type.
     Example: `diffusers/DPMSolverMultistepScheduler:algorithm_type=sde-dpmsolver++,use_karras_sigmas=true`
