@@ -88,3 +88,13 @@ def test_the_best_of_mnist_is_below_a_third_of_ddpm_with_the_large_variance_at_t
     assert {name for name, _ in found} == {"ddpm:variance=large", "ddpm", "ddim", "pf-ode", "dpm++", "langevin"}
     assert {budget for _, budget in found} == {10, 20, 50, 100}
     assert min(found.values()) < found["ddpm:variance=large", 10] / 3
+
+
+def test_a_folder_of_results_says_which_version_made_them(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = ROOT / "benchmarks" / "results" / "digits"
+    assert cli.main(["results", "ls", str(folder)]) == 0
+    files = [json.loads(file.read_text("utf-8")) for file in folder.glob("*.json")]
+    made = {(r["versions"]["samplerbench"], r["protocol_fields"]["format"]) for r in files}
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("made by")]
+    assert made == {("0.1.0", 1)}
+    assert lines == [f"made by samplerbench 0.1.0, protocol format 1: {len(files)} results"]

@@ -335,24 +335,22 @@ def test_two_metrics_of_one_name_have_a_column_each() -> None:
     assert set(record["metrics"]) == {"gap:images=2", "gap:images=4"}
 
 
-def test_a_metric_may_name_its_own_feature_space(tmp_path: Path) -> None:
-    file = tmp_path / "own.py"
-    file.write_text(
-        "from dataclasses import dataclass\n"
-        "from samplerbench.metrics.fid import FID\n"
-        "@dataclass(frozen=True)\n"
-        "class OwnFID(FID):\n"
-        '    """FID in the digits\' own features, whatever those of the run are (Heusel et al. 2017)."""\n'
-        "    feature_space = 'digits-cnn'\n",
-        "utf-8",
-    )
+def test_metrics_of_one_run_may_use_different_feature_spaces() -> None:
     features = "benchmarks/models/mnist-features"
-    own = f"{file}:OwnFID"
-    (both,) = evaluate("ddim", metrics=["fid", own], steps=2, n=80, features=features)
-    (alone,) = evaluate("ddim", metrics=["fid"], steps=2, n=80)
-    spaces = {name: entry["features"] for name, entry in both["metrics"].items()}
-    assert spaces.pop("fid") == "mnist-cnn"
-    (name,) = spaces
-    assert spaces[name] == "digits-cnn"
-    assert value(both, name) == pytest.approx(value(alone, "fid"), rel=1e-9)
+    (both,) = evaluate("ddim", metrics=["fid", "fid:features=digits-cnn"], steps=2, n=80, features=features)
+    (alone,) = evaluate("ddim", metrics="fid", steps=2, n=80)
+    assert {name: entry["features"] for name, entry in both["metrics"].items()} == {
+        "fid": "mnist-cnn",
+        "fid:features=digits-cnn": "digits-cnn",
+    }
+    assert value(both, "fid:features=digits-cnn") == pytest.approx(value(alone, "fid"), rel=1e-9)
     assert both["protocol_fields"]["feature spaces"]["digits-cnn"]["features"]["name"] == "digits-cnn"
+    assert both["protocol_fields"]["features"]["name"] == "mnist-cnn"
+
+
+def test_a_run_loads_the_feature_spaces_of_its_metrics_and_no_other() -> None:
+    """The run's own feature space does not exist, and no metric uses it."""
+    metrics = ["fid:features=digits-cnn", "kid:features=digits-cnn"]
+    (record,) = evaluate("ddim", metrics=metrics, steps=2, n=80, features="no-such-space")
+    assert {entry["features"] for entry in record["metrics"].values()} == {"digits-cnn"}
+    assert record["protocol_fields"]["features"] is None

@@ -55,7 +55,7 @@ def ls(folder: Folder = Path("results")) -> None:
     from rich.text import Text
 
     from samplerbench.report.table import long_table, steps_table
-    from samplerbench.results.names import row_order, with_current_names
+    from samplerbench.results.names import row_order, versions_of, with_current_names
     from samplerbench.results.timings import common_conditions, describe_conditions, under
 
     store = _store(folder)
@@ -69,6 +69,8 @@ def ls(folder: Folder = Path("results")) -> None:
         out.print(long_table([under(r, conditions) for r in whole]))
         if timed := describe_conditions(conditions):
             out.print(Text(printable(f"times: {timed}"), style="dim"))
+        for made_by, count in versions_of(whole).items():
+            out.print(Text(printable(f"made by {made_by}: {count} result{'s' * (count != 1)}"), style="dim"))
     for metric in dict.fromkeys(m for r in whole for m in r["metrics"]):
         references = {(r["protocol_fields"].get("reference") or {}).get("sha256") for r in whole}
         if len(references) == 1 and len({r["n"] for r in whole}) == 1:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from samplerbench.metrics.frechet import frechet_distance
-from samplerbench.metrics.metric import Accumulator, Batch, Context, Metric
+from samplerbench.metrics.metric import Accumulator, Batch, Context, FeatureMetric
 from samplerbench.metrics.moments import Moments
 from samplerbench.metrics.reference import Reference
 
 
 @dataclass(frozen=True)
-class FID(Metric):
+class FID(FeatureMetric):
     """Fréchet distance between the features of generated and real images (Heusel et al. 2017).
 
     FID = ‖μ₁-μ₂‖² + tr(Σ₁ + Σ₂ - 2(Σ₁Σ₂)^½), with the means and covariances of the two sets of features. Only values

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from samplerbench.metrics.frechet import frechet_distance, frechet_influence
-from samplerbench.metrics.metric import Accumulator, Context, LabelledStore, Layer, Metric
+from samplerbench.metrics.metric import Accumulator, Context, FeatureMetric, LabelledStore, Layer
 from samplerbench.metrics.moments import Moments
 from samplerbench.metrics.strata import centred, strata_of
 from samplerbench.options import option
 
 
 @dataclass(frozen=True)
-class FIDInfinity(Metric):
+class FIDInfinity(FeatureMetric):
     """FID∞: a line in 1/N fitted to FID at several sample sizes N, at 1/N = 0 (Chong & Forsyth 2020, section 4).
 
     The sizes are evenly spaced between n/10 and n. Each size is a random subset with a fixed seed. With balanced

@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from samplerbench.metrics.metric import Accumulator, Context, FeatureStore, Layer, Metric
+from samplerbench.metrics.metric import Accumulator, Context, FeatureMetric, FeatureStore, Layer
 from samplerbench.options import option
 
 
 @dataclass(frozen=True)
-class InceptionScore(Metric):
+class InceptionScore(FeatureMetric):
     """Inception score: exp E KL(p(y|x) ‖ p(y)) under the extractor's classifier (Salimans et al. 2016).
 
     The score is the mean over splits of consecutive images. torch-fidelity shuffles the images first, which changes

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from samplerbench.metrics.metric import Accumulator, Context, LabelledStore, Layer, Metric
+from samplerbench.metrics.metric import Accumulator, Context, FeatureMetric, LabelledStore, Layer
 from samplerbench.metrics.strata import strata_of, variance_of_mean
 from samplerbench.options import option
 
 
 @dataclass(frozen=True)
-class KID(Metric):
+class KID(FeatureMetric):
     """Kernel inception distance (Bińkowski et al. 2018): the unbiased squared MMD with the kernel (x·y/d + 1)³.
 
     The estimate uses all images at once (a U-statistic). Its standard error is that of the linear part,

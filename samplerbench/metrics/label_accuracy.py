@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from samplerbench.errors import RunError, UserError, argument
-from samplerbench.metrics.metric import Accumulator, Batch, Context, Layer, Metric
+from samplerbench.metrics.metric import Accumulator, Batch, Context, FeatureMetric, Layer
 
 
 @dataclass(frozen=True)
-class LabelAccuracy(Metric):
+class LabelAccuracy(FeatureMetric):
     """Fraction of images that the extractor's classifier assigns to the requested label (Ravuri & Vinyals 2019)."""
 
     better: ClassVar[Literal["lower", "higher"]] = "higher"

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from samplerbench.errors import UserError
-from samplerbench.metrics.metric import Accumulator, Context, FeatureStore, Layer, Metric
+from samplerbench.metrics.metric import Accumulator, Context, FeatureMetric, FeatureStore, Layer
 from samplerbench.options import option
 
 
 @dataclass(frozen=True)
-class _Manifold(Metric):
+class _Manifold(FeatureMetric):
     better: ClassVar[Literal["lower", "higher"]] = "higher"
     layer: ClassVar[Layer] = "prc"
     needs_real_images: ClassVar[bool] = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from samplerbench.errors import RunError, UserError, argument
 from samplerbench.metrics.reference import Reference
 from samplerbench.metrics.strata import SINGLE_SHARE, single_images
-from samplerbench.options import Configurable
+from samplerbench.options import Configurable, option
 from samplerbench.sampling import Denoiser, Inputs, Sampler
 
 Layer = Literal["fid", "kid", "isc", "prc"]
@@ -247,6 +247,18 @@ class Metric(Configurable, ABC):
             stratified: as `Context.stratified`.
         """
         return None
+
+
+@dataclass(frozen=True)
+class FeatureMetric(Metric, ABC):
+    """Base of metrics of features, which may name a feature space of their own: `fid:features=dinov2-vit-b-14`."""
+
+    _: KW_ONLY
+    features: str = option("", "feature space of this metric; empty is that of the run")
+
+    @property
+    def feature_space(self) -> str:
+        return self.features
 
 
 def check_requirements(

@@ -57,6 +57,19 @@ class RowNames:
         return self.plugin(record, "sampler") + (f" + {guidance}" if guidance else "")
 
 
+def versions_of(records: Sequence[Record]) -> dict[str, int]:
+    """How many of the records each version made: `samplerbench 0.1.0, protocol format 1` by number of records.
+
+    The format is part of what a protocol's hash is computed from, so results of different formats never share a key.
+    """
+    counts: dict[str, int] = {}
+    for record in records:
+        version, form = record["versions"].get("samplerbench", "unknown"), record["protocol_fields"].get("format")
+        made_by = f"samplerbench {version}, protocol format {'unknown' if form is None else form}"
+        counts[made_by] = counts.get(made_by, 0) + 1
+    return dict(sorted(counts.items()))
+
+
 def with_current_names(record: Record) -> Record:
     """A record in which metrics have their current names; the record itself where it has no former name.
 
