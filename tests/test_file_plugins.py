@@ -349,11 +349,8 @@ def test_a_suite_takes_files(here: Path) -> None:
         steps = [2]
     """
     suite.write_text(text.replace(':eta=1"', '"'), "utf-8")
-    samplers = load_suite(suite).grids[0].samplers
-    assert [sampler.spec for sampler in samplers] == [
-        "./mine.py:Mine/one:eta=0.25",
-        "mine.py:Mine/two:eta=0.25",
-    ]
+    expected = ("./mine.py:Mine:eta=0.25", "mine.py:Mine/two:eta=0.25")
+    assert load_suite(suite).grids[0].samplers == tuple(registry.parse("sampler", spec) for spec in expected)
     suite.write_text(text.replace("./mine.py:Mine", "./mine.py:Mime"), "utf-8")
     with pytest.raises(UserError, match=r'suite\.toml:4: \./mine\.py has no class "Mime"\. Did you mean "Mine"\?'):
         load_suite(suite)
