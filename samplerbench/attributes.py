@@ -50,7 +50,9 @@ ATTRIBUTES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "needs_prompts": FLAG,
         "needs_truth": FLAG,
         "needs_class_pairs": FLAG,
+        "prefers_real_images": FLAG,
         "feature_space": (lambda value: isinstance(value, str), "a text"),
+        "data_source": (lambda value: value is None or isinstance(value, str), "a text or None"),
     },
 }
 """The attributes of each kind of plugin: a test of the value, and a description of valid values."""

@@ -264,6 +264,7 @@ class CellRun:
             denoiser,
             None if bound is None else bound.sampler,
             torch.empty(0, dtype=torch.float64) if bound is None else bound.sigmas,
+            measurement.real_set(metric),
         )
 
     def _features(self, pixels: Tensor, of: str) -> dict[str, dict[str, Tensor]]:
@@ -357,9 +358,12 @@ class CellRun:
                 continue
             space = measurement.space(metric)
             reference = None if space is None else space.reference
+            label = "" if reference is None else reference.label
+            if metric.data_source is not None:
+                label = measurement.named[metric.data_source].label
             values[measurement.names[i]] = entry | {
                 "features": "" if space is None else space.extractor.name,
-                "reference": "" if reference is None else reference.label,
+                "reference": label,
                 "better": metric.better,
             }
         return values

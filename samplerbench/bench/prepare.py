@@ -12,7 +12,15 @@ from samplerbench.bench.cell import Cell
 from samplerbench.bench.labels import make_labels
 from samplerbench.bench.plan import Unmet, plan
 from samplerbench.bench.request import Published, Request
-from samplerbench.bench.session import Execution, FeatureSpace, Measurement, RealData, Session, check_metrics
+from samplerbench.bench.session import (
+    Execution,
+    FeatureSpace,
+    Measurement,
+    NamedData,
+    RealData,
+    Session,
+    check_metrics,
+)
 from samplerbench.bench.team import Team
 from samplerbench.boundary import plugin_call
 from samplerbench.errors import RunError, UserError, argument
@@ -169,6 +177,7 @@ class Measured:
         real: the features of the real images in a layer, (N, d).
         spaces: the feature spaces that metrics name themselves, by name.
         data: the real images, where a metric is of the data.
+        named: the data sets that metrics name themselves, by name.
     """
 
     extractor: Extractor | None
@@ -177,6 +186,7 @@ class Measured:
     real: setup.RealImages | None
     spaces: dict[str, FeatureSpace] = field(default_factory=dict)
     data: RealData | None = None
+    named: dict[str, NamedData] = field(default_factory=dict)
 
 
 def measure_reference(prepared: Prepared) -> Measured:
@@ -197,11 +207,17 @@ def measure_reference(prepared: Prepared) -> Measured:
             measured.reference = setup.pick_reference(model, request.data, measured.extractor)
             measured.real = setup.RealImages(model, request.data, measured.extractor) if images else None
     measured.spaces = _own_spaces(prepared)
+    measured.named = {s: setup.named_data(model, s) for s in _sources(prepared)}
     reference = measured.reference
     measured.n = _n(prepared) if reference is None or request.n is not None else setup.default_n(reference.data["n"])
     if any(metric.of == "data" for metric in prepared.metrics):
         measured.data = setup.real_data(model, request.data, measured.n * request.blocks)
     return measured
+
+
+def _sources(prepared: Prepared) -> list[str]:
+    """The data sets that metrics name themselves; "" is the training data of the model."""
+    return list(dict.fromkeys(m.data_source for m in prepared.metrics if m.data_source is not None))
 
 
 def _own_spaces(prepared: Prepared) -> dict[str, FeatureSpace]:
@@ -262,6 +278,8 @@ def _check_needs(prepared: Prepared) -> bool | None:
     for metric in prepared.metrics:
         labels, prompts = conditional and not model.text, conditional and model.text
         _check(metric, n=request.n, has_labels=labels, has_prompts=prompts)
+    for source in _sources(prepared):
+        setup.check_named_data(model, source)
     needed = any(m.needs_reference or m.needs_real_images for m in using)
     if not using or (not needed and not _has_reference(model, request.data)):
         return None
@@ -323,6 +341,7 @@ def make_session(
         measured.real,
         spaces=measured.spaces,
         data=measured.data,
+        named=measured.named,
     )
     if measured.real is not None:
         measurement.real_labels = measured.real.labels

@@ -16,7 +16,9 @@ from samplerbench.bench.team import Team
 from samplerbench.boundary import plugin_call
 from samplerbench.metrics.extractors import Extractor
 from samplerbench.metrics.guarded import min_images_of
+from samplerbench.metrics.memorisation import as_points
 from samplerbench.metrics.metric import Layer, Metric, check_requirements
+from samplerbench.metrics.neighbours import Neighbours
 from samplerbench.metrics.reference import Reference
 from samplerbench.models.model import Model
 from samplerbench.models.runner import how_run
@@ -57,6 +59,44 @@ class RealData:
     identity: dict[str, Any]
 
 
+class NamedData:
+    """A data set that a metric names itself, and its nearest neighbours, computed once per feature space and layer.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        identity: what the protocol records of it.
+    """
+
+    def __init__(self, images: Tensor, identity: dict[str, Any]) -> None:
+        self.images, self.identity = images, identity
+        self.label = f"{identity['name']} ({identity['split']}, {len(images)})"
+        self._known: dict[Any, Neighbours] = {}
+
+    def neighbours(self, extractor: Extractor | None, layer: Layer | None) -> Neighbours:
+        """Nearest neighbours in a layer of an extractor, or in pixels if layer is None."""
+        key = None if layer is None or extractor is None else (extractor.sha256, layer)
+        if key not in self._known:
+            self._known[key] = Neighbours(self._points(extractor, layer))
+        return self._known[key]
+
+    def _points(self, extractor: Extractor | None, layer: Layer | None) -> Tensor:
+        if layer is None or extractor is None:
+            return as_points(self.images)
+        return torch.cat([extractor.all(part)[layer].cpu() for part in self.images.split(extractor.chunk)])
+
+
+@dataclass(frozen=True)
+class MetricData:
+    """The data set of a metric in the metric's own feature space (`samplerbench.metrics.metric.RealSet`)."""
+
+    data: NamedData
+    extractor: Extractor | None
+
+    def neighbours(self, layer: Layer | None) -> Neighbours:
+        """See `RealSet.neighbours`."""
+        return self.data.neighbours(self.extractor, layer)
+
+
 @dataclass
 class Measurement:
     """What is measured: everything here is part of the protocol.
@@ -75,6 +115,7 @@ class Measurement:
         real_labels: the labels of the real images, (N,) int64, or None where they have none.
         spaces: the feature spaces that metrics name themselves (`Metric.feature_space`), by name.
         data: the real images, for metrics of the data; None where there is no such metric.
+        named: the data sets that metrics name themselves (`Metric.data_source`), by name.
     """
 
     model: Model
@@ -90,6 +131,7 @@ class Measurement:
     real_labels: Callable[[], Tensor | None] = lambda: None
     spaces: Mapping[str, FeatureSpace] = field(default_factory=dict)
     data: RealData | None = None
+    named: Mapping[str, NamedData] = field(default_factory=dict)
     shared: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -135,6 +177,13 @@ class Measurement:
             return self.spaces[metric.feature_space]
         return None if self.extractor is None else FeatureSpace(self.extractor, self.reference, self.real)
 
+    def real_set(self, metric: Metric) -> MetricData | None:
+        """The data set that a metric names itself, in its feature space; None without one."""
+        if metric.data_source is None:
+            return None
+        space = self.space(metric)
+        return MetricData(self.named[metric.data_source], None if space is None else space.extractor)
+
     def _own_spaces(self) -> dict[str, Any]:
         """The protocol's fields for named feature spaces and for the data; {} without them."""
         fields: dict[str, Any] = {}
@@ -148,6 +197,8 @@ class Measurement:
             }
         if self.data is not None:
             fields["data"] = self.data.identity
+        if self.named:
+            fields["metric data"] = {name or "training data": found.identity for name, found in self.named.items()}
         return fields
 
     @property

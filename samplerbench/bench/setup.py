@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from samplerbench import plugin_file, registry
-from samplerbench.bench.session import RealData
+from samplerbench.bench.session import NamedData, RealData
 from samplerbench.boundary import plugin_call
 from samplerbench.data import ImageSet, load_data
 from samplerbench.data.load import find_data
@@ -102,6 +102,29 @@ def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOp
     from samplerbench.models.pipelines import load_pipeline
 
     return load_pipeline(source, device, dtype, options)
+
+
+def check_named_data(model: Model, source: str) -> str:
+    """The data set that a metric names itself; the training data of the model if the name is empty. Nothing is read.
+
+    Raises:
+        UserError: there is no such data set, or the model does not say what it was trained on.
+    """
+    name = source or model.data
+    if not name:
+        raise UserError(
+            "the model does not say what it was trained on; name the training images in the metric's spec: data=NAME."
+        )
+    find_data(name)
+    return name
+
+
+def named_data(model: Model, source: str) -> NamedData:
+    """`check_named_data`, loaded. Raises UserError also for images that cannot be compared with the model's."""
+    images = load_data(check_named_data(model, source))
+    check_shape(model, images.shape_as_seen, images.name)
+    identity = {"name": images.name, "split": images.split, "n": len(images), "sha256": images.sha256}
+    return NamedData(images.images, identity)
 
 
 def try_to_bind(guidance: Guidance | None, model: Model) -> Guidance | None:

@@ -72,9 +72,11 @@ def check(
             failed += result.passed is False
             results.append(
                 {"kind": plugin.kind, "spec": plugin.spec, "check": result.name, "passed": result.passed}
+                | ({"warning": True} if result.warning else {})
                 | {"figure": with_options(result.figure), "asserts": result.about}
             )
             mark = {True: ("ok", "green"), False: ("FAILED", "red"), None: ("n/a", "dim")}[result.passed]
+            mark = ("warning", "yellow") if result.warning else mark
             table.add_row(result.name, Text(*mark), literal(with_options(result.figure)), literal(result.about))
         if status:
             status.stop()

@@ -374,6 +374,33 @@ def guidance(
     canvas.still(still(canvas.scene([sampler], [steps], specs, spacing)))
 
 
+@_figure(n=8)
+def nearest(
+    canvas: Canvas,
+    sampler: OneSampler,
+    steps: Annotated[int, typer.Option("--steps", max=MAX_STEPS, help="Number of steps.")] = 50,
+    neighbours: Annotated[int, typer.Option("--neighbours", min=2, max=3, help="Number of nearest images.")] = 3,
+    guidance: OneGuidance = "none",
+    spacing: Spacing = None,
+    data: RealData = None,
+) -> None:
+    """Samples beside the training images that are nearest to them: does the model copy its training data?
+
+    Distances are measured in pixels. Each row shows the distance to the nearest image, and its ratio to the distance to
+    the second nearest. With `--data`, other images are searched, such as held-out ones.
+
+    Examples:
+
+    `samplerbench figure nearest nearest.png -s ddim`
+
+    `samplerbench figure nearest held-out.png -s ddim --data digits:split=held-out`
+    """
+    from samplerbench.figures.nearest import beside, still
+
+    scene = canvas.scene([sampler], [steps], [guidance], spacing, data=data)
+    canvas.still(still(scene, beside(scene, neighbours)))
+
+
 @_figure(n=4)
 def forward(
     canvas: Canvas,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from samplerbench.errors import RunError, UserError, argument
+from samplerbench.metrics.neighbours import Neighbours
 from samplerbench.metrics.reference import Reference
 from samplerbench.metrics.strata import SINGLE_SHARE, single_images
 from samplerbench.options import Configurable, option
@@ -55,6 +56,13 @@ class Batch:
         return None if self.inputs is None else self.inputs.tensors.get("truth")
 
 
+class RealSet(Protocol):
+    """A data set that a metric names itself (`Metric.data_source`)."""
+
+    def neighbours(self, layer: Layer | None) -> Neighbours:
+        """Nearest neighbours among its images: in the metric's feature space, or in pixels if layer is None."""
+
+
 @dataclass
 class Context:
     """What a metric measures against.
@@ -74,6 +82,7 @@ class Context:
             data. None outside a run.
         sampler: the sampler of the cell, bound to the model; None for a generator and outside a run.
         sigmas: (N+1,) float64, the grid of the cell; empty outside a run.
+        real_set: the data set that the metric names in `data_source`; None without one, and outside a run.
     """
 
     reference: Reference
@@ -85,6 +94,7 @@ class Context:
     denoiser: Callable[[Inputs], Denoiser] | None = None
     sampler: Sampler | None = None
     sigmas: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    real_set: RealSet | None = None
 
     def real_features(self, layer: Layer) -> Tensor:
         """Features of the real images, (N, d). Raises UserError where only their statistics are at hand."""
@@ -208,6 +218,8 @@ class Metric(Configurable, ABC):
     """Whether each generated image must have a prompt (`Batch.prompts`)."""
     needs_truth: ClassVar[bool] = False
     """Whether the truth behind each sample must be known (`Batch.truth`)."""
+    prefers_real_images: ClassVar[bool] = True
+    """Whether real images have a better value than noise. A metric of memorisation does not: noise copies nothing."""
     needs_class_pairs: ClassVar[bool] = False
     """Whether the metric averages over pairs of images of one class, where the labels are balanced."""
 
@@ -222,6 +234,14 @@ class Metric(Configurable, ABC):
     def feature_space(self) -> str:
         """The feature space of the metric, by name; empty is that of the run. Metrics may use different ones."""
         return ""
+
+    @property
+    def data_source(self) -> str | None:
+        """A data set that the metric compares with, besides the reference of the run (`Context.real_set`).
+
+        A name or a path as of `load_data`; empty is the training data of the model; None if the metric needs none.
+        """
+        return None
 
     @abstractmethod
     def start(self, context: Context) -> Accumulator:

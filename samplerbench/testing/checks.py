@@ -55,16 +55,22 @@ class Result:
         about: what the check asserts.
         passed: whether it passed; None if the check does not apply.
         figure: the measured value, or the reason.
+        warning: whether the figure is a warning; then `passed` is None.
     """
 
     name: str
     about: str
     passed: bool | None
     figure: str
+    warning: bool = False
 
 
 class NotApplicableError(Exception):
     """The check does not apply to this plugin. The message has the reason."""
+
+
+class WarningError(Exception):
+    """What the check found is allowed, but makes measurements doubtful; the message says what and why."""
 
 
 def checks_for(plugin: Configurable) -> list[Check]:
@@ -87,6 +93,8 @@ def run_check(check: Check) -> Result:
         return Result(check.name, check.about, True, check())
     except NotApplicableError as reason:
         return Result(check.name, check.about, None, message_of(reason))
+    except WarningError as warning:
+        return Result(check.name, check.about, None, str(warning), warning=True)
     except CheckFailedError as failure:
         return Result(check.name, check.about, False, str(failure))
     except SamplerbenchError as error:

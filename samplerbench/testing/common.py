@@ -7,12 +7,15 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from samplerbench.options import Configurable, parameters_of
+from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals
 from samplerbench.testing.checks import CheckFailedError
 
 
@@ -70,3 +73,14 @@ def same(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 Checks = list[tuple[str, Callable[[Any], str]]]
+
+
+@dataclass(frozen=True)
+class Euler(Sampler):
+    """Euler's method on the probability-flow ODE (Song et al. 2021): a sampler for checks of other plugins."""
+
+    def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+        for s, t in intervals(sigmas):
+            x0 = denoise(x, s)
+            x = x0 + t / s * (x - x0)
+            yield Step(t, x, x0)

@@ -40,6 +40,7 @@ class _Decoder(nn.Module):
 @cache
 def _model() -> ExactModel:
     model = exact("mixture", shape="1x8x8")
+    model.data = "digits"
     model.autoencoder = Autoencoder(_Decoder(), model.shape, model.shape, 0.5)
     return model
 

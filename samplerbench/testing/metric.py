@@ -22,6 +22,8 @@ from samplerbench.data.pixels import dequantise
 from samplerbench.errors import SamplerbenchError
 from samplerbench.metrics import Accumulator, Batch, Context, FeatureStore, Layer, Metric, Moments, Reference
 from samplerbench.metrics.extractors import DIGITS, Extractor, load_extractor
+from samplerbench.metrics.memorisation import as_points
+from samplerbench.metrics.neighbours import Neighbours
 from samplerbench.results.partial import Extent, Progress, load_partial, save_partial
 from samplerbench.sampling import Sampler
 from samplerbench.sampling.noise import Purpose, normal
@@ -82,11 +84,23 @@ def _solve(index: Tensor, sampler: Sampler) -> Tensor:
     return truth + 0.01 * normal(0, Purpose.ESTIMATE, index, 0, tuple(truth.shape[1:])).float()
 
 
+class _RealSet:
+    """The real images, as the data set that a metric names itself."""
+
+    def neighbours(self, layer: Layer | None) -> Neighbours:
+        return _neighbours(layer)
+
+
+@cache
+def _neighbours(layer: Layer | None) -> Neighbours:
+    return Neighbours(as_points(_digits()[0][:REAL]) if layer is None else _real()[layer])
+
+
 def _context(n: int) -> Context:
     real = {layer: features.clone() for layer, features in _real().items()}  # a metric may write into them
     described = {"name": "digits", "split": "a part", "n": REAL, "sha256": ""}
     reference = Reference(Moments.of(real["fid"]), described, _extractor().identity)
-    return Context(reference, lambda layer: real[layer], _solve, n)
+    return Context(reference, lambda layer: real[layer], _solve, n, real_set=_RealSet())
 
 
 def _size(metric: Metric) -> int:
@@ -206,6 +220,8 @@ def check_result(metric: Metric) -> str:
 
 def check_better(metric: Metric) -> str:
     """Real images are better than noise, in the declared direction."""
+    if not metric.prefers_real_images:
+        raise NotApplicableError("it says that real images need not be better than noise (prefers_real_images)")
     n = _size(metric)
     good, bad = (_measure(metric, [_batch(metric, n, good=g)], _context(n)) for g in (True, False))
     text = f"real images {good:.4g}, noise {bad:.4g}"

@@ -12,16 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from samplerbench.data import load_data
+from samplerbench.data.pixels import quantise
 from samplerbench.errors import UserError, message_of
+from samplerbench.metrics.memorisation import as_points
+from samplerbench.metrics.neighbours import Neighbours
 from samplerbench.models import Model, ModelSource
 from samplerbench.models.model import Bound
-from samplerbench.models.sample import start_states
+from samplerbench.models.sample import sample_states, start_states
 from samplerbench.sampling import Inputs, Sigma
 from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.noise import Purpose, normal
-from samplerbench.testing.checks import NotApplicableError
+from samplerbench.sampling.spacing import make_grid, pick_spacing
+from samplerbench.testing.checks import NotApplicableError, WarningError
 from samplerbench.testing.common import (
     Checks,
+    Euler,
     check_documented,
     check_picklable,
     require,
@@ -473,6 +479,35 @@ def check_images(source: ModelSource) -> str:
     return f"{'x'.join(map(str, wanted[1:]))}, from {float(images.min()):.2f} to {float(images.max()):.2f}"
 
 
+COPYING = 0.35
+"""Authenticity below which a model is said to copy its training images; images that are not copies reach about 0.5."""
+SAMPLED = 200
+"""Images that are sampled for it."""
+MOST_VALUES = 3 * 64 * 64
+"""Values of one image above which sampling is left to `samplerbench run --metric authenticity`."""
+
+
+def check_memorisation(source: ModelSource) -> str:
+    """Samples are no copies of the training images: their authenticity in pixels is not far below one half."""
+    model = _model(source)
+    if not model.data:
+        raise NotApplicableError("it does not say what it was trained on")
+    if math.prod(model.image_shape) > MOST_VALUES:
+        raise NotApplicableError("its images are large: measure it with the metric authenticity")
+    real = Neighbours(as_points(load_data(model.data).images))
+    sigmas = make_grid(pick_spacing(Euler), model.levels, 25)
+    inputs = _inputs(model, _labels(model, SAMPLED), SAMPLED)
+    images = model.decode(sample_states(model, Euler(), sigmas, torch.arange(SAMPLED), inputs))
+    distances, index = real.nearest(as_points(quantise(images)), 1)
+    share = float((distances[:, 0] > real.own[index[:, 0]]).double().mean())
+    if share < COPYING:
+        raise WarningError(
+            f"authenticity {share:.0%} of {SAMPLED} samples: most of them are nearer to a training image than that "
+            "is to any other, so the model copies its training data, and its FID against them says little about new ones"
+        )
+    return f"authenticity {share:.0%} of {SAMPLED} samples"
+
+
 CHECKS: Checks = [
     ("documented", check_documented),
     ("picklable", check_picklable),
@@ -496,4 +531,5 @@ CHECKS: Checks = [
     ("labels", check_labels),
     ("null", check_null),
     ("images", check_images),
+    ("memorisation", check_memorisation),
 ]

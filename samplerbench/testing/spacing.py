@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 
 from samplerbench.errors import UserError
 from samplerbench.models.exact import exact
 from samplerbench.models.schedule import alphas_cumprod, noise_levels
-from samplerbench.sampling import Denoiser, Noise, Sampler, Spacing, Step, intervals
+from samplerbench.sampling import Spacing
 from samplerbench.sampling.spacing import bind_spacing, make_grid
 from samplerbench.testing.checks import NotApplicableError
-from samplerbench.testing.common import Checks, check_documented, check_picklable, require, untouched_random_state
+from samplerbench.testing.common import (
+    Checks,
+    Euler,
+    check_documented,
+    check_picklable,
+    require,
+    untouched_random_state,
+)
 
 _LEVELS = noise_levels(alphas_cumprod({}))
 
 
-@dataclass(frozen=True)
-class _Euler(Sampler):
-    """Euler's method on the probability-flow ODE: the sampler that spacings are bound with here."""
-
-    def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-        for s, t in intervals(sigmas):
-            x0 = denoise(x, s)
-            x = x0 + t / s * (x - x0)
-            yield Step(t, x, x0)
-
-
 def _bound(spacing: Spacing) -> Spacing:
     """The spacing bound to a Gaussian problem, whose levels are _LEVELS."""
-    return bind_spacing(spacing, exact("gaussian", shape="1x2x2"), _Euler())
+    return bind_spacing(spacing, exact("gaussian", shape="1x2x2"), Euler())
 
 
 def _fixed(spacing: Spacing) -> int | None:

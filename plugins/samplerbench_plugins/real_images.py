@@ -1,0 +1,50 @@
+"""Real images as a row of a table: what each metric gives for images that no model made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from samplerbench.data import ImageSet, load_data
+from samplerbench.models import Model
+from samplerbench.sampling import Generator, Inputs, ModelView, UserError, option
+
+
+@dataclass(frozen=True)
+class RealImages(Generator):
+    """Images of a data set in the place of samples: the floor of a metric, real against real.
+
+    Sample i is image π(i) of the data set, with π a permutation that depends on the seed (Heusel et al. 2017 evaluate
+    real images in this way). No image occurs twice. The requested labels have no effect.
+    """
+
+    images_of: ClassVar[ImageSet]
+
+    data: str = option(
+        "", "data set, such as `digits:split=held-out`; empty is the training data of the model", positional=True
+    )
+
+    def bind(self, model: ModelView) -> Self:
+        source = self.data or (model.data if isinstance(model, Model) else None)
+        if not source:
+            raise UserError("generator real needs a data set: name one, as in real:mnist.")
+        found = load_data(source)
+        if found.shape != model.image_shape:
+            here, there = ("x".join(map(str, shape)) for shape in (found.shape, model.image_shape))
+            raise UserError(f"{source} has images of {here}, and the model makes {there}; name another data set.")
+        return self.with_state(images_of=found)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"real images": self.images_of.sha256}
+
+    def images(self, index: Tensor, inputs: Inputs, seed: int) -> Tensor:
+        count = len(self.images_of)
+        if int(index.max()) >= count:
+            raise UserError(f"generator real: the data set has {count:,} images, too few for this run; use fewer.")
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**63))
+        chosen = self.images_of.images[order[index.cpu()]]
+        return (chosen.to(index.device).float() / 127.5 - 1).clamp(-1, 1)
