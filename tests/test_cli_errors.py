@@ -390,7 +390,8 @@ def test_ctrl_c_keeps_the_cells_that_are_done(
         ("pf-ode", ["euler | heun | rk4 | rk45", "0.0001"]),
         ("karras", ["float or none", "none", "rho", "> 0"]),
         ("classifier", ["bool", "false", "Dhariwal & Nichol 2021"]),
-        ("fid", ["metric", "No parameters."]),
+        ("fid", ["metric", "features", "str", "feature space of this metric"]),
+        ("euler-maruyama", ["sampler", "No parameters."]),
     ],
 )
 def test_show_tells_parameters_with_bounds_and_the_paper(

@@ -189,7 +189,7 @@ def test_a_failed_cell_keeps_no_result_and_no_memory(digits: Model, make_session
             raise ValueError("a fault")
 
     session = make_session()
-    cell = dataclasses.replace(make_cell(digits, "ddim", None, 2), sampler=Failing())
+    cell = dataclasses.replace(make_cell(digits, "ddim", None, 2), method=Failing())
     outcome = engine.run_cell(session, cell)
     assert isinstance(outcome.error, RunError)
     assert [f.name for f in session.execution.store.folder.iterdir()] == [".locks"]

@@ -16,7 +16,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from samplerbench.bench import cell_run, engine
+from samplerbench.bench.generate import SamplerOnModel
 from samplerbench.cli.app import main
 from samplerbench.data import load_data
 from samplerbench.data.grid import save_grid
@@ -184,13 +184,13 @@ def test_the_gap_of_a_part_is_that_parts_and_a_stochastic_sampler_goes_without(
 
 def test_the_converged_solution_is_found_once_for_all_cells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     solved: list[str] = []
-    real = cell_run.generate
+    real = SamplerOnModel.generate
 
-    def generate(model: object, cell: engine.Cell, *rest: object, **more: object) -> object:
-        solved.append(cell.sampler.spec)
-        return real(model, cell, *rest, **more)  # type: ignore[arg-type]
+    def generate(self: SamplerOnModel, *given: object, **more: object) -> object:
+        solved.append(self.cell.sampler.spec)
+        return real(self, *given, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cell_run, "generate", generate)
+    monkeypatch.setattr(SamplerOnModel, "generate", generate)
     base = ["run", "-m", "exact:mixture", "--n", "8", "--metric", "gap", "--out", str(tmp_path)]
     assert run([*base, "-s", "ddim", "-s", "heun", "--steps", "3,5"]) == 0
     assert sum(spec.startswith("pf-ode") for spec in solved) == 1

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from samplerbench import registry
 from samplerbench.models.exact import ExactModel, exact
-from samplerbench.sampling import Denoiser, Noise, Prediction, Sigma
+from samplerbench.sampling import Denoiser, Noise, Prediction, Sampler, Sigma
 from samplerbench.sampling.driver import drive
 from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.sampling.process import VARIANCE_EXPLODING, VARIANCE_PRESERVING
@@ -58,7 +58,7 @@ def step_noise(model: ExactModel) -> Noise:
     return Noise(SEED, torch.arange(BATCH), model.shape, torch.float64)
 
 
-def ours(model: ExactModel, spec: str, grid: Tensor, denoise: Denoiser | None = None) -> Tensor:
+def ours(model: ExactModel, spec: str | Sampler, grid: Tensor, denoise: Denoiser | None = None) -> Tensor:
     """Our final state on a grid, whatever level it ends at."""
     x = model.prior(prior(model), float(grid[0]))
     sampler = registry.parse("sampler", spec)
@@ -658,8 +658,9 @@ PAPERS: dict[str, Solver] = {
 def test_same_as_the_paper(model: ExactModel, spec: str) -> None:
     noise = step_noise(model)
     expected = PAPERS[spec](Network(model), prior(model).numpy(), LEVELS, lambda: noise().numpy())
-    model._variances |= {s: kappa(s) for s in LEVELS}  # what analytic-dpm asks of it, made up
-    found = ours(model, spec, torch.tensor(LEVELS, dtype=torch.float64))
+    sampler = registry.parse("sampler", spec)
+    sampler = sampler.with_state(variances={s: kappa(s) for s in LEVELS})  # what analytic-dpm is bound with, made up
+    found = ours(model, sampler, torch.tensor(LEVELS, dtype=torch.float64))
     assert difference(found, expected) <= 1e-11
 
 
