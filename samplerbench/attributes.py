@@ -13,6 +13,11 @@ def _one_of(*values: str) -> tuple[Callable[[Any], bool], str]:
     return lambda value: isinstance(value, str) and value in values, "one of " + ", ".join(map(repr, values))
 
 
+def _absent(value: Any) -> bool:
+    """For an attribute of version 0.1 that no longer has an effect."""
+    return not value
+
+
 def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
@@ -30,6 +35,7 @@ ATTRIBUTES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "uniform_steps_only": FLAG,
     },
     "guidance": {
+        "needs": (_absent, "absent: declare needs_condition, needs_labels or needs_unconditional"),
         "needs_condition": FLAG,
         "needs_labels": FLAG,
         "needs_unconditional": FLAG,

@@ -93,9 +93,10 @@ class CellRun:
         """
         self.progress.conditions = self.session.conditions
         with self._together("in preparing the cell"):
-            check_guidance(self.model, self.cell.guidance, self.session.measurement.inputs)
             # Before the meter: what is estimated once per model is no evaluation of this run.
             self.generator = prepare(self.model, self.cell)
+            if isinstance(self.generator, SamplerOnModel):
+                check_guidance(self.model, self.generator.cell.guidance, self.session.measurement.inputs)
             self.whole = self._accumulators()
             if self.team.main and not self.session.execution.rerun:
                 file = self.store.path(self.key, PARTIAL)
@@ -250,9 +251,11 @@ class CellRun:
         measurement, generator = self.session.measurement, self._prepared()
         space = measurement.space(metric)
         bound = generator.cell if isinstance(generator, SamplerOnModel) else None
+        # Not self: a metric that keeps its context would keep this run, and a graph that it captured.
+        model, guidance = self.model, None if bound is None else bound.guidance
 
         def denoiser(inputs: Inputs) -> Denoiser:
-            return self.model.denoiser(inputs.to(self.model.device), self.cell.guidance)
+            return model.denoiser(inputs.to(model.device), guidance)
 
         return Context(
             cast(Reference, None if space is None else space.reference),  # None for a metric that needs none

@@ -17,7 +17,7 @@ class Meter:
 
     Use it as a context; outside it counts nothing.
 
-        with Meter(model.network, model.classifiers) as meter:
+        with Meter(model.network, guidance.networks) as meter:
             ...
         nfe = meter.network / images
     """

@@ -185,6 +185,8 @@ class _Asking(Denoiser):
 
     def __getattr__(self, name: str) -> Any:
         """What the denoiser inside has besides, as one for samplers of version 0.1 does."""
+        if name == "inner":  # a copy that is still empty
+            raise AttributeError(name)
         return getattr(self.inner, name)
 
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:

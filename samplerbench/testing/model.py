@@ -503,7 +503,7 @@ def check_memorisation(source: ModelSource) -> str:
     if share < COPYING:
         raise WarningError(
             f"authenticity {share:.0%} of {SAMPLED} samples: most of them are nearer to a training image than that "
-            "is to any other, so the model copies its training data, and its FID against them says little about new ones"
+            "is to any other. The model copies its training data; its FID against them says little about new images"
         )
     return f"authenticity {share:.0%} of {SAMPLED} samples"
 
