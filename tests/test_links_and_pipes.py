@@ -203,7 +203,7 @@ def test_a_run_keeps_no_locks_in_a_folder_that_is_a_link(tmp_path: Path, elsewhe
     (out / ".locks").symlink_to(elsewhere.parent)
     code, told = invoke(*RUN, "--out", str(out))
     assert code != 0
-    assert f"{out / '.locks'} is a symbolic link, which is not followed; name another --out." in told
+    assert f"{out / '.locks'} is a symbolic link, which is not followed; name another `out`." in told
     assert unchanged(elsewhere)
 
 
@@ -215,7 +215,7 @@ def test_a_report_is_not_written_into_a_folder_that_is_a_link(tmp_path: Path, el
     (folder / name).symlink_to(elsewhere.parent)
     code, told = invoke("report", str(folder), "--format", "md")
     assert code != 0
-    assert f"{folder / name} is a symbolic link, which is not followed; name another --out." in told
+    assert f"{folder / name} is a symbolic link, which is not followed; name another `out`." in told
     assert unchanged(elsewhere)
 
 

@@ -254,7 +254,7 @@ def test_missing_inception_weights_without_network_are_one_line_with_the_file(mo
     message = str(caught.value)
     assert "put weights-inception-2015-12-05-6726825d.pth (from https://github.com/toshas/torch-fidelity/" in message
     assert str(Path(torch.hub.get_dir()) / "checkpoints") in message
-    assert "--features-weights" in message
+    assert "`features_weights`" in message
     assert "\n" not in message
 
 

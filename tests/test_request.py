@@ -114,7 +114,7 @@ def test_a_spec_is_parsed_once_and_an_instance_travels(monkeypatch: pytest.Monke
     assert prepared.metrics[0] is metric
     for cell, given in zip(prepared.cells, request.grids[0].samplers, strict=True):
         assert cell.sampler is given
-        assert cell.guidance is request.grids[0].guidances[0]
+        assert cell.guidance == request.grids[0].guidances[0]
         assert cell.spacing is request.grids[0].spacings[0]
     assert prepared.cells[0].sampler is sampler
     specs = [spec for _, spec in parsed if isinstance(spec, str)]

@@ -12,7 +12,6 @@ from samplerbench.models.preconditioning import (
     SCORE,
     VELOCITY,
     Preconditioning,
-    edm,
 )
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "ModelSource",
     "Preconditioning",
     "classifier_of",
-    "edm",
     "image_classifier_of",
     "posterior_variances",
 ]
