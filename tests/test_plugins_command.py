@@ -118,7 +118,7 @@ def told(site: Path) -> dict[tuple[str, str], dict[str, str]]:
     assert done.returncode == 0, done.stderr
     # On a busy machine an import takes longer than the notice waits.
     lines = [line for line in done.stderr.splitlines() if "waiting for the import of" not in line]
-    assert lines == ["imported: "]
+    assert [line.strip() for line in lines if line.strip()] == ["imported:"]
     return {(r["distribution"], r["name"]): r for r in json.loads(done.stdout) if r["kind"] != "data set"}
 
 
