@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from synthetic_results import put, record
+from support.synthetic_results import put, record
 from typer.testing import CliRunner
 
 import samplerbench

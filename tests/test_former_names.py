@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import synthetic_results
+from support import synthetic_results
 from typer.testing import CliRunner
 
 import samplerbench

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
-from synthetic_results import record as make_record
+from support.synthetic_results import record as make_record
 
 from samplerbench import registry
 from samplerbench.bench.request import Request, one_grid

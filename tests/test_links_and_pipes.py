@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from synthetic_results import put, record
+from support.synthetic_results import put, record
 from typer.testing import CliRunner
 
 from samplerbench.cli.app import app, main

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_results import put, record
+from support.synthetic_results import put, record
 
 from samplerbench.report.html import embed, page
 from samplerbench.results.groups import group

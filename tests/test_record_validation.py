@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from synthetic_results import put, record
+from support.synthetic_results import put, record
 from typer.testing import CliRunner
 
 from samplerbench.bench import engine, prepare, request

@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_results import record
+from support.synthetic_results import record
 from torch import Tensor
 
 from samplerbench import entry_point_guard, registry

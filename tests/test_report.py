@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic_results import put, record, sheet
+from support.synthetic_results import put, record, sheet
 from typer.testing import CliRunner
 
 from samplerbench.cli.app import app

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_results import put, record
+from support.synthetic_results import put, record
 from typer.testing import CliRunner
 
 from samplerbench import registry

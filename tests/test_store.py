@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import synthetic_results
+from support import synthetic_results
 
 from samplerbench.errors import RunError, UserError
 from samplerbench.results.files import write_atomically

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from synthetic_results import record
+from support.synthetic_results import record
 from torch import Tensor
 
 from samplerbench import registry

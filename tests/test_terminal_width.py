@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
-from synthetic_results import record
+from support.synthetic_results import record
 
 from samplerbench.bench.prepare import prepare
 from samplerbench.bench.request import Grid, Request

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from synthetic_results import put, record
+from support.synthetic_results import put, record
 
 from samplerbench.bench import engine, prepare, request
 from samplerbench.cli.app import main

@@ -23,14 +23,12 @@ class RealImages(Generator):
 
     images_of: ClassVar[ImageSet]
 
-    data: str = option(
-        "", "data set, such as `digits:split=held-out`; empty is the training data of the model", positional=True
-    )
+    data: str = option("", "data set, as in `real:data=digits:split=held-out`; empty is the training data of the model")
 
     def bind(self, model: ModelView) -> Self:
         source = self.data or (model.data if isinstance(model, Model) else None)
         if not source:
-            raise UserError("generator real needs a data set: name one, as in real:mnist.")
+            raise UserError("generator real needs a data set: name one, as in real:data=mnist.")
         found = load_data(source)
         if found.shape != model.image_shape:
             here, there = ("x".join(map(str, shape)) for shape in (found.shape, model.image_shape))

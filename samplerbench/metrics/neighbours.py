@@ -30,7 +30,8 @@ class Neighbours:
         if len(real) < 3:
             raise UserError(f"nearest neighbours need at least 3 real images; there are {len(real)}.")
         self.real = real.double().cpu()
-        self._single = self.real.float()
+        self._centre = self.real.mean(dim=0)
+        self._single = (self.real - self._centre).float()
         self._squares = self._single.square().sum(dim=1)
 
     def nearest(self, points: Tensor, k: int = 2) -> tuple[Tensor, Tensor]:
@@ -47,7 +48,7 @@ class Neighbours:
         return torch.cat([d for d, _ in parts]), torch.cat([i for _, i in parts])
 
     def _nearest(self, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        single = points.float()
+        single = (points.double() - self._centre).float()
         squares = self._squares - 2 * single @ self._single.T  # + ‖x‖², the same for every real point
         candidates = squares.topk(min(CANDIDATES, len(self.real)), dim=1, largest=False).indices
         exact = (points.double()[:, None] - self.real[candidates]).square().sum(dim=2)
