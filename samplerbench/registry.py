@@ -216,10 +216,12 @@ def find(kind: str, name: str) -> Entry:
         version = plugin_file.source_hash(plugin_file.content(file[0]))
         path = user_path(file[0]).resolve()
         return Entry(kind, name, f"{path}:{file[1]}", f"file {path.name}", version)
-    name = current_name(kind, name)
-    named = [e for e in entries(kind) if e.name == name]
+    registered = entries(kind)
+    if all(e.name != name for e in registered):
+        name = current_name(kind, name)
+    named = [e for e in registered if e.name == name]
     if not named:
-        known = sorted({e.name for e in entries(kind)})
+        known = sorted({e.name for e in registered})
         meant = current_name(kind, nearest(name, [*known, *aliases(kind)]))
         suggestion = f' Did you mean "{meant}"?' if meant else ""
         raise UserError(f'no {kind} "{shorten(name)}".{suggestion} Known: {", ".join(known) or "none"}.')
@@ -233,8 +235,14 @@ def aliases(kind: str) -> dict[str, str]:
 
     A distribution declares a former name in the entry-point group `GROUP.aliases`, such as
     `samplerbench.metrics.aliases`. The alias points to the same object as the current name, which the same distribution
-    must register. A registered name takes precedence over an alias.
+    must register. A registered name takes precedence over an alias. Installed aliases are read once per
+    import path.
     """
+    return dict(_aliases(kind, tuple(sys.path), no_plugins()))
+
+
+@functools.lru_cache
+def _aliases(kind: str, path: tuple[str, ...], alone: bool) -> dict[str, str]:
     registered = entries(kind)
     current = {(e.value, e.distribution): e.name for e in registered}
     names = {e.name for e in registered}
