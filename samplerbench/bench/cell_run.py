@@ -284,7 +284,7 @@ class CellRun:
     def _take_in(self, accumulators: list[Accumulator], batch: Batched, pixels: Tensor) -> None:
         measurement = self.session.measurement
         given = measurement.inputs.rows(batch.index % self.n)
-        complete = self.model.inputs(batch.index.to(self.model.device), given.to(self.model.device)).to("cpu")
+        complete = self._complete(batch.index, given)
         self._update(
             accumulators,
             "samples",
@@ -299,6 +299,14 @@ class CellRun:
                 self._prompts(given),
             ),
         )
+
+    def _complete(self, index: Tensor, inputs: Inputs) -> Inputs:
+        """The inputs of the samples `index`, completed by the model, on the CPU."""
+        if type(self.model).inputs is Model.inputs:  # it adds nothing: do not wait for the device
+            return inputs
+        device = self.model.device
+        with plugin_call(f"model {self.model.identity.get('source')}", "in inputs"):
+            return self.model.inputs(index.to(device), inputs.to(device)).to("cpu")
 
     def _update(self, accumulators: list[Accumulator], of: str, batch: Batch) -> None:
         """Give a batch to the metrics of samples or of the data, each with the features that it declares."""
@@ -324,7 +332,7 @@ class CellRun:
             labels = None if data.labels is None else data.labels[rows]
             with torch.no_grad(), explain_memory(len(rows)):
                 states = model.encode(dequantise(pixels).to(model.device)).to(model.state_dtype)
-            inputs = model.inputs(rows.to(model.device), Inputs(len(rows), labels).to(model.device)).to("cpu")
+            inputs = self._complete(rows, Inputs(len(rows), labels))
             empty = torch.empty(len(rows), 0)
             self._update(accumulators, "data", Batch(pixels, empty, labels, rows, states, False, inputs))
         part.seconds += Seconds(measuring=taking.stop().seconds)

@@ -264,7 +264,7 @@ def _show_published(job: Run) -> None:
 
     rows = [(record, p.metric, p.value, p.source) for record, p in job.published()]
     if rows:
-        screen = console()
+        screen = console(180)
         screen.print()
         screen.print(published_table(rows))
 
