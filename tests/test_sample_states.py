@@ -140,7 +140,10 @@ def test_runs_begin_in_one_place() -> None:
     assert found == []
 
 
-def test_a_plugin_is_prepared_only_where_it_needs_something(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_is_prepared_only_where_it_needs_something(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SAMPLERBENCH_CACHE", str(tmp_path))
     requested: list[str] = []
     estimates = type(model).estimates
 
@@ -148,6 +151,8 @@ def test_a_plugin_is_prepared_only_where_it_needs_something(model: Model, monkey
         requested.append(name)
         return estimates(self, name, **settings)
 
+    real = type(model).real
+    monkeypatch.setattr(type(model), "real", lambda self, n: real(self, 16))  # as many as are quick
     monkeypatch.setattr(type(model), "estimates", watched)
     sigmas = make_cell(model, "ddim", None, STEPS).sigmas
     plain = registry.parse("sampler", "ddim")
