@@ -275,7 +275,7 @@ def test_bad_input_is_one_line(given: dict[str, Any], reason: str) -> None:
 
 
 def test_a_metric_that_is_not_there_is_named(measured: Results) -> None:
-    with pytest.raises(UserError, match='there is no metric "kid" in these results; there is fid, inception-score'):
+    with pytest.raises(UserError, match='there is no metric "kid" in these results; they contain fid, inception-score'):
         measured.table("kid")
-    with pytest.raises(UserError, match="there is no metric in these results"):
+    with pytest.raises(UserError, match="these results contain no metrics"):
         Results([]).figure()
