@@ -566,7 +566,7 @@ def test_a_run_that_cannot_be_captured_is_sampled_without(
     plain = torch.cat([b.images for b in engine.generate(digits, cell, torch.arange(9), labelled(labels), 0, 3)])
     found = torch.cat([b.images for b in engine.generate(model, cell, torch.arange(9), labelled(labels), 0, 3)])
     assert torch.equal(plain, found)
-    assert capsys.readouterr().err.count("cannot be made a CUDA graph (operation not permitted") == 1
+    assert capsys.readouterr().err.count("cannot be captured as a CUDA graph (operation not permitted") == 1
 
 
 def test_what_is_too_long_or_guided_by_a_classifier_is_not_captured(graphs: list[FakeGraph], digits: Model) -> None:
