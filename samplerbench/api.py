@@ -1,4 +1,4 @@
-"""The toolkit from Python: `load_model`, `sample` and `evaluate`, which do what the commands of these names do."""
+"""The Python API: `load_model`, `sample` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -53,15 +53,25 @@ def load_model(
     compile: bool = False,
     graphs: bool = False,
 ) -> Model:
-    """A model, to be given to `sample` and `evaluate`: loaded once, used often.
+    """Load a model once, to pass it to `sample` and `evaluate`.
 
     Args:
-        source: a name (`digits`, `exact:mixture`), a checkpoint folder, a hub id, or `PATH.py:CLASS`.
-        device: auto, cpu, cuda, cuda:1, …  dtype: of the network, fp32, tf32, bf16, fp16 or fp64.
-        revision, variant, prompts, negative_prompt, offline, compile, graphs: as the options of `samplerbench run`.
+        source: A registered name (`digits`, `exact:mixture`), a checkpoint folder, a hub id, or `PATH.py:CLASS`.
+        device: "auto", "cpu", "cuda", "cuda:1", …
+        dtype: Precision of the network: "fp32", "tf32", "bf16", "fp16" or "fp64".
+        revision: Branch, tag or commit of a model on the hub.
+        variant: Variant of the weights, such as "fp16" or "ema".
+        prompts: Text file with one prompt per line, for text-to-image models.
+        negative_prompt: Negative prompt for classifier-free guidance.
+        offline: Whether to use only the local cache of the hub.
+        compile: Whether to compile the network with `torch.compile`.
+        graphs: Whether to replay batches as CUDA graphs. Requires an NVIDIA GPU.
+
+    Returns:
+        The loaded model.
 
     Raises:
-        UserError: there is no such model, device or dtype, or the checkpoint cannot be used.
+        UserError: If the model, device or dtype does not exist, or if the checkpoint cannot be used.
     """
     options = LoadOptions(revision, variant, prompts, negative_prompt, offline, compile=compile, graphs=graphs)
     return setup.load_model(source, setup.pick_device(device), dtype, options)
@@ -82,23 +92,35 @@ def sample(
     device: str = "auto",
     quiet: bool = False,
 ) -> Tensor:
-    """Sample images: (n, C, H, W) uint8 on the CPU, by round(clamp(x, -1, 1)·127.5 + 127.5).
+    """Sample images.
 
-    Image i is a function of the seed and i alone, whatever n and the batch size are.
+    Image i depends only on the seed and on i. It does not depend on n or on the batch size.
 
     Args:
-        sampler, guidance, spacing: specs (`"ddim:eta=0.5"`, `"./mine.py:Mine"`) or instances. spacing: None is the
-            sampler's own.
-        labels: "balanced", "none" or one label; None is balanced, if there are classes.
-        dtype, device: of a model that is named; one that is loaded keeps its own. quiet: no progress bar.
+        sampler: A spec (`"ddim:eta=0.5"`, `"./mine.py:Mine"`) or an instance.
+        steps: Number of steps.
+        n: Number of images.
+        model: The source of a model (see `load_model`), or a loaded model.
+        guidance: A spec or an instance. "none" disables guidance.
+        spacing: A spec or an instance. If None, the default spacing of the sampler is used.
+        labels: "balanced", "none" or a single label. If None, "balanced" for models with classes, else "none".
+        seed: Seed of all noise.
+        batch_size: Images per batch. "auto" measures which size is fastest.
+        dtype: Precision of the network. Ignored for a loaded model.
+        device: Device of the model. Ignored for a loaded model.
+        quiet: Whether to hide the progress bar.
+
+    Returns:
+        Images (n, C, H, W), uint8, on the CPU: round(clamp(x, -1, 1)·127.5 + 127.5).
 
     Raises:
-        UserError: bad input. RunError: the sampler failed.
+        UserError: If an argument is invalid.
+        RunError: If the sampler fails.
     """
     from samplerbench.notebook import progress_bars
 
     grid = Grid([sampler], [steps], [], [guidance], [spacing])
-    n = check_whole("n", n, 1, MAX_IMAGES)  # there is no default, unlike in a run
+    n = check_whole("n", n, 1, MAX_IMAGES)  # required here, optional in a run
     prepared = _prepare(grid, model, device, labels=labels, n=n, seeds=(seed,), batch_size=batch_size, dtype=dtype)
     inputs = prepared.inputs(n)
     cell = prepared.cells[0]
@@ -133,21 +155,38 @@ def evaluate(
     rerun: bool = False,
     quiet: bool = False,
 ) -> Results:
-    """Measure every sampler with every guidance at every number of steps, or under every budget of evaluations.
+    """Evaluate every combination of sampler, guidance, and number of steps or budget.
+
+    Each combination is called a cell. Give either `steps` or `nfe`. If both are empty, 50 steps are used.
 
     Args:
-        samplers, guidances, metrics, spacing: specs (`"ddim:eta=0.5"`, `"./mine.py:Mine"`) or instances.
-        steps: numbers of steps; nfe: budgets of network evaluations per image. One of the two; neither is 50 steps.
-        n: images per block, None is as many as there are real ones, at most 50,000. blocks: disjoint blocks.
-        features, features_weights, data: as the options of `samplerbench run`.
-        out: a folder of results; a cell whose result is there is not run again, unless `rerun`. None keeps nothing.
-        quiet: no progress bars.
+        samplers: Specs (`"ddim:eta=0.5"`, `"./mine.py:Mine"`) or instances.
+        steps: Numbers of steps.
+        nfe: Budgets, in network evaluations per image.
+        guidances: Specs or instances. "none" disables guidance.
+        spacing: A spec or an instance. If None, the default spacing of each sampler is used.
+        model: The source of a model (see `load_model`), or a loaded model.
+        metrics: Specs or instances.
+        n: Images per block. If None, the number of real images, at most 50,000.
+        blocks: Number of disjoint blocks of n images. With several blocks, results have a standard deviation.
+        labels: "balanced", "none" or a single label. If None, "balanced" for models with classes, else "none".
+        seed: Seed of all noise.
+        batch_size: Images per batch. "auto" measures which size is fastest.
+        dtype: Precision of the network. Ignored for a loaded model.
+        device: Device of the model. Ignored for a loaded model.
+        features: Feature space of the metrics. If None, the one that belongs to the model.
+        features_weights: File with the weights of the feature space.
+        data: Real images or their statistics. If None, the training data of the model.
+        out: Folder of results. Cells with a result in this folder are not run again. If None, no results are stored.
+        rerun: Whether to run cells again that have a result in `out`.
+        quiet: Whether to hide the progress bars.
 
     Returns:
-        One record per cell; a cell that failed has an "error" and no metrics.
+        One record per cell. The record of a failed cell has an "error" and no metrics.
 
     Raises:
-        UserError: bad input. RunError: every cell failed; the message is the first one's.
+        UserError: If an argument is invalid.
+        RunError: If every cell fails. The message is that of the first failure.
     """
     from samplerbench.notebook import progress_bars
 
@@ -179,7 +218,7 @@ def evaluate(
 
 
 class _Bars(Observer):
-    """Shows a run by bars."""
+    """Shows the progress of a run as progress bars."""
 
     def __init__(self, bars: Progress | NotebookProgress) -> None:
         self.bars = bars
@@ -193,7 +232,7 @@ class _Bars(Observer):
 
 @dataclass(frozen=True)
 class _Shown(JupyterMixin):
-    """What rich prints, also where a notebook shows the value of a cell."""
+    """Content that rich prints, also as the output of a notebook cell."""
 
     content: Any
 
@@ -203,10 +242,13 @@ class _Shown(JupyterMixin):
 
 @dataclass(frozen=True)
 class Results(Sequence[Record], JupyterMixin):
-    """What `evaluate` measured: a sequence of records, one per cell, and what can be made of them.
+    """The results of `evaluate`: a sequence of records, one per cell.
 
-    records: dictionaries as in the result files (`docs/result.schema.json`). A budget below what a sampler's one step
-    costs is a record with "unmet", a cell that failed one with "error"; both have no metrics.
+    A budget that is smaller than the cost of one step has a record with "unmet". A failed cell has a record with
+    "error". Neither has metrics.
+
+    Attributes:
+        records: Dictionaries as in the result files (`docs/result.schema.json`).
     """
 
     records: list[Record]
@@ -232,24 +274,34 @@ class Results(Sequence[Record], JupyterMixin):
 
     @property
     def metrics(self) -> list[str]:
-        """The names of the metrics that at least one cell has."""
+        """Names of the metrics that at least one cell has."""
         return list(dict.fromkeys(name for r in self.records for name in r["metrics"]))
 
     def table(self, metric: str | None = None) -> Any:
-        """The steps-vs-metric table, for rich to print or a notebook to show; `metric` is the first one unless named.
+        """Create a table of a metric with one row per sampler and one column per number of steps.
+
+        Args:
+            metric: Name of the metric. If None, the first metric.
+
+        Returns:
+            A table that rich prints and a notebook displays.
 
         Raises:
-            UserError: there is no such metric.
+            UserError: If the results do not contain the metric.
         """
         from samplerbench.report.table import steps_table
 
         return _Shown(steps_table(self.records, self._metric(metric)))
 
     def to_pandas(self) -> DataFrame:
-        """One row per cell: its sampler, steps, costs, and a column per metric, with METRIC_sd where there are blocks.
+        """Convert the results to a pandas DataFrame.
+
+        Returns:
+            One row per cell, with its sampler, steps and cost, and one column per metric. With several blocks, the
+            column METRIC_sd has the standard deviation over the blocks.
 
         Raises:
-            UserError: pandas is not installed.
+            UserError: If pandas is not installed.
         """
         try:
             from pandas import DataFrame
@@ -260,7 +312,18 @@ class Results(Sequence[Record], JupyterMixin):
     def figure(
         self, metric: str | None = None, horizontal: Literal["nfe", "steps", "seconds_per_image"] = "nfe"
     ) -> Figure:
-        """The metric over its cost, one line per sampler: a matplotlib figure, outside pyplot. Raises UserError."""
+        """Plot a metric against the cost, one line per sampler.
+
+        Args:
+            metric: Name of the metric. If None, the first metric.
+            horizontal: Horizontal axis: "nfe", "steps" or "seconds_per_image".
+
+        Returns:
+            A matplotlib figure that is not registered with pyplot.
+
+        Raises:
+            UserError: If the results do not contain the metric.
+        """
         from samplerbench.report.plots import metric_figure
         from samplerbench.results.groups import group
 
@@ -269,10 +332,10 @@ class Results(Sequence[Record], JupyterMixin):
 
     def _metric(self, name: str | None) -> str:
         if not self.metrics:
-            raise UserError("there is no metric in these results.")
+            raise UserError("these results contain no metrics.")
         name = name and current_name("metric", name)
         if name is not None and name not in self.metrics:
-            raise UserError(f'there is no metric "{name}" in these results; there is {", ".join(self.metrics)}.')
+            raise UserError(f'there is no metric "{name}" in these results; they contain {", ".join(self.metrics)}.')
         return name or self.metrics[0]
 
     def _row(self, record: Record) -> Record:
@@ -282,24 +345,24 @@ class Results(Sequence[Record], JupyterMixin):
 
 
 def _prepare(grid: Grid, model: str | Model, device: str, **asked: Any) -> Prepared:
-    """The objects of a request with one grid; of a model that is loaded, by the name it was loaded from."""
+    """Prepare a request with one grid. A loaded model is recorded under the source it was loaded from."""
     loaded = model if isinstance(model, Model) else None
     name = str(model.identity["source"]) if isinstance(model, Model) else model
     return prepare(Request([grid], model=name, **asked), device, loaded)
 
 
 def _check_sources(prepared: Prepared) -> None:
-    """Raise UserError for a plugin that an edited one could not be told from: its results must not be kept."""
+    """Raise UserError if a plugin has no source file: its stored results could not be matched to its code."""
     plugins: list[Configurable | None] = [*prepared.metrics, *prepared.guidances]
     plugins += [p for cell in prepared.cells for p in (cell.method, cell.spacing)]
     for plugin in plugins:
         if plugin is not None and not describe_plugin(plugin)["source"]:
             raise UserError(
-                f"the {plugin.kind} {plugin.label()} has no source file, so its results could not be told from those "
-                "of an edited one: put it in a file (PATH.py:CLASS), or leave out `out`."
+                f"the {plugin.kind} {plugin.label()} has no source file, so stored results could not be matched to "
+                "its code: define it in a file (PATH.py:CLASS), or omit `out`."
             )
 
 
 def _list(value: Any) -> list[Any]:
-    """One thing or several, as a list."""
+    """Return a single value or a sequence as a list."""
     return [value] if isinstance(value, str | int | Configurable) else list(value)

@@ -1,11 +1,11 @@
-"""The errors a user can cause. Each is one line that says what is wrong and what to do about it.
+"""Errors that a user can cause. Each message is one line that states the problem and how to fix it.
 
-A message names what the user gave as an argument, not as an option of the command line:
+Messages refer to user input as Python arguments, not as command-line options:
 
     raise UserError(f"{argument('n', n)}: the metric {name} needs at least {least} images.")
 
-`str(error)` spells arguments as Python does: `n=1: the metric …`. `spell(error, spelling)` spells them in another way:
-the command line as its options, and the errors of a suite as TOML, `n = 1`.
+`str(error)` formats arguments as Python keyword arguments: `n=1: the metric …`. `spell(error, spelling)` uses another
+format: the command line shows them as options, and suite errors show them as TOML, `n = 1`.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from dataclasses import dataclass
 from typing import Any
 
 _KEY = secrets.token_hex(8)
-"""Part of every token, and known to nobody outside this process: a text from a user cannot contain a token."""
+"""Random part of every token. It is secret to this process, so user input cannot contain a token."""
 _BEGIN, _END = f"\ufdd0{_KEY}\ufdd1", f"\ufdd2{_KEY}\ufdd3"
 _TOKEN = re.compile(f"{_BEGIN}(.*?){_END}", re.DOTALL)
 
 MAX_BITS = 4096
-"""The longest integer whose digits are shown. Python writes none of thousands of digits."""
+"""Integers with more bits are not printed: Python refuses to format integers of thousands of digits."""
 
 
 @dataclass(frozen=True)
 class Argument:
-    """Something that a user gives, in a message.
+    """An argument in an error message.
 
     Attributes:
-        name: of the argument in Python, in the singular: "n", "batch_size", "sampler".
-        value: text, a number or a tuple of numbers; None where only the name is meant.
+        name: Name of the Python argument, in the singular: "n", "batch_size", "sampler".
+        value: A string, a number or a tuple of numbers. If None, only the name is shown.
     """
 
     name: str
@@ -50,11 +50,14 @@ Spelling = Callable[[Argument], str]
 
 
 def argument(name: str, value: Any = None) -> Argument:
-    """An argument in the f-string of an error's message: `argument("n", 5)` is shown as `n=5`.
+    """Create an argument for the f-string of an error message: `argument("n", 5)` is shown as `n=5`.
 
     Args:
-        name: of the argument in Python, in the singular.
-        value: text, a number or a tuple of numbers; None names the argument alone, as in "give fewer `steps`".
+        name: Name of the Python argument, in the singular.
+        value: A string, a number or a tuple of numbers. If None, only the name is shown, as in "give fewer `steps`".
+
+    Returns:
+        The argument.
     """
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
         value = f"an integer of {value.bit_length()} bits"
@@ -62,7 +65,7 @@ def argument(name: str, value: Any = None) -> Argument:
 
 
 def in_python(given: Argument) -> str:
-    """An argument as Python writes it: `labels="balanced"`, `n=5`; one without a value as `` `n` ``."""
+    """Format an argument as in Python: `labels="balanced"`, `n=5`, or `` `n` `` without a value."""
     return f"`{given.name}`" if given.value is None else f"{given.name}={_literal(given.value)}"
 
 
@@ -74,10 +77,10 @@ def _literal(value: Any) -> str:
 
 
 class Message(str):
-    """A text with arguments in it. As a string it has them as Python writes them.
+    """A text that contains arguments. Its string value formats them as in Python.
 
     Attributes:
-        parts: pieces of plain text, and arguments.
+        parts: The pieces of plain text and the arguments, in order.
     """
 
     __slots__ = ("parts",)
@@ -95,7 +98,7 @@ class Message(str):
 
     @classmethod
     def read(cls, text: object) -> Message:
-        """A text with what `argument` put into it. A message is given back as it is."""
+        """Parse a text whose arguments were inserted by `argument`. A `Message` is returned unchanged."""
         if isinstance(text, Message):
             return text
         parts: list[str | Argument] = []
@@ -108,15 +111,15 @@ class Message(str):
         return cls(parts)
 
     def spell(self, spelling: Spelling) -> str:
-        """The text with its arguments in another spelling."""
+        """Return the text with its arguments formatted by `spelling`."""
         return "".join(spelling(part) if isinstance(part, Argument) else part for part in self.parts)
 
     def after(self, text: str) -> Message:
-        """The message with a text before it."""
+        """Return the message with `text` prepended."""
         return Message((text, *self.parts))
 
     def quoting(self, other: Message) -> Message:
-        """The message with the arguments of another one, where it has that one's text in it."""
+        """Return the message with the arguments of `other` restored wherever it quotes the text of `other`."""
         if not any(isinstance(part, Argument) for part in other.parts):
             return self
         parts: list[str | Argument] = []
@@ -127,22 +130,30 @@ class Message(str):
 
 
 def message_of(error: BaseException) -> Message:
-    """What an error says, with its arguments where it has such."""
+    """Return the message of an error, including its arguments if it has any."""
     return Message.read(error.args[0] if len(error.args) == 1 and isinstance(error.args[0], Message) else error)
 
 
 def spell(text: object, spelling: Spelling) -> str:
-    """A text, or the message of an error, with its arguments in a spelling."""
+    """Format the arguments of a text or of an error message.
+
+    Args:
+        text: A text, or an error.
+        spelling: Function that formats one argument.
+
+    Returns:
+        The formatted text.
+    """
     return (message_of(text) if isinstance(text, BaseException) else Message.read(text)).spell(spelling)
 
 
 def plain(text: str) -> str:
-    """A text in which no argument is left as `argument` put it there."""
+    """Return a text in which all arguments are formatted as in Python."""
     return str(Message.read(text)) if _BEGIN in text else text
 
 
 def _handled() -> Iterator[SamplerbenchError]:
-    """The errors that are being handled now, the latest first."""
+    """Yield the errors that are currently being handled, the most recent first."""
     error, seen = sys.exc_info()[1], set()
     while error is not None and id(error) not in seen:
         if isinstance(error, SamplerbenchError):
@@ -152,11 +163,14 @@ def _handled() -> Iterator[SamplerbenchError]:
 
 
 class SamplerbenchError(Exception):
-    """Base of all errors shown as one line; `exit_code` is what the command line returns.
+    """Base class of all errors that are shown as one line.
 
     Args:
-        message: the line. A text may have arguments in it (`argument`). Where it quotes an error that is being handled,
-            `f"{file}: {error}"`, it takes over that error's arguments. A `Message` is taken as it is.
+        message: The line. A text may contain arguments (`argument`). If it quotes an error that is currently being
+            handled, as in `f"{file}: {error}"`, the arguments of that error are kept. A `Message` is used unchanged.
+
+    Attributes:
+        exit_code: Exit code of the command line.
     """
 
     exit_code = 1
@@ -170,40 +184,40 @@ class SamplerbenchError(Exception):
 
 
 class UserError(SamplerbenchError, ValueError):
-    """Bad input: an unknown name, a value out of range, a missing file. Exit code 2."""
+    """Invalid input, such as an unknown name, a value out of range or a missing file. Exit code 2."""
 
     exit_code = 2
 
 
 class RunError(SamplerbenchError, RuntimeError):
-    """A run that started and failed: a NaN, a plugin that raised, no memory left. Exit code 1."""
+    """A run failed after it started, for example because of a NaN or an exception in a plugin. Exit code 1."""
 
     exit_code = 1
 
 
 class OutOfMemoryError(RunError):
-    """The device has no memory for this batch size. Bad input, since a smaller batch would do: exit code 2."""
+    """The device has not enough memory for the batch size. A smaller batch may fit, so the exit code is 2."""
 
     exit_code = 2
 
 
 class LostProcess(RunError):  # noqa: N818 - the process is lost, not the error
-    """Another process of a run on several has ended. No cell can go on, and what is finished is kept."""
+    """Another process of a distributed run has ended. No cell can continue. Finished results are kept."""
 
 
-class Stopped(Exception):  # noqa: N818 - it is no error
-    """An orderly stop that the user asked for: no error, and no cell has failed. The last checkpoint remains."""
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The user requested a stop. This is not an error, and no cell has failed. The last checkpoint remains."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device or the machine has no memory left (torch raises several types)."""
+    """Return whether an error means that the device or the machine is out of memory. torch raises several types."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if not isinstance(error, RuntimeError):
         return False
     try:
         return "allocate memory" in str(error)
-    except BaseException as raised:  # a message of a plugin's own exception
+    except BaseException as raised:  # the exception of a plugin may fail in __str__
         if isinstance(raised, KeyboardInterrupt):
             raise
         return False

@@ -259,7 +259,7 @@ def test_a_class_without_a_file_keeps_no_results(digits: Model, tmp_path: Path) 
     [
         ({"samplers": []}, "name a sampler"),
         ({"samplers": "ddmi"}, 'no sampler "ddmi". Did you mean "ddim"?'),
-        ({"samplers": "ddim", "steps": 5, "nfe": 5}, "`steps` and `nfe` both say"),
+        ({"samplers": "ddim", "steps": 5, "nfe": 5}, "`steps` and `nfe` cannot both"),
         ({"samplers": "ddim", "steps": 0}, "steps=0: at least 1 step is needed"),
         ({"samplers": "ddim", "nfe": [2, 2.5]}, "nfe=2.5: give a whole number of at least 1"),
         ({"samplers": "ddim", "n": 0}, "n=0: at least 1 image is needed"),
@@ -275,7 +275,7 @@ def test_bad_input_is_one_line(given: dict[str, Any], reason: str) -> None:
 
 
 def test_a_metric_that_is_not_there_is_named(measured: Results) -> None:
-    with pytest.raises(UserError, match='there is no metric "kid" in these results; there is fid, inception-score'):
+    with pytest.raises(UserError, match='there is no metric "kid" in these results; they contain fid, inception-score'):
         measured.table("kid")
-    with pytest.raises(UserError, match="there is no metric in these results"):
+    with pytest.raises(UserError, match="these results contain no metrics"):
         Results([]).figure()

@@ -116,7 +116,7 @@ def test_a_budget_that_cannot_be_met_is_a_gap_and_no_failure(
     assert {key: r.get("nfe") for key, r in records.items()} == {
         ("langevin", 8): 6, ("ddim", 5): 5, ("ddim", 8): 8, ("langevin", 5): None,
     }  # fmt: skip
-    assert records["langevin", 5]["unmet"] == "a budget of 5 evaluations is below the 6 of one step"
+    assert records["langevin", 5]["unmet"] == "a budget of 5 evaluations is too small: one step costs 6"
     assert [r["sampler"] for r in records.values() if "unmet" in r] == ["langevin"]
 
     assert command("run", *arguments) == 0

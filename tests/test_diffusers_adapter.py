@@ -297,6 +297,6 @@ def test_steps_that_it_cannot_make_are_its_own_failure_only(tmp_path: Path, caps
     code, found = records("--nfe", "5,14")
     assert code == 0
     told = {(r["sampler"], r["budget"]): r.get("nfe", r.get("unmet")) for r in found}
-    assert told["diffusers/PNDMScheduler", 5] == "a budget of 5 evaluations is below the 13 of one step"
+    assert told["diffusers/PNDMScheduler", 5] == "a budget of 5 evaluations is too small: one step costs 13"
     assert told["diffusers/PNDMScheduler", 14] == 14
     assert told["ddim", 5] == 5

@@ -147,7 +147,7 @@ class Hungry(nn.Module):
     ],
     ids=["device", "cpu-allocator", "python"],
 )
-@pytest.mark.parametrize(("batch_size", "advice"), [(6, "try batch_size=3"), (1, "one image alone does not fit")])
+@pytest.mark.parametrize(("batch_size", "advice"), [(6, "try batch_size=3"), (1, "a single image does not fit")])
 def test_out_of_memory_says_which_batch_size_to_try(
     digits: Model, make_session: MakeSession, error: BaseException, batch_size: int, advice: str
 ) -> None:

@@ -222,7 +222,7 @@ def test_solutions_that_do_not_fit_are_not_counted_for_samplers_that_draw_noise(
 
 def test_without_n_and_data_gap_asks_for_the_number_of_images(digits: Model) -> None:
     model = dataclasses.replace(digits, data=None, features=None, draws=False)
-    with pytest.raises(UserError, match="give it with `n`"):
+    with pytest.raises(UserError, match="set it with `n`"):
         samplerbench.evaluate("ddim", steps=2, model=model, metrics="gap", quiet=True)
 
 

@@ -771,7 +771,7 @@ def test_what_does_not_fit_together_is_refused_in_one_line(
         ("transformer", ["--prompts", "prompts.txt"], "--prompts is for models that draw from text; transformer is no"),
         ("digits", ["--prompts", "prompts.txt"], "--prompts is for models that draw from text; digits is none"),
         ("digits", ["--negative-prompt", "x"], "--negative-prompt is for models that draw from text; digits is none"),
-        ("digits", ["--variant", "fp16"], "--variant fp16 is of checkpoints; the model digits is built in"),
+        ("digits", ["--variant", "fp16"], "--variant fp16 applies only to checkpoints; the model digits is built in"),
         ("latent", ["--revision", "v1"], "--revision v1 is of a hub repository, but latent is a folder"),
         ("text", [], "text draws from text: name a file with one prompt a line, --prompts FILE."),
         ("text", ["--labels", "balanced"], "text draws from text: name a file with one prompt a line, --prompts FIL"),

@@ -226,7 +226,7 @@ def test_the_line_of_a_long_key_is_its_own(tmp_path: Path) -> None:
 def test_a_suite_without_a_grid_says_what_is_missing(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
     file.write_text('name = "x"\n')
-    with pytest.raises(UserError, match=r"a\.toml:1: grid is missing; a suite has at least one \[\[grid\]\]\."):
+    with pytest.raises(UserError, match=r"a\.toml:1: grid is missing; a suite needs at least one \[\[grid\]\]\."):
         load_suite(file)
 
 

@@ -177,7 +177,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     [
         (["--dtype", "tf32"], "--dtype tf32 is of NVIDIA GPUs; on this device use --dtype fp32."),
         (["--dtype", "fp8"], "--dtype fp8: known are fp32, tf32, bf16, fp16, fp64."),
-        (["--graphs"], "--graphs is of NVIDIA GPUs; on this device leave it out."),
+        (["--graphs"], "--graphs requires an NVIDIA GPU."),
         (["--batch-size", "0"], "--batch-size 0: at least 1 image is needed."),
         (["--batch-size", "big"], '--batch-size big: it is a whole number, or "auto".'),
     ],
@@ -566,7 +566,7 @@ def test_a_run_that_cannot_be_captured_is_sampled_without(
     plain = torch.cat([b.images for b in engine.generate(digits, cell, torch.arange(9), labelled(labels), 0, 3)])
     found = torch.cat([b.images for b in engine.generate(model, cell, torch.arange(9), labelled(labels), 0, 3)])
     assert torch.equal(plain, found)
-    assert capsys.readouterr().err.count("cannot be made a CUDA graph (operation not permitted") == 1
+    assert capsys.readouterr().err.count("cannot be captured as a CUDA graph (operation not permitted") == 1
 
 
 def test_what_is_too_long_or_guided_by_a_classifier_is_not_captured(graphs: list[FakeGraph], digits: Model) -> None:
@@ -583,7 +583,7 @@ def test_what_is_too_long_or_guided_by_a_classifier_is_not_captured(graphs: list
 
 def test_graphs_are_asked_for_where_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU the option reaches the network; elsewhere it is refused."""
-    with pytest.raises(UserError, match="`graphs` is of NVIDIA GPUs"):
+    with pytest.raises(UserError, match="`graphs` requires an NVIDIA GPU"):
         setup.load_model("digits", CPU, "fp32", LoadOptions(graphs=True))
     monkeypatch.setattr(setup, "_load", lambda source, device, dtype, options: SimpleNamespace(network=nn.Identity()))
     monkeypatch.setattr(setup, "set_precision", lambda dtype, device: torch.float32)

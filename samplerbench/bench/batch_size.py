@@ -1,4 +1,4 @@
-"""The batch size that makes the most images per second, found by trying."""
+"""Measurement of the fastest batch size."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from samplerbench.models.runner import Runner, how_run
 from samplerbench.sampling.inputs import Inputs
 
 SIZES = tuple(2**power for power in range(4, 13))
-"""16 to 4,096."""
+"""Batch sizes to measure: 16 to 4,096."""
 ENOUGH = 0.97
-"""A smaller batch that reaches this much of the best rate is preferred: it needs less memory."""
+"""The smallest batch size that reaches this fraction of the best rate is used, because it needs less memory."""
 
 
 def fastest_batch_size(model: Model, n: int, evaluations: int = 1) -> int:
-    """The smallest batch size whose rate of network evaluations is within 3% of the best that fits into the memory.
+    """Return the smallest batch size whose throughput is within 3% of the best that fits into memory.
 
-    It is kept in the user's cache for the weights, the device, the precision and the number of threads.
+    Measurements are stored in the user's cache per weights, device, precision and number of threads.
 
     Args:
-        n: images wanted at most; no batch of twice as many is tried. evaluations: rows that the network gets per
-            image, 2 for classifier-free guidance.
+        model: The model.
+        n: Number of images. Batch sizes of 2n and above are not measured.
+        evaluations: Network evaluations (rows) per image and step, for example 2 for classifier-free guidance.
+
+    Returns:
+        The batch size.
     """
     identity = {
         "weights": model.identity.get("weights"),
@@ -50,7 +54,7 @@ def fastest_batch_size(model: Model, n: int, evaluations: int = 1) -> int:
 
 @torch.no_grad()
 def _rate(model: Model, size: int, evaluations: int) -> float:
-    """Images per second through one evaluation of the network in batches of `size`; 0 where it does not fit."""
+    """Return images per second for one evaluation per image in batches of `size`, or 0 if out of memory."""
     rows = size * evaluations
     sigma = float(model.levels[len(model.levels) // 2])
     chosen = None if model.classes is None else torch.zeros(rows, dtype=torch.int64, device=model.device)
@@ -78,7 +82,7 @@ def _rate(model: Model, size: int, evaluations: int) -> float:
     finally:
         if isinstance(model.network, Runner):
             model.network.eager = False
-    # The quickest of several: what else the machine does only ever slows one down.
+    # The minimum, because other processes can only make a measurement slower.
     return size / min(seconds)
 
 

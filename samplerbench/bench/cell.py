@@ -1,4 +1,4 @@
-"""A cell: one combination to run, its protocol and the hash of it."""
+"""Cells: one combination of sampler, guidance, spacing and steps, and its protocol."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Cell:
     """One sampler at one number of steps, or one generator.
 
     Attributes:
-        method: the sampler or the generator.
-        guidance: bound to the model; None without guidance.
-        spacing: None where the method chooses its own levels or has none.
-        steps: None where the method chooses its own steps or has none.
-        sigmas: (N+1,) float64 on the CPU, the grid; of a generator, only 0.
-        budget: the evaluations that `steps` was chosen to fit into; None without a budget.
-        error: why the cell could not be planned; None where it could.
+        method: The sampler or the generator.
+        guidance: The guidance, bound to the model, or None.
+        spacing: The spacing. None if the method chooses its own noise levels or has none.
+        steps: Number of steps. None if the method chooses its own steps or has none.
+        sigmas: Noise levels (N+1,), float64, on the CPU. Only 0 for a generator.
+        budget: Budget of network evaluations per image from which `steps` was derived, or None.
+        error: The error that occurred while the cell was planned, or None.
     """
 
     method: Sampler | Generator
@@ -50,14 +50,18 @@ class Cell:
 
     @property
     def sampler(self) -> Sampler:
-        """The sampler. Raises UserError for a generator."""
+        """The sampler.
+
+        Raises:
+            UserError: If the method is a generator.
+        """
         if isinstance(self.method, Generator):
             raise UserError(f"{self.method.spec} is a generator and has no noise levels; name a sampler.")
         return self.method
 
     @property
     def title(self) -> str:
-        """`ddim:eta=0.5 + cfg, 50 steps`."""
+        """Title of the cell, such as `ddim:eta=0.5 + cfg, 50 steps`."""
         if isinstance(self.method, Generator):
             return self.method.spec
         guided = f" + {self.guidance.spec}" if self.guidance else ""
@@ -65,13 +69,13 @@ class Cell:
         return f"{self.sampler.spec}{guided}, " + (f"{self.steps} steps" if self.steps else own)
 
     def check(self) -> None:
-        """Raise the error of a cell that could not be planned."""
+        """Raise the error that occurred while the cell was planned, if any."""
         if self.error is not None:
             raise self.error
 
     @property
     def pending(self) -> dict[str, Any]:
-        """What stands in the place of a result while there is none."""
+        """Placeholder record for a cell that has no result yet."""
         return {
             "sampler": self.method.spec,
             "guidance": None if self.guidance is None else self.guidance.spec,
@@ -87,15 +91,30 @@ class Cell:
 def plugin_parameters(
     method: Sampler | Generator, guidance: Guidance | None, spacing: Spacing | None = None
 ) -> dict[str, dict[str, Any] | None]:
-    """The part of a protocol that row names are made from, for records of cells that have no result."""
+    """Return the protocol fields that row names are derived from, for records without a result.
+
+    Args:
+        method: The sampler or the generator.
+        guidance: The guidance, or None.
+        spacing: The spacing, or None.
+
+    Returns:
+        The parameters of each plugin, by kind. None for a plugin that is None.
+    """
     plugins = {"sampler": method, "guidance": guidance, "spacing": spacing}
     return {kind: None if p is None else {"parameters": p.parameters} for kind, p in plugins.items()}
 
 
 def protocol_of(cell: Cell, shared: dict[str, Any]) -> dict[str, Any]:
-    """Everything that must be equal for two results to be the same experiment (DESIGN section 6).
+    """Return the protocol: everything that must be equal for two results to be the same experiment (DESIGN section 6).
 
-    shared: what all cells of a run have in common: model, labels, n, seed, dtype, features, reference, metrics.
+    Args:
+        cell: The cell.
+        shared: Fields that all cells of a run have in common: model, labels, n, seed, dtype, features, reference,
+            metrics.
+
+    Returns:
+        The protocol as a dictionary that can be written as JSON.
     """
     spacing = None if cell.spacing is None else describe_plugin(cell.spacing)
     return {
@@ -112,7 +131,7 @@ def protocol_of(cell: Cell, shared: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_plugin(plugin: Configurable) -> dict[str, Any]:
-    """Name, parameters, distribution and the hash of the source file: an edited plugin is another plugin."""
+    """Return the name, parameters, distribution and source hash of a plugin. Editing a plugin changes its hash."""
     return {
         "name": _name(plugin),
         "parameters": plugin.parameters,
@@ -122,10 +141,18 @@ def describe_plugin(plugin: Configurable) -> dict[str, Any]:
 
 
 def metric_sources(metrics: Iterable[Metric], stratified: bool = False) -> dict[str, dict[str, str]]:
-    """The protocol's field for what the metrics are computed by, by spec; {} where there is nothing to say.
+    """Return the protocol field that records how the metrics are computed.
 
-    That is the hash of the source of a metric that is not built in, and the name of its estimator, where it has one
-    (`Metric.estimator`).
+    Args:
+        metrics: The metrics.
+        stratified: Whether the number of images of each label is fixed.
+
+    Returns:
+        For each spec, the source hash of a metric that is not built in and the name of its estimator
+        (`Metric.estimator`), if it has one. Empty if no metric has either.
+
+    Raises:
+        RunError: If a plugin fails.
     """
     own, found = f"{registry.OWN} ", {}
     for metric in metrics:
@@ -142,7 +169,7 @@ def metric_sources(metrics: Iterable[Metric], stratified: bool = False) -> dict[
 
 
 def _name(plugin: Configurable) -> str:
-    """The registered name; of a plugin in a file, FILE:CLASS: where the file lies is no part of the experiment."""
+    """Return the registered name, or FILE:CLASS for a plugin in a file. The folder of the file is not included."""
     file = plugin_file.split(plugin.label())
     return plugin.label() if file is None else f"{Path(file[0]).name}:{file[1]}"
 
@@ -157,13 +184,13 @@ def _origin(kind: str, name: str) -> str:
 def _source_hash(cls: type) -> str:
     try:
         return plugin_file.hash_of(cls) or _file_hash(inspect.getsourcefile(cls), cls.__module__)
-    except (TypeError, OSError):  # made in a notebook or at a prompt: there is no file
+    except (TypeError, OSError):  # defined interactively, without a file
         return ""
 
 
 @functools.cache
 def _file_hash(file: str | None, module: str = "") -> str:
-    """Of a plugin's file, and of the modules beside it that it imports: a part of it may be there."""
+    """Hash a plugin's file and the modules of its package that it imports from the same folder."""
     if not file:
         return ""
     digest = hashlib.sha256(Path(file).read_bytes())
@@ -173,7 +200,7 @@ def _file_hash(file: str | None, module: str = "") -> str:
 
 
 def _siblings(file: Path, module: str, found: dict[str, Path]) -> dict[str, Path]:
-    """The files, by name, of the package's own modules that a module imports from its folder, directly or not."""
+    """Return the modules in a module's folder that it imports, directly or indirectly, by file name."""
     package = module.rpartition(".")[0]
     try:
         nodes = [n for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.ImportFrom)]
@@ -194,8 +221,8 @@ def _siblings(file: Path, module: str, found: dict[str, Path]) -> dict[str, Path
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
-    found = {"samplerbench": samplerbench.__version__}  # another distribution may have this name, too
+    """Return the versions of the packages that results depend on."""
+    found = {"samplerbench": samplerbench.__version__}  # another distribution may have the same name
     for name in ("torch", "diffusers", "torch-fidelity"):
         try:
             found[name] = version(name)

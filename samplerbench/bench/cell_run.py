@@ -1,4 +1,4 @@
-"""The run of one cell: resumed, sampled, saved at checkpoints, finished as a record."""
+"""Execution of one cell: resume from a checkpoint, sample, save checkpoints, and create the record."""
 
 from __future__ import annotations
 
@@ -37,17 +37,18 @@ from samplerbench.sampling.meter import Meter
 from samplerbench.tensor_seal import DamagedError
 
 SOLUTIONS = 256 * 2**20
-"""Bytes of converged solutions that a session keeps."""
+"""Maximum size in bytes of the converged solutions that a session keeps in memory."""
 
 
 @dataclass
 class Part:
-    """What one process made of its share of a chunk.
+    """The results of one process for its share of a chunk.
 
     Attributes:
-        states: one accumulator's state for each metric.
-        pixels: (k, C, H, W) uint8, the first images, for the sample grid.
-        cost, seconds: what it took.
+        states: State of the accumulator of each metric.
+        pixels: First images (k, C, H, W), uint8, for the sample grid.
+        cost: Network evaluations.
+        seconds: Time in seconds.
     """
 
     states: list[dict[str, Tensor]] = field(default_factory=list)
@@ -57,18 +58,24 @@ class Part:
 
 
 class CellRun:
-    """One cell at work.
+    """Runs one cell.
 
         run = CellRun(session, cell, key)
         run.resume()
         record = run.finish()  # samples what is missing, with a checkpoint after every chunk
 
+    Args:
+        session: The measurement and how it is executed.
+        cell: The cell.
+        key: Hash of the protocol of the cell.
+        on_step: Called after each step of the sampler.
+
     Attributes:
-        progress: how far it is.
-        generator: what makes the images; None before `resume`.
-        whole: the accumulators of the block at work, one for each metric.
-        shown: (k, C, H, W) uint8, the images of the sample grid so far.
-        lease: this run's claim of the cell; looked at before anything is written.
+        progress: Progress of the cell.
+        generator: Generates the images. None before `resume` is called.
+        whole: Accumulators of the current block, one for each metric.
+        shown: Images of the sample grid so far (k, C, H, W), uint8.
+        lease: Claim of this run on the cell. It is checked before anything is written.
     """
 
     lease: Lease | None = None
@@ -84,16 +91,16 @@ class CellRun:
         self.whole: list[Accumulator] = []
 
     def resume(self) -> None:
-        """Prepare the model and the metrics, and continue from the cell's checkpoint, if there is one.
+        """Prepare the model and the metrics, and resume from the checkpoint of the cell, if there is one.
 
-        A checkpoint that does not verify is set aside, and the cell starts from scratch.
+        If the checkpoint is damaged, it is renamed and the cell starts from the beginning.
 
         Raises:
-            SamplerbenchError: what the model or a plugin did wrong.
+            SamplerbenchError: If the model or a plugin fails.
         """
         self.progress.conditions = self.session.conditions
         with self._together("in preparing the cell"):
-            # Before the meter: what is estimated once per model is no evaluation of this run.
+            # Before the meter starts: estimates that are made once per model do not count as evaluations of this run.
             self.generator = prepare(self.model, self.cell)
             if isinstance(self.generator, SamplerOnModel):
                 check_guidance(self.model, self.generator.cell.guidance, self.session.measurement.inputs)
@@ -107,7 +114,7 @@ class CellRun:
         self.progress = self.team.tell(self.progress)
 
     def _load(self, file: Path) -> None:
-        """Take over a checkpoint, or leave everything as it is. Raises DamagedError."""
+        """Load a checkpoint. If that fails, raise DamagedError and leave the state unchanged."""
         extent = Extent(len(self.whole), self.n, self.blocks, self.model.image_shape, self.keep)
         found = load_partial(file, self.key, extent)
         if found is None:
@@ -116,7 +123,9 @@ class CellRun:
             _merge(self.whole, found.states)
         except Exception as error:
             self.whole = self._accumulators()
-            raise DamagedError(f"its metrics cannot be taken over ({type(error).__name__}: {error})") from None
+            raise DamagedError(
+                f"the states of its metrics cannot be loaded ({type(error).__name__}: {error})"
+            ) from None
         progress, conditions = found.progress, self.session.conditions
         progress.resumed += 1
         progress.mixed = progress.mixed or progress.conditions != conditions
@@ -124,11 +133,14 @@ class CellRun:
         self.progress, self.shown = progress, found.shown
 
     def finish(self) -> dict[str, Any]:
-        """Sample and measure what is missing; the record, without its protocol.
+        """Sample and measure the remaining images.
+
+        Returns:
+            The record of the cell, without its protocol.
 
         Raises:
-            SamplerbenchError: what a plugin, the device or the disk did wrong; the last checkpoint remains.
-            Stopped: the session's `stop` asked for it; the last checkpoint remains.
+            SamplerbenchError: If a plugin, the device or the disk fails. The last checkpoint remains.
+            Stopped: If `stop` of the session returns true. The last checkpoint remains.
         """
         for block in range(self.progress.block, self.blocks):
             while self.progress.done < self.n:
@@ -148,7 +160,7 @@ class CellRun:
         return self.team.tell(record)
 
     def _advance(self, block: int) -> None:
-        """Sample the next chunk of a block, with the other processes, and save it."""
+        """Sample the next chunk of a block together with the other processes, and write a checkpoint."""
         progress = self.progress
         last = min(self.n, progress.done + self.session.chunk)
         part = Part()
@@ -172,11 +184,11 @@ class CellRun:
 
     @contextmanager
     def _together(self, doing: str) -> Iterator[None]:
-        """What one process raises in here is raised on all of them, so that none waits for another.
+        """Raise an exception of one process on all processes, so that no process waits for another.
 
         Raises:
-            SamplerbenchError: whatever it was; an error that nobody foresaw is a RunError of one line.
-            Stopped: a process was asked to stop.
+            SamplerbenchError: If a process fails. An unexpected exception becomes a RunError with a one-line message.
+            Stopped: If a process was asked to stop.
         """
         failure: SamplerbenchError | Stopped | None = None
         try:
@@ -187,7 +199,11 @@ class CellRun:
         self.team.agree(failure)
 
     def checkpoint(self, block: int) -> None:
-        """Write what is known so far. A finished block is kept as its results, not as its accumulators."""
+        """Write a checkpoint. A finished block is stored as its results, not as its accumulators.
+
+        Args:
+            block: Number of the current block.
+        """
         if self.lease is not None:
             self.lease.check()
         file, progress = self.store.path(self.key, PARTIAL), self.progress
@@ -198,7 +214,16 @@ class CellRun:
         save_partial(file, self.key, at_end, [{} for _ in self.whole], self.shown)
 
     def sample(self, block: int, first: int, last: int) -> Part:
-        """Sample and measure this process's share of the images first … last-1 of a block."""
+        """Sample and measure the share of this process in the images first … last-1 of a block.
+
+        Args:
+            block: Number of the block.
+            first: Index of the first image within the block.
+            last: Index after the last image within the block.
+
+        Returns:
+            The states of the metrics, the first images, and the cost.
+        """
         model, measurement = self.model, self.session.measurement
         part = Part(pixels=torch.empty(0, *model.image_shape, dtype=torch.uint8))
         accumulators = self._accumulators()
@@ -213,7 +238,7 @@ class CellRun:
         return part
 
     def _sample(self, block: int, within: Tensor, accumulators: list[Accumulator], part: Part) -> None:
-        """Sample the images `within` (k,) of a block, and measure them."""
+        """Sample and measure the images with indices `within` (k,) of a block."""
         model, measurement, generator = self.model, self.session.measurement, self._prepared()
         decoder = None if model.autoencoder is None else model.autoencoder.decoder
         sampling: list[Span] = []
@@ -247,11 +272,11 @@ class CellRun:
         return [Guarded(metric, self._context(metric)) for metric in self.session.measurement.metrics]
 
     def _context(self, metric: Metric) -> Context:
-        """What a metric measures against: the real images in its own feature space, and the cell."""
+        """Create the context of a metric: the real images in its feature space, and the cell."""
         measurement, generator = self.session.measurement, self._prepared()
         space = measurement.space(metric)
         bound = generator.cell if isinstance(generator, SamplerOnModel) else None
-        # Not self: a metric that keeps its context would keep this run, and a graph that it captured.
+        # Without self: a metric that stores its context would keep this run and its captured graph in memory.
         model, guidance = self.model, None if bound is None else bound.guidance
 
         def denoiser(inputs: Inputs) -> Denoiser:
@@ -271,7 +296,7 @@ class CellRun:
         )
 
     def _features(self, pixels: Tensor, of: str) -> dict[str, dict[str, Tensor]]:
-        """The features of images in the spaces and layers that the metrics need, by space and layer."""
+        """Compute the features of images that the metrics need, by feature space and layer."""
         measurement = self.session.measurement
         found: dict[str, dict[str, Tensor]] = {}
         for metric in measurement.metrics:
@@ -309,7 +334,7 @@ class CellRun:
             return self.model.inputs(index.to(device), inputs.to(device)).to("cpu")
 
     def _update(self, accumulators: list[Accumulator], of: str, batch: Batch) -> None:
-        """Give a batch to the metrics of samples or of the data, each with the features that it declares."""
+        """Update the metrics of samples or of the data with a batch and the features that each metric requires."""
         features = self._features(batch.images, of)
         for metric, accumulator in zip(self.session.measurement.metrics, accumulators, strict=True):
             if metric.of != of:
@@ -322,9 +347,9 @@ class CellRun:
         return None if inputs.prompts is None or not texts else tuple(texts[i] for i in inputs.prompts.tolist())
 
     def _take_in_data(self, block: int, within: Tensor, accumulators: list[Accumulator], part: Part) -> None:
-        """Give the real images `within` (k,) of a block to the metrics of the data."""
+        """Update the metrics of the data with the real images `within` (k,) of a block."""
         data = self.session.measurement.data
-        assert data is not None, "a metric of the data without data"
+        assert data is not None, "a metric of the data requires data"
         model, index = self.model, within + block * self.n
         taking = Span(model.device)
         for rows in index.split(self.session.execution.batch_size):
@@ -360,7 +385,7 @@ class CellRun:
         }
 
     def _summary(self) -> dict[str, Any]:
-        """For each metric: the mean over blocks, their values and standard deviation, and what else a result says."""
+        """Return the summary of each metric: mean over blocks, values per block, standard deviation, and details."""
         measurement = self.session.measurement
         values = {}
         for i, metric in enumerate(measurement.metrics):
@@ -382,7 +407,7 @@ class CellRun:
     def _write_grid(self) -> None:
         from samplerbench.data.grid import save_grid
 
-        if not len(self.shown):  # every metric is of the data
+        if not len(self.shown):  # all metrics measure the data
             return
         buffer = io.BytesIO()
         save_grid(self.shown, buffer)
@@ -390,7 +415,7 @@ class CellRun:
 
 
 def describe(session: Session, cell: Cell) -> dict[str, Any]:
-    """The part of a record that is known before anything has run."""
+    """Return the fields of a record that are known before the cell runs."""
     measurement = session.measurement
     return {
         "sampler": cell.method.spec,
@@ -409,16 +434,24 @@ def describe(session: Session, cell: Cell) -> dict[str, Any]:
 
 
 def solver(session: Session, cell: Cell) -> Callable[[Tensor, Sampler], Tensor]:
-    """For metrics of the discretisation error: the converged solution from the same x_T, under the same guidance.
+    """Return a function that computes the converged solution from the same x_T, under the same guidance.
 
-    It is the same for all cells of a session, and kept for them as long as there is room. A request to stop is obeyed
-    after the solver's next step: what is lost is this solution alone, which no checkpoint holds.
+    Metrics of the discretisation error use it. Solutions are shared by all cells of a session and are kept in memory up
+    to `SOLUTIONS` bytes. A request to stop takes effect after the next step of the solver. The solution in progress is
+    then lost, because checkpoints do not contain it.
+
+    Args:
+        session: The measurement and how it is executed.
+        cell: The cell that is compared with the solution.
+
+    Returns:
+        A function of image indices (k,) and a sampler. It returns the final states (k, ...).
     """
     guidance = None if cell.guidance is None else cell.guidance.spec
     model, measurement = session.measurement.model, session.measurement
 
     def total(sampler: Sampler) -> int:
-        """How many images of the run's blocks are solved by this sampler."""
+        """Return the number of images, over all blocks, for which this sampler computes solutions."""
         wanted = [metric.solution(measurement.n) for metric in measurement.metrics]
         return max((w[1] for w in wanted if w is not None and w[0] == sampler), default=0) * measurement.blocks
 
@@ -449,12 +482,20 @@ def solver(session: Session, cell: Cell) -> Callable[[Tensor, Sampler], Tensor]:
 
 
 def solution_cell(model: Model, sampler: Sampler, guidance: Guidance | None) -> Cell:
-    """The cell that computes a converged solution.
+    """Create the cell that computes a converged solution.
 
-    It starts at the model's largest level, whatever the grid of the cell that is compared with it.
+    It starts at the largest noise level of the model, independently of the grid of the cell it is compared with.
+
+    Args:
+        model: The model.
+        sampler: A sampler that chooses its own steps.
+        guidance: The guidance, or None.
+
+    Returns:
+        The cell.
 
     Raises:
-        UserError: the sampler does not choose its own steps.
+        UserError: If the sampler does not choose its own steps.
     """
     cells, _ = plan(model, [sampler], [1], [guidance], _no_spacing)
     cells[0].check()
@@ -462,10 +503,12 @@ def solution_cell(model: Model, sampler: Sampler, guidance: Guidance | None) -> 
 
 
 def _no_spacing(sampler: Sampler) -> Spacing:
-    raise UserError(f"sampler {sampler.label()} does not choose its own steps, so it is no converged solution.")
+    raise UserError(
+        f"sampler {sampler.label()} does not choose its own steps, so it cannot compute a converged solution."
+    )
 
 
 def _merge(whole: list[Accumulator], states: Iterable[dict[str, Tensor]]) -> None:
     for accumulator, state in zip(whole, states, strict=False):
-        if state:  # nothing is known yet, as at the beginning of a block
+        if state:  # empty at the beginning of a block
             accumulator.merge(state)

@@ -1,4 +1,4 @@
-"""The engine: runs cells, one after the other, and keeps what is finished."""
+"""The engine: runs cells and stores their results."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from samplerbench.sampling.driver import OnStep
 
 @dataclass
 class Outcome:
-    """What became of a cell.
+    """The outcome of a cell.
 
     Attributes:
-        cell: the cell.
-        record: its result as written; of a cell that failed, what is known besides, with "error".
-        error: why it failed; None where it did not.
-        reused: whether the result was there already.
-        trace: the traceback of the error, with those that caused it; "" unless SAMPLERBENCH_DEBUG is set.
+        cell: The cell.
+        record: The record as stored. For a failed cell, the known fields and "error".
+        error: The error of a failed cell, or None.
+        reused: Whether the result was already in the store.
+        trace: Traceback of the error and of its causes. Empty unless SAMPLERBENCH_DEBUG is set.
     """
 
     cell: Cell
@@ -44,25 +44,37 @@ class Outcome:
 
 
 def under_budgets(outcome: Outcome, cells: Sequence[Cell]) -> list[Outcome]:
-    """The outcome of each of the cells that differ in their budget alone (`Prepared.runs`), of which one was run."""
+    """Return one outcome per cell for cells that differ only in their budget (`Prepared.runs`).
+
+    Args:
+        outcome: Outcome of the cell that was run.
+        cells: The cells.
+
+    Returns:
+        The outcomes, in the order of `cells`.
+    """
     return [replace(outcome, cell=cell, record=outcome.record | {"budget": cell.budget}) for cell in cells]
 
 
 def run_cell(session: Session, cell: Cell, on_step: OnStep | None = None, wait: bool = True) -> Outcome:
-    """Run one cell, or take its result from the store. A cell that fails is an outcome too.
+    """Run one cell, or load its result from the store.
 
-    The cell is claimed while it runs, so another run on the same folder waits for it instead of doing it again.
+    The run claims the cell. Another run on the same folder waits for the result instead of computing it again. An error
+    in the cell does not raise: it is part of the outcome. KeyboardInterrupt is not caught.
 
     Args:
-        session: what is measured, and how it is executed.
-        cell: the cell.
-        on_step: called after each step of the sampler.
-        wait: wait while another run works on the cell.
+        session: The measurement and how it is executed.
+        cell: The cell.
+        on_step: Called after each step of the sampler.
+        wait: Whether to wait if another run has claimed the cell.
+
+    Returns:
+        The outcome.
 
     Raises:
-        Claimed: another run works on the cell, and `wait` is false.
-        Stopped: the session's `stop` asked for it; the last checkpoint remains. Ctrl-C is not caught either.
-        LostProcess: another process of the team has ended; the last checkpoint remains.
+        Claimed: If another run has claimed the cell and `wait` is false.
+        Stopped: If `stop` of the session returns true. The last checkpoint remains.
+        LostProcess: If another process of the team has ended. The last checkpoint remains.
     """
     fields = session.measurement.protocol(cell)
     key = digest(fields)
@@ -74,13 +86,13 @@ def run_cell(session: Session, cell: Cell, on_step: OnStep | None = None, wait: 
             if (done := _finished(session, cell, key)) is not None:
                 return done
             lease = _claim(session, cell, key, wait)
-            # Another run may have finished it since.
+            # Another run may have finished the cell in the meantime.
             if (done := _finished(session, cell, key)) is not None:
                 return done
             with isolated():
                 return _run_claimed(session, cell, key, fields, on_step, lease)
         except ClaimLost as error:
-            say(f"{cell.title}: {error}. This run leaves it to the other one.")
+            say(f"{cell.title}: {error}. The other run continues with this cell.")
         except LostProcess:
             raise
         except SamplerbenchError as error:
@@ -91,19 +103,19 @@ def run_cell(session: Session, cell: Cell, on_step: OnStep | None = None, wait: 
 
 
 def _finished(session: Session, cell: Cell, key: str) -> Outcome | None:
-    """The cell's result from the store, if it is there and may be used."""
+    """Return the result of the cell from the store, or None if there is none or `rerun` is set."""
     store, team, rerun = session.execution.store, session.execution.team, session.execution.rerun
     record = team.tell(None if rerun or not team.main else store.get(key))
     if record is None:
         return None
-    # A time of other conditions (another batch size or device) is not this run's.
+    # Times that were measured under other conditions (batch size, device) do not apply to this run.
     return Outcome(cell, under(record, session.conditions) | {"budget": cell.budget}, reused=True)
 
 
 def _claim(session: Session, cell: Cell, key: str, wait: bool) -> Lease | None:
-    """Claim a cell, with all processes of the team; the lease on the main one, None on the others.
+    """Claim a cell for all processes of the team. Return the lease on the main process, None on the others.
 
-    All of them take part in the waiting, so that none waits in a collective operation until that times out.
+    All processes wait together, so that no process waits in a collective operation until it times out.
     """
     execution = session.execution
     team, claims = execution.team, execution.store.claims
@@ -148,20 +160,20 @@ def _run_claimed(
         try:
             if lease is not None:
                 lease.check()
-            # The values of an earlier run stay, so that each of its times is still of what it stands beside.
+            # The values of an earlier run are kept, so that its times still belong to the values in the same record.
             record = combine(store.get(key) if session.execution.rerun else None, record)
             store.put(record)
         except SamplerbenchError as error:
             failure = error
     team.agree(failure)
     if team.main:
-        with suppress(OSError):  # what lies there and is no file is not ours
+        with suppress(OSError):  # a directory of this name was not created by samplerbench
             store.path(key, PARTIAL).unlink(missing_ok=True)
     return Outcome(cell, under(record, session.conditions))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and those that caused it or were being handled."""
+    """Yield an error, its causes and its contexts."""
     seen: set[int] = set()
     left: list[BaseException | None] = [error]
     while left:
@@ -181,7 +193,7 @@ def _failed(session: Session, cell: Cell, key: str, error: SamplerbenchError, fi
         "protocol_fields": fields,
     }
     trace = "".join(traceback.format_exception(error)) if os.environ.get("SAMPLERBENCH_DEBUG") else ""
-    # The outcome keeps the error, whose frames would keep the failed batch while the other cells run.
+    # The outcome keeps the error. Its frames would keep the failed batch in memory while other cells run.
     for kept in _chain(error):
         traceback.clear_frames(kept.__traceback__)
     return Outcome(cell, failed, error=error, trace=trace)

@@ -1,4 +1,4 @@
-"""How long a run will take: its evaluations, planned or measured on two images, times the measured time of one."""
+"""Estimates of the time of a run: number of network evaluations times the measured time of one evaluation."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.sampler import planned_nfe
 
 TRIAL = 2
-"""Images on which the evaluations of a solver that chooses its own steps are measured."""
+"""Number of images for measuring the evaluations of a solver that chooses its own steps."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A part of a run.
+    """The estimate of one part of a run.
 
     Attributes:
-        cell: the cell; for a converged solution, the cell that solves it.
-        metrics: the metrics that the solution is for; empty for a cell of the run.
-        nfe: network evaluations per image.
-        measured: whether `nfe` was measured on a few images, and not planned.
-        images: how many images, over all blocks.
-        seconds: the time they take.
+        cell: The cell, or the cell that computes a converged solution.
+        metrics: Names of the metrics that use the converged solution. Empty for a cell of the run.
+        nfe: Network evaluations per image.
+        measured: Whether `nfe` was measured on a few images instead of planned.
+        images: Number of images over all blocks.
+        seconds: Estimated time in seconds.
     """
 
     cell: Cell
@@ -46,12 +46,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate of one seed's run.
+    """The estimate of a run with one seed.
 
     Attributes:
-        rows: the cells that are sampled, then the converged solutions that metrics compute.
-        n: images per block.
-        evaluation: seconds for one evaluation of one image.
+        rows: The cells that are sampled, followed by the converged solutions that metrics use.
+        n: Images per block.
+        evaluation: Time of one network evaluation of one image, in seconds.
     """
 
     rows: list[Row]
@@ -60,12 +60,23 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Of all rows."""
+        """Total time of all rows, in seconds."""
         return sum(row.seconds for row in self.rows)
 
 
 def estimate(prepared: Prepared) -> Estimate:
-    """The estimate for a run, by a short calibration. Raises UserError for a run that would be refused, RunError."""
+    """Estimate the time of a run from a short calibration.
+
+    Args:
+        prepared: The prepared request.
+
+    Returns:
+        The estimate for one seed.
+
+    Raises:
+        UserError: If the run would be rejected.
+        RunError: If a plugin fails.
+    """
     n, blocks = check_measurement(prepared), prepared.request.blocks
     evaluation = seconds_per_evaluation(prepared, min(prepared.batch_size, n))
 
@@ -74,7 +85,7 @@ def estimate(prepared: Prepared) -> Estimate:
 
     rows = []
     for cell, *_ in prepared.runs:
-        if cell.error is not None:  # it will fail at once
+        if cell.error is not None:  # this cell fails immediately
             continue
         planned = None if isinstance(cell.method, Generator) else planned_nfe(cell.sampler, cell.steps or 1)
         measured = planned is None
@@ -86,9 +97,9 @@ def estimate(prepared: Prepared) -> Estimate:
 
 
 def _solutions(prepared: Prepared, n: int) -> list[tuple[Cell, list[str], int]]:
-    """(the cell that solves it, the metrics it is for, images over all blocks) of each converged solution.
+    """Return (cell that computes it, names of metrics, images over all blocks) for each converged solution.
 
-    Where every cell under a guidance draws noise, none asks for a solution, and there is no row.
+    Cells that draw noise do not use a solution. If all cells under a guidance draw noise, it has no entry.
     """
     model, blocks = prepared.model, prepared.request.blocks
     found: dict[tuple[str, str | None], tuple[Cell, list[str], int]] = {}
@@ -102,7 +113,7 @@ def _solutions(prepared: Prepared, n: int) -> list[tuple[Cell, list[str], int]]:
             key = (sampler.spec, None if guidance is None else guidance.spec)
             cell, names, most = found.get(key, (solution_cell(model, sampler, guidance), [], 0))
             found[key] = (cell, [*names, name], max(most, images * blocks))
-    # What does not fit into the memory for solutions is solved again for every cell.
+    # Solutions that do not fit into memory are computed again for every cell.
     size = torch.empty(0, dtype=torch.float64 if model.dtype == torch.float64 else torch.float32).element_size()
     each = size * model.shape[0] * model.shape[1] * model.shape[2]
     kept = SOLUTIONS // max(1, each * len(found))
@@ -122,13 +133,20 @@ def _solutions(prepared: Prepared, n: int) -> list[tuple[Cell, list[str], int]]:
 
 
 class _Drawn(BaseException):
-    """Ends a trial at the first noise that a sampler draws."""
+    """Ends a trial when a sampler draws noise for the first time."""
 
 
 def draws_noise(prepared: Prepared, cell: Cell) -> bool:
-    """Whether a cell's sampler draws noise on its way: metrics of the discretisation error do not apply to it.
+    """Return whether the sampler of a cell draws noise. Metrics of the discretisation error then do not apply.
 
-    One image is sampled, up to the first noise that is drawn.
+    One image is sampled until noise is drawn for the first time.
+
+    Args:
+        prepared: The prepared request.
+        cell: The cell.
+
+    Returns:
+        Whether the sampler draws noise. True for a generator.
     """
     generator = prepare(prepared.model, cell)
     if not isinstance(generator, SamplerOnModel):
@@ -150,7 +168,15 @@ def draws_noise(prepared: Prepared, cell: Cell) -> bool:
 
 
 def seconds_per_evaluation(prepared: Prepared, batch: int) -> float:
-    """Seconds for one evaluation of one image, in batches of `batch` images."""
+    """Measure the time of one network evaluation.
+
+    Args:
+        prepared: The prepared request.
+        batch: Images per batch.
+
+    Returns:
+        Seconds per evaluation and image.
+    """
     model, trials = prepared.model, 3
     x = torch.zeros(batch, *model.shape, device=model.device, dtype=torch.float32)
     index = torch.arange(batch, device=model.device)
@@ -168,7 +194,15 @@ def seconds_per_evaluation(prepared: Prepared, batch: int) -> float:
 
 
 def measured_nfe(prepared: Prepared, cell: Cell) -> float:
-    """Network evaluations per image of a sampler that chooses its own steps, on the first images of the run."""
+    """Measure the cost of a sampler that chooses its own steps, on the first images of the run.
+
+    Args:
+        prepared: The prepared request.
+        cell: The cell.
+
+    Returns:
+        Network evaluations per image.
+    """
     model = prepared.model
     generator = prepare(model, cell)
     with Meter(generator.network) as meter:

@@ -1,4 +1,4 @@
-"""Sampling images by their numbers: sample i is a function of the seed, i, its inputs and the cell."""
+"""Sampling of images by index. Sample i depends only on the seed, i, its inputs and the cell."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Batched:
     """One sampled batch.
 
     Attributes:
-        index: (B,) int64, which samples.
-        images: (B, C, H, W) in [-1, 1].
-        states: (B, ...), the last states; of a generator, the images.
-        sampling: the time up to the states.
-        decoding: the time from the states to the images; None for a model of pixels, and for a generator.
-        stochastic: whether noise was drawn on the way.
-        uncounted: the cost that no hook has seen, because a graph was replayed.
+        index: Indices of the samples (B,), int64.
+        images: Images (B, C, H, W) in [-1, 1].
+        states: Final states (B, ...). The images for a generator.
+        sampling: Time of sampling the states.
+        decoding: Time of decoding the states to images. None for a model in pixel space and for a generator.
+        stochastic: Whether noise was drawn during sampling.
+        uncounted: Cost that hooks cannot count because a CUDA graph was replayed.
     """
 
     index: Tensor
@@ -49,12 +49,13 @@ class Batched:
 
 
 class Generates(Protocol):
-    """What the engine runs: a sampler on a network, or a generator.
+    """Interface of a method that the engine runs: a sampler on a network, or a generator.
 
     Attributes:
-        network: where evaluations are counted as NFE.
-        beside: further networks, whose forward and backward passes are counted beside it.
-        bound_evaluations: network evaluations (rows) of the estimates that it was bound with, which are not sampling.
+        network: Network whose evaluations are counted as NFE.
+        beside: Further networks. Their forward and backward passes are counted separately.
+        bound_evaluations: Network evaluations (rows) of estimates that were made when the method was bound to the
+            model. They are not part of sampling.
     """
 
     network: nn.Module
@@ -70,28 +71,41 @@ class Generates(Protocol):
         on_step: OnStep | None = None,
         decode: bool = True,
     ) -> Iterator[Batched]:
-        """Make the images `index`, batch by batch.
+        """Generate the images with the given indices, in batches.
 
         Args:
-            index: (n,) int64, which samples.
-            inputs: their labels or prompts, n rows.
-            seed: of all noise.
-            batch_size: images at a time.
-            on_step: called after each step of a sampler.
-            decode: false leaves `images` what the states are.
+            index: Indices of the samples (n,), int64.
+            inputs: Labels or prompts of the samples, n rows.
+            seed: Seed of all noise.
+            batch_size: Images per batch.
+            on_step: Called after each step of a sampler.
+            decode: Whether to decode the states. If false, `images` are the states.
+
+        Yields:
+            The batches, in the order of `index`.
 
         Raises:
-            UserError, RunError: what is wrong with a plugin; OutOfMemoryError names a batch size to try.
+            UserError: If a plugin rejects the model or the inputs.
+            RunError: If a plugin fails.
+            OutOfMemoryError: If a batch does not fit into memory. The message suggests a batch size.
         """
 
 
 def prepare(model: Model, cell: Cell) -> Generates:
-    """What makes the images of a cell: its sampler or its generator, bound to the model.
+    """Bind the sampler or generator of a cell to the model.
 
-    What a plugin estimates when it is bound is no part of sampling, so call it outside the meter.
+    A plugin may evaluate the network when it is bound. Call this function outside the meter, because these evaluations
+    are not part of sampling.
+
+    Args:
+        model: The model.
+        cell: The cell.
+
+    Returns:
+        The bound sampler or generator.
 
     Raises:
-        SamplerbenchError: the cell could not be planned, or a plugin could not be bound.
+        SamplerbenchError: If the cell could not be planned, or if a plugin cannot be bound.
     """
     cell.check()
     if isinstance(cell.method, Generator):
@@ -100,7 +114,18 @@ def prepare(model: Model, cell: Cell) -> Generates:
 
 
 def bound_cell(model: Model, cell: Cell) -> Cell:
-    """The cell with its sampler and guidance bound to the model. Raises SamplerbenchError as `prepare`."""
+    """Return the cell with its sampler and guidance bound to the model.
+
+    Args:
+        model: The model.
+        cell: The cell.
+
+    Returns:
+        The bound cell.
+
+    Raises:
+        SamplerbenchError: If the cell could not be planned, or if a plugin cannot be bound.
+    """
     cell.check()
     sampler = bind(model, cell.sampler, cell.sigmas)
     return replace(cell, method=sampler, guidance=bind_guidance(cell.guidance, model))
@@ -116,12 +141,17 @@ def generate(
     on_step: OnStep | None = None,
     decode: bool = True,
 ) -> Iterator[Batched]:
-    """`prepare(model, cell).generate(...)`: the images `index` of a cell, batch by batch. See `Generates.generate`."""
+    """Generate images of a cell in batches: `prepare(model, cell).generate(...)`. See `Generates.generate`."""
     yield from prepare(model, cell).generate(index, inputs, seed, batch_size, on_step, decode)
 
 
 class PluginGenerator:
-    """A generator plugin as what the engine runs (`Generates`)."""
+    """Runs a generator plugin. Implements `Generates`.
+
+    Args:
+        model: The model.
+        generator: The generator, bound to the model.
+    """
 
     def __init__(self, model: Model, generator: Generator) -> None:
         self.model, self.generator = model, generator
@@ -165,10 +195,14 @@ class PluginGenerator:
 
 
 class SamplerOnModel:
-    """A sampler on a model's network as what the engine runs (`Generates`).
+    """Runs a sampler on the network of a model. Implements `Generates`.
 
-    On a GPU a batch is given out when the next one has been queued, so that the device never waits for what is done
-    with it.
+    On a GPU, a batch is yielded after the next batch has been queued, so that the GPU stays busy while the batch is
+    measured.
+
+    Args:
+        model: The model.
+        cell: The cell, bound to the model.
     """
 
     def __init__(self, model: Model, cell: Cell) -> None:
@@ -178,7 +212,7 @@ class SamplerOnModel:
         plugins = (cell.sampler, cell.guidance, cell.spacing)
         self.bound_evaluations = sum(p.bound_evaluations for p in plugins if p is not None)
         self.replays: dict[Any, Replay | None] = {}
-        """The captured run, by what it was captured for."""
+        """The captured run by (seed, batch size)."""
 
     def generate(
         self,
@@ -241,35 +275,35 @@ class SamplerOnModel:
         return _Queued(batch, walked, finite, arrived)
 
     def _walk(self, rows: Tensor, inputs: Inputs, seed: int, on_step: OnStep | None = None) -> tuple[Walk, int]:
-        """Sample the rows (B,) on the device; the walk, and how often noise was drawn."""
+        """Sample the rows (B,) on the device. Return the walk and the number of noise draws."""
         cell = self.cell
         batch = start_batch(self.model, cell.sampler, cell.sigmas, rows, inputs, guidance=cell.guidance, seed=seed)
         return batch.walk(on_step), batch.noise.draws
 
     def _replay(self, rows: Tensor, inputs: Inputs, seed: int, batch_size: int) -> Replay | None:
-        """The captured run for batches of this size, from the second such batch on; None without one."""
+        """Return the captured run for this batch size, from the second batch on. None if nothing is captured."""
         cell, known = self.cell, self.replays
         if (cell.guidance is not None and cell.guidance.differentiates) or len(cell.sigmas) - 1 > LONGEST:
             return None
         key = (seed, batch_size)
         if key not in known:
-            known.clear()  # of another size, whose graph holds its own memory
+            known.clear()  # a graph for another batch size, which holds its own memory
             known[key] = _FIRST if len(rows) == batch_size else None
             return None
         if known[key] is _FIRST and len(rows) < batch_size:
-            return None  # what is captured must hold a whole batch
+            return None  # only a full batch is captured
         if known[key] is _FIRST:
             known[key] = capture(self.model, lambda r, given: self._walk(r, given, seed), rows, inputs)
         return known[key]
 
 
 _FIRST: Any = object()
-"""A batch has been run, which loads and warms up what a capture must not."""
+"""Marks that a first batch has run. It loads and warms up everything that cannot run during a capture."""
 
 
 @dataclass
 class _Queued:
-    """A batch that a device is still at work on, and a copy of what tells whether its states were finite."""
+    """A batch that the device may still be computing, with a copy of the flag for finite states."""
 
     batch: Batched
     walk: Walk
@@ -293,13 +327,20 @@ def _what(value: Any) -> str:
 
 @contextmanager
 def explain_memory(batch: int) -> Iterator[None]:
-    """Turn "out of memory" into one line with the batch size to try."""
+    """Convert out-of-memory errors to an OutOfMemoryError that suggests a batch size.
+
+    Args:
+        batch: Images in the current batch.
+
+    Raises:
+        OutOfMemoryError: If the device is out of memory.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, SamplerbenchError) or not is_out_of_memory(error):
             raise
-        advice = f"one image alone does not fit; use another {argument('device')}"
+        advice = f"a single image does not fit; use another {argument('device')}"
         if batch > 1:
             advice = f"try {argument('batch_size', batch // 2)}"
         raise OutOfMemoryError(f"the device has not enough memory for a batch of {batch}; {advice}.") from error

@@ -1,4 +1,4 @@
-"""Which label each sample gets."""
+"""Assignment of labels to samples."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from samplerbench.untrusted import shorten
 
 
 def balanced_labels(n: int, counts: Sequence[int] | Sequence[float]) -> Tensor:
-    """Labels (n,) int64 in proportion to `counts`, so evenly that every prefix is in proportion too.
+    """Return labels in proportion to `counts`. Every prefix of the labels is in proportion, too.
 
-    Sample i gets the class that is furthest behind its share of the first i+1 samples (the lowest such class). The
-    label is thus a function of i alone, and for n = Σ counts each class k occurs exactly counts[k] times.
+    Sample i gets the class that is furthest below its share of the first i+1 samples. Ties go to the lowest class. The
+    label of a sample therefore depends only on i. If n = Σ counts, each class k occurs exactly counts[k] times.
+
+    Args:
+        n: Number of labels.
+        counts: Relative frequency of each class.
+
+    Returns:
+        Labels (n,), int64.
     """
     shares = torch.tensor(counts, dtype=torch.float64)
     shares = shares / shares.sum()
@@ -24,7 +31,7 @@ def balanced_labels(n: int, counts: Sequence[int] | Sequence[float]) -> Tensor:
     labels = torch.empty(n, dtype=torch.int64)
     for i in range(n):
         behind = shares * (i + 1) - given
-        # A margin far below any real difference makes ties go to the lowest class on every machine.
+        # The margin is far below any real difference. It makes ties go to the lowest class on every machine.
         k = int((behind >= behind.max() - 1e-9).nonzero()[0])
         labels[i] = k
         given[k] += 1
@@ -32,7 +39,17 @@ def balanced_labels(n: int, counts: Sequence[int] | Sequence[float]) -> Tensor:
 
 
 def parse_label(mode: str) -> int | Literal["balanced", "none"]:
-    """What a user writes for the labels: a mode, or one label for all. Raises UserError for anything else."""
+    """Parse the `labels` argument.
+
+    Args:
+        mode: "balanced", "none" or a single label.
+
+    Returns:
+        The mode, or the label as an integer.
+
+    Raises:
+        UserError: If `mode` is none of these.
+    """
     if mode in ("balanced", "none"):
         return cast(Literal["balanced", "none"], mode)
     try:
@@ -42,23 +59,26 @@ def parse_label(mode: str) -> int | Literal["balanced", "none"]:
 
 
 def make_labels(mode: str, n: int, classes: int | None, counts: Sequence[int] | None) -> Tensor | None:
-    """The labels of a run: "balanced" as in the data, "none", or one label for all.
+    """Create the labels of a run.
 
     Args:
-        classes: how many labels there are to choose from, None for a model (and classifier) without.
-        counts: images of each class in the data; None is uniform.
+        mode: "balanced" for the class proportions of the data, "none", or a single label for all samples.
+        n: Number of samples.
+        classes: Number of classes, or None if neither the model nor a classifier has classes.
+        counts: Number of images of each class in the data. If None, classes are equally frequent.
+
+    Returns:
+        Labels (n,), int64. None for the mode "none".
 
     Raises:
-        UserError: another mode, a label out of range, or labels where there are none.
+        UserError: If the mode is unknown, the label is out of range, or there are no classes.
     """
     label = parse_label(mode)
     if label == "none":
         return None
     given = argument("labels", label if isinstance(label, int) and len(mode) < 40 else shorten(mode))
     if classes is None:
-        raise UserError(
-            f"{given}: the model has no classes; use {argument('labels', 'none')}, or guide it by a classifier."
-        )
+        raise UserError(f"{given}: the model has no classes; use {argument('labels', 'none')} or classifier guidance.")
     if label == "balanced":
         return balanced_labels(n, counts or [1] * classes)
     if not 0 <= label < classes:

@@ -1,8 +1,9 @@
-"""One sentence after a launcher's own lines: where a process of a run was lost, what remains and how to continue.
+"""A message after the output of a launcher, if a process of a run ends unexpectedly.
 
-torchrun and `accelerate launch` end the other processes when one is lost, and print their report last. So the main
-process starts a small one beside, in a session of its own, which waits on a pipe. If the main process ends in good
-order it says so there, and nothing is printed. Otherwise the small one waits for the launcher to end, then prints.
+When a process ends, torchrun and `accelerate launch` end the other processes and print a report. The user should see
+last how to continue. The main process therefore starts a helper process in its own session, which waits on a pipe. If
+the main process ends normally, it writes to the pipe and the helper prints nothing. Otherwise the helper waits for the
+launcher to end and then prints the message.
 """
 
 from __future__ import annotations
@@ -25,15 +26,21 @@ IN_ORDER = b"ok"
 
 
 def is_launcher(command: Sequence[str]) -> bool:
-    """Whether a command line is that of a program that starts the processes of a run."""
-    programs = [Path(word).name.removesuffix(".exe") for word in command[:2]]  # as a program, or as Python's script
+    """Return whether a command line belongs to a program that launches distributed runs.
+
+    Args:
+        command: The words of the command line.
+    """
+    programs = [
+        Path(word).name.removesuffix(".exe") for word in command[:2]
+    ]  # the program itself, or a script run by Python
     if LAUNCHERS.intersection(programs):
         return True
     return len(command) > 2 and "-m" in command[1:4] and any(word in MODULES for word in command[2:5])
 
 
 def find_launcher() -> int | None:
-    """The process id of the outermost launcher above this process; None where it was started in another way."""
+    """Return the process id of the outermost launcher of this process, or None without a launcher."""
     import psutil
 
     found = None
@@ -46,11 +53,11 @@ def find_launcher() -> int | None:
 
 
 class LastWord:
-    """A process that prints a text after the launcher has ended, unless this process ends in good order.
+    """A helper process that prints a text after the launcher has ended, unless this process ends normally.
 
     Args:
-        text: what it prints on stderr.
-        launcher: process id of the launcher.
+        text: The text to print on stderr.
+        launcher: Process id of the launcher.
     """
 
     def __init__(self, text: str, launcher: int) -> None:
@@ -62,14 +69,18 @@ class LastWord:
         atexit.register(self.cancel)
 
     def cancel(self) -> None:
-        """Nothing is to be printed."""
+        """Cancel the message."""
         with suppress(OSError, ValueError):
             assert self._process.stdin is not None
             self._process.stdin.write(IN_ORDER)
             self._process.stdin.close()
 
     def keep(self, text: str = "") -> None:
-        """The text, or another one, is to be printed although this process ends by itself."""
+        """Print the message even if this process ends normally.
+
+        Args:
+            text: Replacement for the text. If empty, the original text is printed.
+        """
         atexit.unregister(self.cancel)
         with suppress(OSError, ValueError):
             assert self._process.stdin is not None
@@ -78,13 +89,26 @@ class LastWord:
 
 
 def promise(text: str) -> LastWord | None:
-    """Have a text printed after the launcher's lines if this process is lost; None where no launcher is known."""
+    """Print a text after the output of the launcher if this process ends unexpectedly.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The helper process, or None if there is no launcher.
+    """
     launcher = find_launcher()
     return None if launcher is None else LastWord(text, launcher)
 
 
 def main(launcher: int, started: str, text: str) -> None:
-    """What the small process does."""
+    """Run the helper process.
+
+    Args:
+        launcher: Process id of the launcher.
+        started: Start time of the launcher.
+        text: The text to print.
+    """
     received = sys.stdin.buffer.read()
     if received == IN_ORDER:
         return

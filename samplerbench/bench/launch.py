@@ -1,4 +1,4 @@
-"""Make `accelerate launch --cpu --num_processes N` start N processes."""
+"""Support for `accelerate launch --cpu --num_processes N`, which otherwise starts a single process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE
 
 
 def processes_wanted(command: Sequence[str]) -> int:
-    """The N of `--num_processes N` on accelerate's command line; 1 where it says none."""
+    """Return N of `--num_processes N` on a command line of accelerate, or 1 if it is not given.
+
+    Args:
+        command: The words of the command line.
+    """
     words = [part for word in command for part in (word.split("=", 1) if word.startswith("--") else [word])]
     for flag, value in itertools.pairwise(words):
         if flag in ("--num_processes", "--num-processes") and value.isdigit():
@@ -23,10 +27,13 @@ def processes_wanted(command: Sequence[str]) -> int:
 
 
 def is_lone(environment: Mapping[str, str]) -> bool:
-    """Whether accelerate was asked for several CPU processes and started this one alone.
+    """Return whether accelerate should have started several CPU processes but started only this one.
 
-    Without MPI it starts one process, whatever number is asked for, and leaves only the address where they would have
-    met (seen in accelerate 1.15).
+    Without MPI, accelerate starts a single process for any `--num_processes`. It then sets MASTER_ADDR but no variable
+    with the number of processes (observed with accelerate 1.15).
+
+    Args:
+        environment: The environment variables.
     """
     cpu = environment.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
     known = any(name in environment for name in _SIZES)
@@ -34,10 +41,10 @@ def is_lone(environment: Mapping[str, str]) -> bool:
 
 
 def start_the_others() -> None:
-    """Where accelerate started this process alone instead of several, become torchrun, which starts them all.
+    """Replace this process by torchrun if accelerate started only one process instead of several.
 
-    Does nothing otherwise. Where the number is not on accelerate's command line (but in its configuration file), a
-    line says how to start them.
+    torchrun then starts all processes. If the number of processes is in the configuration file of accelerate and not on
+    its command line, a note explains how to start them. In all other cases this function does nothing.
     """
     if not is_lone(os.environ):
         return
@@ -47,11 +54,11 @@ def start_the_others() -> None:
     n = processes_wanted(parent.cmdline()) if parent is not None else 1
     if n < 2:
         note(
-            "note: accelerate started one process; it starts several on the CPU only with MPI. Give --num_processes on "
-            "its command line, or use torchrun --nproc-per-node N -m -- samplerbench run …"
+            "note: accelerate started a single process, because it needs MPI for several CPU processes. Pass "
+            "--num_processes to accelerate launch, or use torchrun --nproc-per-node N -m -- samplerbench run …"
         )
         return
     environment = {k: v for k, v in os.environ.items() if k not in ("MASTER_ADDR", "MASTER_PORT")}
-    # torchrun chooses a free port of its own.
+    # torchrun chooses a free port.
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), "-m", "--", "samplerbench"]
     os.execve(sys.executable, [sys.executable, *launcher, *sys.argv[1:]], environment | {RELAUNCHED: "1"})

@@ -1,4 +1,4 @@
-"""From samplers, guidances and budgets to the cells of a run."""
+"""Planning: creates the cells of a run from samplers, guidances, steps and budgets."""
 
 from __future__ import annotations
 
@@ -25,24 +25,29 @@ def plan(
     spacing_of: Callable[[Sampler], Spacing],
     budgets: Sequence[int] = (),
 ) -> tuple[list[Cell], list[Unmet]]:
-    """The cells of a run, in the order of the table: every method, guidance, and number of steps or budget.
+    """Create the cells of a run, in the order of the table.
 
-    A sampler that chooses its own steps has one cell, from the model's largest level; a generator has one cell, without
-    guidance. Under a budget of network evaluations a sampler takes the most steps that fit; a budget that cannot be met
-    is not a cell but a gap in the sampler's row.
+    There is one cell for each method, guidance, and number of steps or budget. A sampler that chooses its own steps has
+    one cell per guidance, which starts at the largest noise level of the model. A generator has one cell, without
+    guidance. For a budget, a sampler uses the largest number of steps that fits. A budget that is smaller than the cost
+    of one step has no cell, and its place in the table is empty.
 
-    A cell whose plan fails in a plugin is a cell too, with its `error`: it fails when it is run, and the others go on.
+    If a plugin fails during planning, the cell stores the exception in `error`. The cell fails when it is run, and the
+    other cells are not affected.
 
     Args:
-        model: the model of the run.
-        methods: samplers and generators.
-        steps: numbers of steps.
-        guidances: None is the unguided model.
-        spacing_of: gives the spacing of a sampler.
-        budgets: of network evaluations per image.
+        model: The model of the run.
+        methods: Samplers and generators.
+        steps: Numbers of steps.
+        guidances: Guidances. None is the unguided model.
+        spacing_of: Function that returns the spacing of a sampler.
+        budgets: Budgets, in network evaluations per image.
+
+    Returns:
+        The cells, and the budgets that are too small.
 
     Raises:
-        UserError: a spacing that cannot give so many steps, or a guidance that does not fit the model.
+        UserError: If a spacing does not support a number of steps, or if a guidance does not support the model.
     """
     cells: list[Cell] = []
     unmet: list[Unmet] = []
@@ -53,7 +58,7 @@ def plan(
             cells.append(Cell(method, None, None, None, nowhere))
             continue
         try:
-            first = planned_nfe(method, 1)  # of one step; None where steps mean nothing to it
+            first = planned_nfe(method, 1)  # of one step; None if the sampler chooses its own steps
         except RunError as error:
             wanted = [(n, None) for n in steps] + [(None, budget) for budget in budgets]
             cells += [Cell(method, g, None, n, nowhere, b, error) for g in guidances for n, b in wanted]
@@ -81,7 +86,7 @@ def plan(
 
 
 def _bind(guidance: Guidance | None, model: Model) -> tuple[Guidance | None, RunError | None]:
-    """A guidance bound to the model, or as it is with the error of its plugin."""
+    """Bind a guidance to the model. If its plugin fails, return the unbound guidance and the error."""
     try:
         return bind_guidance(guidance, model), None
     except RunError as error:
@@ -101,7 +106,7 @@ def _cell(
     budget: int | None,
     failure: RunError | None,
 ) -> Cell:
-    """A sampler's cell on the grid of its spacing, bound to the model and the sampler."""
+    """Create the cell of a sampler. Its spacing is bound to the model and the sampler."""
     grid = model.levels.new_zeros(1)
     try:
         if failure is None:
@@ -114,7 +119,14 @@ def _cell(
 
 @dataclass(frozen=True)
 class Unmet:
-    """A budget of evaluations below what even one step of a sampler costs."""
+    """A budget that is smaller than the cost of one step of a sampler.
+
+    Attributes:
+        sampler: The sampler.
+        guidance: The guidance, or None.
+        budget: The budget, in network evaluations per image.
+        least: Cost of one step, in network evaluations per image.
+    """
 
     sampler: Sampler
     guidance: Guidance | None
@@ -123,7 +135,7 @@ class Unmet:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What stands in the place of a result."""
+        """Record that replaces a result."""
         return {
             "sampler": self.sampler.spec,
             "guidance": None if self.guidance is None else self.guidance.spec,
@@ -131,11 +143,20 @@ class Unmet:
             "steps": None,
             "budget": self.budget,
             "metrics": {},
-            "unmet": f"a budget of {self.budget} evaluations is below the {self.least} of one step",
+            "unmet": f"a budget of {self.budget} evaluations is too small: one step costs {self.least}",
             "protocol_fields": plugin_parameters(self.sampler, self.guidance),
         }
 
 
 def most_steps(sampler: Sampler, cost: int, budget: int) -> int | None:
-    """The most steps whose evaluations, `cost` network rows each, are within the budget; None if one is too many."""
+    """Return the largest number of steps that fits into a budget.
+
+    Args:
+        sampler: The sampler.
+        cost: Network evaluations (rows) per evaluation of the denoiser, for example 2 for classifier-free guidance.
+        budget: Network evaluations per image.
+
+    Returns:
+        The number of steps, or None if one step costs more than the budget.
+    """
     return next((n for n in range(budget // cost, 0, -1) if (planned_nfe(sampler, n) or 0) * cost <= budget), None)

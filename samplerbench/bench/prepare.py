@@ -1,4 +1,4 @@
-"""From a request to the cells of a run: the model loaded, the cells planned, everything checked before a run begins."""
+"""Preparation of a run: loads the model, plans the cells, and checks everything before sampling starts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,20 @@ from samplerbench.sampling.guidance import evaluations_of
 
 @dataclass
 class Prepared:
-    """The objects that a request names. batch_size: images at a time."""
+    """A request with its objects loaded and its cells planned.
+
+    Attributes:
+        request: The request.
+        model: The model.
+        guidances: The guidances, bound to the model. None is the unguided model.
+        cells: The planned cells.
+        unmet: The budgets that are smaller than the cost of one step.
+        mode: The label mode: "balanced", "none" or a single label.
+        classes: Number of classes or prompts, or None.
+        batch_size: Images per batch.
+        metrics: The metrics.
+        published: The published values, each with its cell.
+    """
 
     request: Request
     model: Model
@@ -55,7 +68,7 @@ class Prepared:
 
     @cached_property
     def runs(self) -> list[list[Cell]]:
-        """The cells, those together that differ in their budget of evaluations alone: they are sampled once."""
+        """The cells, grouped by everything except their budget. Each group is sampled once."""
         found: dict[str, list[Cell]] = {}
         for cell in self.cells:
             found.setdefault(_identity(cell, budget=False), []).append(cell)
@@ -63,16 +76,30 @@ class Prepared:
 
     @cached_property
     def names(self) -> RowNames:
-        """What the cells are called beside one another, before any of them has a result."""
+        """Row names of the cells, which are known before any cell has a result."""
         return RowNames([*(cell.pending for cell in self.cells), *(gap.record for gap in self.unmet)])
 
     def title(self, cell: Cell) -> str:
-        """`ddim:eta=0.5 + cfg:scale=2, 50 steps`, with the names of the table."""
+        """Return the title of a cell with its row name in the table: `ddim:eta=0.5 + cfg:scale=2, 50 steps`.
+
+        Args:
+            cell: The cell.
+        """
         own = "its own steps" if cell.error is None else f"a budget of {cell.budget}"
         return f"{self.names.row(cell.pending)}, " + (f"{cell.steps} steps" if cell.steps else own)
 
     def inputs(self, n: int) -> Inputs:
-        """The labels or prompts of n samples, checked against the model, guidances and generators. Raises UserError."""
+        """Create the labels or prompts of n samples.
+
+        Args:
+            n: Number of samples.
+
+        Returns:
+            The inputs, n rows.
+
+        Raises:
+            UserError: If the model, a guidance or a generator does not support them.
+        """
         chosen = make_labels(self.mode, n, self.classes, self.model.class_counts)
         inputs = Inputs(n, prompts=chosen) if self.model.text else Inputs(n, labels=chosen)
         self.model.check_inputs(inputs)
@@ -87,7 +114,20 @@ class Prepared:
 
 
 def prepare(request: Request, device: str, model: Model | None = None, team: Team | None = None) -> Prepared:
-    """Load the model, plan the cells and check both; `model` is one that is loaded already. Raises UserError."""
+    """Load the model, plan the cells, and check them.
+
+    Args:
+        request: The request.
+        device: Name of the device, or "auto".
+        model: A model that is already loaded. If None, the model of the request is loaded.
+        team: The processes that share the work. If None, this process alone.
+
+    Returns:
+        The prepared request.
+
+    Raises:
+        UserError: If the request is invalid or cannot be run.
+    """
     grids = [(grid, list(dict.fromkeys(grid.samplers))) for grid in request.grids]
     for grid, samplers in grids:
         for spacing in grid.spacings:
@@ -116,7 +156,7 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
                 return setup.pick_spacing(sampler, asked)
 
             found, gaps = plan(model, samplers, grid.steps, guided, spacing_of, grid.nfe)
-            # The same cell may stand in two grids; it is run once.
+            # A cell that occurs in two grids is run once.
             cells |= {_identity(cell): cell for cell in found if _identity(cell) not in cells}
             unmet += [gap for gap in gaps if gap not in unmet]
             for p in grid.published:
@@ -155,7 +195,7 @@ def _batch_size(request: Request, model: Model, guidances: Sequence[Guidance | N
 def _rows_of(guidance: Guidance | None) -> int:
     try:
         return evaluations_of(guidance)
-    except RunError:  # its cells will fail
+    except RunError:  # the cells with this guidance will fail
         return 1
 
 
@@ -168,16 +208,16 @@ def _identity(cell: Cell, budget: bool = True) -> str:
 
 @dataclass
 class Measured:
-    """The real side of a run.
+    """The real images of a run and their statistics.
 
     Attributes:
-        extractor: the feature space; None where no metric needs features.
-        reference: statistics of the real images; None where no metric needs them.
-        n: images per block.
-        real: the features of the real images in a layer, (N, d).
-        spaces: the feature spaces that metrics name themselves, by name.
-        data: the real images, where a metric is of the data.
-        named: the data sets that metrics name themselves, by name.
+        extractor: The feature extractor. None if no metric needs features.
+        reference: Statistics of the real images. None if no metric needs them.
+        n: Images per block.
+        real: Features of the real images in a layer (N, d). None if no metric needs them.
+        spaces: Feature spaces that metrics select themselves, by name.
+        data: The real images. None if no metric measures the data.
+        named: Data sets that metrics select themselves, by name.
     """
 
     extractor: Extractor | None
@@ -190,10 +230,16 @@ class Measured:
 
 
 def measure_reference(prepared: Prepared) -> Measured:
-    """The extractor, the reference, and the number of images per block, as far as the metrics need them.
+    """Load the extractor and the reference that the metrics need, and determine the number of images per block.
+
+    Args:
+        prepared: The prepared request.
+
+    Returns:
+        The real images and their statistics.
 
     Raises:
-        UserError: a metric needs real images, or statistics of them, and there are none.
+        UserError: If a metric needs real images or their statistics and they are not available.
     """
     request, model = prepared.request, prepared.model
     using = [m for m in prepared.metrics if m.needs_features and not m.feature_space]
@@ -216,12 +262,12 @@ def measure_reference(prepared: Prepared) -> Measured:
 
 
 def _sources(prepared: Prepared) -> list[str]:
-    """The data sets that metrics name themselves; "" is the training data of the model."""
+    """Return the names of the data sets that metrics select themselves. "" is the training data of the model."""
     return list(dict.fromkeys(m.data_source for m in prepared.metrics if m.data_source is not None))
 
 
 def _own_spaces(prepared: Prepared) -> dict[str, FeatureSpace]:
-    """The feature spaces that metrics name themselves, each with the real images in it as far as they are needed."""
+    """Load the feature spaces that metrics select themselves, with real images where metrics need them."""
     request, model = prepared.request, prepared.model
     by_name: dict[str, list[Metric]] = {}
     for metric in prepared.metrics:
@@ -240,13 +286,17 @@ def _own_spaces(prepared: Prepared) -> dict[str, FeatureSpace]:
 
 
 def check_measurement(prepared: Prepared) -> int:
-    """Check all that a run checks before it samples, as far as no weights of a feature space are needed for it.
+    """Perform the checks of a run that do not need the weights of a feature space.
+
+    Args:
+        prepared: The prepared request.
 
     Returns:
         The number of images per block.
 
     Raises:
-        UserError: what `measure_reference` and `make_session` refuse. RunError: a plugin failed.
+        UserError: If `measure_reference` or `make_session` would reject the request.
+        RunError: If a plugin fails.
     """
     request, model = prepared.request, prepared.model
     images = _check_needs(prepared)
@@ -264,13 +314,13 @@ def check_measurement(prepared: Prepared) -> int:
 
 
 def _check_needs(prepared: Prepared) -> bool | None:
-    """Check what can be checked before any weights are fetched or any image is read.
+    """Perform the checks that need neither weights nor images.
 
     Returns:
-        Whether the real images are available, and not only their statistics; None where there is no reference.
+        Whether the real images are available. False if only their statistics are. None without a reference.
 
     Raises:
-        UserError: what a metric lacks.
+        UserError: If a metric lacks something that it needs.
     """
     request, model = prepared.request, prepared.model
     using = [m for m in prepared.metrics if m.needs_features]
@@ -300,20 +350,28 @@ def _has_reference(model: Model, data: str | None) -> bool:
 
 
 def _n(prepared: Prepared) -> int:
-    """Images per block of a run without a reference."""
+    """Return the number of images per block for a run without a reference."""
     request, model = prepared.request, prepared.model
     if request.n is not None:
         return request.n
     found = setup.count_images(model, request.data)
     if found is None:
-        raise UserError(f"there are no real images to take the number of images from; give it with {argument('n')}.")
+        raise UserError(f"there are no real images to take the number of images from; set it with {argument('n')}.")
     return setup.default_n(found)
 
 
 def even_batches(n: int, batch_size: int, processes: int = 1) -> int:
-    """The least batch size that needs no more batches than `batch_size`, for n images on so many processes.
+    """Return the smallest batch size that needs no more batches than `batch_size`.
 
-    Where every batch is filled to one size, as for a compiled network, hardly a row is then computed for nothing.
+    Compiled networks and CUDA graphs pad every batch to the same size. Even batches minimise the padding.
+
+    Args:
+        n: Number of images.
+        batch_size: Maximum number of images per batch.
+        processes: Number of processes that share the images.
+
+    Returns:
+        The batch size.
     """
     rounds = -(-n // (batch_size * processes))
     return -(-n // (rounds * processes))
@@ -322,7 +380,23 @@ def even_batches(n: int, batch_size: int, processes: int = 1) -> int:
 def make_session(
     prepared: Prepared, measured: Measured, seed: int, store: Store, rerun: bool = False, team: Team | None = None
 ) -> Session:
-    """The session of one seed. Raises UserError where a metric needs more images, RunError where a plugin fails."""
+    """Create the session for one seed.
+
+    Args:
+        prepared: The prepared request.
+        measured: The real images and their statistics.
+        seed: Seed of all noise.
+        store: The folder of results.
+        rerun: Whether to run cells again that have a result in the store.
+        team: The processes that share the work. If None, this process alone.
+
+    Returns:
+        The session.
+
+    Raises:
+        UserError: If a metric needs more images.
+        RunError: If a plugin fails.
+    """
     request, size = prepared.request, prepared.batch_size
     team = team or Team()
     how = how_run(prepared.model.network)

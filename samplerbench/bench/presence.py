@@ -1,4 +1,4 @@
-"""Which processes of a run are alive, and which of them the others wait for."""
+"""Monitoring of the processes of a distributed run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ from samplerbench.results.claims import is_running, start_time, this_machine
 from samplerbench.text import note
 
 REPORT_AFTER = "SAMPLERBENCH_REPORT_AFTER"
-"""Environment variable: seconds of waiting after which a missing process is named. Default: 60."""
+"""Environment variable: seconds of waiting after which missing processes are reported. Default: 60."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A process of the run: its host as shown, a hash of the machine, its id and start time there."""
+    """A process of the run.
+
+    Attributes:
+        host: Host name, for messages.
+        machine: Hash that identifies the machine.
+        pid: Process id.
+        started: Start time of the process. It distinguishes the process from a later one with the same id.
+    """
 
     host: str
     machine: str
@@ -32,28 +39,28 @@ class Member:
 
     @classmethod
     def me(cls) -> Member:
-        """This process."""
+        """Return the member for this process."""
         return cls(socket.gethostname(), this_machine(), os.getpid(), start_time(os.getpid()))
 
     def has_ended(self) -> bool:
-        """Whether it is known to have ended; false where it runs on another machine."""
+        """Return whether the process has ended. False if it runs on another machine."""
         return self.machine == this_machine() and not is_running(self.pid, self.started)
 
 
 class Presence:
-    """Names the processes that a run waits for.
+    """Reports the processes that a run waits for.
 
-    Every process counts the exchanges that it enters, and a daemon thread of it counts its signs of life, both in a
-    key-value store that the main process serves. While the main process waits in an exchange, its thread reads them,
-    and after `after` seconds says which processes have not entered it. It says so again after twice that time, and so
-    on. Nothing is stopped: a slow process is no lost one.
+    The main process serves a key-value store. Every process writes two counters to it: the number of exchanges that it
+    has entered, and a heartbeat that a daemon thread increments. While the main process waits in an exchange, its
+    thread reads the counters. After `after` seconds it reports the processes that have not entered the exchange. The
+    time until the next report doubles each time. No process is stopped, because a process may only be slow.
 
     Args:
-        rank: number of this process.
-        members: all processes, by rank.
-        store: a `torch.distributed.Store`.
-        after: seconds.
-        say: takes a line.
+        rank: Rank of this process.
+        members: All processes, by rank.
+        store: A `torch.distributed.Store`.
+        after: Waiting time before the first report, in seconds.
+        say: Function that prints a line.
     """
 
     def __init__(
@@ -72,7 +79,17 @@ class Presence:
     def join(
         cls, rank: int, size: int, tell: Callable[[Any], Any], gather: Callable[[Any], list[Any]]
     ) -> Presence | None:
-        """The presence of this process among the others; None where they cannot reach the main process's store."""
+        """Start monitoring on all processes.
+
+        Args:
+            rank: Rank of this process.
+            size: Number of processes.
+            tell: Broadcasts a value of the main process.
+            gather: Gathers the values of all processes.
+
+        Returns:
+            The monitor, or None if a process cannot connect to the store of the main process.
+        """
         members = gather(Member.me())
         host = os.environ.get("MASTER_ADDR", "127.0.0.1")
         store, timeout = None, timedelta(seconds=20)
@@ -93,7 +110,7 @@ class Presence:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """While this process is in an exchange."""
+        """Context manager for the time in which this process is in an exchange."""
         self.entered += 1
         with suppress(RuntimeError):
             self.store.set(f"entered/{self.rank}", str(self.entered))
@@ -107,7 +124,10 @@ class Presence:
             self.say("all processes have answered; the run continues.")
 
     def ended(self) -> list[int]:
-        """The ranks of processes that are known to have ended. A process's connections close just before it ends."""
+        """Return the ranks of processes that have ended.
+
+        The connections of a process close shortly before it ends, so this method retries for half a second.
+        """
         for _ in range(10):
             if gone := [rank for rank, member in enumerate(self.members) if member.has_ended()]:
                 return gone
@@ -115,11 +135,11 @@ class Presence:
         return []
 
     def close(self) -> None:
-        """Stop watching: from here on processes may leave."""
+        """Stop monitoring. After this call, processes may end."""
         self._end.set()
 
     def pulse(self) -> None:
-        """Give a sign of life, and look for those of the others."""
+        """Increment the heartbeat of this process and read those of the others."""
         self._pulse += 1
         self.store.set(f"pulse/{self.rank}", str(self._pulse))
         for rank in range(len(self.members)):
@@ -128,7 +148,7 @@ class Presence:
                 self._signs[rank] = (sign, time.monotonic())
 
     def report(self) -> None:
-        """Name the processes that this one waits for, where it is due."""
+        """Report the processes that this one waits for, if a report is due."""
         since = self._since
         if since is None or (waited := time.monotonic() - since) < self._due:
             return
@@ -139,8 +159,8 @@ class Presence:
         self.say(
             f"waiting for {waited:.0f} s for "
             + "; ".join(self._describe(rank) for rank in late)
-            + ". If it does not continue, end the run with Ctrl-C or by ending that process; finished cells are kept, "
-            "and the same command continues."
+            + ". If it does not continue, stop the run with Ctrl-C or end that process. Finished cells are kept. Run "
+            "the same command again to resume."
         )
 
     def _describe(self, rank: int) -> str:
@@ -164,7 +184,7 @@ class Presence:
                 if self.rank == 0:
                     self.report()
             except RuntimeError:
-                # Only the main process's store can fail; one of the others says so, once.
+                # The store of the main process is not reachable. Only rank 1 reports this, once.
                 if self._end.is_set() or self.members[0].has_ended():
                     return
                 unreachable = unreachable or time.monotonic()

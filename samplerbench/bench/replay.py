@@ -1,4 +1,4 @@
-"""Whole batches as CUDA graphs: the run of a sampler over its grid, captured once and replayed."""
+"""CUDA graphs: the sampling of a whole batch is captured once and then replayed."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from samplerbench.sampling.meter import Meter
 from samplerbench.text import note
 
 Run = Callable[[Tensor, Inputs], tuple[Walk, int]]
-"""Samples the batch of these rows (B,) with these inputs; gives the walk and how often noise was drawn."""
+"""Samples a batch from its row indices (B,) and inputs. Returns the walk and the number of noise draws."""
 
 LONGEST = 256
-"""Steps beyond which a run is not captured: a graph of 10⁵ kernels takes longer to build than it saves."""
+"""Maximum number of steps of a captured run: building a graph of 10⁵ kernels takes longer than it saves."""
 
 
 @dataclass
 class Replay:
-    """A captured run: what it reads, what it writes, and what it costs.
+    """A captured run.
 
     Attributes:
-        graph: the captured graph.
-        rows: (B,) int64 on the device, read anew by every replay.
-        inputs: of the B samples on the device, read anew by every replay.
-        walk: what a run gives; its tensors are overwritten by every replay.
-        draws: how often noise was drawn.
-        cost: what the meter counts for one image.
+        graph: The captured graph.
+        rows: Indices of the samples (B,), int64, on the device. Every replay reads them.
+        inputs: Inputs of the B samples, on the device. Every replay reads them.
+        walk: The result. Every replay overwrites its tensors.
+        draws: Number of noise draws.
+        cost: Cost of one image.
     """
 
     graph: Any
@@ -46,13 +46,21 @@ class Replay:
     cost: Cost
 
     def __call__(self, rows: Tensor, inputs: Inputs) -> Walk:
-        """The walk of at most B samples."""
+        """Replay the run for up to B samples.
+
+        Args:
+            rows: Indices of the samples (b,), int64, with b ≤ B.
+            inputs: Inputs of the samples, b rows.
+
+        Returns:
+            A copy of the result.
+        """
         count = len(rows)
         self.rows[:count].copy_(rows)
         self.rows[count:].copy_(rows[-1])
         self.inputs.copy_(inputs)
         self.graph.replay()
-        # The next replay writes over them.
+        # Copies, because the next replay overwrites the tensors.
         return Walk(
             self.walk.x[:count].clone(),
             self.walk.finite.clone(),
@@ -63,12 +71,20 @@ class Replay:
 
 
 def capture(model: Model, run: Run, rows: Tensor, inputs: Inputs, graph: Any = None) -> Replay | None:
-    """Capture the run of a batch of this size, which must have been run once before; None where it cannot be.
+    """Capture the run of a batch. A batch of the same size must have run before.
 
-    A run cannot be captured that looks at its own values, as an adaptive step size or a scheduler on the CPU does. A
-    line says so, and the batches are sampled as without graphs.
+    A run that reads values of its own tensors cannot be captured. Examples are adaptive step sizes and schedulers that
+    compute on the CPU. In this case a note is printed, and batches are sampled without graphs.
 
-    graph: what records and replays; a CUDA graph unless given.
+    Args:
+        model: The model.
+        run: Function that samples a batch.
+        rows: Indices of the samples (B,), int64, on the device.
+        inputs: Inputs of the samples, B rows, on the device.
+        graph: The graph to record to. If None, a new CUDA graph.
+
+    Returns:
+        The captured run, or None if it cannot be captured.
     """
     rows, inputs = rows.clone(), inputs.clone()
     graph = torch.cuda.CUDAGraph() if graph is None else graph
@@ -76,7 +92,9 @@ def capture(model: Model, run: Run, rows: Tensor, inputs: Inputs, graph: Any = N
         with _unseen(model.network), Meter(model.network) as meter, _recording(graph):
             walk, draws = run(rows, inputs)
     except (RuntimeError, SamplerbenchError) as error:
-        note(f"note: this run cannot be made a CUDA graph ({str(error).splitlines()[0]}); it is sampled without.")
+        note(
+            f"note: this run cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); it is sampled without."
+        )
         return None
     cost = Cost(meter.network // len(rows), meter.network_backward // len(rows))
     return Replay(graph, rows, inputs, walk, draws, cost)
@@ -84,7 +102,7 @@ def capture(model: Model, run: Run, rows: Tensor, inputs: Inputs, graph: Any = N
 
 @contextmanager
 def _unseen(network: nn.Module) -> Iterator[None]:
-    """A capture computes nothing, so who counts the run does not see it; the replays are counted."""
+    """Remove the hooks of the network during a capture. A capture computes nothing, so it must not be counted."""
     hooks = (network._forward_pre_hooks, network._forward_hooks)
     kept = [dict(h) for h in hooks]
     for h in hooks:

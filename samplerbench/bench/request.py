@@ -1,4 +1,4 @@
-"""What a user asks for: one `Request`, filled by the command line, a suite file or Python, and checked in one place."""
+"""Requests: the validated description of a run, created by the command line, a suite file or Python."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ from samplerbench.sampling import Generator, Guidance, Sampler, Spacing
 from samplerbench.untrusted import shorten
 
 DEFAULT_STEPS = 50
-"""Steps of a run that names neither steps nor budgets."""
+"""Number of steps if neither steps nor budgets are given."""
 
 
 class RequestError(UserError):
-    """A field of a request that cannot be.
+    """An invalid field of a request.
+
+    Args:
+        message: The message.
+        place: Path of the field.
 
     Attributes:
-        place: where it is: ("n",), or ("samplers", 1) of a grid.
+        place: Path of the field, such as ("n",), or ("samplers", 1) in a grid.
     """
 
     def __init__(self, message: object, place: tuple[int | str, ...] = ()) -> None:
@@ -35,10 +39,10 @@ class RequestError(UserError):
 
 
 class Checked(BaseModel):
-    """Base of the parts of a request: immutable, and checked when they are made.
+    """Base class of the parts of a request. They are immutable and validated on creation.
 
     Raises:
-        RequestError: a field that there is not, or a value that cannot be.
+        RequestError: If a field does not exist or its value is invalid.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -53,12 +57,16 @@ class Checked(BaseModel):
             raise RequestError(_explain(type(self), first), (*first["loc"], *inside)) from reason
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with other values of some fields, checked like a new one."""
+        """Return a validated copy with some fields replaced.
+
+        Args:
+            **changes: New values by field name.
+        """
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
 
 
 def _explain(cls: type[BaseModel], error: Any) -> Message | str:
-    """A message for what pydantic found."""
+    """Create the message for an error reported by pydantic."""
     if isinstance(reason := error.get("ctx", {}).get("error"), UserError):
         return message_of(reason)
     name = next((part for part in reversed(error["loc"]) if isinstance(part, str)), cls.__name__)
@@ -72,7 +80,7 @@ def _explain(cls: type[BaseModel], error: Any) -> Message | str:
 
 
 def _given(name: str, value: Any) -> Argument:
-    """An argument with its value, as far as that can be shown."""
+    """Create an argument, with its value if it can be printed."""
     if isinstance(value, bool) or (isinstance(value, int) and value.bit_length() < 128):
         return argument(name, value)
     if isinstance(value, str | int | float):
@@ -81,13 +89,19 @@ def _given(name: str, value: Any) -> Argument:
 
 
 def check_whole(name: str, value: Any, least: int, most: int) -> int:
-    """A whole number within bounds.
+    """Check that a value is a whole number within bounds.
 
     Args:
-        name: of the argument, for the error.
+        name: Name of the argument, for the message.
+        value: The value.
+        least: Smallest valid value.
+        most: Largest valid value.
+
+    Returns:
+        The value.
 
     Raises:
-        UserError: another number, or no whole number.
+        UserError: If the value is not a whole number or is out of bounds.
     """
     given = _given(name, value)
     if name == "seed":
@@ -110,7 +124,7 @@ def _whole(name: str, least: int, most: int) -> PlainValidator:
 
 
 def _plugin(kind: str, absent: tuple[str | None, ...] = ()) -> PlainValidator:
-    """A spec is parsed, an instance of the kind taken as it is; what is `absent` becomes None."""
+    """Create a validator that parses specs and accepts instances. Values in `absent` become None."""
 
     def parse(value: Any) -> Any:
         if any(value is word or (isinstance(value, str) and value == word) for word in absent):
@@ -127,7 +141,7 @@ def _plugin(kind: str, absent: tuple[str | None, ...] = ()) -> PlainValidator:
 
 
 def _kind_of_method(value: str | Configurable) -> str:
-    """Whether what stands in the place of a sampler is a sampler or a generator."""
+    """Return "sampler" or "generator" for a value of the field `samplers`."""
     if isinstance(value, Configurable):
         return "generator" if isinstance(value, Generator) else "sampler"
     name = registry.split(value)[0]
@@ -170,13 +184,15 @@ Count = Annotated[int | None, PlainValidator(lambda n: None if n is None else ch
 
 
 class Published(Checked):
-    """A value that a paper reports.
+    """A value published in a paper.
 
     Attributes:
-        sampler, guidance: of which row.
-        column: the number of steps, or the budget.
-        metric, value: what is reported.
-        source: the paper and its table.
+        sampler: Sampler of the row.
+        guidance: Guidance of the row, or None.
+        column: Number of steps or budget of the column.
+        metric: Name of the metric.
+        value: Published value of the metric.
+        source: The paper and the table.
     """
 
     sampler: OneSampler
@@ -188,13 +204,17 @@ class Published(Checked):
 
 
 class Grid(Checked):
-    """Every sampler with every guidance and spacing, at every number of steps or budget of evaluations.
+    """All combinations of samplers, guidances, spacings, and numbers of steps or budgets.
+
+    Specs are parsed to instances. Exactly one of `steps` and `nfe` must be given.
 
     Attributes:
-        samplers, guidances, spacings: instances; a spec that is given is parsed. A guidance of None (or "none") is no
-            guidance, a spacing of None the sampler's own.
-        steps, nfe: numbers of steps, or budgets of network evaluations per image; one of the two.
-        published: what a paper reports for these cells.
+        samplers: Samplers and generators.
+        steps: Numbers of steps.
+        nfe: Budgets, in network evaluations per image.
+        guidances: Guidances. None or "none" is the unguided model.
+        spacings: Spacings. None is the default spacing of the sampler.
+        published: Published values for these cells.
     """
 
     samplers: Annotated[tuple[OneSampler, ...], Field(min_length=1)]
@@ -220,30 +240,35 @@ class Grid(Checked):
     @model_validator(mode="after")
     def _has_one_length(self) -> Self:
         if self.steps and self.nfe:
-            raise UserError(f"{argument('steps')} and {argument('nfe')} both say how long a run is; give one of them.")
+            raise UserError(f"{argument('steps')} and {argument('nfe')} cannot both be given; give one of them.")
         if not self.steps and not self.nfe:
-            raise UserError(
-                f"neither {argument('steps')} nor {argument('nfe')} says how long a run is; give one of them."
-            )
+            raise UserError(f"neither {argument('steps')} nor {argument('nfe')} is given; give one of them.")
         return self
 
 
 class Request(Checked):
-    """A run as asked for.
+    """The description of a run.
 
     Attributes:
-        grids: the cells.
-        model: a registered name with parameters, a folder, or a hub id.
-        labels: "balanced", "none" or one label; None is balanced, if there are classes.
-        n: images per block; None is as many as there are real ones, at most 50,000.
-        blocks: disjoint sets of n images.
-        seeds: of all noise; each is a run of its own.
-        batch_size: images at a time; "auto" tries which is fastest.
-        dtype: of the network: fp32, tf32, bf16, fp16 or fp64.
-        metrics: what is measured; a spec that is given is parsed.
-        features, features_weights: the feature space of the metrics and its weights; None is the model's.
-        data: the real images or their statistics; None is what the model was trained on.
-        revision, variant, prompts, negative_prompt, offline, compile, graphs: how the model is loaded (`LoadOptions`).
+        grids: The combinations to run.
+        model: A registered name with parameters, a checkpoint folder, or a hub id.
+        labels: "balanced", "none" or a single label. If None, "balanced" for models with classes, else "none".
+        n: Images per block. If None, the number of real images, at most 50,000.
+        blocks: Number of disjoint blocks of n images.
+        seeds: Seeds of all noise. All cells are run for each seed.
+        batch_size: Images per batch. "auto" measures which size is fastest.
+        dtype: Precision of the network: "fp32", "tf32", "bf16", "fp16" or "fp64".
+        metrics: The metrics. Specs are parsed to instances.
+        features: Feature space of the metrics. If None, the one that belongs to the model.
+        features_weights: File with the weights of the feature space, or None.
+        data: Real images or their statistics. If None, the training data of the model.
+        revision: Branch, tag or commit of a model on the hub, or None.
+        variant: Variant of the weights, such as "fp16", or None.
+        prompts: Text file with one prompt per line, or None.
+        negative_prompt: Negative prompt for classifier-free guidance, or None.
+        offline: Whether to use only the local cache of the hub.
+        compile: Whether to compile the network with `torch.compile`.
+        graphs: Whether to replay batches as CUDA graphs.
     """
 
     grids: tuple[Grid, ...]
@@ -278,7 +303,7 @@ class Request(Checked):
 
     @property
     def load(self) -> LoadOptions:
-        """How the model is loaded."""
+        """The options for loading the model."""
         return LoadOptions(
             self.revision,
             self.variant,
@@ -297,14 +322,20 @@ def one_grid(
     guidances: Sequence[str | Guidance | None] = (None,),
     spacing: str | Spacing | None = None,
 ) -> Grid:
-    """The grid of a command or a call, which has one spacing; 50 steps where it names neither steps nor budgets.
+    """Create a grid with a single spacing. If neither steps nor budgets are given, 50 steps are used.
 
     Args:
-        samplers, guidances: specs or instances. spacing: a spec, an instance, or None.
-        steps, nfe: numbers of steps, or budgets of evaluations.
+        samplers: Specs or instances.
+        steps: Numbers of steps.
+        nfe: Budgets, in network evaluations per image.
+        guidances: Specs or instances. None or "none" is the unguided model.
+        spacing: A spec or an instance. If None, the default spacing of each sampler.
+
+    Returns:
+        The grid.
 
     Raises:
-        RequestError: see `Grid`.
+        RequestError: If an argument is invalid.
     """
     if not samplers:
         raise RequestError("name a sampler; `samplerbench list samplers` shows them.", ("samplers",))

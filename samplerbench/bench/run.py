@@ -1,4 +1,4 @@
-"""A run: every cell of a request for every seed, in an order that several runs on one folder can share."""
+"""Runs: every cell of a request for every seed. Several runs can work on one folder at the same time."""
 
 from __future__ import annotations
 
@@ -22,36 +22,59 @@ from samplerbench.sampling.driver import OnStep
 
 
 class Observer:
-    """What a run is watched by, and stopped. This one shows nothing and never stops."""
+    """Base class of observers, which show the progress of a run and can stop it. This one does neither."""
 
     def running(self) -> AbstractContextManager[Any]:
-        """Entered while the cells run."""
+        """Return a context manager that is active while the cells run."""
         return nullcontext()
 
     def cell(self, title: str, steps: int | None, n: int, batch_size: int) -> AbstractContextManager[OnStep | None]:
-        """Entered while a cell runs; gives what is called after each of the sampler's steps.
+        """Return a context manager that is active while a cell runs.
 
         Args:
-            title: what the cell is called. steps: of the sampler; None where it chooses its own.
-            n: images, over all blocks. batch_size: images at a time, on all processes.
+            title: Title of the cell.
+            steps: Number of steps. None if the sampler chooses its own steps.
+            n: Number of images over all blocks.
+            batch_size: Images per batch, summed over all processes.
+
+        Returns:
+            A context manager. Its value is called after each step of the sampler, unless it is None.
         """
         return nullcontext()
 
     def solution(self, images: int, total: int) -> AbstractContextManager[OnStep | None]:
-        """Entered while the converged solution of so many images, of `total` in the run, is computed."""
+        """Return a context manager that is active while converged solutions are computed.
+
+        Args:
+            images: Number of images that are solved now.
+            total: Number of images that the run needs solved.
+
+        Returns:
+            A context manager. Its value is called after each step of the solver, unless it is None.
+        """
         return nullcontext()
 
     def done(self, outcome: engine.Outcome, title: str) -> None:
-        """A cell has finished, or failed."""
+        """Called after a cell has finished or failed.
+
+        Args:
+            outcome: The outcome of the cell.
+            title: Title of the cell.
+        """
 
     def stop(self) -> bool:
-        """Asked at each checkpoint, and while waiting for another run; true ends the run there."""
+        """Return whether to stop the run. Called at each checkpoint and while waiting for another run."""
         return False
 
 
 @dataclass(frozen=True)
 class Job:
-    """A cell under one seed."""
+    """A cell with one seed.
+
+    Attributes:
+        session: The session of the seed.
+        cell: The cell.
+    """
 
     session: Session
     cell: Cell
@@ -59,24 +82,24 @@ class Job:
 
 @dataclass
 class Run:
-    """A prepared request and what has become of its cells.
+    """Runs a prepared request and stores the outcomes of its cells.
 
-    Making one makes the folder of results and measures the real images.
+    Creating a run creates the folder of results and measures the real images.
 
     Args:
-        prepared: the model, the cells and the metrics.
-        store: the folder of results.
-        rerun: run cells again whose results are in the store.
-        team: the processes that share the work.
+        prepared: The model, the cells and the metrics.
+        store: The folder of results.
+        rerun: Whether to run cells again that have a result in the store.
+        team: The processes that share the work.
 
     Attributes:
-        measured: the real side: reference, features, images per block.
-        jobs: each cell under each seed.
-        outcomes: what became of each job; None of those that have not run.
-        units: the jobs that are sampled together: they differ in their budget of evaluations alone.
+        measured: The real images, their statistics, and the number of images per block.
+        jobs: Every cell with every seed.
+        outcomes: Outcome of each job. None for jobs that have not run.
+        units: Indices of jobs that differ only in their budget. The jobs of a unit are sampled once.
 
     Raises:
-        UserError: the folder cannot be written, or a metric lacks what it needs.
+        UserError: If the folder cannot be written, or if a metric lacks something that it needs.
     """
 
     prepared: Prepared
@@ -103,7 +126,7 @@ class Run:
         ]
 
     def _make_folder(self) -> None:
-        """On the main process; where it cannot, all of them end."""
+        """Create the folder on the main process. If that fails, raise the error on all processes."""
         failure: SamplerbenchError | None = None
         if self.team.main:
             try:
@@ -113,13 +136,17 @@ class Run:
         self.team.agree(failure)
 
     def run(self, observer: Observer | None = None) -> None:
-        """Run the cells that have no outcome yet. A cell that fails is an outcome too.
+        """Run the cells that have no outcome yet.
 
-        Cells that another run works on come last, when they may be finished already.
+        An error in a cell does not raise: it is part of the outcome. Cells that another run has claimed come last,
+        because they may be finished by then. KeyboardInterrupt is not caught.
+
+        Args:
+            observer: Shows the progress and can stop the run.
 
         Raises:
-            Stopped: the observer asked for it; what is finished stays in `outcomes`. Ctrl-C is not caught either.
-            LostProcess: another process of the team has ended.
+            Stopped: If the observer stops the run. Finished cells remain in `outcomes`.
+            LostProcess: If another process of the team has ended.
         """
         observer = observer or Observer()
         with observer.running():
@@ -146,22 +173,22 @@ class Run:
 
     @property
     def finished(self) -> int:
-        """How many of the units have an outcome."""
+        """Number of units that have an outcome."""
         return sum(self.outcomes[unit[0]] is not None for unit in self.units)
 
     @property
     def failed(self) -> list[engine.Outcome]:
-        """The outcomes of the cells that failed."""
+        """Outcomes of the cells that failed."""
         return [outcome for outcome in self.outcomes if outcome is not None and outcome.error is not None]
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The records of the cells that have an outcome, then those of the budgets that cannot be met."""
+        """Records of the cells that have an outcome, followed by those of the budgets that are too small."""
         return [o.record for o in self.outcomes if o is not None] + self._unmet()
 
     @property
     def pending(self) -> list[dict[str, Any]]:
-        """The records as in `records`, with one in the place of each cell that has no outcome yet."""
+        """Like `records`, with a placeholder for each cell that has no outcome yet."""
         pairs = zip(self.jobs, self.outcomes, strict=True)
         found = [
             o.record if o is not None else job.cell.pending | {"seed": job.session.measurement.seed} for job, o in pairs
@@ -172,7 +199,7 @@ class Run:
         return [gap.record for gap in self.prepared.unmet]
 
     def published(self) -> Iterator[tuple[dict[str, Any], Published]]:
-        """The record of each cell for which a paper reports a value of one of the metrics, and that value."""
+        """Yield the record of each cell that has a published value of one of the metrics, and this value."""
         known = {metric.label() for metric in self.prepared.metrics}
         for cell, value in self.prepared.published:
             for job, outcome in zip(self.jobs, self.outcomes, strict=True):
@@ -180,7 +207,7 @@ class Run:
                     yield outcome.record, value
 
     def warnings(self) -> list[Message]:
-        """What makes the values of this run doubtful, whatever they are."""
+        """Return warnings about settings that make the values of this run unreliable."""
         reference, n = self.measured.reference, self.measured.n
         if reference is None or not any(isinstance(m, FID | FIDInfinity) for m in self.prepared.metrics):
             return []
@@ -191,7 +218,11 @@ class Run:
         return [Message.read(f"{text}{argument('n', 10 * d)} or more.")]
 
     def floor(self) -> tuple[float, float, int] | None:
-        """The noise floor of the FID (`noise_floor`), where there are blocks to compare; None without real images."""
+        """Return the noise floor of the FID (see `noise_floor`).
+
+        Returns:
+            The noise floor. None if there is only one block, or if the real images are not available.
+        """
         blocks = self.prepared.request.blocks > 1 and any(m.label() == "fid" for m in self.prepared.metrics)
         if not blocks or self.measured.real is None:
             return None

@@ -1,4 +1,4 @@
-"""A session: what the cells of a run are measured with, and how they are executed."""
+"""Sessions: what is measured for the cells of a run, and how the cells are executed."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from samplerbench.text import note
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """A feature space, and the real images in it.
+    """A feature space and the real images in it.
 
     Attributes:
-        extractor: of the features.
-        reference: statistics of the real images; None where no metric needs them.
-        real: gives the features of the real images in a layer, (N, d); None where no metric needs them.
+        extractor: The feature extractor.
+        reference: Statistics of the real images. None if no metric needs them.
+        real: Function that returns the features of the real images in a layer (N, d). None if no metric needs them.
     """
 
     extractor: Extractor
@@ -46,12 +46,12 @@ class FeatureSpace:
 
 @dataclass(frozen=True)
 class RealData:
-    """The real images themselves, for metrics of the data.
+    """The real images, for metrics that measure the data.
 
     Attributes:
-        images: (N, C, H, W) uint8.
-        labels: (N,) int64; None without labels.
-        identity: what the protocol records of them.
+        images: Images (N, C, H, W), uint8.
+        labels: Labels (N,), int64, or None.
+        identity: Identity of the images, as recorded in the protocol.
     """
 
     images: Tensor
@@ -60,11 +60,11 @@ class RealData:
 
 
 class NamedData:
-    """A data set that a metric names itself, and its nearest neighbours, computed once per feature space and layer.
+    """A data set that a metric selects itself. Nearest neighbours are computed once per feature space and layer.
 
     Args:
-        images: (N, C, H, W) uint8.
-        identity: what the protocol records of it.
+        images: Images (N, C, H, W), uint8.
+        identity: Identity of the data set, as recorded in the protocol.
     """
 
     def __init__(self, images: Tensor, identity: dict[str, Any]) -> None:
@@ -73,7 +73,12 @@ class NamedData:
         self._known: dict[Any, Neighbours] = {}
 
     def neighbours(self, extractor: Extractor | None, layer: Layer | None) -> Neighbours:
-        """Nearest neighbours in a layer of an extractor, or in pixels if layer is None."""
+        """Return the nearest-neighbour search over the data set.
+
+        Args:
+            extractor: The feature extractor, or None.
+            layer: Layer of the extractor. If None, distances are computed between pixels.
+        """
         key = None if layer is None or extractor is None else (extractor.sha256, layer)
         if key not in self._known:
             self._known[key] = Neighbours(self._points(extractor, layer))
@@ -87,7 +92,12 @@ class NamedData:
 
 @dataclass(frozen=True)
 class MetricData:
-    """The data set of a metric in the metric's own feature space (`samplerbench.metrics.metric.RealSet`)."""
+    """The data set of a metric in the feature space of the metric (`samplerbench.metrics.metric.RealSet`).
+
+    Attributes:
+        data: The data set.
+        extractor: The feature extractor of the metric, or None.
+    """
 
     data: NamedData
     extractor: Extractor | None
@@ -99,23 +109,24 @@ class MetricData:
 
 @dataclass
 class Measurement:
-    """What is measured: everything here is part of the protocol.
+    """What is measured. All of it is part of the protocol.
 
     Attributes:
-        model: the checkpoint.
-        reference: statistics of the real images; None where no metric needs them.
-        extractor: the feature space; None where no metric needs features.
-        metrics: what is computed.
-        inputs: the labels or prompts of the samples of a block, n rows.
-        mode: how the labels were requested ("balanced", "none", a number).
-        n: images per block.
-        seed: of all noise.
-        blocks: disjoint sets of samples; block b holds the samples b·n … (b+1)·n - 1.
-        real: the features of the real images in a layer, (N, d), for the metrics that need them.
-        real_labels: the labels of the real images, (N,) int64, or None where they have none.
-        spaces: the feature spaces that metrics name themselves (`Metric.feature_space`), by name.
-        data: the real images, for metrics of the data; None where there is no such metric.
-        named: the data sets that metrics name themselves (`Metric.data_source`), by name.
+        model: The model.
+        reference: Statistics of the real images. None if no metric needs them.
+        extractor: The feature extractor. None if no metric needs features.
+        metrics: The metrics.
+        inputs: Labels or prompts of the samples of a block, n rows.
+        mode: The label mode: "balanced", "none" or a single label.
+        n: Images per block.
+        seed: Seed of all noise.
+        blocks: Number of blocks. Block b contains the samples b·n … (b+1)·n - 1.
+        real: Function that returns the features of the real images in a layer (N, d), or None.
+        real_labels: Function that returns the labels of the real images (N,), int64, or None without labels.
+        spaces: Feature spaces that metrics select themselves (`Metric.feature_space`), by name.
+        data: The real images. None if no metric measures the data.
+        named: Data sets that metrics select themselves (`Metric.data_source`), by name.
+        shared: Protocol fields that all cells have in common.
     """
 
     model: Model
@@ -165,12 +176,16 @@ class Measurement:
 
     @cached_property
     def names(self) -> list[str]:
-        """What each metric is called in a record: its label, or its spec where several metrics have that label."""
+        """Names of the metrics in a record: the label, or the spec if several metrics have the same label."""
         labels = [metric.label() for metric in self.metrics]
         return [m.spec if labels.count(m.label()) > 1 else m.label() for m in self.metrics]
 
     def space(self, metric: Metric) -> FeatureSpace | None:
-        """The feature space of a metric; None where it takes no features."""
+        """Return the feature space of a metric, or None if it needs no features.
+
+        Args:
+            metric: The metric.
+        """
         if not metric.needs_features:
             return None
         if metric.feature_space:
@@ -178,14 +193,18 @@ class Measurement:
         return None if self.extractor is None else FeatureSpace(self.extractor, self.reference, self.real)
 
     def real_set(self, metric: Metric) -> MetricData | None:
-        """The data set that a metric names itself, in its feature space; None without one."""
+        """Return the data set that a metric selects itself, or None.
+
+        Args:
+            metric: The metric.
+        """
         if metric.data_source is None:
             return None
         space = self.space(metric)
         return MetricData(self.named[metric.data_source], None if space is None else space.extractor)
 
     def _own_spaces(self) -> dict[str, Any]:
-        """The protocol's fields for named feature spaces and for the data; {} without them."""
+        """Return the protocol fields of the feature spaces and data sets that metrics select themselves."""
         fields: dict[str, Any] = {}
         if self.spaces:
             fields["feature spaces"] = {
@@ -207,7 +226,11 @@ class Measurement:
         return is_stratified(self.model, self.inputs, self.mode)
 
     def strata(self) -> Tensor | None:
-        """The labels of the real images, (N,) int64, where the generated ones have the same proportions; else None."""
+        """Return the labels of the real images if the generated images have the same class proportions.
+
+        Returns:
+            Labels (N,), int64. None if the proportions differ or are random.
+        """
         labels = self.real_labels() if self.stratified else None
         if labels is None:
             return None
@@ -220,10 +243,19 @@ class Measurement:
         return labels if same else None
 
     def protocol(self, cell: Cell) -> dict[str, Any]:
-        """The protocol of a cell, with the identity of its guidance or generator: the weights of a classifier.
+        """Return the protocol of a cell, with the identity of its guidance or generator.
+
+        The identity contains, for example, the weights of a classifier.
+
+        Args:
+            cell: The cell.
+
+        Returns:
+            The protocol as a dictionary that can be written as JSON.
 
         Raises:
-            UserError: a generator that cannot stand beside the model. RunError: a plugin failed.
+            UserError: If a generator does not support the model.
+            RunError: If a plugin fails.
         """
         fields = protocol_of(cell, self.shared)
         bound: Guidance | Generator | None = cell.guidance
@@ -236,9 +268,14 @@ class Measurement:
 
 
 def is_stratified(model: Model, inputs: Inputs, mode: str) -> bool:
-    """Whether the number of images of each label (n,) is fixed, so that the images are not independent draws.
+    """Return whether the number of images of each label is fixed, so that images are not independent draws.
 
-    It is under balanced labels. Prompts that are used once each are a sample of prompts, not strata.
+    This is the case for balanced labels. If every prompt is used once, the prompts are a sample and not strata.
+
+    Args:
+        model: The model.
+        inputs: Labels or prompts of the samples of a block, n rows.
+        mode: The label mode.
     """
     if inputs.chosen is None or mode != "balanced":
         return False
@@ -256,20 +293,21 @@ def check_metrics(
     has_real_images: bool | None,
     real_images: int | None,
 ) -> None:
-    """Check that each metric has what it needs (`check_requirements`), for a run and for its dry run alike.
+    """Check the requirements of all metrics (`check_requirements`). Runs and dry runs use the same checks.
 
     Args:
-        model: the checkpoint.
-        metrics: what is to be computed.
-        inputs: the labels or prompts of the samples of a block, n rows.
-        mode: how the labels were requested.
-        n: images per block.
-        dimension: d, the number of features; None where it is not known.
-        has_real_images: whether the real images are at hand; None where there is no reference.
-        real_images: how many there are; None where it is not known.
+        model: The model.
+        metrics: The metrics.
+        inputs: Labels or prompts of the samples of a block, n rows.
+        mode: The label mode.
+        n: Images per block.
+        dimension: Number of features d, or None if it is not known.
+        has_real_images: Whether the real images are available. None without a reference.
+        real_images: Number of real images, or None if it is not known.
 
     Raises:
-        UserError: what a metric lacks. RunError: a plugin failed.
+        UserError: If a metric lacks something that it needs.
+        RunError: If a plugin fails.
     """
     stratified = is_stratified(model, inputs, mode)
     first = torch.arange(min(1, len(inputs)))
@@ -294,20 +332,21 @@ def check_metrics(
 
 @dataclass
 class Execution:
-    """How the cells are executed: none of it changes a number.
+    """How the cells are executed. None of it affects the results.
 
     Attributes:
-        store: the folder of results.
-        batch_size: images at a time.
-        rerun: run cells again whose results are in the store.
-        keep: how many images the sample grid shows.
-        team: the processes that share the work.
-        checkpoint: images between two checkpoints of a cell; None is a tenth of a block.
-        stop: asked after each checkpoint, after each step of a converged solution, and while waiting for another run;
-            true ends the run there.
-        solving: entered with two numbers while a converged solution is computed: of the images that are solved now, and
-            of all images that the run needs solved; gives what is called after each of the solver's steps, or None.
-        say: takes a line about what the run waits for.
+        store: The folder of results.
+        batch_size: Images per batch.
+        rerun: Whether to run cells again that have a result in the store.
+        keep: Number of images in the sample grid.
+        team: The processes that share the work.
+        checkpoint: Images between two checkpoints of a cell. If None, a tenth of a block.
+        stop: Function that returns whether to stop the run. It is called after each checkpoint, after each step of a
+            converged solution, and while waiting for another run.
+        solving: Function of the number of images that are solved now and of all images that the run needs solved. It
+            returns a context manager that is active while a converged solution is computed. The value of the context
+            manager is called after each step of the solver, unless it is None.
+        say: Function that prints a line about what the run waits for.
     """
 
     store: Store
@@ -323,9 +362,12 @@ class Execution:
 
 @dataclass
 class Session:
-    """What is measured and how it is executed.
+    """A measurement and its execution.
 
-    solutions: converged solutions that metrics of the discretisation error have asked for, shared by all cells.
+    Attributes:
+        measurement: What is measured.
+        execution: How the cells are executed.
+        solutions: Converged solutions for metrics of the discretisation error. All cells share them.
     """
 
     measurement: Measurement
@@ -334,7 +376,7 @@ class Session:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What the times of this session's cells are measured under (`samplerbench.results.timings.CONDITIONS`)."""
+        """Conditions under which times are measured (`samplerbench.results.timings.CONDITIONS`)."""
         model = self.measurement.model
         return {
             "batch_size": self.execution.batch_size,
@@ -347,7 +389,7 @@ class Session:
 
     @property
     def chunk(self) -> int:
-        """Images between two checkpoints: whole batches, so that a resumed run cuts the stream as the first did."""
+        """Images between two checkpoints. Always whole batches, so that a resumed run has the same batches."""
         wanted = self.execution.checkpoint or -(-self.measurement.n // 10)
         whole = self.execution.batch_size * self.execution.team.size
         return max(whole, -(-wanted // whole) * whole)

@@ -1,4 +1,4 @@
-"""From the words of a command to the objects of a run."""
+"""Setup: creates devices, models, feature spaces and references from their names."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from samplerbench.untrusted import is_dir, is_file, shorten, user_path
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own progress bars and notices off the terminal: ours say what matters."""
+    """Disable the progress bars and notices of other libraries."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name in ("diffusers", "transformers", "huggingface_hub", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -51,29 +51,52 @@ def quiet_libraries() -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one. Raises UserError where it is not there."""
+    """Return a device by name.
+
+    Args:
+        name: Name of the device. "auto" selects a GPU if one is available.
+
+    Returns:
+        The device.
+
+    Raises:
+        UserError: If the device is not available.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).cpu()  # "meta" makes tensors and cannot give them back
+        torch.zeros(1, device=device).cpu()  # fails for "meta", whose tensors have no data
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"{argument('device', name)}: it cannot be used here ({str(error).splitlines()[0]}).") from None
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # what is timed, copied and captured is of the current device's stream
+        torch.cuda.set_device(device)  # timing, copies and captures use the current device
     return device
 
 
 def load_model(source: str, device: torch.device, dtype: str, options: LoadOptions | None = None) -> Model:
-    """A model by registered name (with parameters), folder, or hub id. Raises UserError."""
+    """Load a model.
+
+    Args:
+        source: A registered name with parameters, a checkpoint folder, or a hub id.
+        device: The device.
+        dtype: Precision of the network: "fp32", "tf32", "bf16", "fp16" or "fp64".
+        options: Options for loading the model.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: If the model cannot be loaded, or if an option does not apply to it.
+    """
     options = options or LoadOptions()
     weights = set_precision(dtype, device)
     if options.graphs and device.type != "cuda":
-        raise UserError(f"{argument('graphs')} is of NVIDIA GPUs; on this device leave it out.")
+        raise UserError(f"{argument('graphs')} requires an NVIDIA GPU.")
     if options.compile:
         check_compiler()
     model = _load(source, device, weights, options)
-    learned = any(True for _ in model.network.parameters())  # an exact problem has nothing to run faster
+    learned = any(True for _ in model.network.parameters())  # exact problems have no network
     if learned or options.graphs or dtype == "tf32":
         model.network = Runner(
             model.network, device, options.compile and learned, precision=dtype, graphs=options.graphs
@@ -90,7 +113,7 @@ def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOp
         for field in ("revision", "variant"):
             if (given := getattr(options, field)) is not None:
                 raise UserError(
-                    f"{argument(field, given)} is of checkpoints; the model {source} is built in: leave it out."
+                    f"{argument(field, given)} applies only to checkpoints; the model {source} is built in."
                 )
         check_no_prompts(source, options)
         named = registry.parse("model", source)
@@ -105,10 +128,17 @@ def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOp
 
 
 def check_named_data(model: Model, source: str) -> str:
-    """The data set that a metric names itself; the training data of the model if the name is empty. Nothing is read.
+    """Check that a data set that a metric selects itself exists. The data set is not read.
+
+    Args:
+        model: The model.
+        source: Name of the data set. If empty, the training data of the model.
+
+    Returns:
+        The name of the data set.
 
     Raises:
-        UserError: there is no such data set, or the model does not say what it was trained on.
+        UserError: If the data set does not exist, or if the training data of the model is not known.
     """
     name = source or model.data
     if not name:
@@ -120,7 +150,18 @@ def check_named_data(model: Model, source: str) -> str:
 
 
 def named_data(model: Model, source: str) -> NamedData:
-    """`check_named_data`, loaded. Raises UserError also for images that cannot be compared with the model's."""
+    """Load a data set that a metric selects itself.
+
+    Args:
+        model: The model.
+        source: Name of the data set. If empty, the training data of the model.
+
+    Returns:
+        The data set.
+
+    Raises:
+        UserError: If the data set does not exist, or if its images cannot be compared with those of the model.
+    """
     images = load_data(check_named_data(model, source))
     check_shape(model, images.shape_as_seen, images.name)
     identity = {"name": images.name, "split": images.split, "n": len(images), "sha256": images.sha256}
@@ -128,10 +169,17 @@ def named_data(model: Model, source: str) -> NamedData:
 
 
 def try_to_bind(guidance: Guidance | None, model: Model) -> Guidance | None:
-    """A guidance bound to the model; as it is where its plugin failed, which is then the error of its cells.
+    """Bind a guidance to the model. If its plugin fails, the guidance is returned unbound and its cells fail later.
+
+    Args:
+        guidance: The guidance, or None.
+        model: The model.
+
+    Returns:
+        The bound guidance, or the unbound one if its plugin fails.
 
     Raises:
-        UserError: the model lacks what the guidance needs.
+        UserError: If the model lacks something that the guidance needs.
     """
     try:
         return bind_guidance(guidance, model)
@@ -140,10 +188,18 @@ def try_to_bind(guidance: Guidance | None, model: Model) -> Guidance | None:
 
 
 def real_data(model: Model, data: str | None, n: int) -> RealData:
-    """The first n real images in a fixed random order, for metrics of the data.
+    """Load n real images in a fixed random order, for metrics that measure the data.
+
+    Args:
+        model: The model.
+        data: Name or file of the real images or their statistics. If None, the training data of the model.
+        n: Number of images.
+
+    Returns:
+        The real images.
 
     Raises:
-        UserError: there are no images, fewer than n, or images of another shape than the model's.
+        UserError: If there are fewer than n images, or if their shape differs from that of the model.
     """
     source = reference_source(model, data)
     if not has_real_images(model, data):
@@ -167,12 +223,27 @@ def real_data(model: Model, data: str | None, n: int) -> RealData:
 
 
 def pick_guidance(spec: str | Guidance | None) -> Guidance | None:
-    """The guidance of a spec or an instance; "none" is none."""
+    """Create a guidance.
+
+    Args:
+        spec: A spec or an instance. None or "none" is the unguided model.
+
+    Returns:
+        The guidance, or None.
+    """
     return None if spec is None or spec == "none" else registry.parse("guidance", spec)
 
 
 def label_classes(model: Model, guidances: Sequence[Guidance | None]) -> int | None:
-    """How many labels (or prompts) there are to choose from: the model's, or those that a bound guidance knows."""
+    """Return the number of labels or prompts of the model, or else of a bound guidance.
+
+    Args:
+        model: The model.
+        guidances: The bound guidances.
+
+    Returns:
+        The number, or None if neither has labels.
+    """
     if model.classes is not None:
         return model.classes
     return next((g.classes for g in guidances if g is not None and g.classes is not None), None)
@@ -181,15 +252,30 @@ def label_classes(model: Model, guidances: Sequence[Guidance | None]) -> int | N
 def pick_extractor(
     model: Model, features: str | None, weights: str | None, device: torch.device, metrics: Sequence[Metric] = ()
 ) -> Extractor:
-    """The feature space asked for, else the one the model's card names, else Inception-v3; with the metrics' layers."""
+    """Load the feature extractor (see `features_name`).
+
+    Args:
+        model: The model.
+        features: Name of the feature space, or None.
+        weights: File with the weights of the extractor, or None.
+        device: The device.
+        metrics: The metrics whose layers are extracted.
+
+    Returns:
+        The extractor.
+    """
     return load_extractor(features_name(model, features), device, weights, [m.layer for m in metrics])
 
 
 def features_name(model: Model, features: str | None) -> str:
-    """The name of the feature space: `features`, else the one the model's card names, else Inception-v3.
+    """Return the name of the feature space: `features`, else the one in the model's card, else Inception-v3.
+
+    Args:
+        model: The model.
+        features: Name of the feature space, or None.
 
     Raises:
-        UserError: an empty name.
+        UserError: If the name is empty.
     """
     if features is not None and not features.strip():
         raise UserError(f"{argument('features')} is empty; name a feature space, or leave it out.")
@@ -198,11 +284,11 @@ def features_name(model: Model, features: str | None) -> str:
 
 @dataclass(frozen=True)
 class RealSizes:
-    """What is known of the real side of a run before any weights are loaded.
+    """Sizes of the real data that are known before any weights are loaded.
 
     Attributes:
-        n: how many real images there are; None where it is not known.
-        dimension: d, the number of features; None where it is not known.
+        n: Number of real images, or None if it is not known.
+        dimension: Number of features d, or None if it is not known.
     """
 
     n: int | None
@@ -210,12 +296,21 @@ class RealSizes:
 
 
 def look_at_reference(model: Model, data: str | None, features: str | None, weights: str | None) -> RealSizes:
-    """See that the real images, or their statistics, can be read and compared with the model's images.
+    """Check that the real images or their statistics can be read and compared with the images of the model.
 
-    It refuses what `pick_reference` refuses, as far as that takes neither the weights of a feature space nor features.
+    This performs the checks of `pick_reference` that do not need the weights of a feature space.
+
+    Args:
+        model: The model.
+        data: Name or file of the real images or their statistics. If None, the training data of the model.
+        features: Name of the feature space, or None.
+        weights: File with the weights of the extractor, or None.
+
+    Returns:
+        The sizes of the real data.
 
     Raises:
-        UserError: data that cannot be read or compared.
+        UserError: If the data cannot be read or compared.
     """
     dimension = known_dimension(features_name(model, features), weights)
     source = reference_source(model, data)
@@ -231,7 +326,7 @@ def look_at_reference(model: Model, data: str | None, features: str | None, weig
         if dimension not in (None, d):
             raise UserError(
                 f"{source} holds statistics of {d} features, but {features_name(model, features)} has {dimension}; "
-                f"name the features they were taken in with {argument('features')}."
+                f"select the feature space of the statistics with {argument('features')}."
             )
         return RealSizes(None, d)
     images = load_data(source)
@@ -240,10 +335,12 @@ def look_at_reference(model: Model, data: str | None, features: str | None, weig
 
 
 class RealImages:
-    """The real images of a run: their features in a layer, and their labels, loaded when first asked for.
+    """Features and labels of the real images of a run. They are loaded on first use.
 
     Args:
-        model: what they are compared with. data: the name of their source, or None. extractor: the feature space.
+        model: The model.
+        data: Name or file of the real images or their statistics. If None, the training data of the model.
+        extractor: The feature extractor.
     """
 
     def __init__(self, model: Model, data: str | None, extractor: Extractor) -> None:
@@ -252,12 +349,19 @@ class RealImages:
         self._labels: Tensor | None = None
 
     def __call__(self, layer: Layer) -> Tensor:
-        """Features (N, d) in a layer. Raises UserError where only statistics are at hand."""
+        """Return the features of the real images in a layer (N, d).
+
+        Args:
+            layer: Layer of the extractor.
+
+        Raises:
+            UserError: If only statistics are available.
+        """
         self._load()
         return self._features[layer]
 
     def labels(self) -> Tensor | None:
-        """Labels (N,) int64, or None where they have none."""
+        """Return the labels (N,), int64, or None if the images have no labels."""
         self._load()
         return self._labels
 
@@ -277,7 +381,15 @@ class RealImages:
 
 
 def has_real_images(model: Model, data: str | None) -> bool:
-    """Whether the real images are available, and not only their statistics. Raises UserError where neither is named."""
+    """Return whether the real images are available, and not only their statistics.
+
+    Args:
+        model: The model.
+        data: Name or file of the real images or their statistics. If None, the training data of the model.
+
+    Raises:
+        UserError: If `data` is None and the training data of the model is not known.
+    """
     source = reference_source(model, data)
     if source.endswith(".npz"):
         return not holds_only_statistics(user_path(source))
@@ -285,33 +397,41 @@ def has_real_images(model: Model, data: str | None) -> bool:
 
 
 def check_shape(model: Model, shape: tuple[int, int, int] | None, name: str) -> None:
-    """Check that real images can be compared with the model's: of one size, and grey or RGB as they are.
+    """Check that real images can be compared with the images of the model: same size and compatible channels.
 
-    Grey images count as RGB ones with three equal channels, which is how extractors see them; so a model of RGB images
-    is compared with grey ones as they are, and a model of grey images with RGB files whose channels are equal.
+    Extractors convert grey images to RGB images with three equal channels. An RGB model can therefore be compared with
+    grey images, and a grey model with RGB files whose channels are equal.
 
     Args:
-        shape: (C, H, W) of the real images (`ImageSet.shape_as_seen`); None where it is not known.
-        name: of the real images, for the message.
+        model: The model.
+        shape: Shape (C, H, W) of the real images (`ImageSet.shape_as_seen`), or None if it is not known.
+        name: Name of the real images, for the message.
 
     Raises:
-        UserError: another size, or colours where the model is grey.
+        UserError: If the sizes differ, or if the model is grey and the images are coloured.
     """
     own = model.image_shape
     if shape is None or (shape[1:] == own[1:] and shape[0] <= max(own[0], 1)):
         return
     real, made = (f"{w}x{h} {'grey' if c == 1 else 'RGB'}" for c, h, w in (shape, own))
     raise UserError(
-        f"the images of {name} are {real}, and the model makes {made} images: they cannot be compared; name images of "
+        f"the images of {name} are {real}, and the model makes {made} images: they cannot be compared; use images of "
         f"that kind with {argument('data')}."
     )
 
 
 def reference_source(model: Model, data: str | None) -> str:
-    """Where the real images are: `data`, else what the model was trained on; "" for the model itself, if it draws.
+    """Return the source of the real images: `data`, or else the training data of the model.
+
+    Args:
+        model: The model.
+        data: Name or file of the real images or their statistics. If None, the training data of the model.
+
+    Returns:
+        The source. Empty if the model is an exact problem, which draws its own real images.
 
     Raises:
-        UserError: neither says.
+        UserError: If `data` is None and the training data of the model is not known.
     """
     if data is not None and not data.strip():
         raise UserError(f"{argument('data')} is empty; name the real images, or leave it out.")
@@ -322,7 +442,15 @@ def reference_source(model: Model, data: str | None) -> str:
 
 
 def count_images(model: Model, data: str | None) -> int | None:
-    """How many real images there are; None where nothing says it. No features are needed for it. Raises UserError."""
+    """Return the number of real images, or None if it is not known. No features are computed.
+
+    Args:
+        model: The model.
+        data: Name or file of the real images or their statistics. If None, the training data of the model.
+
+    Raises:
+        UserError: If the data cannot be read.
+    """
     if data is None and model.data is None:
         return DRAWS if model.draws else None
     source = reference_source(model, data)
@@ -333,10 +461,14 @@ def count_images(model: Model, data: str | None) -> int | None:
 
 
 def check_reference(model: Model, data: str | None) -> None:
-    """See that the real images can be found, before the weights of a feature space are fetched to look at them.
+    """Check that the real images exist, before the weights of a feature space are downloaded.
+
+    Args:
+        model: The model.
+        data: Name or file of the real images or their statistics. If None, the training data of the model.
 
     Raises:
-        UserError: nothing says which they are, or there is no such name or file.
+        UserError: If the training data of the model is not known, or if the name or file does not exist.
     """
     source = reference_source(model, data)
     if source and not source.endswith(".safetensors"):
@@ -346,9 +478,21 @@ def check_reference(model: Model, data: str | None) -> None:
 
 
 def pick_reference(model: Model, data: str | None, extractor: Extractor) -> Reference:
-    """The statistics to measure against: of `data`, a name, images, or statistics (`samplerbench stats`, or mu, sigma).
+    """Load or compute the statistics of the real images.
 
-    The embedded statistics are used where they are of the same data and the same weights.
+    The embedded statistics are used if they belong to the same data and weights.
+
+    Args:
+        model: The model.
+        data: Name or folder of the real images, a file written by `samplerbench stats`, or an npz file of mu and sigma.
+            If None, the training data of the model.
+        extractor: The feature extractor.
+
+    Returns:
+        The statistics.
+
+    Raises:
+        UserError: If the data cannot be read, or if it does not match the extractor or the model.
     """
     source = reference_source(model, data)
     if not source:
@@ -358,8 +502,8 @@ def pick_reference(model: Model, data: str | None, extractor: Extractor) -> Refe
         if reference.features != extractor.identity:
             raise UserError(
                 f"{source} holds features of {reference.features['name']} (weights "
-                f"{reference.features['weights'][:12]}), not of {extractor.name} ({extractor.sha256[:12]}); make it "
-                "anew with `samplerbench stats`."
+                f"{reference.features['weights'][:12]}), not of {extractor.name} ({extractor.sha256[:12]}); create "
+                "the statistics again with `samplerbench stats`."
             )
         check_shape(model, reference.shape, source)
         return reference
@@ -379,14 +523,18 @@ def pick_reference(model: Model, data: str | None, extractor: Extractor) -> Refe
 
 
 DRAWS = 10_000
-"""Images that an exact problem draws as its own real ones."""
+"""Number of real images that are drawn from an exact problem."""
 
 
 def _drawn(model: Model, n: int = DRAWS) -> ImageSet:
-    """Draws from an exact problem, quantised as generated images are."""
+    """Draw images from an exact problem and quantise them like generated images."""
     return ImageSet(str(model.identity["source"]), "draws", quantise(model.real(n)[0]), None, None)
 
 
 def default_n(real_images: int | None) -> int:
-    """As many images as there are real ones, at most the customary 50,000."""
+    """Return the default number of images per block: the number of real images, at most 50,000.
+
+    Args:
+        real_images: Number of real images, or None if it is not known.
+    """
     return min(50_000, real_images or 50_000)

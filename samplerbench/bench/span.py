@@ -1,4 +1,4 @@
-"""Time spent on a device."""
+"""Measurement of time on a device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import torch
 
 
 class Span:
-    """How long a part of a run takes: by the clock on the CPU; on a GPU by events, so that nothing waits for it."""
+    """Measures the time of a part of a run. On a GPU it uses CUDA events, which do not synchronise the device.
+
+    Args:
+        device: The device on which the part runs.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._events: list[torch.cuda.Event] = []
@@ -18,7 +22,7 @@ class Span:
             self._events[0].record()
 
     def stop(self) -> Span:
-        """It ends here."""
+        """End the measurement and return the span."""
         if self._events:
             self._events[1].record()
         else:
@@ -27,7 +31,7 @@ class Span:
 
     @property
     def seconds(self) -> float:
-        """Its length, once it was stopped. Of a GPU it waits until the span is over."""
+        """Length in seconds, after `stop`. On a GPU, this waits until the device has reached the end of the span."""
         if not self._events:
             return self._seconds
         self._events[1].synchronize()

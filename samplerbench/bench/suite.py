@@ -1,4 +1,4 @@
-"""Suites: TOML files with the fields of a `Request`. Only a file's grids have `parameters` and tables of a paper."""
+"""Suites: TOML files with the fields of a `Request`. Their grids can also have `parameters` and published tables."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ Number = Annotated[float, Field(allow_inf_nan=True)] | Annotated[int, Field(ge=-
 Value = Annotated[float, Field(allow_inf_nan=False)] | Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]
 
 PLURAL = {name: f"{name}s" for name in ("sampler", "guidance", "spacing", "metric", "seed")}
-"""The keys of a suite that are not called as the argument of an error."""
+"""Keys of a suite by the argument name of an error, where the two differ."""
 
 
 class Table(BaseModel):
-    """What a paper reports for a `[[grid]]`: its source, and per metric a row for each sampler, a column for each step.
+    """Published values for a `[[grid]]`: a table per metric, one row per sampler, one column per step count.
 
-    The rows are in the order of samplers × parameters × guidances; a value that the paper does not give is nan.
+    The rows are in the order samplers × parameters × guidances. Missing values are nan.
+
+    Attributes:
+        source: The paper and the table.
     """
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -41,11 +44,11 @@ class Table(BaseModel):
 
 
 class Expansion(BaseModel):
-    """What a `[[grid]]` of a file has besides the fields of a `Grid`.
+    """Keys of a `[[grid]]` in addition to the fields of `Grid`.
 
     Attributes:
-        parameters: values of parameters; every sampler is taken with each combination of them.
-        published: what a paper reports.
+        parameters: Values by parameter name. Every sampler is run with every combination of them.
+        published: The published values, or None.
     """
 
     model_config = ConfigDict(strict=True)
@@ -61,16 +64,26 @@ KEYS = ("samplers", "parameters", "steps", "nfe", "guidances", "spacings", "publ
 
 
 def in_toml(given: Argument) -> str:
-    """How the error of a suite spells an argument: `labels = "balanced"`, `n = 5`."""
+    """Format an argument as TOML, for errors of a suite: `labels = "balanced"`, `n = 5`.
+
+    Args:
+        given: The argument.
+    """
     name = PLURAL.get(given.name, given.name)
     return name if given.value is None else f"{name} = {json.dumps(given.value, ensure_ascii=False, default=str)}"
 
 
 def load_suite(file: Path) -> Request:
-    """The request of a suite file.
+    """Load a suite file.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The request.
 
     Raises:
-        UserError: `FILE:LINE: what is wrong`, for anything from a typing error to a sampler that does not exist.
+        UserError: If the file is invalid. The message starts with `FILE:LINE`.
     """
     try:
         text = read_text(user_path(file))
@@ -89,8 +102,9 @@ class Suite:
     """A suite file.
 
     Attributes:
-        file, text: its name, and what is in it.
-        data: the same, parsed.
+        file: The file.
+        text: Content of the file.
+        data: The parsed content.
     """
 
     file: Path
@@ -98,7 +112,11 @@ class Suite:
     data: dict[str, Any]
 
     def request(self) -> Request:
-        """What the file asks for. Raises UserError with the line of what is wrong."""
+        """Return the request of the file.
+
+        Raises:
+            UserError: If the file is invalid. The message contains the line.
+        """
         self._check_keys(self.data, TOP, [])
         if not isinstance(self.data.get("name", ""), str):
             raise self.error(["name"], "name: give text.")
@@ -110,17 +128,23 @@ class Suite:
         if not request.metrics:
             raise self.error(["metrics"], "metrics is empty; give at least one.")
         if not tables:
-            raise self.error([], "grid is missing; a suite has at least one [[grid]].")
+            raise self.error([], "grid is missing; a suite needs at least one [[grid]].")
         return request.replace(grids=[self._grid(i, table) for i, table in enumerate(tables)])
 
     def error(self, place: Sequence[Any], message: object, value: str | None = None) -> UserError:
-        """`FILE:LINE: message`. value: see `find_line`."""
+        """Create an error with the message `FILE:LINE: message`.
+
+        Args:
+            place: Path of the field (see `find_line`).
+            message: The message.
+            value: Text of the item (see `find_line`).
+        """
         line = find_line(self.text, list(place), value)
         return UserError(Message([f"{self.file}:{line}: {spell(message, in_toml)}"]))
 
     @contextmanager
     def _placing(self, place: list[Any]) -> Iterator[None]:
-        """Give an error of a request, or of a part of it, the line of what it is about."""
+        """Add the file and line to errors of a request or of a part of it."""
         try:
             yield
         except RequestError as error:
@@ -129,7 +153,7 @@ class Suite:
             raise self.error(at, error, value if isinstance(value, str) else None) from error.__cause__
 
     def _at(self, place: list[Any]) -> Any:
-        """What the file has at a place; None where it has nothing."""
+        """Return the value at a path in the file, or None."""
         found: Any = self.data
         with suppress(KeyError, IndexError, TypeError):
             for part in place:
@@ -157,7 +181,7 @@ class Suite:
         named = {key: value for key, value in table.items() if key in Grid.model_fields and key != "published"}
         sizes = [len(value) for value in named.values() if value and isinstance(value, list)]
         if math.prod([*sizes, *map(len, more.parameters.values())]) > MAX_CELLS:
-            raise self.error(place, f"this grid has more than {MAX_CELLS:,} cells; leave some out.")
+            raise self.error(place, f"this grid has more than {MAX_CELLS:,} cells; remove some values.")
         if isinstance(named.get("spacings"), list):
             named["spacings"] = [None if s == "default" else s for s in named["spacings"]]
         with self._placing(place):
@@ -171,7 +195,7 @@ class Suite:
         return grid.replace(published=self._published(place, grid, more.published))
 
     def _published(self, place: list[Any], grid: Grid, table: Table | None) -> list[Published]:
-        """The published values of a grid, one per cell and metric."""
+        """Return the published values of a grid, one per cell and metric."""
         rows = [(sampler, guidance) for sampler in grid.samplers for guidance in grid.guidances]
         columns = grid.steps or grid.nfe
         found: list[Published] = []
@@ -179,7 +203,7 @@ class Suite:
             here = [*place, "published", metric]
             metric = registry.current_name("metric", metric)
             if metric not in {e.name for e in registry.entries("metric")}:
-                raise self.error(here, f'there is no metric "{metric}" to compare with.')
+                raise self.error(here, f'there is no metric "{metric}".')
             if len(grid.spacings) != 1:
                 raise self.error(here, "published values belong to one spacing; this grid has several.")
             if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
@@ -206,18 +230,18 @@ class Suite:
 
 
 def _with(spec: str, parameters: dict[str, list[Any]]) -> Iterator[str]:
-    """A spec with every combination of the parameters' values."""
+    """Yield a spec with every combination of the parameter values."""
     for values in itertools.product(*parameters.values()):
         extra = ",".join(f"{k}={show_value(v)}" for k, v in zip(parameters, values, strict=True))
         yield registry.extend(spec, extra)
 
 
 _TYPES = ("str", "int", "float", "bool", "constrained-int", "constrained-float")
-"""What pydantic calls the types of which a value could have been one."""
+"""Names of the possible types of a value in pydantic errors."""
 
 
 def _first(errors: list[Any]) -> tuple[Any, list[Any]]:
-    """The first error, and its place in the file; of a value that could be of several types, that of its own type."""
+    """Return the first error and its path in the file. For a union, prefer the error of the own type."""
     first = errors[0]
     same = [e for e in errors if e["loc"][:-1] == first["loc"][:-1] and e["loc"][-1:] in [(t,) for t in _TYPES]]
     if first in same:
@@ -234,9 +258,15 @@ def _explain(error: Any, place: list[Any]) -> str:
 
 
 def find_line(text: str, place: list[Any], value: str | None = None) -> int:
-    """The line, from 1, of a place in a suite file: ["grid", 1, "samplers", 0] is in the second [[grid]].
+    """Return the line number of a field in a suite file.
 
-    value: for an item of a list, its text, which tells its own line where the list has several.
+    Args:
+        text: Content of the file.
+        place: Path of the field. For example, ["grid", 1, "samplers", 0] is in the second [[grid]].
+        value: Text of a list item, which locates the item in a list of several lines.
+
+    Returns:
+        The line number, from 1.
     """
     lines = text.split("\n")
     first, place = 0, list(place)

@@ -1,4 +1,4 @@
-"""The processes of a run: one alone, or several that `accelerate launch` has started."""
+"""The processes of a run: a single one, or several that were started by `accelerate launch` or torchrun."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from samplerbench.errors import LostProcess, SamplerbenchError, Stopped, UserErr
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=30)
-"""How long a process waits in an exchange. A slow process is no lost one: what ends a wait is a closed connection."""
+"""Timeout of an exchange. It is long because a process may be slow. A closed connection ends the wait earlier."""
 
 
 @dataclass(frozen=True)
 class Team:
-    """Which process this is, and how it speaks with the others.
+    """The processes of a run and their communication.
 
     Attributes:
-        rank: number of this process, from 0.
-        size: number of processes.
-        group: their process group for exchanges (gloo: objects stay on the CPU).
-        presence: which of them are alive and how far they are; None where that is not known.
+        rank: Rank of this process, from 0.
+        size: Number of processes.
+        group: Process group for exchanges. It uses gloo, because the objects are on the CPU.
+        presence: Monitor of the processes, or None.
     """
 
     rank: int = 0
@@ -39,11 +39,21 @@ class Team:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that prints and writes."""
+        """Whether this is the main process, which prints and writes."""
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, in the order of their ranks, on every process. Raises LostProcess."""
+        """Gather the values of all processes on every process.
+
+        Args:
+            value: The value of this process.
+
+        Returns:
+            The values, in the order of the ranks.
+
+        Raises:
+            LostProcess: If another process has ended.
+        """
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -51,7 +61,17 @@ class Team:
         return values
 
     def tell(self, value: Any) -> Any:
-        """The main process's value, on every process. Raises LostProcess."""
+        """Broadcast the value of the main process.
+
+        Args:
+            value: The value. Only that of the main process is used.
+
+        Returns:
+            The value of the main process.
+
+        Raises:
+            LostProcess: If another process has ended.
+        """
         if self.size == 1:
             return value
         values = [value]
@@ -59,7 +79,11 @@ class Team:
         return values[0]
 
     def agree(self, error: SamplerbenchError | Stopped | None) -> None:
-        """Raise on every process what one of them met: so that one failing ends the cell for all, and none waits."""
+        """Raise the error of one process on all processes, so that no process waits for one that failed.
+
+        Args:
+            error: The error of this process, or None.
+        """
         if self.size == 1:
             if error is not None:
                 raise error
@@ -71,11 +95,15 @@ class Team:
                 raise kind(text) from error
 
     def lost(self) -> list[int]:
-        """The ranks of the processes that are known to have ended."""
+        """Return the ranks of the processes that have ended, as far as this is known."""
         return [] if self.presence is None else self.presence.ended()
 
     def close(self) -> None:
-        """Part in good order: nobody leaves while another still speaks. Raises LostProcess."""
+        """Wait for all processes, then close the connections.
+
+        Raises:
+            LostProcess: If another process has ended.
+        """
         if self.size > 1:
             if self.presence is not None:
                 self.presence.close()
@@ -83,7 +111,7 @@ class Team:
             torch.distributed.destroy_process_group()
 
     def _exchange(self, operation: Callable[[], T]) -> T:
-        """A collective operation, in which every process waits for the others."""
+        """Perform a collective operation, in which every process waits for the others."""
         try:
             with self.presence.waiting() if self.presence is not None else nullcontext():
                 return operation()
@@ -98,23 +126,34 @@ class Team:
             ) from error
 
     def share(self, first: int, last: int) -> range:
-        """This process's part of the samples first … last-1."""
+        """Return the share of this process in the samples first … last-1.
+
+        Args:
+            first: Index of the first sample.
+            last: Index after the last sample.
+        """
         count = last - first
         return range(first + self.rank * count // self.size, first + (self.rank + 1) * count // self.size)
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
-    """Whether torch.distributed raised an error because another process is not there."""
+    """Return whether an error of torch.distributed means that another process has ended."""
     text = str(error).lower()
     words = ("connection", "gloo", "socket", "peer", "broken pipe", "timed out")
     return isinstance(error, torch.distributed.DistError) or any(word in text for word in words)
 
 
 def join_team(device: str) -> tuple[Team, str]:
-    """The team this process belongs to, and the device it uses.
+    """Join the processes of the run.
+
+    Args:
+        device: Name of the device, or "auto".
+
+    Returns:
+        The team, and the name of the device of this process.
 
     Raises:
-        UserError: several processes that were given one and the same GPU by name.
+        UserError: If a device is specified for several processes.
     """
     start_the_others()
     size = max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
@@ -126,7 +165,7 @@ def join_team(device: str) -> tuple[Team, str]:
     state = PartialState(cpu=use_cpu)
     if not use_cpu and device not in ("auto", "cuda"):
         raise UserError(
-            f"{argument('device', device)}: with several processes each takes its own GPU; use "
+            f"{argument('device', device)}: with several processes, each process uses its own GPU; use "
             f"{argument('device', 'auto')}."
         )
     rank, size = state.process_index, state.num_processes
