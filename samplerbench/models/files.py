@@ -93,7 +93,8 @@ def check_weights(folder: Path, files: Iterable[Path], variant: str | None, comp
             if not isinstance(name, str) or name not in names:
                 what = f'"{shorten(str(name))}"' if isinstance(shards, dict) else "no files"
                 raise UserError(
-                    f"{complaint}: {folder.name}/{index.name} refers to {what}; it must refer to shards in the same folder."
+                    f"{complaint}: {folder.name}/{index.name} refers to {what}; it must refer to shards in "
+                    "the same folder."
                 )
     if (folder / "adapter_config.json").exists():
         raise UserError(

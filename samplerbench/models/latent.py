@@ -78,7 +78,8 @@ class Autoencoder:
         if tuple(images.shape[1:]) != self.image_shape:
             found, wanted = ("x".join(map(str, shape)) for shape in (images.shape[1:], self.image_shape))
             raise UserError(
-                f"the images have shape {found}, but the model requires {wanted}; give other images with {argument('data')}."
+                f"the images have shape {found}, but the model requires {wanted}; use other images with "
+                f"{argument('data')}."
             )
         device = next(self.module.parameters()).device
         parts = []

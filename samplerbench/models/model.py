@@ -263,7 +263,7 @@ class Model(ABC):
             return
         known = self.classes
         if known is not None and len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < known:
-            raise UserError(f"{argument('labels', int(chosen.max()))}: the labels of the model are 0 to {known - 1}.")
+            raise UserError(f"{argument('labels', int(chosen.max()))}: the model has the labels 0 to {known - 1}.")
 
     def denoiser(self, inputs: Inputs, guidance: Guidance | None = None) -> Denoiser:
         """Create the denoiser of one batch, with guidance and clipping.
@@ -356,7 +356,7 @@ def check_guidance(model: Model, guidance: Guidance | None, inputs: Inputs) -> N
         largest = int(inputs.labels.max())
         if largest >= guidance.classes:
             raise UserError(
-                f"{argument('labels', largest)}: the labels of the classifier are 0 to {guidance.classes - 1}."
+                f"{argument('labels', largest)}: the classifier has the labels 0 to {guidance.classes - 1}."
             )
 
 
