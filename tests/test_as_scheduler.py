@@ -632,12 +632,12 @@ def test_steps_out_of_order_are_refused() -> None:
 @pytest.mark.parametrize(
     ("scheduler", "says"),
     [
-        (DDPMScheduler(thresholding=True), "the pipeline has dynamic thresholding, which is not supported"),
+        (DDPMScheduler(thresholding=True), "the pipeline uses dynamic thresholding, which is not supported"),
         ({"beta_schedule": "linear"}, "the configuration does not name the scheduler's class"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "the configuration has the scheduler FlowMatchEulerDis"),
         (".", ". has no scheduler: scheduler/scheduler_config.json is not there"),
         ("no/such-thing", 'no scheduler "no/such-thing": there is no such folder, and it is not on the Hub'),
-        (3, "the pipeline has the scheduler int; supported are discrete variance-preserving ones"),
+        (3, "the pipeline has the scheduler int; supported are the discrete variance-preserving schedulers"),
     ],
 )
 def test_a_noise_schedule_that_cannot_be_read_is_refused(

@@ -92,14 +92,14 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
         ("-s ddim --labels -1", "--labels -1: the model has the labels 0 to 9."),
         ("-s ddim --labels seven", '--labels seven: give "balanced", "none" or one label.'),
         ("-s ddim --labels --5", '--labels --5: give "balanced", "none" or one label.'),
-        ("-s ddim --labels none -g cfg", "guidance cfg needs labels to steer towards"),
+        ("-s ddim --labels none -g cfg", "guidance cfg requires labels"),
         ("-s ddim --n 1", "--n 1: the metric fid needs at least 2 images."),
         ("-s ddim --n 0", "Invalid value for '--n': "),
         ("-s ddim --n many", "Invalid value for '--n': "),
         ("-s ddim --batch-size 0", "--batch-size 0: at least 1 image is needed."),
         ("-s ddim --seed -1", "Invalid value for '--seed': "),
         (f"-s ddim --seed {2**64}", "Invalid value for '--seed': "),
-        ("-s ddim --dtype fp8", "--dtype fp8: known are fp32, tf32, bf16, fp16, fp64."),
+        ("-s ddim --dtype fp8", "--dtype fp8: choose one of fp32, tf32, bf16, fp16, fp64."),
         ("-s ddim --device gpu", "--device gpu: it cannot be used here ("),
         ("-s ddim --device cuda:99", "--device cuda:99: it cannot be used here ("),
         ("-s ddim --device meta", "--device meta: it cannot be used here ("),
@@ -111,9 +111,9 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
         ),
         ("-s ddim --data absent.safetensors", "absent.safetensors is no reference written by `samplerbench stats`: "),
         ("-s ddim --model digits:rounding=up", "model digits: rounding=up: "),
-        ("-s ddim --model absent/folder/deep", 'no model "absent/folder/deep": it is neither a folder nor a hub id'),
-        ("-s ddim --model no-such-name", 'no model "no-such-name": it is neither a folder nor a hub id'),
-        ("-s ddim -g classifier:weights=absent", "no classifier in absent: diffusion_pytorch_model.safetensors is not"),
+        ("-s ddim --model absent/folder/deep", 'no model "absent/folder/deep": it is neither a folder, nor a hub id'),
+        ("-s ddim --model no-such-name", 'no model "no-such-name": it is neither a folder, nor a hub id'),
+        ("-s ddim -g classifier:weights=absent", "no classifier in absent: diffusion_pytorch_model.safetensors does"),
         ("", "name a sampler with --sampler, or a suite file; `samplerbench list samplers` shows them."),
         ("-s ddim --stepz 5", "No such option: --stepz"),
     ],
@@ -207,11 +207,11 @@ def test_the_tiny_pipelines_are_sound(saved: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("missing", "reason"),
     [
-        ("model_index.json", "is no diffusers pipeline: model/model_index.json is not there."),
+        ("model_index.json", "is not a diffusers pipeline: model/model_index.json is not there."),
         ("unet", "is incomplete: unet/config.json is not there."),
         ("unet/config.json", "is incomplete: unet/config.json is not there."),
         ("scheduler", "is incomplete: scheduler/scheduler_config.json is not there."),
-        (WEIGHTS, "is incomplete: unet/diffusion_pytorch_model.safetensors is not there ("),
+        (WEIGHTS, "is incomplete: unet/diffusion_pytorch_model.safetensors does not exist ("),
     ],
 )
 def test_an_incomplete_model_folder_is_refused(
@@ -226,7 +226,7 @@ def test_an_incomplete_model_folder_is_refused(
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
     [
-        ("model_index.json", b"{", "is no diffusers pipeline: model/model_index.json cannot be read ("),
+        ("model_index.json", b"{", "is not a diffusers pipeline: model/model_index.json cannot be read ("),
         ("unet/config.json", b"", "is incomplete: unet/config.json cannot be read ("),
         (WEIGHTS, b"", "cannot be loaded as a UNet2DModel: "),
         (WEIGHTS, None, "cannot be loaded as a UNet2DModel: "),
@@ -252,7 +252,7 @@ def test_a_damaged_model_folder_is_refused(
         ("model_index.json", {"_class_name": "FluxPipeline", "unet": None}, "a FluxPipeline with the network missing"),
         ("model_index.json", {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}, "has the scheduler Flow"),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "predicts flow; supported are epsilon, "),
-        ("scheduler/scheduler_config.json", {"beta_schedule": "other"}, 'the beta schedule "other" is not known'),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "other"}, 'the beta schedule "other" is not supported'),
         ("scheduler/scheduler_config.json", {"variance_type": "learned_range"}, "has 1 output channels, but variance"),
         ("unet/config.json", {"sample_size": None}, "unet/config.json has no sample_size; it must be a whole number"),
         ("unet/config.json", {"block_out_channels": [16, 16]}, "cannot be loaded as a UNet2DModel: "),
@@ -270,7 +270,7 @@ def test_weights_in_a_pickle_are_not_loaded(refuse: Refuse, saved: Path, tmp_pat
     folder = shutil.copytree(saved / "plain", tmp_path / "model")
     torch.save(load_file(folder / WEIGHTS), folder / "unet/diffusion_pytorch_model.bin")
     (folder / WEIGHTS).unlink()
-    assert "weights in pickle files, .bin, are not loaded" in refuse(*run_model(folder))
+    assert "pickle files (.bin) are not supported" in refuse(*run_model(folder))
 
 
 def test_weights_of_another_shape_are_refused(refuse: Refuse, saved: Path, tmp_path: Path) -> None:
@@ -283,16 +283,20 @@ def test_weights_of_another_shape_are_refused(refuse: Refuse, saved: Path, tmp_p
 
 def test_a_file_is_no_model(refuse: Refuse, saved: Path) -> None:
     file = saved / "plain" / "model_index.json"
-    assert refuse(*run_model(file)).startswith(f'no model "{file}": it is neither a folder nor a hub id')
+    assert refuse(*run_model(file)).startswith(f'no model "{file}": it is neither a folder, nor a hub id')
 
 
 @pytest.mark.parametrize(
     ("model", "guidance", "reason"),
     [
-        ("plain", "cfg", "guidance cfg needs "),
-        ("plain", "classifier", "the model comes without a classifier; name one with weights=FOLDER"),
-        ("labelled", "cfg", "guidance cfg needs a class-conditional model that was also trained without labels"),
-        ("labelled", "classifier", "guidance by a classifier guides the model without labels, and this model has no"),
+        ("plain", "cfg", "guidance cfg requires "),
+        ("plain", "classifier", "the model includes no classifier; give its folder with weights=FOLDER"),
+        ("labelled", "cfg", "guidance cfg requires a class-conditional model with an unconditional prediction"),
+        (
+            "labelled",
+            "classifier",
+            "classifier guidance requires an unconditional prediction, which this model does not",
+        ),
     ],
 )
 def test_guidance_on_a_model_that_cannot_be_guided_is_refused_before_anything_is_fetched(
@@ -305,7 +309,7 @@ def test_guidance_on_a_model_that_cannot_be_guided_is_refused_before_anything_is
 def test_labels_on_a_model_without_and_none_on_a_model_that_needs_them(refuse: Refuse, saved: Path) -> None:
     assert refuse(*run_model(saved / "plain", "--labels", "3")).startswith("--labels 3: the model has no classes; use ")
     unlabelled = refuse(*run_model(saved / "labelled", "--labels", "none"))
-    assert unlabelled.startswith("the model is class-conditional and was trained without a null label; it cannot be")
+    assert unlabelled.startswith("the model is class-conditional and has no unconditional prediction; it does not")
 
 
 def test_a_model_that_does_not_say_its_data_needs_some(refuse: Refuse, saved: Path) -> None:

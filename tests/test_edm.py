@@ -136,9 +136,9 @@ def test_the_levels_are_the_papers_grid() -> None:
     [
         ({"sigma_data": -1}, "sigma_data is -1; it must be a number from 1e-12 to 1e+12"),
         ({"sigma_min": 90.0}, "sigma_min 90.0 < sigma_max 80.0"),
-        ({"null_label": 2}, "null_label 2 is not the last"),
-        ({"unet": {"time_embedding_type": "fourier"}}, "a fourier embedding takes its logarithm"),
-        ({"unet": {"out_channels": 2}}, "makes 2 channels of 1"),
+        ({"null_label": 2}, "null_label 2 must be the last"),
+        ({"unet": {"time_embedding_type": "fourier"}}, "time_embedding_type fourier is not supported"),
+        ({"unet": {"out_channels": 2}}, "out_channels 2 must equal in_channels 1"),
     ],
 )
 def test_a_configuration_that_contradicts_itself_is_one_line(tmp_path: Path, change: dict[str, Any], line: str) -> None:
@@ -155,7 +155,7 @@ def test_a_configuration_that_contradicts_itself_is_one_line(tmp_path: Path, cha
 def test_missing_weights_are_one_line(tmp_path: Path) -> None:
     for file in saved(tmp_path, unet()).glob("*.safetensors"):
         file.unlink()
-    with pytest.raises(UserError, match=r"is incomplete: .*safetensors is not there"):
+    with pytest.raises(UserError, match=r"is incomplete: .*safetensors does not exist"):
         setup.load_model(str(tmp_path), CPU, "fp32")
 
 

@@ -243,7 +243,7 @@ def refused(model: Model, folder: str | Path) -> str:
 
 def test_what_is_no_image_classifier_is_one_line(tmp_path: Path) -> None:
     model = exact("mixture")
-    assert "there is no such folder" in refused(model, tmp_path / "nowhere")
+    assert "the folder does not exist" in refused(model, tmp_path / "nowhere")
     assert "config.json is not there" in refused(model, tmp_path)
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     BertForSequenceClassification(BertConfig(**small, vocab_size=9)).save_pretrained(tmp_path / "text")
@@ -259,18 +259,18 @@ def test_what_is_no_image_classifier_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_classifier_of_other_images_or_labels_is_one_line(digits: Model, folder: str, tmp_path: Path) -> None:
-    assert "has 2 labels, the model 10" in refused(digits, folder)
+    assert "has 2 labels, but the model has 10" in refused(digits, folder)
     grey = save_classifier(tmp_path / "grey", channels=1, preprocessor=GREY)
-    assert "is of images with 1 channels; the model's have 3" in refused(exact("mixture", shape="3x8x8"), grey)
+    assert "requires images with 1 channels, but the model has 3" in refused(exact("mixture", shape="3x8x8"), grey)
     load_image_classifier(grey, exact("mixture"))
 
 
 def test_no_folder_and_no_such_label_are_one_line(digits: Model, folder: str) -> None:
-    with pytest.raises(UserError, match="name it with weights=FOLDER"):
+    with pytest.raises(UserError, match="give it with weights=FOLDER"):
         bind_guidance(registry.parse("guidance", "image-classifier"), digits)
     guidance = bind_guidance(registry.parse("guidance", f"image-classifier:weights={folder}"), exact("gaussian"))
     with pytest.raises(UserError, match="the classifier has the labels 0 to 1"):
         check_guidance(exact("gaussian"), guidance, labelled(torch.tensor([2])))
-    with pytest.raises(UserError, match="needs labels to steer towards"):
+    with pytest.raises(UserError, match="requires labels"):
         check_guidance(exact("gaussian"), guidance, Inputs(1))
     assert setup.label_classes(exact("gaussian"), [guidance]) == 2

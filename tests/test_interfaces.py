@@ -319,7 +319,7 @@ def test_a_baseline_of_version_0_1_draws_latents(tmp_path: Path) -> None:
         "        yield Step(0.0, denoise.scale_latents(noise()))\n",
         "utf-8",
     )
-    with pytest.raises(UserError, match="needs an autoencoder"):
+    with pytest.raises(UserError, match="requires an autoencoder"):
         samplerbench.sample(f"{file}:Prior", 1, n=2, quiet=True)
     model = "benchmarks/models/mnist-latent"
     now = samplerbench.sample("autoencoder-prior", n=2, model=model, quiet=True)

@@ -140,7 +140,7 @@ def test_a_state_of_another_shape_is_refused() -> None:
         yield Step(4.0, x)
         yield Step(2.0, x[:1])
 
-    line = "a state of shape (1, 1, 4, 4) in step 2 of 3; the batch is (2, 1, 4, 4)"
+    line = "a state of shape (1, 1, 4, 4) in step 2 of 3; it must have the shape (2, 1, 4, 4)"
     with pytest.raises(RunError, match=re.escape(line)):
         run(method)
 

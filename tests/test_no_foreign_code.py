@@ -218,7 +218,7 @@ def test_an_image_classifier_with_code_of_its_own(
     if known:
         assert load(folder).classes == 2
     else:
-        assert "names code of its own (auto_map), and no code of a" in refusal(lambda: load(folder), tmp_path / MARK)
+        assert "refers to custom code (auto_map); code in" in refusal(lambda: load(folder), tmp_path / MARK)
     assert not (tmp_path / MARK).exists()
 
 
@@ -243,20 +243,20 @@ def test_an_index_names_no_file_but_the_shards_that_are_hashed(attacked: Attacke
     (inner / f"{file.stem}.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, other)})
     )
-    assert f'names "{other}"; it must name shards beside it' in refusal(load, mark)
+    assert f'names "{other}"; it must refer to shards in the same folder' in refusal(load, mark)
 
 
 def test_an_adapter_does_not_change_the_weights_unseen(attacked: Attacked) -> None:
     _, inner, load, mark = attacked
     (inner / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/other"}))
-    assert "merge it into the weights first" in refusal(load, mark)
+    assert "merge the adapter into the weights" in refusal(load, mark)
 
 
 def test_a_kernel_on_the_hub_is_code_too(attacked: Attacked) -> None:
     _, inner, load, mark = attacked
     config = json.loads((inner / "config.json").read_text("utf-8"))
     (inner / "config.json").write_text(json.dumps(config | {"attn_implementation": "owner/kernel"}))
-    assert "names code on the hub (attn_implementation: owner/kernel)" in refusal(load, mark)
+    assert "refers to code on the hub (attn_implementation: owner/kernel)" in refusal(load, mark)
 
 
 @pytest.mark.parametrize(

@@ -352,7 +352,7 @@ def test_real_images_are_encoded_to_the_posterior_s_mode(latent_folder: Path) ->
         mode = vae.encode(data.images[order].float() / 127.5 - 1).latent_dist.mode()
         torch.testing.assert_close(states, (mode - 0.3) * 0.7)
         torch.testing.assert_close(model.decode(states), vae.decode(mode).sample)
-    with pytest.raises(UserError, match="the images are 1x9x8, but the model's are 1x8x8"):
+    with pytest.raises(UserError, match="the images have shape 1x9x8, but the model requires 1x8x8"):
         model.encode(torch.zeros(1, 1, 9, 8))
 
 
@@ -628,10 +628,10 @@ def test_a_variant_s_own_weights_are_loaded(pixel_folder: Path) -> None:
     assert load(pixel_folder).identity == plain.identity
     found = load(pixel_folder, variant="non_ema").identity
     assert differing(plain.identity, found) == {"variant", "weights"}
-    with pytest.raises(UserError, match="has no weights of the variant fp16; it has non_ema, ema"):
+    with pytest.raises(UserError, match="has no variant fp16; available variants: non_ema, ema"):
         load(pixel_folder, variant="fp16")
     (pixel_folder / UNET_WEIGHTS).unlink()
-    with pytest.raises(UserError, match="there are only the variants non_ema; choose one with `variant`"):
+    with pytest.raises(UserError, match="only the variants non_ema are available; select one with `variant`"):
         load(pixel_folder)
 
 
@@ -669,7 +669,7 @@ def test_the_cache_serves_offline(pixel_folder: Path, tmp_path: Path, monkeypatc
     for options in (LoadOptions(), LoadOptions(revision="v2")):
         source = "owner/tiny" if options.revision else "owner/absent"
         with pytest.raises(
-            UserError, match="is not in the local cache and offline mode is on; get its folder"
+            UserError, match="is not in the local cache and offline mode is on; download its folder"
         ) as error:
             setup.load_model(source, CPU, "fp32", options)
         assert "\n" not in str(error.value)
@@ -683,7 +683,7 @@ def test_a_hub_that_is_out_of_reach_is_one_line(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(
-        UserError, match=r"the hub cannot be reached \(OSError\); get its folder \(model_index.json, and"
+        UserError, match=r"the hub cannot be reached \(OSError\); download its folder \(model_index.json, and"
     ):
         setup.load_model("owner/tiny", CPU, "fp32")
 
@@ -730,7 +730,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("latent", "vqvae/diffusion_pytorch_model.safetensors", None, "incomplete: vqvae/diffusion_pytorch_model.saf"),
         ("latent", "vqvae/config.json", None, "is incomplete: vqvae/config.json is not there"),
-        ("latent", "unet/config.json", {"in_channels": 3, "out_channels": 3}, "takes 3 channels, but the latents of"),
+        (
+            "latent",
+            "unet/config.json",
+            {"in_channels": 3, "out_channels": 3},
+            "requires 3 channels, but the latents of",
+        ),
         ("latent", "unet/config.json", {"out_channels": 8}, "8 output channels, but variance type fixed_small with 4"),
         (
             "latent",
@@ -740,14 +745,19 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         ("latent", "model_index.json", {"unet": ["diffusers", "UNet1DModel"]}, "a LDMPipeline with the unet UNet1DMod"),
         ("latent", "model_index.json", {"_class_name": "OtherPipeline"}, "is a OtherPipeline with the network UNet2DM"),
-        ("transformer", "transformer/config.json", {"out_channels": 5}, "has 5 output channels for 4 of input; it n"),
-        ("transformer", "vae/config.json", {"latent_channels": 8}, "takes 4 channels, but the latents of the autoenc"),
+        ("transformer", "transformer/config.json", {"out_channels": 5}, "has 5 output channels for 4 input channels; "),
+        ("transformer", "vae/config.json", {"latent_channels": 8}, "requires 4 channels, but the latents of the au"),
         ("transformer", "transformer/diffusion_pytorch_model.safetensors", None, "is incomplete: transformer/diffusio"),
-        ("text", "text_encoder/model.safetensors", None, "is incomplete: text_encoder/model.safetensors is not there"),
+        (
+            "text",
+            "text_encoder/model.safetensors",
+            None,
+            "is incomplete: text_encoder/model.safetensors does not exist",
+        ),
         ("text", "tokenizer/tokenizer.json", None, "is incomplete: tokenizer/vocab.json or tokenizer/merges.txt is mi"),
-        ("text", "unet/config.json", {"in_channels": 9}, "the network takes 9 channels, but the latents of the autoe"),
-        ("text", "unet/config.json", {"cross_attention_dim": 8}, "attends to 8 channels of text, but the text encod"),
-        ("text", "unet/config.json", {"addition_embed_type": "text_time"}, "has conditions besides text .addition_em"),
+        ("text", "unet/config.json", {"in_channels": 9}, "the network requires 9 channels, but the latents of the "),
+        ("text", "unet/config.json", {"cross_attention_dim": 8}, "cross_attention_dim of the network is 8, but the "),
+        ("text", "unet/config.json", {"addition_embed_type": "text_time"}, "other than text are not supported .additi"),
         ("text", "model_index.json", {"text_encoder": ["x", "T5EncoderModel"]}, "with the text_encoder T5EncoderModel"),
         ("ve", "unet/config.json", {"out_channels": 6}, "6 output channels, but variance type fixed with 3 channels"),
         ("ve", "unet/config.json", {"num_class_embeds": 6}, "a variance-exploding network with class labels is not su"),
@@ -767,15 +777,31 @@ def test_what_does_not_fit_together_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("kind", "options", "says"),
     [
-        ("latent", ["--prompts", "prompts.txt"], "--prompts is for models that draw from text; latent is none"),
-        ("transformer", ["--prompts", "prompts.txt"], "--prompts is for models that draw from text; transformer is no"),
-        ("digits", ["--prompts", "prompts.txt"], "--prompts is for models that draw from text; digits is none"),
-        ("digits", ["--negative-prompt", "x"], "--negative-prompt is for models that draw from text; digits is none"),
+        ("latent", ["--prompts", "prompts.txt"], "--prompts requires a text-to-image model, but latent is not one"),
+        (
+            "transformer",
+            ["--prompts", "prompts.txt"],
+            "--prompts requires a text-to-image model, but transformer is not one",
+        ),
+        ("digits", ["--prompts", "prompts.txt"], "--prompts requires a text-to-image model, but digits is not one"),
+        (
+            "digits",
+            ["--negative-prompt", "x"],
+            "--negative-prompt requires a text-to-image model, but digits is not one",
+        ),
         ("digits", ["--variant", "fp16"], "--variant fp16 applies only to checkpoints; the model digits is built in"),
-        ("latent", ["--revision", "v1"], "--revision v1 is of a hub repository, but latent is a folder"),
-        ("text", [], "text draws from text: name a file with one prompt a line, --prompts FILE."),
-        ("text", ["--labels", "balanced"], "text draws from text: name a file with one prompt a line, --prompts FIL"),
-        ("text", ["--prompts", "empty.txt"], "--prompts empty.txt: the file has no prompts; write one a line."),
+        ("latent", ["--revision", "v1"], "--revision v1 requires a hub repository, but latent is a local folder"),
+        ("text", [], "text is a text-to-image model; give a file with one prompt per line: --prompts FILE."),
+        (
+            "text",
+            ["--labels", "balanced"],
+            "text is a text-to-image model; give a file with one prompt per line: --prompts",
+        ),
+        (
+            "text",
+            ["--prompts", "empty.txt"],
+            "--prompts empty.txt: the file contains no prompts; write one prompt per line.",
+        ),
         ("text", ["--prompts", "absent.txt"], "--prompts absent.txt: the file cannot be read ("),
         ("text", ["--prompts", "prompts.txt", "--labels", "1"], "--labels 1: the model has the labels 0 to 0."),
         ("owner/absent", ["--offline"], 'the model "owner/absent" is not in the local cache and offline mode is on'),

@@ -148,7 +148,7 @@ YIELDS: list[tuple[str, Callable[[Tensor], Any], str]] = [
     (
         "another dtype",
         lambda x: Step(4.0, x.double()),
-        "a state of float64 on cpu in step 1 of 3; the batch is",
+        "a state of float64 on cpu in step 1 of 3; it must be",
     ),
     ("integers", lambda x: Step(4.0, x.int()), "a state of int32 on cpu in step 1 of 3"),
     ("another device", lambda x: Step(4.0, x.to("meta")), "a state of float32 on meta in step 1 of 3"),
@@ -156,7 +156,7 @@ YIELDS: list[tuple[str, Callable[[Tensor], Any], str]] = [
     (
         "another shape",
         lambda x: Step(4.0, x[0]),
-        "a state of shape (1, 4, 4) in step 1 of 3; the batch is (2, 1, 4, 4)",
+        "a state of shape (1, 4, 4) in step 1 of 3; it must have the shape (2, 1, 4, 4)",
     ),
     ("another x0", lambda x: Step(4.0, x, x[:1]), "a x0 of shape (1, 1, 4, 4) in step 1 of 3"),
     ("no x0", lambda x: Step(4.0, x, 3), "yielded a value of type int as x0 in step 1 of 3"),  # type: ignore[arg-type]
@@ -192,7 +192,7 @@ def test_an_endless_sampler_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunError, match="yielded more than the 3 steps"):
         drive(monkeypatch, endless)
     monkeypatch.setattr(driver, "MOST_STEPS", 20)
-    with pytest.raises(RunError, match="has not ended after 20 steps of its own"):
+    with pytest.raises(RunError, match="did not finish within 20 steps"):
         drive(monkeypatch, endless, own=True)
 
 
@@ -422,7 +422,7 @@ def test_nfe_is_a_whole_number_or_none(value: Any) -> None:
     [
         (lambda levels: sys.exit(0), RunError, "spacing Odd raised SystemExit in grid for 3 steps: 0"),
         (lambda levels: levels[100], RunError, "spacing Odd raised IndexError in grid for 3 steps"),
-        (lambda levels: levels.zero_(), UserError, "spacing Odd gave no grid of 3 decreasing levels"),
+        (lambda levels: levels.zero_(), UserError, "spacing Odd does not give 3 decreasing noise levels"),
         (lambda levels: [3.0, 2.0, 1.0, 0.0], UserError, "spacing Odd: grid returned a list"),
         (
             lambda levels: torch.tensor([3, 2, 1, 0j]),

@@ -142,7 +142,7 @@ def test_a_spec_is_parsed_once_and_an_instance_travels(monkeypatch: pytest.Monke
         (lambda: Request([], seeds=[]), ("seeds",), "`seeds` is missing"),
         (lambda: Request([], labels="seven"), ("labels",), 'labels="seven": give "balanced", "none" or one label.'),
         (lambda: Request([], labels=True), ("labels",), "labels=True: give "),
-        (lambda: Request([], dtype="fp8"), ("dtype",), 'dtype="fp8": known are fp32'),
+        (lambda: Request([], dtype="fp8"), ("dtype",), 'dtype="fp8": choose one of fp32'),
         (
             lambda: Request([], batch_size="big"),
             ("batch_size",),

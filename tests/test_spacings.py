@@ -203,5 +203,5 @@ def test_a_spacing_that_gives_no_grid_is_refused(levels: list[float]) -> None:
         def grid(self, _: Tensor, steps: int) -> Tensor:
             return torch.tensor(levels)
 
-    with pytest.raises(UserError, match="spacing Wrong gave no grid of 2 decreasing levels that ends at 0"):
+    with pytest.raises(UserError, match="spacing Wrong does not give 2 decreasing noise levels followed by 0"):
         make_grid(Wrong(), DDPM_LEVELS, 2)

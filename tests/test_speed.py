@@ -165,7 +165,7 @@ def test_where_the_size_of_a_batch_matters_all_are_of_one_size(
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one line, before anything is loaded."""
     monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
+    with pytest.raises(UserError, match=r"requires a C\+\+ compiler"):
         check_compiler()
     monkeypatch.setenv("CXX", "my-compiler")
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}" if name == "my-compiler" else None)
@@ -175,8 +175,8 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--dtype", "tf32"], "--dtype tf32 is of NVIDIA GPUs; on this device use --dtype fp32."),
-        (["--dtype", "fp8"], "--dtype fp8: known are fp32, tf32, bf16, fp16, fp64."),
+        (["--dtype", "tf32"], "--dtype tf32 requires an NVIDIA GPU; use --dtype fp32."),
+        (["--dtype", "fp8"], "--dtype fp8: choose one of fp32, tf32, bf16, fp16, fp64."),
         (["--graphs"], "--graphs requires an NVIDIA GPU."),
         (["--batch-size", "0"], "--batch-size 0: at least 1 image is needed."),
         (["--batch-size", "big"], '--batch-size big: it is a whole number, or "auto".'),

@@ -303,20 +303,24 @@ def test_what_is_asked_besides_d_is_answered_by_the_denoiser(model: ExactModel, 
 
 def test_calls_out_of_turn_are_refused_and_move_nothing(model: ExactModel, grid: Tensor) -> None:
     made, x = stepper(model, grid, "dpm++"), start(model, grid)
-    with pytest.raises(UserError, match=r"sampler dpm\+\+ does not wait for D: it was not started, or it has ended\."):
+    with pytest.raises(
+        UserError, match=r"sampler dpm\+\+ does not wait for D: it was not started, or it has finished\."
+    ):
         made.send(Prediction(x))
     state = made.start(x)
-    with pytest.raises(UserError, match=r"this run of sampler dpm\+\+ was started before; make another Stepper"):
+    with pytest.raises(
+        UserError, match=r"the stepper of sampler dpm\+\+ was already started or closed; create a new Stepper"
+    ):
         made.start(x)
     with pytest.raises(
-        UserError, match=r"D has shape \(2, 1, 2, 2\), and sampler dpm.. asks for it at a state of shap"
+        UserError, match=r"D has shape \(2, 1, 2, 2\), but sampler dpm.. requested it for a state of shap"
     ):
         made.send(Prediction(x[:2]))
     last = finish(model, made, state)
     assert torch.equal(last.x, driven(model, grid, "dpm++"))
     with pytest.raises(UserError, match="does not wait for D"):
         made.send(Prediction(x))
-    with pytest.raises(UserError, match="was started before"):
+    with pytest.raises(UserError, match="was already started"):
         made.start(x)
 
 
@@ -354,7 +358,7 @@ def test_a_run_that_is_left_early_is_cleaned_up(way: str, again: bool, model: Ex
 def test_one_that_is_closed_before_it_starts_does_not_start(model: ExactModel, grid: Tensor) -> None:
     made = stepper(model, grid, "ddim")
     made.close()
-    with pytest.raises(UserError, match="was started before"):
+    with pytest.raises(UserError, match="was already started"):
         made.start(start(model, grid))
     assert threads() == []
 

@@ -493,7 +493,7 @@ def test_a_card_with_more_classes_than_the_network_is_one_line(pipeline: Path, t
     folder = changed(pipeline, tmp_path, "unet/config.json", num_class_embeds=3)
     for card in ({"classes": 4}, {"null_label": 3}, {"classes": 2, "null_label": 10**5}):
         (Path(folder) / "samplerbench.json").write_text(json.dumps(card))
-        assert "but the network only 3 class embeddings" in refusal(lambda: setup.load_model(folder, CPU, "fp32"))
+        assert "but the network has only 3 class embeddings" in refusal(lambda: setup.load_model(folder, CPU, "fp32"))
 
 
 # --- A training's checkpoint ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Models: checkpoints, by name, path or hub id, as denoisers; and what plugins estimate or load beside them."""
+"""Models: load checkpoints as denoisers, by name, path or hub id. Also classifiers and estimates for plugins."""
 
 from samplerbench.models.classifier import LoadedClassifier
 from samplerbench.models.guiding import classifier_of, image_classifier_of

@@ -1,4 +1,4 @@
-"""An opened checkpoint: its index, and the parts it is made of."""
+"""An opened checkpoint: its index and its parts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ CARD = "samplerbench.json"
 
 @dataclass(frozen=True)
 class Part:
-    """A loaded part: the module, without gradients and in evaluation mode, its configuration and its weights' hash."""
+    """A loaded part of a pipeline.
+
+    Attributes:
+        module: the module, in evaluation mode and with gradients disabled.
+        config: its configuration.
+        sha256: hash of its weights.
+    """
 
     module: Any
     config: dict[str, Any]
@@ -37,10 +43,15 @@ class Part:
 
 @dataclass
 class Checkpoint:
-    """A pipeline folder as diffusers saves it.
+    """A pipeline folder in the format of diffusers.
 
-    source: as the user named it. revision: commit of a hub repository, else "". index: model_index.json. card: of a
-    model this project trained, else {}.
+    Attributes:
+        source: path or hub id given by the user.
+        folder: local folder.
+        revision: commit of the hub repository. Empty for a local folder.
+        options: options for loading.
+        index: content of model_index.json.
+        card: model card of a model trained with samplerbench. Empty for other models.
     """
 
     source: str
@@ -52,45 +63,64 @@ class Checkpoint:
 
     @property
     def pipeline(self) -> str:
-        """The pipeline's class."""
+        """The class name of the pipeline."""
         return str(self.index.get("_class_name"))
 
     def kind(self, part: str) -> str:
-        """The class of a part by the index; "missing" where it has none."""
+        """The class name of a part in model_index.json. "missing" if the part is not listed."""
         entry = self.index.get(part)
         return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 and entry[1] else "missing"
 
     def require(self, part: str, *classes: str) -> str:
-        """The class of a part. Raises UserError where it is none of `classes`."""
+        """Return the class name of a part.
+
+        Args:
+            part: name of the part.
+            classes: supported class names.
+
+        Raises:
+            UserError: if the class is not supported.
+        """
         if (found := self.kind(part)) not in classes:
             raise UserError(
-                f"{self.source} is a {self.pipeline} with the {part} {found}; supported is {' or '.join(classes)}."
+                f"{self.source} is a {self.pipeline} with the {part} {found}; only {' or '.join(classes)} is supported."
             )
         return found
 
     def config(self, part: str, cls: Any = None, file: str = "config.json") -> dict[str, Any]:
-        """The configuration of a part; what it leaves out is the default of class `cls`, as older ones leave out much.
+        """Read the configuration of a part. Older configurations omit keys; they are set to the defaults of `cls`.
+
+        Args:
+            part: name of the part.
+            cls: class of the part. None for no defaults.
+            file: name of the configuration file.
 
         Raises:
-            UserError: it is missing or damaged.
+            UserError: if the file is missing or damaged.
         """
         found = read_json(self.folder / part / file, f"{self.source} is incomplete")
         parameters = [] if cls is None else inspect.signature(cls.__init__).parameters.values()
         return {p.name: p.default for p in parameters if p.default is not p.empty} | found
 
     def fields(self, part: str, cls: Any = None, file: str = "config.json") -> Fields:
-        """The configuration of a part as `config` gives it, to be read by type.
+        """Read the configuration of a part as `Fields`. The arguments are those of `config`.
 
         Raises:
-            UserError: it is missing or damaged.
+            UserError: if the file is missing or damaged.
         """
         return Fields(self.config(part, cls, file), f"{self.source}: {part}/{file}")
 
     def load(self, part: str, cls: Any, dtype: torch.dtype, device: torch.device) -> Part:
-        """A part as a module of class `cls`, from safetensors only, in the asked variant where it has that.
+        """Load a part from safetensors files, in the requested variant if the part has it.
+
+        Args:
+            part: name of the part.
+            cls: class of the module.
+            dtype: dtype of the weights.
+            device: device of the module.
 
         Raises:
-            UserError: weights that are missing, damaged, in a pickle, or of another shape than the configuration says.
+            UserError: if the weights are missing, damaged, in a pickle file, or do not match the configuration.
         """
         name, variant = self._variant(part)
         config, folder = self.config(name), self.folder / name
@@ -98,37 +128,42 @@ class Checkpoint:
         if not files:
             others = known_variants(folder)
             advice = (
-                f"there are only the variants {', '.join(others)}; choose one with {argument('variant')}"
+                f"only the variants {', '.join(others)} are available; select one with {argument('variant')}"
                 if others
-                else "weights in pickle files, .bin, are not loaded; convert them with diffusers"
+                else "pickle files (.bin) are not supported; convert them to safetensors with diffusers"
             )
             stem = "diffusion_pytorch_model" if "_diffusers_version" in config else "model"
-            raise UserError(f"{self.source} is incomplete: {name}/{stem}.safetensors is not there ({advice}).")
+            raise UserError(f"{self.source} is incomplete: {name}/{stem}.safetensors does not exist ({advice}).")
         complaint = f"{self.source} cannot be loaded as a {cls.__name__}"
         check_no_code(config, complaint)
         check_weights(folder, files, variant, complaint)
         module = self._from_pretrained(cls, folder, dtype, variant)
-        # Convolutions of channels-last weights are 1.2 to 1.4 times as fast, on CPUs as well (benchmarks/README.md).
+        # Channels-last convolutions are 1.2 to 1.4 times as fast, also on CPUs (benchmarks/README.md).
         module.requires_grad_(False).eval().to(device=device, memory_format=torch.channels_last)
         return Part(module, config, hash_files(files))
 
     def _variant(self, part: str) -> tuple[str, str | None]:
-        """The folder of a part, and the variant to take there: a part that has no such variant is taken without."""
+        """The folder and the variant to load for a part. A part without the requested variant uses no variant."""
         asked = self.options.variant
         if asked == "ema" and (self.folder / f"{part}_ema").is_dir():
             return f"{part}_ema", None
         return part, asked if asked and weight_files(self.folder / part, asked) else None
 
     def check_variant(self, parts: list[str]) -> None:
-        """Raise UserError where an asked variant is of no part at all."""
+        """Check that at least one part has the requested variant.
+
+        Args:
+            parts: names of the parts.
+
+        Raises:
+            UserError: if no part has it.
+        """
         asked = self.options.variant
         if asked is None or any(self._variant(part) != (part, None) for part in parts):
             return
         known = sorted({v for part in parts for v in known_variants(self.folder / part)})
         known += ["ema"] if any((self.folder / f"{part}_ema").is_dir() for part in parts) else []
-        raise UserError(
-            f"{self.source} has no weights of the variant {asked}; it has {', '.join(known) or 'no variants'}."
-        )
+        raise UserError(f"{self.source} has no variant {asked}; available variants: {', '.join(known) or 'none'}.")
 
     def _from_pretrained(self, cls: Any, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
         # diffusers and transformers name the same option differently.
@@ -143,38 +178,48 @@ class Checkpoint:
                 output_loading_info=True,
                 **how,
             )
-        except Exception as error:  # what the libraries raise for a configuration of their classes has no end
+        except Exception as error:  # the libraries raise many exception types for an invalid configuration
             raise UserError(f"{self.source} cannot be loaded as a {cls.__name__}: {reason(error)}") from None
         if missing := sorted(info["missing_keys"]):
             raise UserError(
-                f"{self.source} is incomplete: its weights lack {len(missing)} tensors, {missing[0]} first."
+                f"{self.source} is incomplete: {len(missing)} tensors are missing from its weights, the first is "
+                f"{missing[0]}."
             )
         return module
 
 
 def open_checkpoint(source: str, options: LoadOptions, found: tuple[Path, str] | None = None) -> Checkpoint:
-    """The checkpoint in a folder or on the hub, opened but not loaded. found: where `resolve_checkpoint` found it.
+    """Open a checkpoint in a folder or on the hub, without loading its weights.
+
+    Args:
+        source: path or hub id.
+        options: options for loading.
+        found: result of `resolve_checkpoint`. If None, it is called.
 
     Raises:
-        UserError: it is not there, is no diffusers pipeline, or has a damaged card.
+        UserError: if the checkpoint does not exist, is not a diffusers pipeline, or has a damaged card.
     """
     folder, revision = found or resolve_checkpoint(source, options)
-    index = read_json(folder / "model_index.json", f"{source} is no diffusers pipeline")
+    index = read_json(folder / "model_index.json", f"{source} is not a diffusers pipeline")
     return Checkpoint(source, folder, revision, options, index, read_card(folder, source))
 
 
 def read_card(folder: Path, source: str) -> dict[str, Any]:
-    """The card of a folder that this project trained; {} for any other. What a model takes from it has its type.
+    """Read and validate the card of a model trained with samplerbench. Return {} if there is no card.
+
+    Args:
+        folder: folder of the model.
+        source: path or hub id, for error messages.
 
     Raises:
-        UserError: it is damaged.
+        UserError: if the card is damaged.
     """
     if not (folder / CARD).exists():
         return {}
     card = read_json(folder / CARD, f"{source} has a damaged card")
     data = card.get("data", {})
     if not isinstance(data, dict):
-        raise UserError(f'{source} has a damaged card: "data" in {CARD} is no object.')
+        raise UserError(f'{source} has a damaged card: "data" in {CARD} must be an object.')
     outer, inner = (Fields(part, f"{source} has a damaged card: {CARD}") for part in (card, data))
     outer.integer_or_none("classes", 1, MAX_CLASSES)
     outer.integer_or_none("null_label", 0, MAX_CLASSES)
@@ -187,7 +232,7 @@ def read_card(folder: Path, source: str) -> dict[str, Any]:
     if counts is not None:
         sound = isinstance(counts, list) and 1 <= len(counts) <= MAX_CLASSES
         if not sound or not all(type(c) is int and 0 <= c <= MAX_IMAGES for c in counts) or not sum(counts):
-            raise inner.refusal("class_counts", counts, "a list of numbers of images, not all 0")
+            raise inner.refusal("class_counts", counts, "a list of image counts, not all 0")
     if data and data.get("name") is None:
         raise inner.refusal("name", None, "the name of the data set")
     return card

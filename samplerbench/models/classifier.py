@@ -1,4 +1,4 @@
-"""A classifier beside a model: what a classifier guidance differentiates."""
+"""Classifiers for classifier guidance."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 @dataclass
 class LoadedClassifier:
-    """A classifier and what is known of it.
+    """A loaded classifier.
 
     Attributes:
-        module: the network, whose passes are counted.
+        module: the network. Its forward and backward passes are counted.
         sha256: hash of its weights.
-        logits: (x (B, C, H, W), σ (B,)) to logits (B, K); a classifier of clean images ignores σ.
-        classes: K, the number of its labels.
+        logits: function of x, (B, C, H, W), and σ, (B,), that returns logits, (B, K). A classifier of clean images
+            ignores σ.
+        classes: number of classes, K.
     """
 
     module: nn.Module
@@ -27,12 +28,15 @@ class LoadedClassifier:
     classes: int
 
     def score(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        """∇ₓ log p(y | x, σ), (B, C, H, W): one forward and one backward pass.
+        """Compute ∇ₓ log p(y | x, σ) with one forward and one backward pass.
 
         Args:
-            x: (B, C, H, W), noisy states, or clean images.
-            sigma: (B,), their noise levels.
-            labels: (B,) int64, y.
+            x: noisy states, or clean images, (B, C, H, W).
+            sigma: noise levels, (B,).
+            labels: class labels y, (B,) int64.
+
+        Returns:
+            The gradient, (B, C, H, W).
         """
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
@@ -43,7 +47,14 @@ class LoadedClassifier:
 
 
 class Classified(Protocol):
-    """What a classifier has to fit: a model's shapes, labels, device and dtype."""
+    """The properties of a model that a classifier must match.
+
+    Attributes:
+        shape: shape (C, H, W) of the state.
+        classes: number of classes. None for a model without labels.
+        device: device of the network.
+        dtype: dtype of the network's weights.
+    """
 
     shape: tuple[int, int, int]
     classes: int | None
@@ -52,4 +63,4 @@ class Classified(Protocol):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images."""
+        """The shape (C, H, W) of the images."""

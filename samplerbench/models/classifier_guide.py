@@ -1,4 +1,4 @@
-"""Loading a noise-conditional classifier beside a model."""
+"""Load a noise-conditional classifier for a model."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from samplerbench.untrusted import read_json, reason, user_path
 
 
 def load_classifier(folder: str, model: Classified) -> LoadedClassifier:
-    """The `NoiseConditionalClassifier` saved in a folder, on the model's device, in float32.
+    """Load the `NoiseConditionalClassifier` in a folder, in float32.
+
+    Args:
+        folder: folder of the classifier.
+        model: model to guide. The classifier is loaded to its device.
 
     Raises:
-        UserError: no such folder, not a classifier, or one of images with other channels.
+        UserError: if the folder does not contain a classifier, or its number of channels differs from the model's.
     """
     path = user_path(folder)
     weights = path / "diffusion_pytorch_model.safetensors"
     if not weights.exists():
         raise UserError(
-            f"no classifier in {folder}: {weights.name} is not there; `samplerbench train classifier` makes one."
+            f"no classifier in {folder}: {weights.name} does not exist; train one with `samplerbench train classifier`."
         )
     complaint = f"the classifier in {folder} cannot be loaded"
     check_no_code(read_json(path / "config.json", complaint), complaint)
@@ -30,12 +34,12 @@ def load_classifier(folder: str, model: Classified) -> LoadedClassifier:
         network = NoiseConditionalClassifier.from_pretrained(
             path, use_safetensors=True, trust_remote_code=False, local_files_only=True
         )
-    except Exception as error:  # what diffusers raises for a configuration of its classes has no end
+    except Exception as error:  # diffusers raises many exception types for an invalid configuration
         raise UserError(f"{complaint}: {reason(error)}") from None
     if network.config.in_channels != model.shape[0]:
         raise UserError(
-            f"the classifier in {folder} is of images with {network.config.in_channels} channels; "
-            f"the model's have {model.shape[0]}."
+            f"the classifier in {folder} requires images with {network.config.in_channels} channels, "
+            f"but the model has {model.shape[0]}."
         )
     network.requires_grad_(False).eval().to(model.device)
 

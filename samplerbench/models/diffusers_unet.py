@@ -1,4 +1,4 @@
-"""`UNet2DModel` checkpoints, unconditional or class-conditional, of pixels or of an autoencoder's latents."""
+"""`UNet2DModel` checkpoints: unconditional or class-conditional, in pixel space or latent space."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from samplerbench.sampling.process import VARIANCE_PRESERVING
 class DiffusersUNet(DiscreteVP):
     """A discrete variance-preserving `UNet2DModel`.
 
-    null_label: the label that means "none".
+    Attributes:
+        null_label: label for the unconditional prediction. None if the model has no such label.
     """
 
     null_label: int | None = None
@@ -51,10 +52,16 @@ def load_diffusers_unet(
     dtype: torch.dtype,
     rounding: Literal["fractional", "nearest"] = "fractional",
 ) -> DiffusersUNet:
-    """The pixel-space U-Net pipeline in a folder or on the hub, as a model. Weights are read from safetensors only.
+    """Load a pixel-space U-Net pipeline. Only safetensors weights are supported.
+
+    Args:
+        source: path or hub id.
+        device: device of the network.
+        dtype: dtype of the network's weights.
+        rounding: mapping from σ to a timestep, see `DiscreteVP`.
 
     Raises:
-        UserError: a folder that is missing, incomplete, or of a class that is not supported.
+        UserError: if the folder is missing or incomplete, or its pipeline class is not supported.
     """
     return unet_model(open_checkpoint(source, LoadOptions()), device, dtype, rounding)
 
@@ -66,10 +73,17 @@ def unet_model(
     rounding: Literal["fractional", "nearest"] = "fractional",
     autoencoder: Autoencoder | None = None,
 ) -> DiffusersUNet:
-    """The U-Net of an opened pipeline, of pixels, or of an autoencoder's latents where there is one.
+    """Load the U-Net of an opened pipeline.
+
+    Args:
+        checkpoint: the opened pipeline.
+        device: device of the network.
+        dtype: dtype of the network's weights.
+        rounding: mapping from σ to a timestep, see `DiscreteVP`.
+        autoencoder: autoencoder of a latent model. None for a pixel-space model.
 
     Raises:
-        UserError: what `Checkpoint.load`, `read_schedule` and `check_channels` raise.
+        UserError: see `Checkpoint.load`, `read_schedule` and `check_channels`.
     """
     from diffusers import UNet2DModel
 
@@ -83,8 +97,8 @@ def unet_model(
     null_label, classes = (card.get("null_label"), card.get("classes") or embeds) if embeds else (None, None)
     if embeds and max(classes or 0, 0 if null_label is None else null_label + 1) > embeds:
         raise UserError(
-            f"{source}: its card has {classes} classes and the null label {null_label}, but the network only "
-            f"{embeds} class embeddings; the two do not belong together."
+            f"{source}: its card has {classes} classes and the null label {null_label}, but the network has only "
+            f"{embeds} class embeddings."
         )
     part = checkpoint.load("unet", UNet2DModel, dtype, device)
     shape = (channels, height, width)
@@ -113,30 +127,39 @@ def unet_model(
 
 
 def load_schedule(checkpoint: Checkpoint) -> Schedule:
-    """The schedule in a pipeline's scheduler folder. Raises UserError."""
+    """Read the noise schedule of a pipeline from its scheduler folder.
+
+    Raises:
+        UserError: see `read_schedule`.
+    """
     name = checkpoint.kind("scheduler")
     config = checkpoint.config("scheduler", file="scheduler_config.json")
     return read_schedule(name, config, checkpoint.source)
 
 
 def check_channels(source: str, config: Fields, schedule: Schedule) -> int:
-    """The channels of a network's input.
+    """Return the number of input channels of a network.
+
+    Args:
+        source: path or hub id, for error messages.
+        config: configuration of the network.
+        schedule: noise schedule. Its variance type determines the number of output channels.
 
     Raises:
-        UserError: its output has not the channels that its variance type needs.
+        UserError: if the number of output channels does not match the variance type.
     """
     channels, out = (config.integer(key, 1, MAX_CHANNELS) for key in ("in_channels", "out_channels"))
     wanted = channels * (2 if schedule.doubled else 1)
     if out != wanted:
         raise UserError(
             f"{source}: the network has {out} output channels, but variance type {schedule.variance} with {channels} "
-            f"channels of input needs {wanted}."
+            f"input channels requires {wanted}."
         )
     return channels
 
 
 def identity_of(checkpoint: Checkpoint, weights: str) -> dict[str, Any]:
-    """What the protocol says of where a model comes from."""
+    """The protocol fields for the origin of a model."""
     return {
         "source": checkpoint.source,
         "pipeline": checkpoint.pipeline,
@@ -147,7 +170,7 @@ def identity_of(checkpoint: Checkpoint, weights: str) -> dict[str, Any]:
 
 
 def card_fields(checkpoint: Checkpoint, network: torch.nn.Module) -> dict[str, Any]:
-    """What a model knows of its training, from this project's card where it has one."""
+    """The fields of a model about its training, from the samplerbench card if there is one."""
     card, data = checkpoint.card, checkpoint.card.get("data", {})
     return {
         "data": data.get("source") or data.get("name"),

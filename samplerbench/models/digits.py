@@ -1,4 +1,4 @@
-"""The embedded default: a class-conditional U-Net of scikit-learn's digits, trained by this project's commands."""
+"""The default model: a class-conditional U-Net for the scikit-learn digits, included with samplerbench."""
 
 from __future__ import annotations
 

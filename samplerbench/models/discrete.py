@@ -1,4 +1,4 @@
-"""Networks trained at discrete timesteps of a variance-preserving process: what all of them have in common."""
+"""Base class of networks trained at discrete timesteps of a variance-preserving process."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from samplerbench.sampling.denoiser import Sigma
 
 @dataclass
 class DiscreteVP(Model):
-    """A discrete variance-preserving network seen in variance-exploding coordinates.
+    """A discrete variance-preserving network in variance-exploding coordinates.
 
-    The network sees x/√(1+σ²) at timestep t(σ); the preconditioning says what its output is.
+    The input of the network is x/√(1+σ²) at timestep t(σ). The preconditioning converts its output to D.
 
-    rounding: how a σ between two timesteps is met: "fractional" interpolates linearly in log σ, "nearest" rounds.
+    Attributes:
+        rounding: mapping from a σ between two timesteps to t(σ). "fractional" interpolates linearly in log σ, "nearest"
+            rounds to the nearest timestep.
     """
 
     rounding: Literal["fractional", "nearest"] = "fractional"
@@ -31,7 +33,14 @@ class DiscreteVP(Model):
         self._log_levels = self.levels.log()
 
     def timestep(self, sigma: Sigma) -> float | Tensor:
-        """t(σ): exactly the integer where σ is one of the model's levels; a float, or (B,) float64 for a (B,) σ."""
+        """Compute the timestep t(σ). It is an exact integer if σ is a noise level of the model.
+
+        Args:
+            sigma: noise level, a scalar or (B,).
+
+        Returns:
+            A float for a scalar σ, or a float64 tensor (B,).
+        """
         if isinstance(sigma, Tensor) and sigma.ndim:
             log_levels = self._log_levels.to(sigma.device)
             log_sigma = sigma.double().log()
@@ -50,7 +59,15 @@ class DiscreteVP(Model):
 
 
 def timestep_at(levels: Sequence[float], sigma: float) -> float:
-    """t(σ) among increasing levels σ_0 … σ_{T-1}: linear in log σ, exactly an integer at a level, 0 and T-1 outside."""
+    """Compute t(σ) for noise levels σ_0 … σ_{T-1}, with linear interpolation in log σ.
+
+    Args:
+        levels: noise levels, T floats, increasing.
+        sigma: noise level.
+
+    Returns:
+        The timestep, clamped to [0, T-1]. It is an exact integer at a noise level.
+    """
     if sigma <= levels[0]:
         return 0.0
     if sigma >= levels[-1]:

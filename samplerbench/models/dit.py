@@ -21,9 +21,9 @@ from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 @dataclass
 class DiT(DiscreteVP):
-    """A class-conditional `DiTTransformer2DModel` of latents; the label that means "none" is the number of classes.
+    """A class-conditional `DiTTransformer2DModel` in latent space. The null label is the number of classes.
 
-    Its guidance is on all latent channels, as in diffusers. The authors' code guides the first three only.
+    Guidance is applied to all latent channels, as in diffusers. The original code guides only the first three.
     """
 
     def condition(self, inputs: Inputs) -> Condition:
@@ -39,18 +39,25 @@ class DiT(DiscreteVP):
 
 
 def load_dit(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> DiT:
-    """The transformer and the autoencoder of an opened `DiTPipeline`.
+    """Load the transformer and the autoencoder of an opened `DiTPipeline`.
 
-    Twice as many output channels as input ones are a learned variance (range), whatever the scheduler's
-    configuration says: diffusers' own pipeline leaves it unused, `ddpm:variance=learned` uses it.
+    If the network has twice as many output channels as input channels, the second half is a learned variance range.
+    The variance type of the scheduler is ignored. The pipeline of diffusers discards this output.
+    `ddpm:variance=learned` uses it.
+
+    Args:
+        checkpoint: the opened pipeline.
+        device: device of the network.
+        dtype: dtype of the network's weights.
 
     Raises:
-        UserError: what `Checkpoint.load`, `read_schedule` and `load_autoencoder` raise, or other output channels.
+        UserError: if the number of output channels is not supported. See also `Checkpoint.load`, `read_schedule` and
+            `load_autoencoder`.
     """
     from diffusers import DiTTransformer2DModel
 
     source = checkpoint.source
-    # Checkpoints made before diffusers 0.28 name the class it was split from.
+    # Checkpoints created before diffusers 0.28 use the former class name, Transformer2DModel.
     checkpoint.require("transformer", "DiTTransformer2DModel", "Transformer2DModel")
     checkpoint.check_variant(["transformer", "vae"])
     config = checkpoint.fields("transformer", DiTTransformer2DModel)
@@ -60,8 +67,8 @@ def load_dit(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -
     classes = config.integer("num_embeds_ada_norm", 1, MAX_CLASSES)
     if out not in (channels, 2 * channels):
         raise UserError(
-            f"{source}: the network has {out} output channels for {channels} of input; it needs {channels}, or "
-            f"{2 * channels} with a learned variance."
+            f"{source}: the network has {out} output channels for {channels} input channels; it must have {channels}, "
+            f"or {2 * channels} with a learned variance."
         )
     size = config.sides("sample_size")
     autoencoder, latent = load_autoencoder(checkpoint, "vae", channels, size, device, dtype)

@@ -1,4 +1,4 @@
-"""EDM-preconditioned networks: a U-Net between the scalings of Karras et al. 2022, and the adapter that loads it."""
+"""EDM-preconditioned networks: a U-Net with the scalings of Karras et al. 2022, and its adapter."""
 
 from __future__ import annotations
 
@@ -24,22 +24,25 @@ from samplerbench.sampling.process import VARIANCE_EXPLODING
 from samplerbench.untrusted import read_json
 
 LEVELS = 1000
-"""Points of the grid that stands for a continuous model's levels."""
+"""Number of noise levels of the grid for a continuous-time model."""
 
 
 class EDMPreconditioned(ModelMixin, ConfigMixin):
     """D(x, σ) = c_skip x + c_out F(c_in x, c_noise) around a `UNet2DModel` F (Karras et al. 2022, eq. 7 and table 1).
 
-    c_skip = σ_d²/(σ² + σ_d²), c_out = σ σ_d/√(σ² + σ_d²), c_in = 1/√(σ² + σ_d²), c_noise = ln(σ)/4, which F gets as
-    its timestep. `save_pretrained` writes config.json and safetensors; such a folder is a model: `model="FOLDER"`.
+    c_skip = σ_d²/(σ² + σ_d²), c_out = σ σ_d/√(σ² + σ_d²), c_in = 1/√(σ² + σ_d²), c_noise = ln(σ)/4. The
+    timestep of F is c_noise. A folder written by `save_pretrained` can be used as a model: `model="FOLDER"`.
 
     Args:
-        unet: the configuration of F, the keywords of `UNet2DModel`. sigma_data: σ_d, the data's standard deviation.
-        sigma_min, sigma_max: the levels it is meant for. null_label: the label that means "none", the last of
-            `num_class_embeds`; None where it cannot be asked without a label.
+        unet: configuration of F, the keyword arguments of `UNet2DModel`.
+        sigma_data: standard deviation σ_d of the data.
+        sigma_min: smallest noise level.
+        sigma_max: largest noise level.
+        null_label: label for the unconditional prediction, the last of `num_class_embeds`. None if the network has no
+            unconditional prediction.
 
     Raises:
-        ValueError: settings that contradict each other.
+        ValueError: if the settings are inconsistent.
     """
 
     @register_to_config
@@ -55,26 +58,42 @@ class EDMPreconditioned(ModelMixin, ConfigMixin):
         self.network = UNet2DModel(**unet)
         config: Any = self.network.config
         if config.in_channels != config.out_channels:
-            raise ValueError(f"the network makes {config.out_channels} channels of {config.in_channels}")
+            raise ValueError(f"out_channels {config.out_channels} must equal in_channels {config.in_channels}")
         if config.time_embedding_type != "positional":
             raise ValueError(
-                f"c_noise may be negative, and a {config.time_embedding_type} embedding takes its logarithm"
+                f"time_embedding_type {config.time_embedding_type} is not supported, because c_noise may be negative"
             )
         if not (0 < sigma_min < sigma_max and sigma_data > 0):
-            raise ValueError(f"0 < sigma_min {sigma_min} < sigma_max {sigma_max} and 0 < sigma_data {sigma_data} fail")
+            raise ValueError(
+                f"0 < sigma_min {sigma_min} < sigma_max {sigma_max} and 0 < sigma_data {sigma_data} must hold"
+            )
         if null_label is not None and null_label != (config.num_class_embeds or 0) - 1:
-            raise ValueError(f"null_label {null_label} is not the last of {config.num_class_embeds} class embeddings")
+            raise ValueError(f"null_label {null_label} must be the last of {config.num_class_embeds} class embeddings")
 
     @classmethod
     def around(cls, unet: UNet2DModel, **settings: Any) -> EDMPreconditioned:
-        """A preconditioned copy of a network; `settings` are those of the class."""
+        """Create a preconditioned copy of a network.
+
+        Args:
+            unet: the network F.
+            settings: other arguments of the class.
+        """
         given = {key: value for key, value in unet.config.items() if not key.startswith("_")}
         made = cls(unet=given, **settings)
         made.network.load_state_dict(unet.state_dict())
         return made.to(unet.device, unet.dtype)
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """D (B, C, H, W), in x's dtype, of x = x₀ + σ z (B, C, H, W) at levels sigma (B,) with labels (B,)."""
+        """Compute D(x, σ).
+
+        Args:
+            x: noisy state x₀ + σ z, (B, C, H, W).
+            sigma: noise levels, (B,).
+            labels: class labels, (B,) int64. None without labels.
+
+        Returns:
+            D, (B, C, H, W), in the dtype of x.
+        """
         scalings, dtype = edm(self.config.sigma_data), self.network.dtype
         time = torch.as_tensor(scalings.time(sigma.double()) if scalings.time else sigma)
         output = self.network(scalings.input(x, sigma).to(dtype), time.to(dtype), class_labels=labels).sample
@@ -83,7 +102,11 @@ class EDMPreconditioned(ModelMixin, ConfigMixin):
 
 @dataclass
 class EDM(Model):
-    """An `EDMPreconditioned` network: a denoiser already, of variance-exploding states, at any level."""
+    """An `EDMPreconditioned` network. Its output is D(x, σ) at any noise level.
+
+    Attributes:
+        null_label: label for the unconditional prediction. None if the model has no such label.
+    """
 
     null_label: int | None = None
 
@@ -97,7 +120,17 @@ class EDM(Model):
 
 
 def edm_levels(sigma_min: float, sigma_max: float, n: int = LEVELS, rho: float = 7.0) -> Tensor:
-    """(σ_min^(1/ρ) + i/(n-1) (σ_max^(1/ρ) - σ_min^(1/ρ)))^ρ, (n,) float64, increasing (Karras et al. 2022, eq. 5)."""
+    """Compute (σ_min^(1/ρ) + i/(n-1) (σ_max^(1/ρ) - σ_min^(1/ρ)))^ρ (Karras et al. 2022, eq. 5).
+
+    Args:
+        sigma_min: smallest noise level.
+        sigma_max: largest noise level.
+        n: number of noise levels.
+        rho: exponent ρ.
+
+    Returns:
+        The noise levels, (n,) float64, increasing.
+    """
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     levels = (low + torch.arange(n, dtype=torch.float64) / (n - 1) * (high - low)) ** rho
     levels[0], levels[-1] = sigma_min, sigma_max
@@ -105,7 +138,7 @@ def edm_levels(sigma_min: float, sigma_max: float, n: int = LEVELS, rho: float =
 
 
 def is_edm(folder: Path) -> bool:
-    """Whether a folder holds an `EDMPreconditioned`."""
+    """Whether a folder contains an `EDMPreconditioned`."""
     try:
         found = read_json(folder / "config.json", "")
     except UserError:
@@ -116,10 +149,17 @@ def is_edm(folder: Path) -> bool:
 def load_edm(
     source: str, device: torch.device, dtype: torch.dtype, options: LoadOptions, found: tuple[Path, str]
 ) -> EDM:
-    """The `EDMPreconditioned` in a folder or on the hub, as a model. found: where `resolve_checkpoint` found it.
+    """Load an `EDMPreconditioned` as a model.
+
+    Args:
+        source: path or hub id.
+        device: device of the network.
+        dtype: dtype of the network's weights.
+        options: options for loading.
+        found: folder and revision returned by `resolve_checkpoint`.
 
     Raises:
-        UserError: weights that are missing or damaged, or a configuration that contradicts itself.
+        UserError: if the weights are missing or damaged, or the configuration is inconsistent.
     """
     folder, revision = found
     card = read_card(folder, source)
@@ -128,7 +168,7 @@ def load_edm(
     settings = {key: config.number(key, 1e-12, 1e12) for key in ("sigma_data", "sigma_min", "sigma_max")}
     null = config.integer_or_none("null_label", 0, MAX_CLASSES)
     if not isinstance(config.values.get("unet"), dict):
-        raise config.refusal("unet", config.values.get("unet"), "an object, the keywords of UNet2DModel")
+        raise config.refusal("unet", config.values.get("unet"), "an object with the arguments of UNet2DModel")
     part = checkpoint.load(".", EDMPreconditioned, dtype, device)
     inner = Fields(part.module.network.config, f"{source}: unet in config.json")
     height, width = inner.sides("sample_size")

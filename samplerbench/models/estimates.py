@@ -1,4 +1,4 @@
-"""Numbers estimated from a model once and kept: posterior variances, learned schedules."""
+"""Cached estimates of a model, such as posterior variances and learned schedules."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from samplerbench.cache import cached_json
 from samplerbench.sampling.meter import Meter
 
 EVALUATIONS = " evaluations"
-"""Ends the name under which the cost of a number is kept."""
+"""Suffix of the cache key for the cost of a value."""
 
 
 @dataclass
 class CachedEstimates:
-    """The estimates of a model, in memory and in the user's cache (`samplerbench.sampling.view.Estimates`).
+    """Estimates of a model, in memory and in the cache (`samplerbench.sampling.view.Estimates`).
 
     Attributes:
-        network: where evaluations are counted.
-        known: the numbers, and what each of them cost.
-        evaluations: network evaluations (rows) that the numbers returned so far took.
+        network: module whose evaluations are counted.
+        known: values and their costs.
+        evaluations: network evaluations (rows) to estimate the values returned so far.
     """
 
     network: nn.Module
@@ -32,7 +32,12 @@ class CachedEstimates:
     _read: set[str] = field(default_factory=set)
 
     def get(self, name: str, compute: Callable[[], float]) -> float:
-        """The number of that name: from the cache, or computed, counted and kept."""
+        """Return a value from the cache, or compute it, count its evaluations and cache it.
+
+        Args:
+            name: name of the value.
+            compute: function that computes the value.
+        """
         if name not in self.known:
             with Meter(self.network) as meter:
                 value = compute()
@@ -45,12 +50,12 @@ class CachedEstimates:
 
 @contextmanager
 def estimates(network: nn.Module, name: str, identity: dict[str, Any]) -> Iterator[CachedEstimates]:
-    """The estimates under a name and an identity; what is added is written to the user's cache at the end.
+    """Open the cached estimates of a quantity. New values are saved when the context exits.
 
     Args:
-        network: where evaluations are counted.
-        name: of the quantity.
-        identity: everything that the numbers depend on: the weights, their precision, settings.
+        network: module whose evaluations are counted.
+        name: name of the quantity.
+        identity: everything that the values depend on: the weights, their precision and settings.
     """
     with cached_json(name, identity) as known:
         yield CachedEstimates(network, known)

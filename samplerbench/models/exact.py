@@ -1,7 +1,7 @@
-"""Exact problems: data distributions whose denoiser is known in closed form.
+"""Exact problems: data distributions with a closed-form denoiser.
 
-On them a sampler is measured against the truth, not against another implementation. All three are mixtures of
-Gaussians with diagonal covariances: one component; a few; or, with zero width, one per image of a data set.
+They measure the error of a sampler against the exact solution. All three problems are Gaussian mixtures with diagonal
+covariances: one component, a few components, or one zero-width component per image of a data set.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ from samplerbench.sampling.process import VARIANCE_PRESERVING
 from samplerbench.untrusted import shorten
 
 NO_LABEL = -1
-"""The label that means "none", as the null label of a checkpoint does."""
+"""The label for the unconditional prediction, like the null label of a checkpoint."""
 
 
 CLEAN = 0.1
-"""The noise level at which the exact label posterior is a classifier of clean images."""
+"""The noise level of the exact label posterior when it is used as a classifier of clean images."""
 
 
 class MixtureDenoiser(nn.Module):
-    """D(x, σ) of Σ_k w_k N(μ_k, diag v_k), in float64 inside.
+    """The denoiser D(x, σ) of the mixture Σ_k w_k N(μ_k, diag v_k), computed in float64.
 
-    With r_k the posterior of component k, N(x; μ_k, v_k + σ²) weighted by w_k:
-    D = Σ_k r_k (v_k x + σ² μ_k)/(v_k + σ²).
+    D = Σ_k r_k (v_k x + σ² μ_k)/(v_k + σ²), where r_k ∝ w_k N(x; μ_k, v_k + σ²) is the posterior of component k.
 
     Args:
-        means: (K, *shape). variances: (K, *shape), or (K,) where a component has one width for all dimensions.
-        weights: (K,), summing to one. labels: (K,) int64, the class of each component.
+        means: means μ_k, (K, *shape).
+        variances: variances v_k, (K, *shape), or (K,) for isotropic components.
+        weights: weights w_k, (K,), with sum 1.
+        labels: class of each component, (K,) int64.
     """
 
     def __init__(self, means: Tensor, variances: Tensor, weights: Tensor, labels: Tensor) -> None:
@@ -58,11 +59,19 @@ class MixtureDenoiser(nn.Module):
         self.labels: Tensor
 
     def log_components(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """log w_k N(x; μ_k, v_k + σ²), (B, K), of x (B, d) float64 and sigma (B,)."""
+        """Compute log w_k N(x; μ_k, v_k + σ²).
+
+        Args:
+            x: flattened states, (B, d) float64.
+            sigma: noise levels, (B,).
+
+        Returns:
+            Log densities, (B, K).
+        """
         d, square = x.shape[1], sigma[:, None] ** 2
         if self.isotropic:
             total = self.variances + square  # (B, K)
-            # In float64 the expanded square loses nothing that matters, and it is one matrix product.
+            # Expanding the square needs only one matrix product. Its rounding error is negligible in float64.
             distance = x.square().sum(1, keepdim=True) - 2 * x @ self.means.T + self.means.square().sum(1)
             return self.log_weights - 0.5 * (distance / total + d * (2 * math.pi * total).log())
         total = self.variances + square[:, :, None]  # (B, K, d)
@@ -70,9 +79,15 @@ class MixtureDenoiser(nn.Module):
         return self.log_weights - 0.5 * terms.sum(2)
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """D (B, *shape) float64 of x (B, *shape) at sigma (B,); given labels (B,), of those components only.
+        """Compute D(x, σ), or D(x, σ | y) if labels are given.
 
-        NO_LABEL stands for all of them.
+        Args:
+            x: noisy states, (B, *shape).
+            sigma: noise levels, (B,).
+            labels: class labels, (B,) int64. Only the components of the class are used. NO_LABEL selects all.
+
+        Returns:
+            D, (B, *shape) float64.
         """
         flat = x.double().flatten(1)
         scores = self.log_components(flat, sigma)
@@ -93,14 +108,26 @@ class MixtureDenoiser(nn.Module):
 
 
 class LabelPosterior(nn.Module):
-    """log p(y | x, σ) of the same mixture: the exact classifier for classifier guidance."""
+    """The exact log p(y | x, σ) of a mixture, for classifier guidance.
+
+    Args:
+        denoiser: denoiser of the mixture.
+    """
 
     def __init__(self, denoiser: MixtureDenoiser) -> None:
         super().__init__()
         self.denoiser = denoiser
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Log probabilities (B, classes) float64 of x (B, *shape) at sigma (B,)."""
+        """Compute log p(y | x, σ).
+
+        Args:
+            x: noisy states, (B, *shape).
+            sigma: noise levels, (B,).
+
+        Returns:
+            Log probabilities, (B, classes) float64.
+        """
         scores = self.denoiser.log_components(x.double().flatten(1), sigma.double())
         owners = self.denoiser.labels[None] == torch.arange(self.denoiser.classes, device=x.device)[:, None]
         per_class = scores[:, None].masked_fill(~owners, -math.inf).logsumexp(2)
@@ -109,7 +136,11 @@ class LabelPosterior(nn.Module):
 
 @dataclass
 class ExactModel(Model):
-    """A closed-form denoiser behind the interface of a checkpoint, with the noise levels of a linear-β DDPM."""
+    """A closed-form denoiser as a model, with the noise levels of a linear-β DDPM.
+
+    Attributes:
+        problem: denoiser of the mixture.
+    """
 
     problem: MixtureDenoiser = field(kw_only=True)
 
@@ -125,7 +156,7 @@ class ExactModel(Model):
         return LoadedClassifier(posterior, str(self.identity["weights"]), posterior, self.problem.classes)
 
     def own_image_classifier(self) -> LoadedClassifier:
-        """What is left of p(y | x, σ) on a clean image; at σ = 0 a point of the data has no density."""
+        """p(y | x, σ) with σ clamped to at least CLEAN, because data points have no density at σ = 0."""
         posterior = LabelPosterior(self.problem)
 
         def logits(x: Tensor, sigma: Tensor) -> Tensor:
@@ -134,7 +165,7 @@ class ExactModel(Model):
         return LoadedClassifier(posterior, str(self.identity["weights"]), logits, self.problem.classes)
 
     def prior(self, z: Tensor, sigma: float) -> Tensor:
-        """A Gaussian problem starts from its exact marginal; the others from N(0, 1+σ²), as a DDPM does."""
+        """The initial state: the exact marginal for a single Gaussian, N(0, 1+σ²) for other problems."""
         if len(self.problem.means) > 1:
             return super().prior(z, sigma)
         mean = self.problem.means.reshape(self.shape).to(z.device)
@@ -144,7 +175,7 @@ class ExactModel(Model):
         return (mean + (variance[0] + sigma**2).sqrt().to(z.device) * z.double()).to(z.dtype)
 
     def real(self, n: int) -> tuple[Tensor, Tensor | None]:
-        """n draws from the distribution itself."""
+        """Draw n samples from the distribution."""
         index = torch.arange(n)
         mass = self.problem.log_weights.exp().cpu().cumsum(0)
         component = torch.searchsorted(mass, uniform(0, Purpose.ESTIMATE, index, 1)).clamp(max=len(mass) - 1)
@@ -155,10 +186,19 @@ class ExactModel(Model):
         return x0.reshape(n, *self.shape).to(self.dtype), labels
 
     def solve(self, x: Tensor, start: float, end: float, labels: Tensor | None = None) -> Tensor:
-        """Where the probability-flow ODE takes x (B, *shape) from level start to level end: (B, *shape) float64.
+        """Solve the probability-flow ODE.
 
-        For a Gaussian the closed form μ + √((v+σ_end²)/(v+σ_start²))(x - μ); else an eighth-order Runge-Kutta
-        method in log σ, each sample alone, to a relative tolerance of 10⁻¹² (an error below 10⁻¹⁰). end > 0.
+        A single Gaussian has the closed-form solution μ + √((v+σ_end²)/(v+σ_start²))(x - μ). Other problems use an
+        eighth-order Runge-Kutta method in log σ for each sample, with relative tolerance 10⁻¹² (error below 10⁻¹⁰).
+
+        Args:
+            x: initial states, (B, *shape).
+            start: noise level of x.
+            end: final noise level, end > 0.
+            labels: class labels, (B,) int64. None without labels.
+
+        Returns:
+            The final states, (B, *shape) float64.
         """
         x = x.double()
         if len(self.problem.means) == 1:
@@ -226,39 +266,41 @@ def _model(
 
 
 MAX_VALUES = 2**20
-"""Values of one image of an exact problem: 1,024 x 1,024."""
+"""Maximum number of values in one image of an exact problem: 1,024 x 1,024."""
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
-    """`1x8x8` as (1, 8, 8). Raises UserError for anything else."""
+    """Parse a shape such as `1x8x8`.
+
+    Raises:
+        UserError: if the text is not a valid shape.
+    """
     parts = text.split("x")
     if len(parts) != 3 or not all(p.isascii() and p.isdigit() and len(p) < 10 and int(p) > 0 for p in parts):
         raise UserError(f'the shape "{shorten(text)}" is not channels x height x width; write shape=1x8x8.')
     channels, height, width = map(int, parts)
     if channels * height * width > MAX_VALUES:
-        raise UserError(
-            f"the shape {text} has {channels * height * width:,} values; at most {MAX_VALUES:,} are possible."
-        )
+        raise UserError(f"the shape {text} has {channels * height * width:,} values; the maximum is {MAX_VALUES:,}.")
     return (channels, height, width)
 
 
 @dataclass(frozen=True)
 class Exact(ModelSource):
-    """An exact problem: a distribution whose denoiser, score, label posterior and ODE solution are known.
+    """An exact problem: a distribution with known denoiser, score, label posterior and ODE solution.
 
-    gaussian  one Gaussian, mean and width different in every dimension: D is linear in x.
-    mixture   a Gaussian mixture; components are shared out to `classes` labels in turn.
-    points    the 1,797 digits as a sum of points: the ideal denoiser of that data set, with its labels.
+    gaussian  a Gaussian with a different mean and width in every dimension; D is linear in x.
+    mixture   a Gaussian mixture; component k has label k mod `classes`.
+    points    the empirical distribution of the 1,797 digits; D is the ideal denoiser of that data set.
     """
 
     kind: ClassVar[str] = "model"
 
-    problem: Literal["gaussian", "mixture", "points"] = option("gaussian", "which distribution", positional=True)
+    problem: Literal["gaussian", "mixture", "points"] = option("gaussian", "distribution", positional=True)
     shape: str = option("1x8x8", "channels x height x width (gaussian, mixture)")
-    components: int = option(4, "how many Gaussians (mixture)", ge=2, le=10_000)
-    classes: int = option(2, "how many labels (mixture)", ge=1, le=10_000)
+    components: int = option(4, "number of Gaussians (mixture)", ge=2, le=10_000)
+    classes: int = option(2, "number of labels (mixture)", ge=1, le=10_000)
     width: float = option(0.3, "typical standard deviation (gaussian, mixture)", gt=0.0)
-    seed: int = option(0, "of the means and widths", ge=0, le=2**63 - 1)
+    seed: int = option(0, "random seed of the means and widths", ge=0, le=2**63 - 1)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> ExactModel:
         name = self.spec
@@ -290,5 +332,5 @@ class Exact(ModelSource):
 
 
 def exact(spec: str = "gaussian", **parameters: Any) -> ExactModel:
-    """An exact problem on the CPU in float64, for tests: `exact("mixture", components=3)`."""
+    """Create an exact problem on the CPU in float64, for tests: `exact("mixture", components=3)`."""
     return Exact(problem=spec, **parameters).load(torch.device("cpu"), torch.float64)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The numbers and words of a checkpoint's configuration, checked where they are read."""
+"""Read and validate the values of a checkpoint configuration."""
 
 from __future__ import annotations
 
@@ -14,53 +14,53 @@ from samplerbench.untrusted import shorten
 
 @dataclass(frozen=True)
 class Fields:
-    """A configuration, read by type.
+    """Typed access to a configuration.
 
-    Every method takes a key and gives its value, or raises UserError with the file, the key, the value and what is
-    accepted. A value is never converted: "1000" and true are not the number 1000.
+    Every method returns the value of a key. If the value is invalid, it raises a UserError with the file, the key, the
+    value and the accepted values. Values are never converted: "1000" and true are not accepted as numbers.
 
     Attributes:
         values: the configuration.
-        where: how an error begins: `FOLDER: unet/config.json`.
+        where: prefix of error messages, for example `FOLDER: unet/config.json`.
     """
 
     values: Mapping[str, Any]
     where: str
 
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
-        """A whole number from low to high."""
+        """Return an integer from low to high."""
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise self.refusal(key, value, f"a whole number from {low:,} to {high:,}")
         return value
 
     def integer_or_none(self, key: str, low: int, high: int) -> int | None:
-        """A whole number from low to high, or null."""
+        """Return an integer from low to high, or None for null."""
         return None if self.values.get(key) is None else self.integer(key, low, high)
 
     def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
-        """A finite number from low to high."""
+        """Return a finite number from low to high."""
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise self.refusal(key, value, f"a number from {low:g} to {high:g}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """true or false; null is the default."""
+        """Return a boolean, or the default for null."""
         value = self._value(key, default)
         if not isinstance(value, bool):
             raise self.refusal(key, value, "true or false")
         return value
 
     def text(self, key: str, default: str | None = None) -> str | None:
-        """A string, or the default where there is none."""
+        """Return a string, or the default for null."""
         value = self._value(key, default)
         if value is not None and not isinstance(value, str):
             raise self.refusal(key, value, "a string")
         return value
 
     def numbers(self, key: str, low: float, high: float, longest: int) -> list[float] | None:
-        """A list of finite numbers from low to high, or None for null."""
+        """Return a list of 1 to `longest` finite numbers from low to high, or None for null."""
         value = self.values.get(key)
         if value is None:
             return None
@@ -72,7 +72,7 @@ class Fields:
         return [float(item) for item in value]
 
     def sides(self, key: str) -> tuple[int, int]:
-        """(H, W): a whole number for both, or a list of two."""
+        """Return (H, W). The value is an integer for both, or a list of two integers."""
         value = self._value(key, None)
         pair = value if isinstance(value, list | tuple) else (value, value)
         if len(pair) != 2 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in pair):
@@ -80,7 +80,13 @@ class Fields:
         return pair[0], pair[1]
 
     def refusal(self, key: str, value: Any, wanted: str) -> UserError:
-        """The error for a value that is not what is wanted."""
+        """Return the error for an invalid value.
+
+        Args:
+            key: key of the value.
+            value: the value. None if it is missing.
+            wanted: description of the accepted values.
+        """
         if value is None:
             return UserError(f"{self.where} has no {key}; it must be {wanted}.")
         try:
@@ -95,7 +101,7 @@ class Fields:
 
 
 def is_finite_number(value: Any) -> bool:
-    """Whether a value read from a file is a finite number, and no truth value."""
+    """Whether a value is a finite number and not a boolean."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:

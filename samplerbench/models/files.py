@@ -1,4 +1,4 @@
-"""Checkpoint folders: resolve a path or a hub id, find the weights in it, and hash what is loaded."""
+"""Checkpoint folders: resolve a path or hub id, find the weight files, and hash them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from samplerbench.errors import UserError, argument
 from samplerbench.untrusted import is_dir, is_file, read_json, shorten, user_path
 
 STEMS = ("diffusion_pytorch_model", "model")
-"""What diffusers and transformers call a module's weights."""
+"""File name stems of weights in diffusers and transformers."""
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a checkpoint is to be loaded.
+    """Options for loading a checkpoint.
 
-    revision: a branch, tag or commit of a hub repository; None is its main branch. variant: which of several weights
-    ("fp16", "non_ema"), or "ema" for the folder `unet_ema`. prompts: a text file, one prompt a line.
-    negative_prompt: what guidance steers away from; None is the empty prompt. offline: use the local cache only.
-    show: it is only looked at, not sampled, so a model that draws from text needs no prompts. compile: the network with
-    torch.compile. graphs: whole batches as CUDA graphs.
+    Attributes:
+        revision: branch, tag or commit of a hub repository. None for the main branch.
+        variant: variant of the weights, such as "fp16" or "non_ema", or "ema" for the folder `unet_ema`.
+        prompts: path of a text file with one prompt per line.
+        negative_prompt: the negative prompt. None for the empty prompt.
+        offline: whether to use only the local cache.
+        show: whether the model is only shown, not sampled. If so, a text-to-image model requires no prompts.
+        compile: whether to compile the network with torch.compile.
+        graphs: whether to run whole batches as CUDA graphs.
     """
 
     revision: str | None = None
@@ -38,7 +42,7 @@ class LoadOptions:
 
 
 def hash_files(files: Iterable[Path]) -> str:
-    """sha256 over the contents of the files, in the order of their names."""
+    """Compute the SHA-256 hash of the names and contents of the files, sorted by name."""
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda f: f.name):
         digest.update(file.name.encode())
@@ -49,24 +53,35 @@ def hash_files(files: Iterable[Path]) -> str:
 
 
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
-    """The safetensors of a module's folder, one or several shards, of a variant or of none; [] where there are none."""
+    """List the safetensors files of a module, including shards.
+
+    Args:
+        folder: folder of the module.
+        variant: variant of the weights. None for files without a variant.
+
+    Returns:
+        The sorted files. Empty if there are none.
+    """
     shard = r"(-\d+-of-\d+)?"
-    # Shards of a variant were once named the other way round.
+    # Older versions put the shard number before the variant.
     middle = shard if variant is None else rf"(\.{re.escape(variant)}{shard}|-\d+-of-\d+\.{re.escape(variant)})"
     pattern = re.compile(rf"({'|'.join(STEMS)}){middle}\.safetensors")
     return sorted(f for f in folder.glob("*.safetensors") if pattern.fullmatch(f.name))
 
 
 def check_weights(folder: Path, files: Iterable[Path], variant: str | None, complaint: str) -> None:
-    """See that what is loaded from a module's folder is what is hashed: the weights in `files`.
+    """Check that only the hashed weight files are loaded from the folder of a module.
 
-    A sharded module has an index that says which file holds which tensor, and it could name any file.
+    The index of a sharded module maps each tensor to a file. It could refer to any file.
 
     Args:
-        complaint: how an error begins.
+        folder: folder of the module.
+        files: hashed weight files.
+        variant: variant of the weights. None for files without a variant.
+        complaint: prefix of error messages.
 
     Raises:
-        UserError: the index cannot be read or names another file, or an adapter would change the weights.
+        UserError: if the index cannot be read or refers to another file, or the folder contains an adapter.
     """
     names = {file.name for file in files}
     for stem in STEMS:
@@ -77,63 +92,81 @@ def check_weights(folder: Path, files: Iterable[Path], variant: str | None, comp
         for name in shards.values() if isinstance(shards, dict) else [None]:
             if not isinstance(name, str) or name not in names:
                 what = f'"{shorten(str(name))}"' if isinstance(shards, dict) else "no files"
-                raise UserError(f"{complaint}: {folder.name}/{index.name} names {what}; it must name shards beside it.")
+                raise UserError(
+                    f"{complaint}: {folder.name}/{index.name} refers to {what}; it must refer to shards in "
+                    "the same folder."
+                )
     if (folder / "adapter_config.json").exists():
-        raise UserError(f"{complaint}: it has an adapter (adapter_config.json); merge it into the weights first.")
+        raise UserError(
+            f"{complaint}: adapters (adapter_config.json) are not supported; merge the adapter into the weights."
+        )
 
 
 def check_no_code(config: Mapping[str, Any], complaint: str) -> None:
-    """See that a module's configuration does not name code on the hub, as an attention kernel `owner/name` is.
+    """Check that a configuration does not refer to code on the hub, such as an attention kernel `owner/name`.
 
-    Classes of a folder's own (`auto_map`) need no check here: every loader is called with `trust_remote_code=False`.
+    Custom classes (`auto_map`) need no check, because every loader is called with `trust_remote_code=False`.
+
+    Args:
+        config: configuration of the module.
+        complaint: prefix of error messages.
 
     Raises:
-        UserError: it does; it begins with `complaint`.
+        UserError: if the configuration refers to code.
     """
     for key, value in config.items():
         if key.endswith(("attn_implementation", "experts_implementation")) and "/" in str(value):
             raise UserError(
-                f"{complaint}: its config.json names code on the hub ({key}: {shorten(str(value))}), and no code of a "
-                "checkpoint is run."
+                f"{complaint}: its config.json refers to code on the hub ({key}: {shorten(str(value))}); code in "
+                "checkpoints is not executed."
             )
         if isinstance(value, dict):
             check_no_code(value, complaint)
 
 
 def known_variants(folder: Path) -> list[str]:
-    """The variants of which a module's folder has weights."""
+    """List the variants of the weights in the folder of a module."""
     named = re.compile(rf"(?:{'|'.join(STEMS)})(?:-\d+-of-\d+)?\.([^.]+?)(?:-\d+-of-\d+)?\.safetensors")
     return sorted({found[1] for f in folder.glob("*.safetensors") if (found := named.fullmatch(f.name))})
 
 
 def resolve_checkpoint(source: str, options: LoadOptions | None = None) -> tuple[Path, str]:
-    """The local folder of a checkpoint and its revision ("" for a folder): a path, or a hub id `owner/name`.
+    """Return the local folder and the revision of a checkpoint.
 
-    Of a hub repository only the configurations, the tokenizer and the safetensors of the asked variant are fetched.
+    For a hub repository, only the configurations, the tokenizer and the safetensors of the requested variant are
+    downloaded.
+
+    Args:
+        source: path, or hub id `owner/name`.
+        options: options for loading.
+
+    Returns:
+        The folder, and the revision. The revision is empty for a local folder.
 
     Raises:
-        UserError: no such folder, a revision of a folder, or a hub id that is neither cached nor reachable.
+        UserError: if the folder does not exist, a revision is given for a local folder, or the hub repository is
+            neither cached nor reachable.
     """
     options = options or LoadOptions()
     path = user_path(source)
     if source and is_dir(path):
         if options.revision is not None:
             raise UserError(
-                f"{argument('revision', options.revision)} is of a hub repository, but {source} is a folder."
+                f"{argument('revision', options.revision)} requires a hub repository, but {source} is a local folder."
             )
         return path, ""
     a_file = path.suffix.lower() in (".safetensors", ".json", ".bin", ".ckpt", ".pt", ".pth")
     looks_like_id = source.count("/") == 1 and not source.startswith((".", "/", "~")) and not a_file
     if is_file(path) or not looks_like_id:
         raise UserError(
-            f'no model "{source}": it is neither a folder nor a hub id (owner/name) nor a name that '
-            "`samplerbench list models` shows."
+            f'no model "{source}": it is neither a folder, nor a hub id (owner/name), nor a name in '
+            "`samplerbench list models`."
         )
     folder = _fetch(source, options, ["*.json", "*.txt"])
     index = folder / "model_index.json"
     if index.exists():
         parts = [name for name, value in read_json(index, source).items() if isinstance(value, list)]
-        # The adapters read no weights of the parts named here, and they are large.
+        # These parts are large and not used.
         parts = [p for p in parts if p not in ("safety_checker", "feature_extractor", "image_encoder")]
         folder = _fetch(source, options, ["*.json", "*.txt", *_weight_patterns(parts, options.variant)])
     else:
@@ -142,10 +175,10 @@ def resolve_checkpoint(source: str, options: LoadOptions | None = None) -> tuple
 
 
 def check_no_prompts(source: str, options: LoadOptions) -> None:
-    """Raise UserError where prompts are given for a model without text."""
+    """Raise UserError if prompts are given for a model that is not a text-to-image model."""
     for name in ("prompts", "negative_prompt"):
         if getattr(options, name) is not None:
-            raise UserError(f"{argument(name)} is for models that draw from text; {source} is none: leave it out.")
+            raise UserError(f"{argument(name)} requires a text-to-image model, but {source} is not one.")
 
 
 def _weight_patterns(parts: Iterable[str], variant: str | None) -> list[str]:
@@ -168,8 +201,8 @@ def _fetch(source: str, options: LoadOptions, patterns: list[str]) -> Path:
 
     offline = options.offline or constants.HF_HUB_OFFLINE
     by_hand = (
-        "get its folder (model_index.json, and the config.json and *.safetensors of each part) by other means "
-        f"and give its path as {argument('model')}, or put it into the cache, {constants.HF_HUB_CACHE}"
+        "download its folder (model_index.json, and the config.json and *.safetensors of each part) elsewhere "
+        f"and give its path as {argument('model')}, or copy it to the cache, {constants.HF_HUB_CACHE}"
     )
     at = "" if options.revision is None else f" at revision {options.revision}"
     try:
@@ -179,7 +212,7 @@ def _fetch(source: str, options: LoadOptions, patterns: list[str]) -> Path:
     except RevisionNotFoundError:
         raise UserError(f'the hub has no revision "{options.revision}" of {source}.') from None
     except RepositoryNotFoundError:
-        raise UserError(f'the hub has no model "{source}", or it is private or gated and needs a login.') from None
+        raise UserError(f'the hub has no model "{source}", or it is private or gated and requires a login.') from None
     except HFValidationError:
         raise UserError(f'no model "{source}": it is neither a folder nor a valid hub id (owner/name).') from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:

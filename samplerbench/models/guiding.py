@@ -1,4 +1,4 @@
-"""The classifier that a guidance is bound with: one in a folder, or the one that comes with the model."""
+"""Select the classifier for a guidance: from a folder, or the classifier included with the model."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from samplerbench.sampling.view import ModelView
 
 
 def classifier_of(model: ModelView, weights: str, conditional: bool = False) -> LoadedClassifier:
-    """The noise-conditional classifier p(y | x, σ) to guide a model with.
+    """Load the noise-conditional classifier p(y | x, σ) for a model.
 
     Args:
-        model: the model that will be guided.
-        weights: the classifier's folder; empty is the one that comes with the model.
-        conditional: whether the class-conditional prediction is guided.
+        model: model to guide.
+        weights: folder of the classifier. If empty, the classifier included with the model is used.
+        conditional: whether to guide the class-conditional prediction instead of the unconditional one.
 
     Raises:
-        UserError: there is no classifier, it does not fit the model, or the model has no unconditional prediction.
+        UserError: if there is no classifier, it does not match the model, or the model has no unconditional prediction.
     """
     from samplerbench.models.classifier_guide import load_classifier
 
     model = _check(model, conditional)
     found = load_classifier(weights, model) if weights else model.own_classifier()
     if found is None:
-        raise UserError("the model comes without a classifier; name one with weights=FOLDER in the guidance's spec.")
+        raise UserError(
+            "the model includes no classifier; give its folder with weights=FOLDER in the spec of the guidance."
+        )
     return found
 
 
 def image_classifier_of(model: ModelView, weights: str, conditional: bool = False) -> LoadedClassifier:
-    """The classifier of clean images p(y | image) to guide a model with. The arguments are those of `classifier_of`.
+    """Load the classifier of clean images p(y | image) for a model. The arguments are those of `classifier_of`.
 
     Raises:
-        UserError: there is no classifier, it does not fit the model, or the model has no unconditional prediction.
+        UserError: if there is no classifier, it does not match the model, or the model has no unconditional prediction.
     """
     model = _check(model, conditional)
     if weights:
@@ -41,16 +43,16 @@ def image_classifier_of(model: ModelView, weights: str, conditional: bool = Fals
         return load_image_classifier(weights, model)
     found = model.own_image_classifier()
     if found is None:
-        raise UserError("guidance by an image classifier needs its folder: name it with weights=FOLDER.")
+        raise UserError("guidance by an image classifier requires its folder: give it with weights=FOLDER.")
     return found
 
 
 def _check(model: ModelView, conditional: bool) -> Model:
     if not isinstance(model, Model):
-        raise TypeError(f"{type(model).__name__} is no samplerbench.models.Model")
+        raise TypeError(f"{type(model).__name__} is not a samplerbench.models.Model")
     if model.classes is not None and not model.null and not conditional:
         raise UserError(
-            "guidance by a classifier guides the model without labels, and this model has no unconditional prediction; "
+            "classifier guidance requires an unconditional prediction, which this model does not have; "
             "use conditional=true."
         )
     return model

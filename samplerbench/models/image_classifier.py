@@ -1,4 +1,4 @@
-"""Classifiers of clean images from transformers: what the guidance by D(x, σ) differentiates."""
+"""Classifiers of clean images from transformers, for guidance through D(x, σ)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,20 @@ PREPROCESSOR = "preprocessor_config.json"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From images in [-1, 1] to what a classifier takes, differentiably.
+    """Differentiable preprocessing from images in [-1, 1] to the input of a classifier.
 
-    The shorter side is resized to `shortest`, or both to `size` (H, W), bilinearly and with antialiasing, whatever
-    filter the configuration names; then the middle is cropped to `crop`; then (255·u·rescale - mean)/std with u in
-    [0, 1]. A None leaves its step out. Grey images become as many equal channels as the classifier takes.
+    The steps are: resize to `size` or `shortest`, centre crop to `crop`, and (255·u·rescale - mean)/std with u in
+    [0, 1]. Resizing is bilinear with antialiasing, regardless of the filter in the configuration. Grey images are
+    repeated to `channels` channels.
+
+    Attributes:
+        channels: number of input channels of the classifier.
+        size: (H, W) after resizing. None to use `shortest`.
+        shortest: length of the shorter side after resizing, in pixels. None for no such resizing.
+        crop: (H, W) of the centre crop. None for no crop.
+        rescale: factor for pixel values in [0, 255].
+        mean: mean of each channel, or one value for all.
+        std: standard deviation of each channel, or one value for all.
     """
 
     channels: int
@@ -37,7 +46,7 @@ class Preprocessing:
     std: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, channels, h, w) of images (B, C, H, W)."""
+        """Preprocess images, (B, C, H, W) in [-1, 1]. The result is (B, channels, h, w)."""
         x = images * 127.5 + 127.5
         height, width = x.shape[2:]
         size = self.size
@@ -54,7 +63,14 @@ class Preprocessing:
 
 
 class ImageClassifier(nn.Module):
-    """A transformers classifier with its preprocessing: images (B, C, H, W) in [-1, 1] to logits (B, K)."""
+    """A transformers classifier with its preprocessing.
+
+    It maps images in [-1, 1], (B, C, H, W), to logits, (B, K).
+
+    Args:
+        network: the classifier.
+        preprocessing: its preprocessing.
+    """
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -66,11 +82,15 @@ class ImageClassifier(nn.Module):
 
 
 def load_image_classifier(folder: str, model: Classified) -> LoadedClassifier:
-    """The `AutoModelForImageClassification` in a folder, on the model's device, in the precision of its states.
+    """Load the `AutoModelForImageClassification` in a folder.
+
+    Args:
+        folder: folder of the classifier.
+        model: model to guide. The classifier uses its device and the precision of its states.
 
     Raises:
-        UserError: no such folder, no image classifier in safetensors, no preprocessor, or one of other images or of
-            another number of labels than the model's.
+        UserError: if the folder does not exist, it contains no image classifier in safetensors or no preprocessor, or
+            the channels or labels of the classifier differ from those of the model.
     """
     from transformers import AutoModelForImageClassification
     from transformers.utils import logging
@@ -79,13 +99,13 @@ def load_image_classifier(folder: str, model: Classified) -> LoadedClassifier:
     logging.set_verbosity_error()
     path = user_path(folder)
     if not path.is_dir():
-        raise UserError(f"no image classifier in {folder}: there is no such folder.")
+        raise UserError(f"no image classifier in {folder}: the folder does not exist.")
     weights = weight_files(path)
     for file, there in (("config.json", (path / "config.json").exists()), ("model.safetensors", bool(weights))):
         if not there:
             raise UserError(
-                f"no image classifier in {folder}: {file} is not there; save_pretrained of a transformers image "
-                "classifier writes it (weights in pickle files, .bin, are not loaded)."
+                f"no image classifier in {folder}: {file} does not exist; write it with save_pretrained of a "
+                "transformers image classifier (pickle files, .bin, are not supported)."
             )
     complaint = f"{folder} cannot be loaded as an image classifier of transformers"
     given = read_json(path / "config.json", complaint)
@@ -99,20 +119,20 @@ def load_image_classifier(folder: str, model: Classified) -> LoadedClassifier:
             local_files_only=True,
             output_loading_info=True,
         )
-    except Exception as error:  # what the library raises for a configuration of its classes has no end
-        # transformers lists every class it knows after the first line.
+    except Exception as error:  # transformers raises many exception types for an invalid configuration
+        # The remaining lines list all classes of transformers.
         why = (str(error).splitlines() or [type(error).__name__])[0]
         if "auto_map" in given:
-            why = "its config.json names code of its own (auto_map), and no code of a checkpoint is run"
+            why = "its config.json refers to custom code (auto_map); code in checkpoints is not executed"
         raise UserError(f"{complaint}: {why.rstrip('.')}.") from None
     if missing := sorted(info["missing_keys"]):
         raise UserError(
-            f"{folder} is no whole image classifier: its weights lack {len(missing)} tensors, {missing[0]} first."
+            f"{folder} is incomplete: {len(missing)} tensors are missing from its weights, the first is {missing[0]}."
         )
     if model.classes is not None and network.config.num_labels != model.classes:
         raise UserError(
-            f"the image classifier in {folder} has {network.config.num_labels} labels, the model {model.classes}; "
-            "they do not name the same classes."
+            f"the image classifier in {folder} has {network.config.num_labels} labels, but the model has "
+            f"{model.classes}."
         )
     preprocessing = _preprocessing(path, folder, network.config, model.image_shape)
     module = ImageClassifier(network, preprocessing).requires_grad_(False).eval()
@@ -128,7 +148,7 @@ def _preprocessing(path: Path, folder: str, config: Any, shape: tuple[int, int, 
     found = {"num_channels": getattr(config, "num_channels", 3)}
     channels = Fields(found, f"{complaint}: config.json").integer("num_channels", 1, MAX_CHANNELS)
     if shape[0] not in (1, channels):
-        raise UserError(f"{complaint} is of images with {channels} channels; the model's have {shape[0]}.")
+        raise UserError(f"{complaint} requires images with {channels} channels, but the model has {shape[0]}.")
     size = shortest = crop = None
     if fields.flag("do_resize", True) and given.get("size") is not None:
         wanted = given["size"]

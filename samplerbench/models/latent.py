@@ -1,4 +1,4 @@
-"""Autoencoders between images and the latents that a diffusion model works on (Rombach et al. 2022)."""
+"""Autoencoders of latent diffusion models (Rombach et al. 2022)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from samplerbench.limits import MAX_CHANNELS
 from samplerbench.models.checkpoint import Checkpoint
 
 PIXELS_AT_ONCE = 2**19
-"""Pixels that are encoded or decoded together: two images of 512 x 512, or 512 of 32 x 32."""
+"""Maximum number of pixels per chunk: two images of 512 x 512, or 512 images of 32 x 32."""
 
 
 @dataclass
 class Autoencoder:
-    """An `AutoencoderKL` or `VQModel` with its latents' scale: z = (E(image) - shift)·scale.
+    """An `AutoencoderKL` or `VQModel` with the scale of its latents: z = (E(image) - shift)·scale.
 
-    It runs in the state's precision: float32, or float64 for a float64 network. Images are encoded and decoded in
-    chunks whose size follows from an image's size alone, so memory is bounded and no image depends on the batch.
+    It uses the precision of the states: float32, or float64 for a float64 network. Images are encoded and decoded in
+    chunks. The chunk size depends only on the image size, so memory is bounded and images do not depend on the batch.
 
-    module: the autoencoder. image_shape: (C, H, W). latent_shape: (c, h, w). scale, shift: `scaling_factor` and
-    `shift_factor` of its configuration.
+    Attributes:
+        module: the autoencoder.
+        image_shape: shape (C, H, W) of the images.
+        latent_shape: shape (c, h, w) of the latents.
+        scale: `scaling_factor` of the configuration.
+        shift: `shift_factor` of the configuration.
     """
 
     module: Any
@@ -35,33 +39,47 @@ class Autoencoder:
 
     @property
     def decoder(self) -> nn.Module:
-        """The part that makes images: where decoder passes are counted."""
+        """The decoder module. Decoder passes are counted on it."""
         return self.module.decoder
 
     @property
     def chunk(self) -> int:
-        """Images at a time."""
+        """Number of images per chunk."""
         return max(1, PIXELS_AT_ONCE // (self.image_shape[1] * self.image_shape[2]))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, C, H, W), near [-1, 1], of latents (B, c, h, w): Dec(z/scale + shift)."""
+        """Decode latents to images: Dec(z/scale + shift).
+
+        Args:
+            latents: latents z, (B, c, h, w).
+
+        Returns:
+            Images, (B, C, H, W), approximately in [-1, 1].
+        """
         z = latents.to(self._dtype) / self.scale + self.shift
         parts = [self.module.decode(part.contiguous()).sample for part in z.split(self.chunk)]
         return torch.cat(parts).to(latents.dtype)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Latents (B, c, h, w) of images (B, C, H, W) in [-1, 1]: (the posterior's mode - shift)·scale.
+        """Encode images to latents: (mode of the posterior - shift)·scale.
 
-        A vector-quantised autoencoder's are those before quantisation.
+        For a vector-quantised autoencoder, the latents before quantisation are used.
+
+        Args:
+            images: images in [-1, 1], (B, C, H, W).
+
+        Returns:
+            Latents, (B, c, h, w).
 
         Raises:
-            UserError: images of another shape than the model's.
+            UserError: if the shape of the images differs from `image_shape`.
         """
         if tuple(images.shape[1:]) != self.image_shape:
             found, wanted = ("x".join(map(str, shape)) for shape in (images.shape[1:], self.image_shape))
             raise UserError(
-                f"the images are {found}, but the model's are {wanted}; name others with {argument('data')}."
+                f"the images have shape {found}, but the model requires {wanted}; use other images with "
+                f"{argument('data')}."
             )
         device = next(self.module.parameters()).device
         parts = []
@@ -79,12 +97,22 @@ class Autoencoder:
 def load_autoencoder(
     checkpoint: Checkpoint, part: str, channels: int, size: tuple[int, int], device: torch.device, dtype: torch.dtype
 ) -> tuple[Autoencoder, dict[str, Any]]:
-    """The autoencoder in a pipeline's folder `part`, and what the protocol says of it.
+    """Load the autoencoder of a pipeline.
 
-    channels, size: of the network's state, which must be the autoencoder's latents. dtype: the network's.
+    Args:
+        checkpoint: the opened pipeline.
+        part: folder of the autoencoder.
+        channels: number of channels of the network's state, which must match the latents.
+        size: (h, w) of the network's state.
+        device: device of the autoencoder.
+        dtype: dtype of the network's weights.
+
+    Returns:
+        The autoencoder, and its protocol fields.
 
     Raises:
-        UserError: an unsupported class, missing weights, or latents with other channels than the network's.
+        UserError: if the class is not supported, weights are missing, or the channels of the latents differ from those
+            of the network.
     """
     import diffusers
 
@@ -96,8 +124,8 @@ def load_autoencoder(
     scale, shift = config.number("scaling_factor", 1e-12, 1e12), config.number("shift_factor", -1e12, 1e12, 0.0)
     if latents != channels:
         raise UserError(
-            f"{checkpoint.source}: the network takes {channels} channels, but the latents of the autoencoder in "
-            f"{part}/ have {latents}; the two do not belong together."
+            f"{checkpoint.source}: the network requires {channels} channels, but the latents of the autoencoder in "
+            f"{part}/ have {latents}."
         )
     precision = torch.float64 if dtype == torch.float64 else torch.float32
     loaded = checkpoint.load(part, getattr(diffusers, kind), precision, device)

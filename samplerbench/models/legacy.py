@@ -1,4 +1,4 @@
-"""Samplers written for version 0.1, which asked the denoiser for what `Sampler.bind` now provides."""
+"""Compatibility with samplers for version 0.1, which used denoiser methods instead of `Sampler.bind`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from samplerbench.sampling.sampler import Sampler
 
 
 def check_legacy(sampler: Sampler, model: Model) -> None:
-    """Raise UserError where the model lacks the autoencoder that a sampler of version 0.1 names in `needs`."""
+    """Raise UserError if a version 0.1 sampler declares in `needs` an autoencoder that the model does not have."""
     if "autoencoder" in getattr(sampler, "needs", frozenset()) and model.autoencoder is None:
         raise UserError(
-            f"sampler {sampler.label()} needs an autoencoder, and this model works in pixel space; name a latent "
-            "model, or leave the sampler out."
+            f"sampler {sampler.label()} requires an autoencoder, but this model works in pixel space; use a latent "
+            "model, or remove the sampler."
         )
 
 
 def bind_legacy(sampler: Sampler, model: Model, sigmas: Tensor) -> Sampler:
-    """The sampler with what its class attribute `needs` named in version 0.1; unchanged where there is none.
+    """Prepare a version 0.1 sampler according to its class attribute `needs`. Return other samplers unchanged.
+
+    Args:
+        sampler: the sampler.
+        model: model to sample from.
+        sigmas: noise levels of the grid, (N+1,) float64 on the CPU.
 
     Raises:
-        UserError: the model lacks it.
+        UserError: if the model does not meet the requirements of the sampler.
     """
     check_legacy(sampler, model)
     if "posterior variance" not in getattr(sampler, "needs", frozenset()):
@@ -34,7 +39,13 @@ def bind_legacy(sampler: Sampler, model: Model, sigmas: Tensor) -> Sampler:
 
 
 class LegacyDenoiser(Denoiser):
-    """A denoiser with the two methods that samplers of version 0.1 could use besides D."""
+    """A denoiser with the two additional methods of version 0.1.
+
+    Args:
+        inner: the denoiser.
+        model: the model.
+        sampler: sampler prepared by `bind_legacy`.
+    """
 
     def __init__(self, inner: Denoiser, model: Model, sampler: Sampler) -> None:
         self.inner, self.model, self.sampler = inner, model, sampler
@@ -47,12 +58,12 @@ class LegacyDenoiser(Denoiser):
         return LegacyDenoiser(self.inner.rows(index), self.model, self.sampler)
 
     def posterior_variance(self, sigma: float) -> float:
-        """κ(σ) of `samplerbench.models.posterior_variances`."""
+        """Return κ(σ) of `samplerbench.models.posterior_variances`."""
         variances: dict[float, float] = getattr(self.sampler, "legacy_variances", {})
         return variances[sigma]
 
     def scale_latents(self, z: Tensor) -> Tensor:
-        """The states of the autoencoder's own latents z (B, *shape): (z - shift)·scale."""
+        """Convert latents z of the autoencoder, (B, *shape), to states: (z - shift)·scale."""
         autoencoder = self.model.autoencoder
         assert autoencoder is not None
         return (z - autoencoder.shift) * autoencoder.scale

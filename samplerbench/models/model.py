@@ -1,4 +1,4 @@
-"""A model: a network with its noise levels, its prior and its inputs, behind one interface."""
+"""The model interface: a network with its noise levels, prior and inputs."""
 
 from __future__ import annotations
 
@@ -36,36 +36,36 @@ if TYPE_CHECKING:
     from samplerbench.models.latent import Autoencoder
 
 Condition = Mapping[str, Tensor]
-"""What a network is told besides the state: named tensors whose first dimension is the batch. Empty: nothing."""
+"""Named condition tensors of a network. Their first dimension is the batch. Empty for no condition."""
 
 
 @dataclass
 class Model(ABC):
-    """Base of all adapters from a checkpoint to the denoiser protocol.
+    """Base class of the adapters from a checkpoint to the denoiser interface.
 
     Attributes:
-        network: the innermost module, where evaluations are counted.
-        shape: (C, H, W) of the state.
-        levels: (T,) float64 on the CPU, increasing: the noise levels.
-        process: the forward process.
-        device: where the network is.
-        dtype: of the network's weights.
-        classes: the number of labels, or of prompts of a text model; None without either.
-        null: whether the model also predicts without label or prompt.
-        clip: whether D is clamped to ±clip_range.
-        clip_range: the limit of x₀.
-        autoencoder: what decodes its states to images, for a latent model; else None.
-        text: whether it is conditioned on prompts.
-        learned_variance: whether its output has a learned variance.
-        doubled: whether half of its output channels belong to a variance.
-        preconditioning: how the network's input and output are scaled.
-        classifier_folder: folder of the noise-conditional classifier that comes with it; empty without one.
-        data: name of the data set it was trained on, where known.
-        features: name of the feature space to measure it in, where known.
-        class_counts: images of each class in that data, where known.
-        draws: whether `real` draws from the distribution itself, so that the model can be its own reference.
-        identity: what the protocol records of it.
-        notes: what `samplerbench show` prints besides.
+        network: innermost module. Its evaluations are counted.
+        shape: shape (C, H, W) of the state.
+        levels: noise levels, (T,) float64 on the CPU, increasing.
+        process: forward process.
+        device: device of the network.
+        dtype: dtype of the network's weights.
+        classes: number of labels, or of prompts for a text-to-image model. None without labels and prompts.
+        null: whether the model supports unconditional prediction.
+        clip: whether to clamp D to ±clip_range.
+        clip_range: maximum absolute value of x₀.
+        autoencoder: autoencoder of a latent model. None for a pixel-space model.
+        text: whether the model is conditioned on prompts.
+        learned_variance: whether the output contains a learned variance.
+        doubled: whether the second half of the output channels is a variance.
+        preconditioning: scalings of the network's input and output.
+        classifier_folder: folder of the included noise-conditional classifier. Empty if there is none.
+        data: name of the training data set. None if unknown.
+        features: name of the default feature space for metrics. None if unknown.
+        class_counts: number of training images per class. None if unknown.
+        draws: whether `real` draws from the exact distribution, so that the model can be its own reference.
+        identity: protocol fields of the model.
+        notes: additional lines for `samplerbench show`.
     """
 
     network: nn.Module
@@ -93,19 +93,40 @@ class Model(ABC):
 
     @abstractmethod
     def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """The network's output (B, C, H, W) for its own input c_in x (B, C, H, W) at its own times (B,).
+        """Evaluate the network.
 
-        The input has the state's dtype; a network of another one is given a converted copy.
+        Args:
+            x: scaled input c_in x, (B, C, H, W), in the dtype of the state. Convert it to the dtype of the network if
+                they differ.
+            time: time input of the network, (B,).
+            condition: condition tensors.
+
+        Returns:
+            The output of the network, (B, C, H, W).
         """
 
     def times(self, sigma: Sigma, x: Tensor) -> Tensor:
-        """What the network gets as its time, (B,), for the level sigma of the states x."""
+        """Compute the time input of the network.
+
+        Args:
+            sigma: noise level of x.
+            x: noisy states, (B, C, H, W).
+
+        Returns:
+            Times, (B,).
+        """
         if self.preconditioning.time is None:
-            raise TypeError(f"{type(self).__name__} has no time of its own; define `times`")
+            raise TypeError(f"the preconditioning of {type(self).__name__} defines no time; override `times`")
         return torch.as_tensor(self.preconditioning.time(per_sample(sigma, x)), dtype=torch.float64, device=x.device)
 
     def evaluate(self, x: Tensor, sigma: Sigma, condition: Condition) -> Prediction:
-        """The network's prediction, not clipped, for the state x = x₀ + σ z, (B, C, H, W)."""
+        """Compute the prediction, without clipping.
+
+        Args:
+            x: noisy states x₀ + σ z, (B, C, H, W).
+            sigma: noise level of x.
+            condition: condition tensors of the network.
+        """
         output = self.ask(self.preconditioning.input(x, sigma), self.times(sigma, x), condition).to(x.dtype)
         variance = None
         if self.doubled:
@@ -115,64 +136,68 @@ class Model(ABC):
 
     @property
     def prediction(self) -> PredictionType:
-        """What the network predicts, of a variance-preserving model; "epsilon" of any other."""
+        """The prediction type of a variance-preserving model. "epsilon" for other models."""
         names: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
         return next((name for name in names if name == self.preconditioning.name), "epsilon")
 
     def inputs(self, index: Tensor, inputs: Inputs) -> Inputs:
-        """The inputs of the samples `index`, completed by the model. By default, unchanged.
+        """Add model-specific inputs, such as an observation, with `Inputs.extended`. By default, add nothing.
 
-        A model that needs more than labels or prompts, such as an observation, adds it here (`Inputs.extended`) as a
-        function of each sample's index.
+        The inputs of a sample must be a function of its index.
 
         Args:
-            index: (B,) int64 on the model's device, which samples.
-            inputs: their labels or prompts.
+            index: sample indices, (B,) int64 on the device of the model.
+            inputs: labels or prompts of the samples.
         """
         return inputs
 
     def condition(self, inputs: Inputs) -> Condition:
-        """What the network is given for the inputs of a batch."""
-        # A label that only a classifier knows is no condition of the network.
+        """Return the condition tensors for the inputs of a batch."""
+        # For a model without labels, the labels are used only by a classifier.
         if inputs.labels is None or self.classes is None:
             return self.null_condition(inputs)
         return {"labels": inputs.labels}
 
     def null_condition(self, inputs: Inputs) -> Condition:
-        """What the network is given without label and prompt. Inputs that are neither remain."""
+        """Return the condition tensors without label and prompt. Other inputs are kept."""
         return {}
 
     def alpha(self, sigma: float) -> float:
-        """α(σ): the scale of the model's own coordinates, y = α(σ) x."""
+        """The scale α(σ) of the network's coordinates, y = α(σ) x."""
         return self.process.alpha(sigma)
 
     def prior(self, z: Tensor, sigma: float) -> Tensor:
-        """The start of a run at level sigma from z ~ N(0, I): √(1+σ²) z for VP, σ z for VE, (1+σ) z for a flow."""
+        """Compute the initial state: √(1+σ²) z for VP, σ z for VE, (1+σ) z for a rectified flow.
+
+        Args:
+            z: noise z ~ N(0, I), (B, *shape).
+            sigma: initial noise level.
+        """
         return z * self.process.prior_scale(sigma)
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """The precision of the states: float64 for a float64 network, else float32."""
+        """The dtype of the states: float64 for a float64 network, otherwise float32."""
         return state_dtype(self.dtype)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images, which for a model of latents is not the state's."""
+        """The shape (C, H, W) of the images. For a latent model it differs from the shape of the state."""
         return self.shape if self.autoencoder is None else self.autoencoder.image_shape
 
     def decode(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] of states at σ = 0."""
+        """Decode states at σ = 0, (B, *shape), to images in [-1, 1], (B, C, H, W)."""
         return x if self.autoencoder is None else self.autoencoder.decode(x)
 
     def encode(self, images: Tensor) -> Tensor:
-        """States at σ = 0 of images (B, C, H, W) in [-1, 1]; of an autoencoder, the posterior's mode."""
+        """Encode images in [-1, 1], (B, C, H, W), to states at σ = 0. An autoencoder uses the posterior mode."""
         return images if self.autoencoder is None else self.autoencoder.encode(images)
 
     def own_classifier(self) -> LoadedClassifier | None:
-        """The noise-conditional classifier that comes with the model; None without one.
+        """Load the noise-conditional classifier included with the model. Return None if there is none.
 
         Raises:
-            UserError: its folder cannot be loaded.
+            UserError: if its folder cannot be loaded.
         """
         if not self.classifier_folder:
             return None
@@ -181,17 +206,23 @@ class Model(ABC):
         return load_classifier(self.classifier_folder, self)
 
     def own_image_classifier(self) -> LoadedClassifier | None:
-        """The classifier of clean images that comes with the model; None without one."""
+        """Load the classifier of clean images included with the model. Return None if there is none."""
         return None
 
     def real(self, n: int) -> tuple[Tensor, Tensor | None]:
-        """n real images as states, (n, C, H, W) float32, and their labels: of the data the model was trained on.
+        """Return training images as states.
+
+        Args:
+            n: number of images.
+
+        Returns:
+            States, (n, C, H, W) float32, and labels, (n,) or None.
 
         Raises:
-            UserError: the model does not say what that was, or it is not at hand.
+            UserError: if the training data is unknown or not available.
         """
         if self.data is None:
-            raise UserError("the model does not say what it was trained on, and this needs its data.")
+            raise UserError("the training data of the model is required, but it is unknown.")
         from samplerbench.data import load_data
         from samplerbench.data.pixels import dequantise
 
@@ -200,25 +231,32 @@ class Model(ABC):
         return self.encode(dequantise(data.images[order])), None if data.labels is None else data.labels[order]
 
     def estimates(self, name: str, **settings: str | int | float) -> AbstractContextManager[Estimates]:
-        """Numbers estimated from this model, kept in the user's cache under the hash of its weights.
+        """Open cached estimates of a quantity for this model, as a context manager. The key includes the weights' hash.
 
         Args:
-            name: of the quantity.
-            settings: what the numbers depend on besides the weights and their precision.
+            name: name of the quantity.
+            settings: other settings that the values depend on, besides the weights and their precision.
         """
         from samplerbench.models.estimates import estimates
 
-        # The same network sees other states through another autoencoder.
+        # The distribution of the states also depends on the autoencoder.
         of = {key: value for key, value in self.identity.items() if key in ("weights", "autoencoder weights")}
         return estimates(self.network, name, of | {"dtype": str(self.dtype), "format": 2} | settings)
 
     def check_inputs(self, inputs: Inputs) -> None:
-        """Raise UserError where the labels or prompts are not ones the model knows, or it cannot do without."""
+        """Check the labels or prompts of a batch.
+
+        Args:
+            inputs: inputs of the batch.
+
+        Raises:
+            UserError: if they are out of range, or missing for a model without unconditional prediction.
+        """
         chosen = inputs.chosen
         if chosen is None:
             if self.classes is not None and not self.null:
                 raise UserError(
-                    "the model is class-conditional and was trained without a null label; it cannot be sampled with "
+                    "the model is class-conditional and has no unconditional prediction; it does not support "
                     f"{argument('labels', 'none')}. Use {argument('labels', 'balanced')}, or a label from 0 to "
                     f"{self.classes - 1}."
                 )
@@ -228,11 +266,12 @@ class Model(ABC):
             raise UserError(f"{argument('labels', int(chosen.max()))}: the model has the labels 0 to {known - 1}.")
 
     def denoiser(self, inputs: Inputs, guidance: Guidance | None = None) -> Denoiser:
-        """The denoiser of one batch: bound to its inputs, guided, and clipped where the guidance's `clip` says.
+        """Create the denoiser of one batch, with guidance and clipping.
 
         Args:
-            inputs: of the batch, on the model's device.
-            guidance: a guidance bound to this model (`bind_guidance`); None is the model's own D.
+            inputs: inputs of the batch, on the device of the model.
+            guidance: guidance bound to this model by `bind_guidance`. None for no guidance. Its `clip` determines when
+                to clip.
         """
         denoise = Bound(self, inputs)
         if guidance is None:
@@ -244,7 +283,13 @@ class Model(ABC):
 
 
 class Bound(ConditionalDenoiser):
-    """A model bound to the inputs of one batch."""
+    """The denoiser of a model for the inputs of one batch.
+
+    Args:
+        model: the model.
+        inputs: inputs of the batch.
+        condition: condition tensors of the network. If None, they are computed from the inputs.
+    """
 
     def __init__(self, model: Model, inputs: Inputs, condition: Condition | None = None) -> None:
         self.model, self.inputs = model, inputs
@@ -286,21 +331,27 @@ class Bound(ConditionalDenoiser):
 
 
 def check_guidance(model: Model, guidance: Guidance | None, inputs: Inputs) -> None:
-    """Raise UserError where the model or its inputs lack what a bound guidance needs."""
+    """Check the requirements of a guidance.
+
+    Args:
+        model: model to guide.
+        guidance: guidance bound to the model. None for no guidance.
+        inputs: inputs of the batch.
+
+    Raises:
+        UserError: if the model or its inputs do not meet the requirements.
+    """
     if guidance is None:
         return
     name = f"guidance {guidance.label()}"
     if guidance.needs_unconditional and (model.classes is None or not model.null):
         raise UserError(
-            f"{name} needs a class-conditional model that was also trained without labels (with label dropout); "
-            f"this one {'has no classes' if model.classes is None else 'has no null label'}."
+            f"{name} requires a class-conditional model with an unconditional prediction (trained with label dropout); "
+            f"this model {'has no classes' if model.classes is None else 'has no null label'}."
         )
     missing = (guidance.needs_condition and inputs.chosen is None) or (guidance.needs_labels and inputs.labels is None)
     if missing:
-        raise UserError(
-            f"{name} needs labels to steer towards, but there are none: use {argument('labels', 'balanced')} or a "
-            "label."
-        )
+        raise UserError(f"{name} requires labels, but there are none: use {argument('labels', 'balanced')} or a label.")
     if guidance.classes is not None and inputs.labels is not None and len(inputs):
         largest = int(inputs.labels.max())
         if largest >= guidance.classes:
@@ -310,19 +361,24 @@ def check_guidance(model: Model, guidance: Guidance | None, inputs: Inputs) -> N
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The precision of the states for a network of this precision: float64 for float64, else float32."""
+    """Return the dtype of the states for a network dtype: float64 for float64, otherwise float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True)
 class ModelSource(Configurable, ABC):
-    """Base of model plugins: a name that makes a model, with parameters."""
+    """Base class of model plugins. The fields are its parameters, and `load` creates the model."""
 
     kind: ClassVar[str] = "model"
 
     @abstractmethod
     def load(self, device: torch.device, dtype: torch.dtype) -> Model:
-        """The model on a device; `dtype` is the network's, the state is float32 (float64 for a float64 network)."""
+        """Load the model.
+
+        Args:
+            device: device of the network.
+            dtype: dtype of the network. The state is float64 for a float64 network, otherwise float32.
+        """
 
 
 __all__ = ["Bound", "Condition", "Model", "ModelSource", "check_guidance", "coefficient", "state_dtype"]

@@ -1,4 +1,4 @@
-"""A classifier of noisy images, p(y | x, σ): what classifier guidance differentiates."""
+"""A classifier of noisy images, p(y | x, σ), for classifier guidance."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from torch import Tensor, nn
 
 
 class NoiseConditionalClassifier(ModelMixin, ConfigMixin):
-    """p(y | x, σ) for x = x₀ + σ z, in the manner of Dhariwal & Nichol 2021 section 4.
+    """The classifier p(y | x, σ) for x = x₀ + σ z (Dhariwal & Nichol 2021, section 4).
 
-    The network sees x/√(σ² + σ_data²), whose variance is one at every level, and log σ through a sinusoidal
-    embedding that scales and shifts its feature maps. So one classifier serves every schedule.
+    The input of the network is x/√(σ² + σ_data²), which has unit variance at every noise level. A sinusoidal embedding
+    of log σ scales and shifts the feature maps. One classifier therefore works with every schedule.
 
     Args:
-        in_channels: C of the images. num_classes: K. channels: width of each resolution; each halves the image.
+        in_channels: number of image channels, C.
+        num_classes: number of classes, K.
+        channels: number of channels at each resolution. Each resolution after the first halves the image size.
         sigma_data: standard deviation of the data in [-1, 1].
+        groups: number of groups of the group normalisation.
     """
 
     @register_to_config
@@ -44,7 +47,15 @@ class NoiseConditionalClassifier(ModelMixin, ConfigMixin):
         self.out = nn.Linear(4 * width, num_classes)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Logits (B, K) of x (B, C, H, W) at noise level sigma (B,)."""
+        """Compute the logits.
+
+        Args:
+            x: noisy states, (B, C, H, W).
+            sigma: noise levels, (B,).
+
+        Returns:
+            Logits, (B, K).
+        """
         scale = (sigma**2 + self.config.sigma_data**2).rsqrt()
         embedding = self.embed(_sinusoids(sigma.log() / 4, 32).to(x.dtype))
         h = self.stem(x * scale.to(x.dtype)[:, None, None, None])

@@ -1,4 +1,4 @@
-"""From a pipeline's class to the adapter that loads it."""
+"""Select the adapter for a pipeline class."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ VE_SCHEDULER = "ScoreSdeVeScheduler"
 
 
 def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, options: LoadOptions | None = None) -> Model:
-    """The diffusers pipeline in a folder or on the hub, as a model.
+    """Load a diffusers pipeline as a model.
+
+    Args:
+        source: path or hub id.
+        device: device of the network.
+        dtype: dtype of the network's weights.
+        options: options for loading.
 
     Raises:
-        UserError: a class that is not supported, parts that are missing, damaged or do not fit, prompts for a model
-            without text.
+        UserError: if the pipeline class is not supported, parts are missing, damaged or inconsistent, or prompts are
+            given for a model that is not a text-to-image model.
     """
     from samplerbench.models.edm import is_edm, load_edm
 
@@ -47,8 +53,8 @@ def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, options
         model = load_stable_diffusion(checkpoint, device, dtype)
     else:
         raise UserError(
-            f"{source} is a {name} with the network {checkpoint.kind('unet')}; supported are {', '.join(PIXEL)}, "
-            "LDMPipeline, DiTPipeline and StableDiffusionPipeline."
+            f"{source} is a {name} with the network {checkpoint.kind('unet')}; supported pipelines: "
+            f"{', '.join(PIXEL)}, LDMPipeline, DiTPipeline and StableDiffusionPipeline."
         )
     return model
 
@@ -59,8 +65,8 @@ def _pixel(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> 
 
     if checkpoint.kind("unet") != "UNet2DModel":
         raise UserError(
-            f"{checkpoint.source} is a {checkpoint.pipeline} with the network {checkpoint.kind('unet')}; supported is "
-            "a pixel-space UNet2DModel."
+            f"{checkpoint.source} is a {checkpoint.pipeline} with the network {checkpoint.kind('unet')}; only a "
+            "pixel-space UNet2DModel is supported."
         )
     checkpoint.check_variant(["unet"])
     if checkpoint.kind("scheduler") == VE_SCHEDULER:

@@ -10,27 +10,27 @@ from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.sampling.view import ModelView
 
 IMAGES = 1000
-"""Real images that the estimate is made of."""
+"""Number of real images for the estimate."""
 
 AT_ONCE = 250
-"""Images per batch. The estimate depends on it in the last bits alone."""
+"""Images per batch. It changes only the last bits of the estimate."""
 
 
 def posterior_variances(model: ModelView, sigmas: Tensor, images: int = IMAGES) -> tuple[dict[float, float], int]:
-    """κ(σ) = E‖x₀ - D(x, σ)‖²/d at each level, from noised real images: E tr Cov[x₀ | x]/d for a perfect D.
+    """Estimate κ(σ) = E‖x₀ - D(x, σ)‖²/d from noised real images. For an exact D, κ(σ) = E tr Cov[x₀ | x]/d.
 
-    Estimated once per model and level, and kept in the user's cache (Bao et al. 2022, eq. 8; 2022b, theorem 1).
+    The estimates are cached per model and noise level (Bao et al. 2022, eq. 8; 2022b, theorem 1).
 
     Args:
         model: the model.
-        sigmas: (N,), noise levels; those that are 0 are left out.
-        images: how many real images are noised.
+        sigmas: noise levels, (N,). Levels equal to 0 are skipped.
+        images: number of real images.
 
     Returns:
-        κ by level, and the network evaluations (rows) that the estimates took.
+        κ for each noise level, and the network evaluations (rows) of the estimates.
 
     Raises:
-        UserError: the model does not say what it was trained on, or its data is not available.
+        UserError: if the training data of the model is unknown or not available.
     """
     real: list[tuple[Tensor, Tensor | None]] = []
 

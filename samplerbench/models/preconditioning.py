@@ -1,8 +1,8 @@
-"""Preconditioning: what a network's input and output are, as four functions of the noise level.
+"""Preconditioning: the scalings of a network's input and output, as four functions of the noise level.
 
     D(x, σ) = c_skip(σ) x + c_out(σ) F(c_in(σ) x, time(σ))        (Karras et al. 2022, eq. 7 and table 1)
 
-with the state x = x₀ + σ z. Every parametrisation is one object, so an adapter says only how its network is called.
+with the state x = x₀ + σ z. Each parametrisation is one object. An adapter only defines how to call its network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from samplerbench.sampling.denoiser import Sigma, coefficient
 
 Coefficient = Callable[[Any], Any]
-"""A function of σ: a float for a float, a float64 tensor (B,) for a tensor (B,)."""
+"""A function of σ that maps a float to a float, and a tensor (B,) to a float64 tensor (B,)."""
 
 
 def _one(_: Any) -> float:
@@ -38,14 +38,14 @@ def _log(sigma: Any) -> Any:
 
 @dataclass(frozen=True)
 class Preconditioning:
-    """The scalings around a network F.
+    """The scalings of a network F.
 
     Attributes:
-        name: the parametrisation ("epsilon", "v_prediction", …).
-        skip: c_skip(σ), the share of the state in D.
+        name: name of the parametrisation, such as "epsilon" or "v_prediction".
+        skip: c_skip(σ), the scale of the state in D.
         out: c_out(σ), the scale of the network's output in D.
         scale: c_in(σ), the scale of the network's input.
-        time: what the network gets as its time; None where the adapter has a table of timesteps.
+        time: time input of the network as a function of σ. None if the adapter uses discrete timesteps.
     """
 
     name: str
@@ -55,21 +55,38 @@ class Preconditioning:
     time: Coefficient | None = field(default=None, repr=False)
 
     def input(self, x: Tensor, sigma: Sigma) -> Tensor:
-        """c_in x: what the network sees of the state x (B, C, H, W) at level sigma."""
+        """Compute the input of the network, c_in(σ) x.
+
+        Args:
+            x: noisy state, (B, C, H, W).
+            sigma: noise level of x.
+        """
         return x * coefficient(self.scale(_exact(sigma, x)), x)
 
     def denoised(self, output: Tensor, x: Tensor, sigma: Sigma) -> Tensor:
-        """D (B, C, H, W) from the network's output and the state, both (B, C, H, W)."""
+        """Compute D(x, σ) from the output of the network.
+
+        Args:
+            output: output of the network, (B, C, H, W).
+            x: noisy state, (B, C, H, W).
+            sigma: noise level of x.
+        """
         level = _exact(sigma, x)
         skip, out = self.skip(level), self.out(level)
-        # 0 · x would be NaN for an infinite state, and neither product is needed.
+        # Skip multiplications by 0 and 1. 0 · x would be NaN for an infinite state.
         scaled = output if _is(out, 1.0) else coefficient(out, x) * output
         if _is(skip, 0.0):
             return scaled
         return x + scaled if _is(skip, 1.0) else x * coefficient(skip, x) + scaled
 
     def output(self, x0: Tensor, x: Tensor, sigma: Sigma) -> Tensor:
-        """The network's output for which D is x0, all (B, C, H, W): the inverse of `denoised`. σ > 0."""
+        """Compute the output of the network from D, the inverse of `denoised`.
+
+        Args:
+            x0: denoised state D, (B, C, H, W).
+            x: noisy state, (B, C, H, W).
+            sigma: noise level of x, σ > 0.
+        """
         level = _exact(sigma, x)
         skip, out = self.skip(level), self.out(level)
         rest = x0 if _is(skip, 0.0) else x0 - x * coefficient(skip, x)
@@ -97,7 +114,7 @@ VELOCITY = Preconditioning("v_prediction", lambda s: 1 / (1 + s**2), lambda s: -
 """v-prediction of a variance-preserving process: D = x/(1+σ²) - σ/√(1+σ²) v (Salimans & Ho 2022, appendix D)."""
 
 SAMPLE = Preconditioning("sample", _zero, _one, _keep)
-"""Sample prediction of a variance-preserving process: D is the output."""
+"""Sample prediction of a variance-preserving process: D is the output of the network."""
 
 SCORE = Preconditioning("score", _one, lambda s: s**2, _one, lambda s: s)
 """The score of a variance-exploding process: D = x + σ² s(x, σ) (Song et al. 2021)."""
@@ -115,13 +132,16 @@ FLOW = Preconditioning("flow", _flow_scale, lambda s: -_flow_time(s), _flow_scal
 """The velocity of a rectified flow at t = σ/(1+σ): D = y - t v with y = x/(1+σ) (Liu et al. 2023)."""
 
 DENOISED = Preconditioning("denoised", _zero, _one, _one, lambda s: s)
-"""A network that is a denoiser already."""
+"""The output of the network is D."""
 
 
 def edm(sigma_data: float) -> Preconditioning:
-    """EDM's scalings for data of standard deviation sigma_data (Karras et al. 2022, table 1).
+    """Create the preconditioning of EDM (Karras et al. 2022, table 1).
 
     c_skip = σ_d²/(σ² + σ_d²), c_out = σ σ_d/√(σ² + σ_d²), c_in = 1/√(σ² + σ_d²), time ln(σ)/4.
+
+    Args:
+        sigma_data: standard deviation σ_d of the data.
     """
 
     def norm(sigma: Any) -> Any:
@@ -137,9 +157,13 @@ def edm(sigma_data: float) -> Preconditioning:
 
 
 def consistency(sigma_data: float, sigma_min: float) -> Preconditioning:
-    """A consistency model's scalings, whose boundary condition is D(x, σ_min) = x (Song et al. 2023, appendix C).
+    """Create the preconditioning of consistency models, with D(x, σ_min) = x (Song et al. 2023, appendix C).
 
     c_skip = σ_d²/((σ-σ_min)² + σ_d²), c_out = (σ-σ_min) σ_d/√(σ² + σ_d²), c_in = 1/√(σ² + σ_d²), time 250 ln σ.
+
+    Args:
+        sigma_data: standard deviation σ_d of the data.
+        sigma_min: smallest noise level σ_min.
     """
 
     def norm(sigma: Any) -> Any:
@@ -155,4 +179,4 @@ def consistency(sigma_data: float, sigma_min: float) -> Preconditioning:
 
 
 DISCRETE = {p.name: p for p in (EPSILON, VELOCITY, SAMPLE)}
-"""The parametrisations of a discrete variance-preserving network, by diffusers' `prediction_type`."""
+"""The parametrisations of discrete variance-preserving networks, keyed by `prediction_type` of diffusers."""

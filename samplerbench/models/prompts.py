@@ -1,4 +1,4 @@
-"""Prompts: lines of a text file, and what a CLIP text encoder makes of them."""
+"""Prompts: read them from a text file and encode them with a CLIP text encoder."""
 
 from __future__ import annotations
 
@@ -14,25 +14,33 @@ from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.untrusted import read_text, reason, user_path
 
 AT_ONCE = 32
-"""Prompts that are encoded together."""
+"""Number of prompts per batch of the text encoder."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of a run: prompt k is label k. sha256: of the lines, for the protocol."""
+    """The prompts of a run.
+
+    Attributes:
+        lines: the prompts. Prompt k has index k.
+    """
 
     lines: list[str]
 
     @property
     def sha256(self) -> str:
+        """The hash of the prompts, for the protocol."""
         return hashlib.sha256("\n".join(self.lines).encode()).hexdigest()
 
 
 def read_prompts(file: str) -> Prompts:
-    """The lines of a UTF-8 text file, without the blank ones and the space around them.
+    """Read prompts from a UTF-8 text file, one per line. Blank lines and surrounding whitespace are removed.
+
+    Args:
+        file: path of the file.
 
     Raises:
-        UserError: a file that cannot be read, or has no prompts.
+        UserError: if the file cannot be read, or contains no prompts.
     """
     try:
         text = read_text(user_path(file))
@@ -40,13 +48,21 @@ def read_prompts(file: str) -> Prompts:
         raise UserError(f"{argument('prompts', str(file))}: the file cannot be read ({error}).") from None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise UserError(f"{argument('prompts', str(file))}: the file has no prompts; write one a line.")
+        raise UserError(f"{argument('prompts', str(file))}: the file contains no prompts; write one prompt per line.")
     return Prompts(lines)
 
 
 @dataclass
 class TextEncoder:
-    """A CLIP tokenizer and text encoder. width: of its embeddings. sha256: of its weights and its tokenizer's files."""
+    """A CLIP tokenizer and text encoder.
+
+    Attributes:
+        tokenizer: the tokenizer.
+        module: the text encoder.
+        width: dimension d of the embeddings.
+        sha256: hash of the weights and of the tokenizer files.
+        truncated: number of encoded prompts that exceeded the maximum length.
+    """
 
     tokenizer: Any
     module: Any
@@ -56,9 +72,13 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, lines: list[str]) -> Tensor:
-        """Embeddings (K, L, d) on the CPU: the last hidden states of the tokens, padded to the tokenizer's length.
+        """Encode prompts. Longer prompts are truncated and counted in `truncated`.
 
-        `truncated` counts the prompts that were longer.
+        Args:
+            lines: K prompts.
+
+        Returns:
+            Last hidden states, (K, L, d) on the CPU, where L is the maximum length of the tokenizer.
         """
         parts = []
         device = next(self.module.parameters()).device
@@ -76,10 +96,14 @@ class TextEncoder:
 
 
 def load_text_encoder(checkpoint: Checkpoint, device: torch.device) -> TextEncoder:
-    """The text encoder and tokenizer of an opened pipeline, in float32.
+    """Load the text encoder and tokenizer of an opened pipeline, in float32.
+
+    Args:
+        checkpoint: the opened pipeline.
+        device: device of the text encoder.
 
     Raises:
-        UserError: another class than CLIP's, or files that are missing or damaged.
+        UserError: if they are not CLIP classes, or files are missing or damaged.
     """
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging
@@ -102,11 +126,11 @@ def load_text_encoder(checkpoint: Checkpoint, device: torch.device) -> TextEncod
     both = hashlib.sha256((part.sha256 + words).encode()).hexdigest()
     length, words_known = tokenizer.model_max_length, part.module.config.vocab_size
     if isinstance(length, bool) or not isinstance(length, int | float) or not length >= 1:
-        raise UserError(f"{checkpoint.source}: model_max_length in tokenizer/tokenizer_config.json is no length.")
+        raise UserError(f"{checkpoint.source}: model_max_length in tokenizer/tokenizer_config.json is invalid.")
     if len(tokenizer) > words_known:
         raise UserError(
-            f"{checkpoint.source}: the tokenizer has {len(tokenizer)} tokens, the text encoder {words_known}; the two "
-            "do not belong together."
+            f"{checkpoint.source}: the tokenizer has {len(tokenizer)} tokens, but the text encoder supports only "
+            f"{words_known}."
         )
     tokenizer.model_max_length = min(int(min(length, 1e9)), part.module.config.max_position_embeddings)
     return TextEncoder(tokenizer, part.module, part.module.config.hidden_size, both)

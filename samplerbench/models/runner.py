@@ -1,4 +1,4 @@
-"""How a network is run: in which precision, compiled or not, and with batches of which sizes."""
+"""Execution of networks: precision, compilation and batch sizes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PRECISIONS = {
     "fp16": torch.float16,
     "fp64": torch.float64,
 }
-"""What `dtype` may be, and the dtype that the network's weights then have."""
+"""Values of `dtype`, and the corresponding dtype of the network's weights."""
 
 FEWEST = 4
-"""Rows below which a CPU's matrix kernels add up in another order than for a larger batch."""
+"""Minimum number of rows on a CPU. Matrix kernels for smaller batches use another order of summation."""
 SMALL = 10_000_000
-"""Parameters up to which the rows that fill such a batch cost next to nothing."""
+"""Maximum number of parameters for padding on a CPU. The additional rows are cheap for small networks."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class HowRun:
     """How a network is executed.
 
     Attributes:
-        precision: in which it multiplies, as `dtype` names it; "" where only its weights' dtype is known.
-        compiled: whether it is compiled by torch.compile.
-        graphs: whether whole batches are replayed as CUDA graphs.
+        precision: precision of multiplications, a value of `dtype`. Empty if unknown.
+        compiled: whether the network is compiled with torch.compile.
+        graphs: whether whole batches run as CUDA graphs.
     """
 
     precision: str = ""
@@ -43,17 +43,25 @@ class HowRun:
 
 
 def how_run(network: nn.Module) -> HowRun:
-    """How a network is executed: what its `Runner` says, or the default for a network without one."""
+    """Return how a network is executed. For a network without `Runner`, return the default."""
     return network.how if isinstance(network, Runner) else HowRun()
 
 
 class Runner(nn.Module):
-    """A network, called with batches of sizes that suit it: rows are repeated to fill a batch, and cut off again.
+    """A network that pads batches to suitable sizes by repeating the last row, and removes the padding afterwards.
 
-    On a CPU a batch of fewer than 4 rows is filled to 4, for networks up to 10M parameters: the kernels for one to
-    three rows round differently, so that an image would depend on the batch it is in. A compiled network is made anew
-    for every size, so a batch is filled to the next size that is known already. Who counts evaluations by hooks on this
-    module sees the rows that were asked for.
+    On a CPU, batches with fewer than 4 rows are padded to 4 rows, for networks with at most 10M parameters. The kernels
+    for one to three rows round differently, so images would depend on the batch size. A compiled network is recompiled
+    for every batch size, so batches are padded to the next size that is already compiled. Hooks on this module see the
+    batch without padding.
+
+    Args:
+        network: the network.
+        device: device of the network.
+        compiled: whether to compile the network with torch.compile.
+        backend: backend of torch.compile.
+        precision: precision of multiplications, a value of `dtype`.
+        graphs: whether whole batches run as CUDA graphs.
     """
 
     def __init__(
@@ -71,21 +79,21 @@ class Runner(nn.Module):
         self.fewest = FEWEST if device.type == "cpu" and small else 1
         self.how = HowRun(precision, compiled, graphs)
         self.sizes: set[int] = set()
-        """The sizes that a compiled network has met."""
+        """Batch sizes for which the network is compiled."""
         self.eager = False
-        """Whether a compiled network is run as it was before, for a trial of many sizes."""
+        """Whether to run a compiled network without compilation, to try many batch sizes."""
         if compiled:
             network.compile(dynamic=False, backend=backend)
 
     def __getattr__(self, name: str) -> Any:
-        """What the network has besides: its configuration, its dtype."""
+        """Delegate other attributes to the network, such as its configuration and dtype."""
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("inner"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's output for a batch of any size."""
+        """Evaluate the network for a batch of any size."""
         call = self.inner.forward if self.eager else self.inner
         rows = next(len(v) for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim)
         size = self.size(rows)
@@ -101,17 +109,17 @@ class Runner(nn.Module):
         return _cut(output, rows)
 
     def size(self, rows: int) -> int:
-        """The size of the batch that `rows` rows are run in."""
+        """Return the padded batch size for a number of rows."""
         if self.eager or not self.how.compiled:
             return max(rows, self.fewest)
-        # Rows that are computed for nothing cost less than another compilation.
+        # Padding costs less than another compilation.
         size = min((s for s in self.sizes if s >= rows), default=rows)
         self.sizes.add(size)
         return size
 
 
 def _cut(output: Any, rows: int) -> Any:
-    """The first rows of a network's output: a tensor, a tuple, or one of diffusers' and transformers' structures."""
+    """Return the first rows of an output: a tensor, a tuple, or an output dataclass of diffusers or transformers."""
     if isinstance(output, Tensor):
         return output[:rows]
     if isinstance(output, dict):
@@ -122,32 +130,37 @@ def _cut(output: Any, rows: int) -> Any:
 
 
 def check_compiler() -> None:
-    """Raise UserError where torch.compile has nothing to compile with."""
+    """Raise UserError if torch.compile finds no C++ compiler."""
     known = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
     if not any(shutil.which(name) for name in known if name):
-        raise UserError(
-            f"{argument('compile')} needs a C++ compiler (g++ or clang++), and there is none here: leave it out."
-        )
+        raise UserError(f"{argument('compile')} requires a C++ compiler (g++ or clang++), but none was found.")
 
 
 def check_dtype(name: str) -> None:
-    """Raise UserError for a `dtype` that there is not."""
+    """Raise UserError for an unknown `dtype`."""
     if name not in PRECISIONS:
-        raise UserError(f"{argument('dtype', name)}: known are {', '.join(PRECISIONS)}.")
+        raise UserError(f"{argument('dtype', name)}: choose one of {', '.join(PRECISIONS)}.")
 
 
 def set_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of the network's weights, with the device set to multiply in that precision.
+    """Set the multiplication precision of the device.
 
-    fp32 means fp32: torch's own default rounds a convolution's factors to 10 bits on NVIDIA's devices, which is tf32.
+    fp32 disables TF32. By default, torch uses TF32 for convolutions on NVIDIA GPUs, which rounds inputs to 10 bits.
+
+    Args:
+        name: a value of `dtype`.
+        device: device of the network.
+
+    Returns:
+        The dtype of the network's weights.
 
     Raises:
-        UserError: there is no such precision, or it is not one of the device.
+        UserError: if the precision is unknown, or the device does not support it.
     """
     check_dtype(name)
     if name == "tf32" and device.type != "cuda":
         raise UserError(
-            f"{argument('dtype', 'tf32')} is of NVIDIA GPUs; on this device use {argument('dtype', 'fp32')}."
+            f"{argument('dtype', 'tf32')} requires an NVIDIA GPU; use {argument('dtype', 'fp32')} on this device."
         )
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = name == "tf32"

@@ -1,9 +1,9 @@
-"""Sampling states of a model by index: the start, the denoiser and the noise of a batch, and its run.
+"""Sample states of a model by index.
 
     states = sample_states(model, sampler, sigmas, torch.arange(16), Inputs(16, labels))
 
-The engine, the figures and the checks begin every batch here, so sample i is the same state in all of them: a function
-of the seed, i, its inputs and the run alone.
+The engine, the figures and the checks all use this module. Sample i is therefore the same state in all of them: it
+depends only on the seed, i, its inputs and the settings of the run.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from samplerbench.sampling.sampler import Sampler, Step, bind_sampler
 
 @dataclass(frozen=True)
 class BatchRun:
-    """A sampler at the start of a batch. Made by `start_batch`.
+    """A sampler at the start of a batch. `start_batch` creates it.
 
     Attributes:
-        sampler: which method.
-        denoise: D of the batch: bound to its inputs, guided, clipped.
-        x: (B, *shape), the start, at level sigmas[0].
-        sigmas: (N+1,) float64 on the CPU, the grid.
-        noise: the noise of the steps, and how often it was drawn.
+        sampler: the sampler.
+        denoise: denoiser of the batch, with inputs, guidance and clipping.
+        x: initial states at noise level sigmas[0], (B, *shape).
+        sigmas: noise levels, (N+1,) float64 on the CPU, strictly decreasing.
+        noise: noise source of the steps.
     """
 
     sampler: Sampler
@@ -44,15 +44,15 @@ class BatchRun:
     noise: Noise
 
     def states(self, on_step: OnStep | None = None) -> Tensor:
-        """The last states, (B, *shape). Raises RunError as `drive`."""
+        """Run the batch and return the final states, (B, *shape). See `drive` for errors."""
         return drive(self.sampler, self.denoise, self.x, self.sigmas, self.noise, on_step)
 
     def walk(self, on_step: OnStep | None = None) -> Walk:
-        """The run, without waiting for a device to check its states. Raises RunError as `walk`."""
+        """Run the batch without device synchronisation. See `walk` for errors."""
         return walk(self.sampler, self.denoise, self.x, self.sigmas, self.noise, on_step)
 
     def steps(self) -> Iterator[Step]:
-        """What the sampler yields, neither checked nor with gradients off: for checks of the sampler itself."""
+        """Iterate over the steps without checks and without disabling gradients, to test the sampler itself."""
         return self.sampler.steps(self.denoise, self.x, self.sigmas, self.noise)
 
 
@@ -68,21 +68,24 @@ def sample_states(
     dtype: torch.dtype | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """The last states of the samples `index`, (B, *shape), as one batch.
+    """Sample one batch and return the final states.
 
     Args:
-        model: which model.
-        sampler: which method, bound to the model and the grid (`bind_sampler`) if it needs that.
-        sigmas: (N+1,) float64 on the CPU, decreasing: the grid.
-        index: (B,) int64, which samples.
-        inputs: their labels or prompts, B rows; None is neither.
-        guidance: bound to the model (`bind_guidance`); None is the model's own D.
-        seed: of the start and of the noise of the steps.
-        dtype: of the states; None is that of the model's own.
-        on_step: called after each step.
+        model: the model.
+        sampler: the sampler, prepared by `bind` if it requires that.
+        sigmas: noise levels, (N+1,) float64 on the CPU, strictly decreasing.
+        index: sample indices, (B,) int64.
+        inputs: labels or prompts of the B samples. None for no inputs.
+        guidance: guidance bound to the model by `bind_guidance`. None for no guidance.
+        seed: random seed of the initial states and of the noise of the steps.
+        dtype: dtype of the states. If None, `model.state_dtype` is used.
+        on_step: callback after each step.
+
+    Returns:
+        The final states, (B, *shape).
 
     Raises:
-        UserError, RunError: what the sampler meets.
+        RunError: see `drive`.
     """
     return start_batch(model, sampler, sigmas, index, inputs, guidance=guidance, seed=seed, dtype=dtype).states(on_step)
 
@@ -100,11 +103,11 @@ def start_batch(
     x: Tensor | None = None,
     noise: Noise | None = None,
 ) -> BatchRun:
-    """The samples `index` as one batch, ready to run. The arguments are those of `sample_states`, and:
+    """Prepare one batch. The other arguments are those of `sample_states`.
 
     Args:
-        x: (B, *shape), the start; None is `start_states`.
-        noise: of the steps; None is that of the samples.
+        x: initial states, (B, *shape). If None, `start_states` is used.
+        noise: noise source of the steps. If None, it is created from the seed and the indices.
     """
     index = index.to(model.device)
     if x is None:
@@ -120,21 +123,50 @@ def start_batch(
 
 
 def bind(model: Model, sampler: Sampler, sigmas: Tensor) -> Sampler:
-    """The sampler prepared for a model and a grid. What it estimates is no part of sampling: call it outside the meter.
+    """Prepare a sampler for a model and a grid.
+
+    Call it outside the meter, because estimates are not part of the sampling cost.
+
+    Args:
+        model: the model.
+        sampler: the sampler.
+        sigmas: noise levels, (N+1,) float64 on the CPU, strictly decreasing.
 
     Raises:
-        UserError: the model lacks what the sampler needs. RunError: the plugin failed.
+        UserError: if the model does not meet the requirements of the sampler.
+        RunError: if the plugin fails.
     """
     return bind_legacy(bind_sampler(sampler, model, sigmas), model, sigmas)
 
 
 def start_noise(model: Model, index: Tensor, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
-    """z ~ N(0, I) of the samples `index` (B,), from which their starts are made: (B, *shape) on the device of index."""
+    """Draw the noise z ~ N(0, I) of the initial states.
+
+    Args:
+        model: the model.
+        index: sample indices, (B,) int64.
+        seed: random seed.
+        dtype: dtype of z. If None, `model.state_dtype` is used.
+
+    Returns:
+        z, (B, *shape) on the device of index.
+    """
     return normal(seed, Purpose.PRIOR, index, 0, model.shape).to(dtype or model.state_dtype)
 
 
 def start_states(model: Model, sigma: float, index: Tensor, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
-    """The states with which the samples `index` (B,) start at level sigma: (B, *shape) on the device of index."""
+    """Draw the initial states.
+
+    Args:
+        model: the model.
+        sigma: initial noise level.
+        index: sample indices, (B,) int64.
+        seed: random seed.
+        dtype: dtype of the states. If None, `model.state_dtype` is used.
+
+    Returns:
+        Initial states, (B, *shape) on the device of index.
+    """
     z = start_noise(model, index, seed, dtype)
     with plugin_call(_name(model), "in prior"):
         return model.prior(z, sigma)

@@ -23,7 +23,7 @@ VP_SCHEDULERS = (
     *("EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"),
     *("DEISMultistepScheduler", "HeunDiscreteScheduler"),
 )
-"""Schedulers whose configuration says ᾱ; which solver they are does not matter here."""
+"""Schedulers of diffusers whose configuration defines ᾱ. Their solver is not used."""
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -35,11 +35,15 @@ _SCHEDULE = (
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a checkpoint's scheduler says of the model, and not of how to sample it.
+    """The properties of a model that its scheduler configuration defines.
 
-    levels: (T,) float64, σ_t. prediction: what the network's output is. clip, clip_range: whether D is clamped, and to
-    what. variance: "learned" and "learned_range" are of networks with twice as many output channels. settings: what
-    fixes the levels, for the protocol.
+    Attributes:
+        levels: noise levels σ_t, (T,) float64, increasing.
+        prediction: prediction type of the network.
+        clip: whether to clamp D to ±clip_range.
+        clip_range: maximum absolute value of x₀.
+        variance: variance type. A network with "learned" or "learned_range" has twice as many output channels.
+        settings: settings that define the noise levels, for the protocol.
     """
 
     levels: Tensor
@@ -51,12 +55,12 @@ class Schedule:
 
     @property
     def doubled(self) -> bool:
-        """Whether the network's output has a half for the variance."""
+        """Whether the second half of the output channels is a variance."""
         return self.variance in ("learned", "learned_range")
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The protocol's fields."""
+        """The protocol fields of the schedule."""
         betas = self.settings.get("trained_betas")
         given = f"{self.settings['beta_start']:g} to {self.settings['beta_end']:g}" if betas is None else str(betas)
         return {
@@ -71,19 +75,23 @@ class Schedule:
 
 
 def read_schedule(name: str, config: Mapping[str, Any], source: str) -> Schedule:
-    """The schedule that a diffusers scheduler of class `name` makes of its configuration.
+    """Read the schedule from the configuration of a diffusers scheduler.
 
-    What the configuration leaves out is the class's own default; what the class does not take is ignored, as diffusers
-    does.
+    As in diffusers, missing keys use the defaults of the class, and unknown keys are ignored.
+
+    Args:
+        name: class name of the scheduler.
+        config: its configuration.
+        source: path or hub id, for error messages.
 
     Raises:
-        UserError: a scheduler, prediction type, β schedule or thresholding that is not supported.
+        UserError: if the scheduler, prediction type, β schedule or thresholding is not supported.
     """
     import diffusers
 
     if name not in VP_SCHEDULERS:
         raise UserError(
-            f"{source} has the scheduler {name}; supported are discrete variance-preserving ones: "
+            f"{source} has the scheduler {name}; supported are the discrete variance-preserving schedulers "
             f"{', '.join(VP_SCHEDULERS)}."
         )
     parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
@@ -95,14 +103,14 @@ def read_schedule(name: str, config: Mapping[str, Any], source: str) -> Schedule
         )
     if fields.flag("thresholding", False):
         raise UserError(
-            f"{source} has dynamic thresholding, which is not supported; set thresholding to false in "
+            f"{source} uses dynamic thresholding, which is not supported; set thresholding to false in "
             "scheduler/scheduler_config.json."
         )
     clip = fields.flag("clip_sample", False)
     settings = {key: known[key] for key in _SCHEDULE if key in known}
     levels = noise_levels(alphas_cumprod(settings, fields.where))
     if not (bool(levels.isfinite().all()) and float(levels[0]) > 0 and bool((levels[1:] >= levels[:-1]).all())):
-        raise UserError(f"{fields.where}: its noise levels are not finite numbers above 0 that increase with t.")
+        raise UserError(f"{fields.where}: its noise levels must be finite, positive and increasing with t.")
     return Schedule(
         levels=levels,
         prediction=cast(PredictionType, known["prediction_type"]),
@@ -114,21 +122,24 @@ def read_schedule(name: str, config: Mapping[str, Any], source: str) -> Schedule
 
 
 def alphas_cumprod(config: Mapping[str, Any], where: str = "the configuration") -> Tensor:
-    """ᾱ_t for t = 0 … T-1 from a diffusers scheduler's configuration, (T,) float64, decreasing.
+    """Compute ᾱ_t, t = 0 … T-1, from the configuration of a diffusers scheduler.
 
-    diffusers computes the same tables in float32, which alone moves a sample by 2e-4 to 5e-4 over 50 to 1000 steps.
+    diffusers computes ᾱ_t in float32. The rounding errors change a sample by 2e-4 to 5e-4 over 50 to 1000 steps.
     Source: Ho et al. 2020 (linear), Rombach et al. 2022 (scaled_linear), Nichol & Dhariwal 2021 eq. 17
     (squaredcos_cap_v2), Xu et al. 2022 (sigmoid), Lin et al. 2024 algorithm 1 (rescale_betas_zero_snr).
 
     Args:
-        config: of a diffusers scheduler; what it leaves out is DDPMScheduler's default.
-        where: how an error begins.
+        config: configuration of a diffusers scheduler. Missing keys use the defaults of DDPMScheduler.
+        where: prefix of error messages.
+
+    Returns:
+        ᾱ_t, (T,) float64, decreasing.
 
     Raises:
-        UserError: a schedule that is not one of these, or a setting of the wrong type or out of range.
+        UserError: if the schedule is not supported, or a setting has the wrong type or is out of range.
     """
     given = config.get("trained_betas")
-    # In Python a scheduler may hold them as an array; in a file they are a list.
+    # A scheduler object can store an array. A file contains a list.
     plain = given.tolist() if isinstance(given, np.ndarray | Tensor) else given
     fields = Fields({**config, "trained_betas": plain}, where)
     trained = fields.numbers("trained_betas", 0.0, 1.0, MAX_TIMESTEPS)
@@ -149,18 +160,25 @@ def alphas_cumprod(config: Mapping[str, Any], where: str = "the configuration") 
         betas = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64)) * (end - start) + start
     else:
         raise UserError(
-            f'{where}: the beta schedule "{shorten(str(name))}" is not known; known are linear, scaled_linear, '
-            "squaredcos_cap_v2, sigmoid and trained_betas."
+            f'{where}: the beta schedule "{shorten(str(name))}" is not supported; use linear, scaled_linear, '
+            "squaredcos_cap_v2, sigmoid or trained_betas."
         )
     bars = torch.cumprod(1 - betas, dim=0)
     if fields.flag("rescale_betas_zero_snr", False):
         roots = bars.sqrt()
         roots = (roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))
-        # An ᾱ of exactly 0 is an infinite σ. diffusers' own floor keeps the terminal level finite.
+        # σ is infinite for ᾱ = 0. Use the same lower limit as diffusers, so that the last level is finite.
         bars = (roots**2).clamp(min=2.0**-24)
     return bars
 
 
 def noise_levels(bars: Tensor) -> Tensor:
-    """σ_t = √(1-ᾱ_t)/√ᾱ_t: the noise level of timestep t in variance-exploding coordinates, increasing."""
+    """Compute σ_t = √(1-ᾱ_t)/√ᾱ_t, the noise levels in variance-exploding coordinates.
+
+    Args:
+        bars: ᾱ_t, (T,), decreasing.
+
+    Returns:
+        σ_t, (T,), increasing.
+    """
     return ((1 - bars) / bars).sqrt()

@@ -24,14 +24,14 @@ DEFAULTS: dict[str, Any] = {
     "sigma_max": 1348.0,
     "correct_steps": 1,
 }
-"""diffusers' own, for what a configuration leaves out."""
+"""Defaults of diffusers for missing keys."""
 
 
 @dataclass
 class ScoreSDE(Model):
-    """A network that answers with the score of x = x₀ + σ z, given x and σ itself: D = x + σ² s(x, σ).
+    """An unconditional score network s(x, σ) for x = x₀ + σ z: D = x + σ² s(x, σ).
 
-    Its images are in [0, 1], and so are its states at σ = 0; `decode` maps them to [-1, 1]. Unconditional.
+    States at σ = 0 are images in [0, 1]. `decode` maps them to [-1, 1].
     Source: Song et al. 2021, section 3.4 and appendix C (VE SDE).
     """
 
@@ -46,16 +46,30 @@ class ScoreSDE(Model):
 
 
 def geometric_levels(sigma_min: float, sigma_max: float, steps: int) -> Tensor:
-    """σ_i = σ_min (σ_max/σ_min)^(i/(T-1)), (T,) float64, increasing (Song et al. 2021, appendix C)."""
+    """Compute σ_i = σ_min (σ_max/σ_min)^(i/(T-1)) (Song et al. 2021, appendix C).
+
+    Args:
+        sigma_min: smallest noise level.
+        sigma_max: largest noise level.
+        steps: number of noise levels, T.
+
+    Returns:
+        The noise levels, (T,) float64, increasing.
+    """
     share = torch.arange(steps, dtype=torch.float64) / max(1, steps - 1)
     return sigma_min * (sigma_max / sigma_min) ** share
 
 
 def load_score_sde(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> ScoreSDE:
-    """The score network of an opened `ScoreSdeVePipeline`.
+    """Load the score network of an opened `ScoreSdeVePipeline`.
+
+    Args:
+        checkpoint: the opened pipeline.
+        device: device of the network.
+        dtype: dtype of the network's weights.
 
     Raises:
-        UserError: what `Checkpoint.load` raises, or a network of labels.
+        UserError: if the network is class-conditional. See also `Checkpoint.load`.
     """
     from diffusers import UNet2DModel
 
@@ -67,7 +81,7 @@ def load_score_sde(checkpoint: Checkpoint, device: torch.device, dtype: torch.dt
         given.number(key, 1e-12, 1e12, DEFAULTS[key]) for key in ("sigma_min", "sigma_max", "snr")
     )
     if sigma_min >= sigma_max:
-        raise UserError(f"{given.where}: sigma_min {sigma_min:g} is not below sigma_max {sigma_max:g}.")
+        raise UserError(f"{given.where}: sigma_min {sigma_min:g} must be less than sigma_max {sigma_max:g}.")
     levels = geometric_levels(sigma_min, sigma_max, timesteps)
     channels = check_channels(source, config, Schedule(levels, "epsilon", False, 1.0, "fixed", {}))
     if config.values.get("num_class_embeds") or config.values.get("class_embed_type"):

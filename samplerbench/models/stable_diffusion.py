@@ -1,4 +1,4 @@
-"""Text-conditional latent diffusion: `StableDiffusionPipeline` checkpoints (Rombach et al. 2022)."""
+"""Text-to-image latent diffusion: `StableDiffusionPipeline` checkpoints (Rombach et al. 2022)."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 _EXTRA = ("class_embed_type", "addition_embed_type", "time_cond_proj_dim", "encoder_hid_dim_type", "num_class_embeds")
-"""Conditions of a UNet2DConditionModel that no StableDiffusionPipeline of text alone has."""
+"""Settings of a UNet2DConditionModel for conditions other than text. They are not supported."""
 
 
 @dataclass
 class StableDiffusion(DiscreteVP):
-    """A `UNet2DConditionModel` of latents, conditioned on prompts; "none" is the empty or the negative prompt.
+    """A `UNet2DConditionModel` in latent space, conditioned on prompts.
+
+    The unconditional prediction uses the negative prompt, or the empty prompt if there is none.
 
     Attributes:
-        embeddings: (K, L, d) of the prompts, encoded once. They stay on the CPU, as there may be many.
-        null_embedding: (1, L, d), of the empty or the negative prompt.
-        prompts: the K prompts as text.
+        embeddings: embeddings of the prompts, (K, L, d) on the CPU, because there may be many prompts.
+        null_embedding: embedding of the negative or empty prompt, (1, L, d).
+        prompts: the K prompts.
     """
 
     embeddings: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -50,23 +52,31 @@ class StableDiffusion(DiscreteVP):
 
 
 def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
-    """The U-Net, autoencoder and text encoder of an opened `StableDiffusionPipeline`, with the prompts encoded.
+    """Load the U-Net, autoencoder and text encoder of an opened `StableDiffusionPipeline`, and encode the prompts.
+
+    Args:
+        checkpoint: the opened pipeline.
+        device: device of the network.
+        dtype: dtype of the network's weights.
 
     Raises:
-        UserError: no prompts, unless it is only shown; what `Checkpoint.load`, `read_schedule`, `load_autoencoder` and
-            `read_prompts` raise; a network with conditions besides text, or of another width than the text encoder's.
+        UserError: if prompts are missing (unless `options.show`), the network has conditions other than text, or its
+            width differs from that of the text encoder. See also `Checkpoint.load`, `read_schedule`,
+            `load_autoencoder` and `read_prompts`.
     """
     from diffusers import UNet2DConditionModel
 
     source, options = checkpoint.source, checkpoint.options
     if options.prompts is None and not options.show:
-        raise UserError(f"{source} draws from text: name a file with one prompt a line, {argument('prompts', 'FILE')}.")
+        raise UserError(
+            f"{source} is a text-to-image model; give a file with one prompt per line: {argument('prompts', 'FILE')}."
+        )
     prompts = None if options.prompts is None else read_prompts(options.prompts)
     checkpoint.require("unet", "UNet2DConditionModel")
     checkpoint.check_variant(["unet", "vae", "text_encoder"])
     config = checkpoint.fields("unet", UNet2DConditionModel)
     if extra := [name for name in _EXTRA if config.values.get(name) is not None]:
-        raise UserError(f"{source}: the network has conditions besides text ({', '.join(extra)}), not supported.")
+        raise UserError(f"{source}: conditions other than text are not supported ({', '.join(extra)}).")
     schedule = load_schedule(checkpoint)
     channels, size = config.integer("in_channels", 1, MAX_CHANNELS), config.sides("sample_size")
     width = config.integer("cross_attention_dim", 1, MAX_CHANNELS)
@@ -75,8 +85,8 @@ def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: t
     text = load_text_encoder(checkpoint, device)
     if width != text.width:
         raise UserError(
-            f"{source}: the network attends to {width} channels of text, but the text encoder gives {text.width}; "
-            "the two do not belong together."
+            f"{source}: cross_attention_dim of the network is {width}, but the embeddings of the text encoder have "
+            f"{text.width} channels."
         )
     part = checkpoint.load("unet", UNet2DConditionModel, dtype, device)
     negative = options.negative_prompt or ""

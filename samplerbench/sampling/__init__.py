@@ -1,8 +1,8 @@
-"""The interfaces that plugins are written against.
+"""The public interfaces for plugins.
 
     from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option  # and Guidance, Spacing, …
 
-One coordinate system throughout: the state is x = x₀ + σ z, whatever the checkpoint's own convention is.
+All interfaces use the same coordinates: the state is x = x₀ + σ z, regardless of the checkpoint's convention.
 """
 
 from samplerbench.errors import UserError, argument

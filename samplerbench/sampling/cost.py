@@ -1,4 +1,4 @@
-"""What sampling cost: evaluations and seconds, each counted once and added."""
+"""The cost of sampling: network evaluations and seconds."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from dataclasses import astuple, dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """Rows (samples of a batch) that passed through each network; costs add, and scale by a number of samples.
+    """The number of rows (samples of a batch) processed by each network.
+
+    Costs can be added, and multiplied by a number of samples.
 
     Attributes:
         network: rows evaluated by the network.
         network_backward: rows through which the network was differentiated.
         classifier_forward: rows evaluated by a classifier.
         classifier_backward: rows through which a classifier was differentiated.
-        decoder: rows decoded, from latents to images.
+        decoder: rows decoded from latents to images.
     """
 
     network: int = 0
@@ -30,19 +32,19 @@ class Cost:
         return Cost(*(a * times for a in astuple(self)))
 
     def per_image(self, n: int) -> dict[str, int | float]:
-        """The cost of one of n images, by the names of a result: whole numbers where they are whole."""
+        """The average cost per image, keyed by the field names of a result. Whole averages are integers."""
         names = ("nfe", "network_backward", "classifier_forward", "classifier_backward", "decoder_passes")
         return {name: rows // n if rows % n == 0 else rows / n for name, rows in zip(names, astuple(self), strict=True)}
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Time spent by one process; adds.
+    """Time spent by one process, in seconds. Instances can be added.
 
     Attributes:
-        sampling: from the first noise to the quantised images, without decoding.
-        decoding: from latents to images.
-        measuring: features and metrics.
+        sampling: time from the initial noise to the quantised images, excluding decoding.
+        decoding: time to decode latents to images.
+        measuring: time to compute features and metrics.
     """
 
     sampling: float = 0.0

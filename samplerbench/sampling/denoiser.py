@@ -1,4 +1,4 @@
-"""The denoiser D(x, σ) = E[x₀ | x]: what a sampler sees of a model, and what a guidance sees."""
+"""The denoiser D(x, σ) = E[x₀ | x]: the interface of a model for samplers and guidance plugins."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.process import VARIANCE_PRESERVING, Process
 
 Sigma = float | Tensor
-"""A noise level: one for the whole batch (a float or a 0-d tensor), or one per sample (B,)."""
+"""A noise level: a float or a 0-d tensor for the whole batch, or a tensor (B,) with one level per sample."""
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
-"""What a network was trained to predict, in diffusers' words: the noise, the velocity α ε - √(1-α²) x₀, or x₀."""
+"""The prediction type of a network, as in diffusers: the noise ε, the velocity α ε - √(1-α²) x₀, or x₀."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model predicts for a noisy state.
+    """The prediction of a model for a noisy state.
 
     Attributes:
-        x0: (B, C, H, W), the denoised state D(x, σ).
-        variance: (B, C, H, W), for a model that learned the variance: the network's output that interpolates between
-            the two log variances, 0 for the small one and 1 for the large one (Nichol & Dhariwal 2021 eq. 15); None
-            for other models.
+        x0: denoised state D(x, σ), (B, C, H, W).
+        variance: interpolation weight between the two log variances, (B, C, H, W): 0 is the small variance, 1 is the
+            large variance (Nichol & Dhariwal 2021 eq. 15). None if the model did not learn the variance.
     """
 
     x0: Tensor
@@ -35,13 +34,13 @@ class Prediction:
 
 
 class Denoiser(ABC):
-    """D(x, σ) of one batch, perhaps guided: all that a sampler sees of a model.
+    """The denoiser D(x, σ) of one batch, optionally guided. A sampler accesses a model only through it.
 
     Attributes:
-        levels: (T,) float64 on the CPU, increasing: the noise levels the model was trained at. For a continuous
-            model, a fine grid in its own time.
-        process: the model's forward process, which defines `alpha`.
-        prediction: what the network predicts, for a sampler that combines the network's own outputs. D is the same.
+        levels: noise levels of training, (T,) float64 on the CPU, increasing. For a continuous-time model, a fine grid.
+        process: forward process of the model, which defines `alpha`.
+        prediction: prediction type of the network, for samplers that combine raw network outputs. It does not
+            change D.
     """
 
     levels: Tensor
@@ -49,82 +48,103 @@ class Denoiser(ABC):
     prediction: PredictionType = "epsilon"
 
     def alpha(self, sigma: float) -> float:
-        """α(σ): the scale of the model's own coordinates, y = α(σ) x. VP 1/√(1+σ²), VE 1, rectified flow 1/(1+σ)."""
+        """The scale α(σ) of the network's coordinates, y = α(σ) x.
+
+        α is 1/√(1+σ²) for VP, 1 for VE and 1/(1+σ) for a rectified flow.
+        """
         return self.process.alpha(sigma)
 
     @property
     def variance_preserving(self) -> bool:
-        """Whether the forward process keeps the variance. Deprecated: use `alpha`."""
+        """Whether the forward process is variance preserving. Deprecated: use `alpha`."""
         return self.process is VARIANCE_PRESERVING
 
     @abstractmethod
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
-        """The prediction for the state x (B, C, H, W) at noise level sigma."""
+        """Predict the denoised state.
+
+        Args:
+            x: noisy state, (B, C, H, W).
+            sigma: noise level of x.
+        """
 
     def __call__(self, x: Tensor, sigma: Sigma) -> Tensor:
-        """D(x, σ), (B, C, H, W)."""
+        """Return D(x, σ), (B, C, H, W)."""
         return self.predict(x, sigma).x0
 
     @abstractmethod
     def rows(self, index: Tensor) -> Denoiser:
-        """The same denoiser for a part of the batch: index (k,) int64. For solvers that step each sample alone."""
+        """Return the denoiser for a part of the batch. Solvers with a step size per sample use it.
+
+        Args:
+            index: rows of the batch, (k,) int64.
+        """
 
 
 class VectorJacobian(Protocol):
-    """v ↦ vᵀ ∂D/∂x at the state of a `pullback`, (B, C, H, W) → (B, C, H, W)."""
+    """The vector-Jacobian product v ↦ vᵀ ∂D/∂x at the state of a `pullback`."""
 
     def __call__(self, v: Tensor, *, retain_graph: bool = False) -> Tensor:
-        """The product with v (B, C, H, W). Unless `retain_graph` is set, it can be called once."""
+        """Compute vᵀ ∂D/∂x, (B, C, H, W).
+
+        Args:
+            v: vector, (B, C, H, W).
+            retain_graph: whether to keep the autograd graph, so that the product can be computed again.
+        """
 
 
 class ConditionalDenoiser(Denoiser):
-    """D with and without the inputs of a batch, and its derivative: what a guidance is given.
+    """The conditional and unconditional denoiser of one batch, and its derivative. Guidance plugins use it.
 
     Attributes:
-        inputs: the labels, prompts and other inputs of the batch.
+        inputs: labels, prompts and other inputs of the batch.
     """
 
     inputs: Inputs
 
     @abstractmethod
     def conditional(self, x: Tensor, sigma: Sigma) -> Prediction:
-        """The prediction given the inputs: one network evaluation."""
+        """Return the conditional prediction. It takes one network evaluation per sample."""
 
     @abstractmethod
     def unconditional(self, x: Tensor, sigma: Sigma) -> Prediction:
-        """The prediction without label or prompt: one network evaluation."""
+        """Return the prediction without label or prompt. It takes one network evaluation per sample."""
 
     @abstractmethod
     def both(self, x: Tensor, sigma: Sigma) -> tuple[Prediction, Prediction]:
-        """(unconditional, conditional) as one batch of 2B: two network evaluations per sample."""
+        """Return (unconditional, conditional), computed as one batch of 2B: two network evaluations per sample."""
 
     @abstractmethod
     def pullback(self, x: Tensor, sigma: Sigma, *, conditional: bool = True) -> tuple[Prediction, VectorJacobian]:
-        """The prediction, and v ↦ vᵀ ∂D/∂x: one network evaluation, and one backward pass for each product.
+        """Return the prediction and the vector-Jacobian product v ↦ vᵀ ∂D/∂x.
 
-        D is differentiated as the network gives it. Where the model clips x₀, the prediction here is not clipped:
-        `clipped` clips it.
+        It takes one network evaluation, and one backward pass for each product. The prediction is never clipped, even
+        if the model clips x₀. Use `clipped` to clip it.
 
         Args:
-            x: (B, C, H, W), the state.
-            sigma: its noise level.
-            conditional: whether the inputs are used.
+            x: noisy state, (B, C, H, W).
+            sigma: noise level of x.
+            conditional: whether to use the inputs of the batch.
 
         Returns:
-            The prediction, detached, and the function that multiplies with the Jacobian.
+            The detached prediction, and the function that computes the vector-Jacobian product.
         """
 
     def clipped(self, prediction: Prediction) -> Prediction:
-        """The prediction with x₀ clipped where `conditional` and `unconditional` clip it; unchanged elsewhere."""
+        """Clip the prediction as `conditional` and `unconditional` do. By default, return it unchanged."""
         return prediction
 
     @abstractmethod
     def rows(self, index: Tensor) -> ConditionalDenoiser:
-        """The same denoiser for a part of the batch: index (k,) int64."""
+        """Return the denoiser for a part of the batch.
+
+        Args:
+            index: rows of the batch, (k,) int64.
+        """
 
 
 class Clipped(Denoiser):
-    """A denoiser whose D is clamped to [-limit, limit], as by diffusers' schedulers under `clip_sample`."""
+    """A denoiser with D clamped to [-limit, limit], as `clip_sample` of the diffusers schedulers does."""
 
     def __init__(self, inner: Denoiser, limit: float = 1.0) -> None:
         self.inner, self.limit = inner, limit
@@ -138,9 +158,9 @@ class Clipped(Denoiser):
 
 
 class ClippedConditional(ConditionalDenoiser):
-    """A model's denoiser whose predictions are clamped before a guidance combines them.
+    """A conditional denoiser that clamps the predictions before the guidance combines them.
 
-    The guided x₀ is not clamped. That is the order of guided-diffusion (Dhariwal & Nichol 2021).
+    The guided x₀ is not clamped. guided-diffusion uses this order (Dhariwal & Nichol 2021).
     """
 
     def __init__(self, inner: ConditionalDenoiser, limit: float = 1.0) -> None:
@@ -171,19 +191,19 @@ class ClippedConditional(ConditionalDenoiser):
 
 
 def clamp(prediction: Prediction, limit: float) -> Prediction:
-    """The prediction with x₀ clamped to [-limit, limit]."""
+    """Return the prediction with x₀ clamped to [-limit, limit]."""
     return Prediction(prediction.x0.clamp(-limit, limit), prediction.variance)
 
 
 def per_sample(sigma: Sigma, x: Tensor) -> Tensor:
-    """sigma as (B,) float64 on x's device, without waiting for the device."""
+    """Return sigma as (B,) float64 on the device of x, without device synchronisation."""
     if isinstance(sigma, Tensor) and sigma.ndim:
         return sigma.to(device=x.device, dtype=torch.float64)
     return torch.full((len(x),), float(sigma), dtype=torch.float64, device=x.device)
 
 
 def coefficient(value: Sigma, x: Tensor) -> float | Tensor:
-    """A float64 coefficient ready to multiply x: a Python float, or (B, 1, 1, 1) in x's dtype."""
+    """Return a coefficient in a form that broadcasts with x: a Python float, or (B, 1, 1, 1) in the dtype of x."""
     if isinstance(value, Tensor) and value.ndim:
         return value.to(device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
     return float(value)

@@ -1,4 +1,4 @@
-"""The driver: consumes a sampler's generator, and owns what is not the method's business."""
+"""The driver: runs the generator of a sampler, checks each step and disables gradients."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from samplerbench.sampling.noise import Noise
 from samplerbench.sampling.sampler import Sampler, Step, planned_nfe
 
 OnStep = Callable[[int, Step], None]
-"""Called after step i (from 0) with what the sampler yielded: for progress and trajectories."""
+"""Callback for progress and trajectories. Its arguments are the step index, from 0, and the yielded `Step`."""
 
 
 MOST_STEPS = 100_000
-"""Steps after which a sampler that chooses its own steps is taken for one that never ends."""
+"""Maximum number of steps of a sampler that chooses its own steps."""
 
 
 @dataclass(frozen=True)
 class Walk:
-    """A sampler's run over a grid.
+    """The result of running a sampler over a grid.
 
     Attributes:
-        x: its last state, (B, C, H, W).
-        finite: (K,) bool on the state's device, whether each of its K states was finite.
+        x: final state, (B, C, H, W).
+        finite: whether each of the K states is finite, (K,) bool on the device of the state.
         sampler: the sampler.
-        levels: K numbers, the noise level that each step reached.
-        steps: the number of steps that the grid has; None where the sampler chooses its own.
+        levels: noise level after each of the K steps.
+        steps: number of steps of the grid. None if the sampler chooses its own steps.
     """
 
     x: Tensor
@@ -44,7 +44,16 @@ class Walk:
     steps: int | None
 
     def check(self, finite: Tensor | None = None) -> None:
-        """Raise RunError for a state that is not finite; waits for the device, unless `finite` is a copy on the CPU."""
+        """Check that all states are finite.
+
+        The check synchronises with the device, unless `finite` is on the CPU.
+
+        Args:
+            finite: copy of the attribute `finite`, (K,) bool. If None, the attribute is used.
+
+        Raises:
+            RunError: if a state is not finite.
+        """
         sound = (self.finite if finite is None else finite).tolist()
         if not all(sound):
             bad = sound.index(False)
@@ -62,14 +71,26 @@ def drive(
     noise: Noise,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Run a sampler over a grid and return its last state, (B, C, H, W).
+    """Run a sampler over a grid and return the final state.
 
-    Gradients are off around every step. A NaN or Inf stops the run: at once on the CPU; on a device, where looking
-    would wait for it, at the end of the run, naming the step all the same.
+    Gradients are disabled during every step. A NaN or Inf stops the run immediately on the CPU. On other devices the
+    check runs after the last step, because each check synchronises with the device. The error names the step.
+
+    Args:
+        sampler: the sampler.
+        denoise: denoiser D(x, σ) of the batch.
+        x: initial state at noise level sigmas[0], (B, C, H, W).
+        sigmas: noise levels, (N+1,) float64 on the CPU, strictly decreasing.
+        noise: noise source of the steps.
+        on_step: callback after each step.
+
+    Returns:
+        The final state, (B, C, H, W).
 
     Raises:
-        RunError: a state that is not finite; a sampler that raised, or that yielded something else than one Step of
-            the batch's shape, dtype and device for each interval (one that chooses its own steps: at most MOST_STEPS).
+        RunError: if a state is not finite, if the sampler raises an error, or if it does not yield exactly one Step
+            with the shape, dtype and device of x per interval. A sampler that chooses its own steps may yield at most
+            MOST_STEPS.
     """
     walked = walk(sampler, denoise, x, sigmas, noise, on_step)
     walked.check()
@@ -84,14 +105,16 @@ def walk(
     noise: Noise,
     on_step: OnStep | None = None,
 ) -> Walk:
-    """`drive` without its last look: nothing here waits for a device.
+    """Run a sampler as `drive` does, without device synchronisation.
+
+    On the CPU it checks that all states are finite. On other devices the caller must call `Walk.check`.
 
     Raises:
-        RunError: as `drive`; a state that is not finite only on the CPU.
+        RunError: see `drive`.
     """
     steps = _expected(sampler, sigmas)
     with plugin_call(sampler, "in steps"):
-        # A copy: a sampler that wrote into it would change the grid of the batches to come.
+        # Clone the grid, so that a sampler that modifies it in place does not affect later batches.
         given = sampler.steps(denoise, x, sigmas.clone(), noise)
         run = iter(given) if isinstance(given, Iterable) else None
     if run is None:
@@ -102,14 +125,14 @@ def walk(
     try:
         return _consume(run, sampler, x, steps, on_step)
     finally:
-        # An error that is kept, as a failed cell's is, would keep the suspended sampler and its tensors too.
+        # The traceback of a stored error references the suspended sampler. Close it to release its tensors.
         if isinstance(run, Generator):
             with suppress(Exception), plugin_call(sampler, "when it was closed"):
                 run.close()
 
 
 def _expected(sampler: Sampler, sigmas: Tensor) -> int | None:
-    """How many steps a sampler makes on a grid; None where it chooses its own."""
+    """The number of steps of a sampler on a grid. None if it chooses its own steps."""
     return None if sampler.own_grid or planned_nfe(sampler, 1) is None else len(sigmas) - 1
 
 
@@ -127,7 +150,7 @@ def _consume(run: Iterator[Step], sampler: Sampler, x: Tensor, steps: int | None
             raise RunError(
                 f"sampler {sampler.label()} yielded more than the {steps} steps of its grid."
                 if steps is not None
-                else f"sampler {sampler.label()} has not ended after {MOST_STEPS:,} steps of its own."
+                else f"sampler {sampler.label()} did not finish within {MOST_STEPS:,} steps."
             )
         step = _checked(step, sampler, x, here)
         finite.append(step.x.isfinite().all())
@@ -145,8 +168,8 @@ def _consume(run: Iterator[Step], sampler: Sampler, x: Tensor, steps: int | None
     if steps is not None and len(reached) < steps:
         raise RunError(
             f"sampler {sampler.label()} yielded {len(reached)} of {steps} steps; it must yield a Step for each "
-            "interval of the grid. One with a grid of its own sets own_grid = True; one that chooses its own steps "
-            "returns None from nfe."
+            "interval of the grid. Set own_grid = True if the method defines its own grid. Return None from nfe if "
+            "it chooses its own steps."
         )
     return walked
 
@@ -155,7 +178,7 @@ _END: Any = object()
 
 
 def _checked(step: Any, sampler: Sampler, x: Tensor, here: str) -> Step:
-    """What a sampler yielded, as a Step whose level is a float and whose state is one of the batch x."""
+    """Check a yielded value. Return it as a Step with a float noise level and a detached state."""
     who = f"sampler {sampler.label()} yielded"
     if not isinstance(step, Step):
         raise RunError(f"{who} {_a(step)} in {here}; it must yield Step(sigma, x).")
@@ -163,18 +186,22 @@ def _checked(step: Any, sampler: Sampler, x: Tensor, here: str) -> Step:
     if isinstance(sigma, Tensor) and sigma.ndim == 0 and sigma.device.type == "cpu":
         sigma = float(sigma)
     if isinstance(sigma, bool) or not isinstance(sigma, float | int):
-        raise RunError(f"{who} {_a(step.sigma)} as sigma in {here}; it must be a number, the level that is reached.")
-    if not -sys.float_info.max <= sigma <= sys.float_info.max:  # NaN is not, either
-        raise RunError(f"{who} {shown(sigma)} as sigma in {here}; it must be finite, the level that is reached.")
+        raise RunError(
+            f"{who} {_a(step.sigma)} as sigma in {here}; it must be a number, the noise level after the step."
+        )
+    if not -sys.float_info.max <= sigma <= sys.float_info.max:  # also rejects NaN
+        raise RunError(f"{who} {shown(sigma)} as sigma in {here}; it must be finite, the noise level after the step.")
     for name, value in (("state", state), ("x0", step.x0)):
         if name == "x0" and value is None:
             continue
         if not isinstance(value, Tensor):
             raise RunError(f"{who} {_a(value)} as {name} in {here}; it must be a tensor.")
         if value.shape != x.shape:
-            raise RunError(f"{who} a {name} of shape {tuple(value.shape)} in {here}; the batch is {tuple(x.shape)}.")
+            raise RunError(
+                f"{who} a {name} of shape {tuple(value.shape)} in {here}; it must have the shape {tuple(x.shape)}."
+            )
     if (state.dtype, state.device, state.layout) != (x.dtype, x.device, x.layout):
-        raise RunError(f"{who} a state of {_kind(state)} in {here}; the batch is {_kind(x)}.")
+        raise RunError(f"{who} a state of {_kind(state)} in {here}; it must be {_kind(x)}.")
     if sigma is step.sigma and not state.requires_grad:
         return step
     return Step(float(sigma), state.detach(), step.x0)
@@ -185,7 +212,7 @@ def _step(number: int, steps: int | None) -> str:
 
 
 def _a(value: Any) -> str:
-    """`None`, `a tuple`: what a value of the wrong type is."""
+    """Describe a value of the wrong type, for error messages."""
     return "None" if value is None else f"a value of type {type(value).__name__}"
 
 
@@ -195,5 +222,5 @@ def _kind(x: Tensor) -> str:
 
 
 def _can_look(x: Tensor) -> bool:
-    """Whether a value can be read without waiting for a device."""
+    """Whether values of x can be read without device synchronisation."""
     return x.device.type == "cpu"

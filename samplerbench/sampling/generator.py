@@ -1,4 +1,4 @@
-"""Generators: methods that make images by index without walking noise levels. A plugin; one method."""
+"""Generators: plugins that generate images directly, without a sampler or noise levels."""
 
 from __future__ import annotations
 
@@ -17,60 +17,61 @@ from samplerbench.sampling.view import ModelView
 
 @dataclass(frozen=True)
 class Generator(Configurable, ABC):
-    """Base of generator plugins: a row of a table that has neither steps nor spacing nor guidance.
+    """Base class of generator plugins. A generator has no steps, spacing or guidance.
 
-    A GAN, a normalising flow or the prior of an autoencoder is a generator. It stands beside the samplers of a model
-    and is compared on the same images, labels and metrics.
+    Examples are a GAN, a normalising flow, or the prior of an autoencoder. A generator is compared with the samplers
+    of a model on the same images, labels and metrics.
     """
 
     kind: ClassVar[str] = "generator"
     needs_labels: ClassVar[bool] = False
-    """Whether each sample must have a class label."""
+    """Whether each sample requires a class label."""
 
     def bind(self, model: ModelView) -> Generator:
-        """The generator prepared for a run beside a model: with its weights loaded, for example. By default, itself.
+        """Prepare the generator for a run, for example load its weights. By default, return the instance itself.
 
         Args:
-            model: the model of the run, whose device and images the generator's must match.
+            model: model of the run. The generator must use its device and image shape.
 
         Returns:
-            A copy made by `with_state`. The instance itself is shared between models and must not change.
+            A copy made by `with_state`. Do not modify the instance itself, because models share it.
 
         Raises:
-            UserError: the generator cannot stand beside this model.
+            UserError: if the generator does not support this model.
         """
         return self
 
     @property
     def identity(self) -> dict[str, str]:
-        """What the protocol records of a bound generator besides its parameters, as the hash of its weights."""
+        """Additional protocol fields of a bound generator, for example the hash of its weights."""
         return {}
 
     @property
     def network(self) -> nn.Module | None:
-        """The network of a bound generator, whose evaluations are counted as NFE; None where there is none."""
+        """The network of a bound generator. Its evaluations are counted as NFE. None if there is no network."""
         return None
 
     @abstractmethod
     def images(self, index: Tensor, inputs: Inputs, seed: int) -> Tensor:
-        """The images of one batch. Image i must be a function of the seed, i and its inputs alone.
+        """Generate the images of one batch. Image i must depend only on the seed, i and the inputs of i.
 
         Args:
-            index: (B,) int64 on the model's device, which samples; `Noise(seed, index, shape, dtype)` is their noise.
-            inputs: their labels, prompts and other inputs.
-            seed: of all noise.
+            index: sample indices, (B,) int64 on the device of the model. `Noise(seed, index, shape, dtype)` draws the
+                noise for these samples.
+            inputs: labels, prompts and other inputs of the samples.
+            seed: random seed.
 
         Returns:
-            (B, C, H, W) in [-1, 1], of the model's image shape.
+            Images in [-1, 1], (B, C, H, W), with the image shape of the model.
         """
 
 
 def bind_generator(generator: Generator, model: ModelView) -> Generator:
-    """`generator.bind(model)`, checked.
+    """Call `generator.bind(model)` and check the result.
 
     Raises:
-        UserError: the generator cannot stand beside this model.
-        RunError: the plugin raised, or returned something else than a generator of the same spec.
+        UserError: if the generator does not support this model.
+        RunError: if the plugin raises an error, or does not return a generator with the same parameters.
     """
     with plugin_call(generator, "in bind"):
         bound = generator.bind(model)

@@ -1,4 +1,4 @@
-"""Guidance: a function denoiser → denoiser. A plugin; it composes with every sampler."""
+"""Guidance: plugins that map a denoiser to a guided denoiser. They work with every sampler."""
 
 from __future__ import annotations
 
@@ -18,85 +18,86 @@ from samplerbench.sampling.view import ModelView
 
 @dataclass(frozen=True)
 class Guidance(Configurable, ABC):
-    """Base of guidance plugins: one method, `predict`.
+    """Base class of guidance plugins. A subclass implements `predict`.
 
-    What a guidance needs of a model is declared here. A model that lacks it is refused before anything runs.
+    The class attributes declare the requirements on the model. They are checked before sampling starts.
     """
 
     kind: ClassVar[str] = "guidance"
     needs_condition: ClassVar[bool] = False
-    """Whether each sample must have a label or a prompt."""
+    """Whether each sample requires a label or a prompt."""
     needs_labels: ClassVar[bool] = False
-    """Whether each sample must have a class label."""
+    """Whether each sample requires a class label."""
     needs_unconditional: ClassVar[bool] = False
-    """Whether the model must also predict without label or prompt."""
+    """Whether the model must support unconditional prediction."""
     differentiates: ClassVar[bool] = False
-    """Whether `predict` computes gradients, so that a run cannot be captured as a CUDA graph."""
+    """Whether `predict` computes gradients. If so, CUDA graphs are not available."""
     bayes: ClassVar[bool] = True
-    """Whether scale 1 is the conditional model where the model and its classifier are exact: Bayes' rule."""
+    """Whether scale 1 gives the conditional model by Bayes' rule, for an exact model and an exact classifier."""
 
     @property
     def clip(self) -> Literal["after", "before"]:
-        """Where a model that clips x₀ is clipped: the guided x₀ (after), or the predictions that are guided (before).
+        """When to clip, for a model that clips x₀: the guided x₀ ("after") or the input predictions ("before").
 
-        A plugin may make it a parameter: `clip: Literal["after", "before"] = option("after", "...")`.
+        A plugin can define it as a parameter: `clip: Literal["after", "before"] = option("after", "...")`.
         """
         return "after"
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations per prediction: for planning a budget. What is reported is counted."""
+        """Planned network evaluations per prediction, for NFE budgets. Reported NFE are measured."""
         return 1
 
     def bind(self, model: ModelView) -> Guidance:
-        """The guidance prepared for a model: with its classifier loaded, for example. By default, itself.
+        """Prepare the guidance for a model, for example load a classifier. By default, return the instance itself.
 
         Args:
-            model: the model that will be guided.
+            model: model to guide.
 
         Returns:
-            A copy made by `with_state`. The instance itself is shared between models and must not change.
+            A copy made by `with_state`. Do not modify the instance itself, because models share it.
 
         Raises:
-            UserError: the model lacks what the guidance needs.
+            UserError: if the model does not meet the requirements of the guidance.
         """
         return self
 
     @property
     def classes(self) -> int | None:
-        """The number of labels that a bound guidance knows, for a model without labels; None where it knows none."""
+        """The number of classes of a bound guidance, for a model without labels. None if it has no classes."""
         return None
 
     @property
     def identity(self) -> dict[str, str]:
-        """What the protocol records of a bound guidance besides its parameters, as the hash of a classifier."""
+        """Additional protocol fields of a bound guidance, for example the hash of a classifier."""
         return {}
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """The networks of a bound guidance, whose forward and backward passes are counted beside the model's."""
+        """The networks of a bound guidance. Their forward and backward passes are counted."""
         return ()
 
     @abstractmethod
     def predict(self, denoise: ConditionalDenoiser, x: Tensor, sigma: Sigma) -> Prediction:
-        """The guided prediction.
+        """Return the guided prediction.
 
         Args:
-            denoise: the model: `conditional`, `unconditional`, `both`, `pullback`, and the `inputs` of the batch.
-            x: (B, C, H, W), the state.
-            sigma: its noise level.
+            denoise: denoiser of the model, with `conditional`, `unconditional`, `both`, `pullback` and the `inputs`
+                of the batch.
+            x: noisy state, (B, C, H, W).
+            sigma: noise level of x.
         """
 
     def guide(self, denoise: ConditionalDenoiser) -> Denoiser:
-        """The guided denoiser."""
+        """Return the guided denoiser."""
         return _Guided(self, denoise)
 
 
 def guide(guidance: Guidance, denoise: ConditionalDenoiser) -> Denoiser:
-    """`guidance.guide(denoise)`, checked.
+    """Call `guidance.guide(denoise)` and check the result.
 
     Raises:
-        RunError: the plugin raised, or returned something else than a Denoiser.
+        RunError: if the plugin raises an error, or does not return a Denoiser.
     """
     with plugin_call(guidance, "in guide"):
         found = guidance.guide(denoise)
@@ -106,11 +107,11 @@ def guide(guidance: Guidance, denoise: ConditionalDenoiser) -> Denoiser:
 
 
 def bind_guidance(guidance: Guidance | None, model: ModelView) -> Guidance | None:
-    """`guidance.bind(model)`, checked; None for None.
+    """Call `guidance.bind(model)` and check the result. If guidance is None, return None.
 
     Raises:
-        UserError: the model lacks what the guidance needs.
-        RunError: the plugin raised, or returned something else than a guidance of the same spec.
+        UserError: if the model does not meet the requirements of the guidance.
+        RunError: if the plugin raises an error, or does not return a guidance with the same parameters.
     """
     if guidance is None or getattr(guidance, "bound_to", None) is model:
         return guidance
@@ -125,10 +126,10 @@ def bind_guidance(guidance: Guidance | None, model: ModelView) -> Guidance | Non
 
 
 def evaluations_of(guidance: Guidance | None) -> int:
-    """Network evaluations per prediction, `guidance.evaluations` checked; 1 without a guidance.
+    """Return `guidance.evaluations` after a check; 1 without guidance.
 
     Raises:
-        RunError: the plugin raised, or gave something else than a whole number of at least 1.
+        RunError: if the plugin raises an error, or does not return a positive integer.
     """
     if guidance is None:
         return 1

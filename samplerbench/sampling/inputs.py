@@ -1,4 +1,4 @@
-"""Inputs: what samples are given besides noise, row by row."""
+"""Inputs: the conditions of the samples, such as labels and prompts."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What each of B samples is given besides noise. Every tensor has B rows.
+    """The inputs of B samples besides noise. Every tensor has B rows.
 
-    The inputs of sample i are a function of i alone, so they do not depend on the batch that i is in.
+    The inputs of sample i depend only on i, not on its batch.
 
     Attributes:
-        count: B, the number of samples.
-        labels: (B,) int64, the class label of each sample; None without labels.
-        prompts: (B,) int64, which of the model's prompts each sample is given; None without prompts.
-        tensors: other inputs by name, each (B, ...), for example "observation" (y of an inverse problem) or "truth"
-            (the x₀ behind it). A model that uses one says so in `Model.condition`.
+        count: number of samples, B.
+        labels: class label of each sample, (B,) int64. None without labels.
+        prompts: prompt index of each sample, (B,) int64. None without prompts.
+        tensors: other inputs by name, each (B, ...). Examples are "observation", the measurement y of an inverse
+            problem, and "truth", its ground truth x₀. `Model.condition` passes them to the network.
 
     Raises:
-        ValueError: a tensor with another number of rows.
+        ValueError: if a tensor does not have B rows.
     """
 
     count: int
@@ -33,35 +33,33 @@ class Inputs:
     def __post_init__(self) -> None:
         for name, tensor in self._named().items():
             if not tensor.ndim or len(tensor) != self.count:
-                raise ValueError(
-                    f"the input {name} has the shape {tuple(tensor.shape)}; it must have {self.count} rows"
-                )
+                raise ValueError(f"the input {name} has shape {tuple(tensor.shape)}; it must have {self.count} rows")
 
     def __len__(self) -> int:
         return self.count
 
     @property
     def chosen(self) -> Tensor | None:
-        """(B,) int64, the label or the prompt of each sample; None where samples have neither."""
+        """The label or the prompt index of each sample, (B,) int64. None without labels and prompts."""
         return self.prompts if self.labels is None else self.labels
 
     def rows(self, index: Tensor) -> Inputs:
-        """The inputs of the rows `index`, (k,) int64."""
+        """Return the inputs of the rows `index`, (k,) int64."""
         return self._map(len(index), lambda tensor: tensor[index.to(tensor.device)])
 
     def to(self, device: object) -> Inputs:
-        """The inputs with every tensor on a device."""
+        """Return the inputs with all tensors on a device."""
         return self._map(self.count, lambda tensor: tensor.to(device))  # type: ignore[call-overload]
 
     def clone(self) -> Inputs:
-        """A copy whose tensors share no memory with these."""
+        """Return a copy with cloned tensors."""
         return self._map(self.count, lambda tensor: tensor.clone())
 
     def copy_(self, other: Inputs) -> None:
-        """Overwrite the first rows with those of `other`, and the remaining rows with its last one.
+        """Copy the rows of `other` into the first rows. Fill the remaining rows with the last row of `other`.
 
         Args:
-            other: inputs of the same names, with 1 to B rows.
+            other: inputs with the same names and 1 to B rows.
         """
         theirs = other._named()
         for name, tensor in self._named().items():
@@ -69,7 +67,7 @@ class Inputs:
             tensor[other.count :].copy_(theirs[name][-1])
 
     def extended(self, **tensors: Tensor) -> Inputs:
-        """The same inputs with further tensors, each (B, ...), by name."""
+        """Return a copy with additional named tensors, each (B, ...)."""
         return replace(self, tensors={**self.tensors, **tensors})
 
     def _named(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The meter: what a run really cost, counted where it is paid."""
+"""The meter: counts network evaluations with forward and backward hooks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from samplerbench.sampling.cost import Cost
 
 
 class Meter:
-    """Counts rows (samples in a batch) through the innermost network, and through a classifier beside it.
+    """Count the rows (samples of a batch) that pass through the networks of a run.
 
-    Use it as a context; outside it counts nothing.
+    Use it as a context manager. It counts only inside the context.
 
         with Meter(model.network, guidance.networks) as meter:
             ...
         nfe = meter.network / images
+
+    Args:
+        network: innermost network of the model.
+        classifiers: networks of the guidance.
+        decoder: decoder of a latent model. None for a pixel-space model.
     """
 
     def __init__(
@@ -34,7 +39,7 @@ class Meter:
         self.classifier_backward = 0
         """Rows through which the classifier was differentiated."""
         self.decoder = 0
-        """Rows decoded: latents that became images."""
+        """Rows decoded from latents to images."""
         self._decoder = decoder
         self._network, self._classifiers = network, list(classifiers)
         self._handles: list[RemovableHandle] = []
@@ -59,24 +64,24 @@ class Meter:
 
     @property
     def cost(self) -> Cost:
-        """What has been counted so far."""
+        """The cost counted so far."""
         return Cost(
             self.network, self.network_backward, self.classifier_forward, self.classifier_backward, self.decoder
         )
 
     def pause(self) -> None:
-        """Count nothing until `resume`: for evaluations that are no part of the sampling."""
+        """Stop counting until `resume`. Use it for evaluations that are not part of sampling."""
         self._paused = True
 
     def resume(self) -> None:
-        """Count again."""
+        """Continue counting."""
         self._paused = False
 
     def _on_network(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.network += 0 if self._paused else _rows(args, kwargs)
 
     def _on_output(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        # A module's own backward hook needs a tensor as output, and diffusers' networks give a structure.
+        # Module backward hooks require tensor outputs, but diffusers networks return output dataclasses.
         values = (output,) if isinstance(output, Tensor) else output.values() if isinstance(output, dict) else output
         tracked = next((v for v in values if isinstance(v, Tensor) and v.requires_grad), None)
         if tracked is not None:
@@ -99,4 +104,4 @@ def _rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor) and value.ndim:
             return len(value)
-    raise RunError("the network was called without a batch, so its evaluations cannot be counted.")
+    raise RunError("the network was called without a batched tensor, so its evaluations cannot be counted.")

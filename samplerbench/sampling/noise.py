@@ -1,6 +1,6 @@
-"""Noise as a pure function of (seed, purpose, sample index, draw): a counter-based generator.
+"""Counter-based random numbers: noise as a pure function of (seed, purpose, sample index, draw).
 
-So sample i is the same image for any batch size, any number of processes and any order of work.
+Sample i is therefore the same image for any batch size, number of processes and order of execution.
 Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox4x32-10).
 """
 
@@ -21,7 +21,7 @@ _WORD = 0xFFFFFFFF
 
 
 class Purpose(IntEnum):
-    """Separate streams, so that one more draw in one of them changes nothing in the others."""
+    """Independent random streams. An additional draw from one stream does not change the others."""
 
     PRIOR = 0
     STEP = 1
@@ -30,21 +30,22 @@ class Purpose(IntEnum):
 
 
 def philox(counter: Sequence[Tensor | int], key: Sequence[int]) -> list[Tensor]:
-    """Philox4x32-10 of a counter of four 32-bit words under a key of two.
+    """Compute Philox4x32-10 (Salmon et al. 2011).
 
     Args:
-        counter: four tensors (int64, values below 2³²) or numbers that broadcast together.
-        key: two numbers below 2³².
+        counter: four 32-bit words, each an int or an int64 tensor. They must be broadcastable.
+        key: two 32-bit words.
 
     Returns:
-        Four int64 tensors of the broadcast shape, each value below 2³², on the device of the first and third word.
+        Four int64 tensors of the broadcast shape with values below 2³², on the device of the first and
+        third word.
     """
-    # Numbers stay numbers: made into tensors they would be copied to the device, which waits for it.
+    # Keep Python numbers: converting them to device tensors would synchronise with the device.
     c0, c1, c2, c3 = counter
     c0, c2 = (word if isinstance(word, Tensor) else torch.tensor(word) for word in (c0, c2))
     k0, k1 = key
     for _ in range(10):
-        # int64 products wrap modulo 2⁶⁴, which keeps all 64 bits of a 32x32-bit product.
+        # int64 products wrap modulo 2⁶⁴, so all 64 bits of a 32x32-bit product are kept.
         low, high = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1 = ((high >> 32) & _WORD) ^ c1 ^ k0, high & _WORD
         c2, c3 = ((low >> 32) & _WORD) ^ c3 ^ k1, low & _WORD
@@ -53,22 +54,36 @@ def philox(counter: Sequence[Tensor | int], key: Sequence[int]) -> list[Tensor]:
 
 
 def split_seed(seed: int) -> tuple[int, int]:
-    """The two key words of a seed, 0 ≤ seed < 2⁶⁴. Raises UserError outside."""
+    """Split a seed into two 32-bit key words, low word first.
+
+    Args:
+        seed: random seed, 0 ≤ seed < 2⁶⁴.
+
+    Raises:
+        UserError: if the seed is out of range.
+    """
     if not 0 <= seed < 2**64:
         raise UserError(f"the seed {seed} is not between 0 and 2^64 - 1.")
     return seed & _WORD, seed >> 32
 
 
 def normal(seed: int, purpose: Purpose, index: Tensor, draw: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal numbers by Box-Muller, (B, *shape) float64 on index's device.
+    """Draw standard normal numbers with the Box-Muller transform.
 
     Args:
-        index: (B,) int64, which samples: 0 ≤ index < 2³². draw: which draw of the stream. shape: of one sample.
+        seed: random seed, 0 ≤ seed < 2⁶⁴.
+        purpose: random stream.
+        index: sample indices, (B,) int64, 0 ≤ index < 2³².
+        draw: index of the draw in the stream.
+        shape: shape of one sample.
+
+    Returns:
+        Normal numbers, (B, *shape) float64 on the device of index.
     """
     size = math.prod(shape)
     blocks = torch.arange(-(-size // 4), device=index.device)
     words = philox((blocks[None, :], draw, index[:, None], int(purpose)), split_seed(seed))
-    # Centres of 2³² equal cells: never 0, so the logarithm is finite.
+    # Use the centres of 2³² equal cells. They are never 0, so the logarithm is finite.
     u = [(w.double() + 0.5) * 2.0**-32 for w in words]
     radii = [(-2 * a.log()).sqrt() for a in (u[0], u[2])]
     angles = [b * (2 * math.pi) for b in (u[1], u[3])]
@@ -77,24 +92,38 @@ def normal(seed: int, purpose: Purpose, index: Tensor, draw: int, shape: Sequenc
 
 
 def uniform(seed: int, purpose: Purpose, index: Tensor, draw: int = 0) -> Tensor:
-    """One uniform number in (0, 1) per sample, (B,) float64."""
+    """Draw one uniform number in (0, 1) per sample.
+
+    Args:
+        seed: random seed, 0 ≤ seed < 2⁶⁴.
+        purpose: random stream.
+        index: sample indices, (B,) int64, 0 ≤ index < 2³².
+        draw: index of the draw in the stream.
+
+    Returns:
+        Uniform numbers, (B,) float64 on the device of index.
+    """
     word = philox((0, draw, index, int(purpose)), split_seed(seed))[0]
     return (word.double() + 0.5) * 2.0**-32
 
 
 class Noise:
-    """The step noise of one batch: each call draws the next z ~ N(0, I) of every sample in it.
+    """The noise source for the steps of one batch. Each call draws the next z ~ N(0, I) for every sample.
 
-    A sampler calls it only where the method uses noise; `noise()` has the shape, dtype and device of the state.
+    Args:
+        seed: random seed, 0 ≤ seed < 2⁶⁴.
+        index: sample indices, (B,) int64, 0 ≤ index < 2³².
+        shape: shape of one sample.
+        dtype: dtype of z.
     """
 
     def __init__(self, seed: int, index: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
         self._seed, self._index, self._shape, self._dtype = seed, index, tuple(shape), dtype
         self.draws = 0
-        """How many times noise has been drawn."""
+        """Number of draws so far."""
 
     def __call__(self) -> Tensor:
-        """The next z, (B, *shape)."""
+        """Draw the next z, (B, *shape), on the device of index."""
         z = normal(self._seed, Purpose.STEP, self._index, self.draws, self._shape)
         self.draws += 1
         return z.to(self._dtype)

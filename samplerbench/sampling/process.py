@@ -1,4 +1,4 @@
-"""Forward processes: how the model's own coordinates y = α(σ) x are related to the state x = x₀ + σ z."""
+"""Forward processes: the relation between the network's coordinates y = α(σ) x and the state x = x₀ + σ z."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 class Process:
     """A forward process in variance-exploding coordinates.
 
-    The network of a model sees y = α(σ) x, with x = x₀ + σ z. A sampler that depends on the process asks for α, never
-    for the name.
+    The input of the network is y = α(σ) x, with x = x₀ + σ z. Samplers that depend on the process use α, not the name.
 
     Attributes:
-        name: what the process is called.
-        alpha: α(σ), the scale of the model's own coordinates, for σ ≥ 0; 1 at σ = 0.
-        prior_scale: the standard deviation of the state from which a run at level σ starts.
+        name: name of the process.
+        alpha: scale α(σ) of the network's coordinates, for σ ≥ 0. α(0) = 1.
+        prior_scale: standard deviation of the initial state at noise level σ.
     """
 
     name: str

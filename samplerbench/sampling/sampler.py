@@ -1,4 +1,4 @@
-"""Samplers: solvers that walk from a noise level to 0. A plugin; one generator method."""
+"""Samplers: plugins that solve the reverse process from a noise level to 0."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from samplerbench.sampling.view import ModelView
 
 @dataclass(frozen=True)
 class Step:
-    """What a sampler yields after each interval of the grid.
+    """The value that a sampler yields after each interval of the grid.
 
     Attributes:
-        sigma: the noise level now reached.
-        x: (B, C, H, W), the state there.
-        x0: (B, C, H, W), the denoised state that the step was made with.
+        sigma: noise level after the step.
+        x: state after the step, (B, C, H, W).
+        x0: denoised state used in the step, (B, C, H, W). None if it is not available.
     """
 
     sigma: float
@@ -36,92 +36,95 @@ class Step:
 
 @dataclass(frozen=True)
 class Sampler(Configurable, ABC):
-    """Base of sampler plugins.
+    """Base class of sampler plugins.
 
-    A subclass is a frozen dataclass: its fields are its parameters (`option`), its docstring's first line is its
-    description and names the paper, and `steps` is the method. It keeps no state in `self`, sets no gradient mode,
-    draws noise only through `noise`, and never writes into a tensor it has yielded.
+    A subclass is a frozen dataclass. Its fields are its parameters (`option`). The first line of its docstring is its
+    description and names the paper. `steps` implements the method. A sampler must not store state in `self`, must not
+    set the gradient mode, must draw noise only from `noise`, and must not modify a tensor that it has yielded.
     """
 
     kind: ClassVar[str] = "sampler"
     spacing: ClassVar[str | None] = None
-    """The spacing used where the user names none, by name; None is the toolkit's default."""
+    """Name of the default spacing of this sampler. None selects the default of samplerbench."""
 
     own_grid: ClassVar[bool] = False
-    """Whether the method has a grid of its own and takes from the given one only the number of steps."""
+    """Whether the method defines its own grid and uses only the number of steps of the given grid."""
 
     even_in: ClassVar[Literal["log sigma", "sigma"]] = "log sigma"
-    """The variable in which the grid is even when the order of convergence is measured."""
+    """The variable in which the grid is uniform when the order of convergence is measured."""
 
     uniform_steps_only: ClassVar[bool] = False
-    """Whether the order of convergence is claimed on grids even in `even_in` only, as of constant multistep weights.
-    A method without it must keep its order on uneven grids, where `samplerbench check` measures it too."""
+    """Whether the claimed order holds only on grids that are uniform in `even_in`, as for constant multistep weights.
+    If False, `samplerbench check` also measures the order on non-uniform grids."""
 
     def bind(self, model: ModelView, sigmas: Tensor) -> Sampler:
-        """The sampler prepared for a model and a grid: with estimates that it needs, for example. By default, itself.
+        """Prepare the sampler for a model and a grid, for example compute estimates. By default, return `self`.
 
-        Estimates are made by `model.estimates`, which keeps them under the hash of the weights and counts their network
-        evaluations apart from those of sampling.
+        Compute estimates with `model.estimates`. It caches them under the hash of the weights, and counts their network
+        evaluations separately from sampling.
 
         Args:
-            model: the model that will be sampled.
-            sigmas: (N+1,) float64 on the CPU, the grid.
+            model: model to sample from.
+            sigmas: noise levels of the grid, (N+1,) float64 on the CPU.
 
         Returns:
-            A copy made by `with_state`. The instance itself is shared between models and must not change.
+            A copy made by `with_state`. Do not modify the instance itself, because models share it.
 
         Raises:
-            UserError: the model lacks what the sampler needs.
+            UserError: if the model does not meet the requirements of the sampler.
         """
         return self
 
     @abstractmethod
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-        """Walk the grid, yielding once per interval; the last state yielded is the sample.
+        """Run the method and yield one Step per interval of the grid. The last state is the sample.
 
-        A sampler that yields fewer or more Steps than the grid has intervals fails its cell, unless `own_grid` is set
-        or `nfe` returns None. Each state has the shape, dtype and device of x.
+        The number of Steps must equal the number of intervals, unless `own_grid` is True or `nfe` returns None. Each
+        state must have the shape, dtype and device of x.
 
         Args:
-            denoise: D(x, σ), counted.
-            x: (B, C, H, W), the start, at level sigmas[0].
-            sigmas: (N+1,) float64 on the CPU, strictly decreasing, the last 0 (above 0 where the order of convergence
-                is measured: then the last state is one at that level).
-            noise: each call gives the next z ~ N(0, I), (B, C, H, W).
+            denoise: denoiser D(x, σ). Its network evaluations are counted.
+            x: initial state at noise level sigmas[0], (B, C, H, W).
+            sigmas: noise levels, (N+1,) float64 on the CPU, strictly decreasing. The last level is 0, or positive when
+                the order of convergence is measured.
+            noise: noise source. Each call returns the next z ~ N(0, I), (B, C, H, W).
         """
 
     def nfe(self, steps: int) -> int | None:
-        """Network evaluations for a grid of so many steps, without guidance.
+        """Planned network evaluations per sample for a number of steps, without guidance. Reported NFE are measured.
 
-        For planning only: what is reported is counted. None: the solver chooses its own steps, and the requested
-        number of steps has no meaning for it.
+        Args:
+            steps: number of steps.
+
+        Returns:
+            The number of evaluations. None if the solver chooses its own steps and ignores the requested number.
         """
         return steps
 
     def convergence(self) -> int | None:
-        """The order of convergence that the method claims on the probability-flow ODE; None where it claims none.
+        """The claimed order of convergence on the probability-flow ODE. None if there is no claim.
 
-        The claim is for a start at large noise, σ ≫ the data, where D hardly changes in the first steps. A multistep
-        method whose first steps are of lower order needs that; what it claims from any other start is
-        `convergence_from_any_start`. `samplerbench check` measures both on exact problems, on grids even in log σ (in
-        σ where `even_in` says so) and, unless `uniform_steps_only`, on uneven grids.
+        The claim applies when σ at the start is much larger than the data, so that D hardly changes in the first
+        steps. A multistep method with lower-order first steps requires such a start. `convergence_from_any_start` is
+        the claim for other starts. `samplerbench check` measures both on exact problems, on grids that are uniform in
+        `even_in` and, unless `uniform_steps_only` is True, on non-uniform grids.
         """
         return None
 
     def convergence_from_any_start(self) -> int | None:
-        """The order claimed where the start is at a noise level of the data's size: no less than this is measured.
+        """The claimed minimum order for a start at a noise level comparable to the data. By default, `convergence`.
 
-        `convergence` unless overridden. A multistep method that starts with a step of order 1 has 2 at most: the error
-        of that step, O(h²), stays to the end.
+        A multistep method with a first step of order 1 has order 2 at most, because the O(h²) error of that step
+        remains.
         """
         return self.convergence()
 
 
 def planned_nfe(sampler: Sampler, steps: int) -> int | None:
-    """`sampler.nfe(steps)`, checked.
+    """Return `sampler.nfe(steps)` after a check.
 
     Raises:
-        RunError: the plugin raised, or returned something else than None or a number of at least 0.
+        RunError: if the plugin raises an error, or does not return None or a non-negative integer.
     """
     with plugin_call(sampler, f"in nfe({steps})"):
         found = sampler.nfe(steps)
@@ -134,11 +137,11 @@ def planned_nfe(sampler: Sampler, steps: int) -> int | None:
 
 
 def bind_sampler(sampler: Sampler, model: ModelView, sigmas: Tensor) -> Sampler:
-    """`sampler.bind(model, sigmas)`, checked.
+    """Call `sampler.bind(model, sigmas)` and check the result.
 
     Raises:
-        UserError: the model lacks what the sampler needs.
-        RunError: the plugin raised, or returned something else than a sampler of the same spec.
+        UserError: if the model does not meet the requirements of the sampler.
+        RunError: if the plugin raises an error, or does not return a sampler with the same parameters.
     """
     with plugin_call(sampler, "in bind"):
         bound = sampler.bind(model, sigmas.clone())
@@ -150,5 +153,5 @@ def bind_sampler(sampler: Sampler, model: ModelView, sigmas: Tensor) -> Sampler:
 
 
 def intervals(sigmas: Tensor) -> Iterator[tuple[float, float]]:
-    """The (s, t) of each interval, s > t, as Python floats (float64): `for s, t in intervals(sigmas)`."""
+    """Iterate over the intervals (s, t), s > t, as Python floats: `for s, t in intervals(sigmas)`."""
     return pairwise(sigmas.tolist())

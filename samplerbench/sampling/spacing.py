@@ -1,4 +1,4 @@
-"""Spacings: the grid of noise levels from σ_max to 0. A plugin; one function."""
+"""Spacings: plugins that choose the noise levels of a run, from σ_max to 0."""
 
 from __future__ import annotations
 
@@ -20,39 +20,49 @@ from samplerbench.sampling.view import ModelView
 
 @dataclass(frozen=True)
 class Spacing(Configurable, ABC):
-    """Base of spacing plugins."""
+    """Base class of spacing plugins."""
 
     kind: ClassVar[str] = "spacing"
 
     def bind(self, model: ModelView, sampler: Sampler) -> Spacing:
-        """The spacing prepared for a model and a sampler: with a learned schedule, for example. By default, itself.
+        """Prepare the spacing for a model and a sampler, for example learn a schedule. By default, return `self`.
 
         Args:
-            model: the model that will be sampled.
-            sampler: the sampler that will walk the grid.
+            model: model to sample from.
+            sampler: sampler that uses the grid.
 
         Returns:
-            A copy made by `with_state`. The instance itself is shared between models and must not change.
+            A copy made by `with_state`. Do not modify the instance itself, because models share it.
 
         Raises:
-            UserError: the model lacks what the spacing needs.
+            UserError: if the model does not meet the requirements of the spacing.
         """
         return self
 
     @abstractmethod
     def grid(self, levels: Tensor, steps: int) -> Tensor:
-        """The noise levels of a run: (steps+1,) float64, strictly decreasing, the last 0.
+        """Return the noise levels of a run.
 
         Args:
-            levels: (T,) float64, increasing: the model's own noise levels, timestep t at index t.
-            steps: N ≥ 1.
+            levels: noise levels of the model, (T,) float64, increasing. Index t is timestep t.
+            steps: number of steps, N ≥ 1.
+
+        Returns:
+            The noise levels, (N+1,) float64, strictly decreasing, ending at 0.
         """
 
     def timesteps(self, levels: Tensor, index: Tensor) -> Tensor:
-        """The grid of the timesteps `index` (N,), decreasing: their levels, then 0. For spacings over timesteps.
+        """Return the noise levels of a sequence of timesteps, followed by 0. For spacings over discrete timesteps.
+
+        Args:
+            levels: noise levels of the model, (T,) float64, increasing.
+            index: timesteps, (N,), strictly decreasing.
+
+        Returns:
+            The noise levels, (N+1,) float64.
 
         Raises:
-            UserError: the timesteps are not N different ones.
+            UserError: if the timesteps are not N distinct decreasing values.
         """
         if len(index) > len(levels) or bool((index[1:] >= index[:-1]).any()):
             raise UserError(
@@ -63,14 +73,15 @@ class Spacing(Configurable, ABC):
 
 
 def pick_spacing(sampler: Sampler | type[Sampler], requested: str | Spacing | None = None) -> Spacing:
-    """The spacing of every run, figure, check and scheduler.
+    """Select the spacing. All runs, figures, checks and schedulers use this function.
 
     Args:
-        sampler: the sampler, or its class.
-        requested: a spec or an instance; None is the sampler's own spacing, or the toolkit's default if it has none.
+        sampler: sampler instance or class.
+        requested: spec or instance. If None, the default of the sampler is used, or the default of samplerbench if the
+            sampler has none.
 
     Raises:
-        UserError: there is no such spacing.
+        UserError: if the spacing does not exist.
     """
     if requested == "":
         raise UserError(f"{argument('spacing')} is empty; name a spacing, or leave it out.")
@@ -87,11 +98,11 @@ def pick_spacing(sampler: Sampler | type[Sampler], requested: str | Spacing | No
 
 
 def bind_spacing(spacing: Spacing, model: ModelView, sampler: Sampler) -> Spacing:
-    """`spacing.bind(model, sampler)`, checked.
+    """Call `spacing.bind(model, sampler)` and check the result.
 
     Raises:
-        UserError: the model lacks what the spacing needs.
-        RunError: the plugin raised, or returned something else than a spacing of the same spec.
+        UserError: if the model does not meet the requirements of the spacing.
+        RunError: if the plugin raises an error, or does not return a spacing with the same parameters.
     """
     with plugin_call(spacing, "in bind"):
         bound = spacing.bind(model, sampler)
@@ -103,11 +114,19 @@ def bind_spacing(spacing: Spacing, model: ModelView, sampler: Sampler) -> Spacin
 
 
 def make_grid(spacing: Spacing, levels: Tensor, steps: int) -> Tensor:
-    """The spacing's grid, checked: (steps+1,) float64, finite, strictly decreasing, the last 0.
+    """Return the grid of a spacing after a check.
+
+    Args:
+        spacing: the spacing.
+        levels: noise levels of the model, (T,) float64, increasing.
+        steps: number of steps, N ≥ 1.
+
+    Returns:
+        The noise levels, (N+1,) float64 on the CPU, finite, strictly decreasing, ending at 0.
 
     Raises:
-        UserError: steps < 1, or a spacing that gave no such grid.
-        RunError: the plugin raised.
+        UserError: if steps is out of range, or the spacing returns an invalid grid.
+        RunError: if the plugin raises an error.
     """
     if steps < 1:
         raise UserError(f"{argument('steps', steps)}: at least 1 step is needed.")
@@ -117,13 +136,14 @@ def make_grid(spacing: Spacing, levels: Tensor, steps: int) -> Tensor:
         grid = spacing.grid(levels.double().clone(), steps)
     if not isinstance(grid, Tensor) or grid.is_complex() or grid.layout != torch.strided or grid.is_meta:
         raise UserError(
-            f"spacing {spacing.spec}: grid returned a {type(grid).__name__}; it must be a real tensor (steps+1,)."
+            f"spacing {spacing.spec}: grid returned a {type(grid).__name__}; it must be a real tensor of "
+            "shape (steps+1,)."
         )
     grid = grid.detach().double().cpu()
     sound = grid.shape == (steps + 1,) and bool(grid.isfinite().all()) and grid[-1] == 0
     if not sound or bool((grid[1:] >= grid[:-1]).any()):
         raise UserError(
-            f"spacing {spacing.spec} gave no grid of {steps} decreasing levels that ends at 0; "
+            f"spacing {spacing.spec} does not give {steps} decreasing noise levels followed by 0; "
             f"use another {argument('spacing')} or fewer {argument('steps')}."
         )
     return grid

@@ -1,4 +1,4 @@
-"""A sampler as a state machine: it asks for D, is sent D, and asks again until it is done.
+"""A sampler as a state machine: it requests D, receives D, and continues until it is done.
 
     with Stepper(sampler, sigmas, noise, denoiser) as stepper:
         state = stepper.start(x)
@@ -6,13 +6,13 @@
             state = stepper.send(Prediction(network(state.x, state.sigma)))
     sample = state.x
 
-The driver calls the sampler, which calls the denoiser. A host that calls the network itself, as a diffusers pipeline
-does, needs the opposite: control must come back wherever the sampler calls the denoiser. A generator can only be
-suspended in its own frame, not inside a function that it calls, so the sampler needs a stack of its own: a thread. Only
-one of the two threads runs at a time, and the order of all work, and of all draws of noise, is the driver's.
+The driver calls the sampler, and the sampler calls the denoiser. A diffusers pipeline calls the network itself, so
+control must return to the caller whenever the sampler calls the denoiser. Python can suspend a generator only in its
+own frame, not inside a function that it calls. The sampler therefore runs in a separate thread. Only one of the two
+threads runs at a time. The order of all operations and of all noise draws is the same as with the driver.
 
-Running the sampler again from its start at every request would need no thread, but would keep every D in memory and
-take time quadratic in the number of requests.
+An alternative without threads is to restart the sampler at every request. It would keep every D in memory, and its
+running time would be quadratic in the number of requests.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from samplerbench.sampling.sampler import Sampler
 
 @dataclass(frozen=True)
 class State:
-    """Where a sampler stands: it waits for D(x, σ), or it is done.
+    """The state of a sampler: it waits for D(x, σ), or it is done.
 
     Attributes:
-        x: the state at which D is wanted, (B, C, H, W), or (k, C, H, W) where `rows` is given; the last state, (B, C,
-            H, W), where the sampler is done.
-        sigma: the noise level of x: one for all of x, or one for each of its rows, (B,) or (k,).
-        rows: (k,) int64, the rows of the batch that x is; None is the whole batch.
-        done: whether x is the sample.
+        x: input of the requested D, (B, C, H, W), or (k, C, H, W) if `rows` is set. If `done` is True, the final
+            state, (B, C, H, W).
+        sigma: noise level of x: a scalar, or one level per row, (B,) or (k,).
+        rows: rows of the batch that x contains, (k,) int64. None for the whole batch.
+        done: whether the sampler is done and x is the sample.
     """
 
     x: Tensor
@@ -51,20 +51,20 @@ class State:
 
 
 class Stepper:
-    """One run of a sampler that the caller drives by sending D.
+    """One run of a sampler, where the caller computes D.
 
-    Gradients are off in the sampler; inference mode and the CUDA stream are the caller's. The run ends with the
-    sampler, with the first error, with `close`, or when the stepper is garbage-collected; its thread ends with it.
+    Gradients are disabled in the sampler. It uses the inference mode and the CUDA stream of the caller. The run and its
+    thread end when the sampler finishes, on the first error, on `close`, or when the stepper is garbage-collected.
 
     Args:
-        sampler: which method.
-        sigmas: (N+1,) float64 on the CPU, decreasing: the grid.
-        noise: the noise of the steps.
-        denoiser: answers whatever the sampler asks besides D: the model's levels, posterior variances, part of the
-            batch. Its `predict` is not called.
+        sampler: the sampler.
+        sigmas: noise levels, (N+1,) float64 on the CPU, strictly decreasing.
+        noise: noise source of the steps.
+        denoiser: denoiser that provides everything except D, such as the noise levels of the model. Its `predict` is
+            not called.
 
     Attributes:
-        state: what `start` or `send` returned last; None before `start`.
+        state: last result of `start` or `send`. None before `start`.
     """
 
     state: State | None
@@ -77,18 +77,20 @@ class Stepper:
         self._ending: weakref.finalize[..., Stepper] | None = None
 
     def start(self, x: Tensor) -> State:
-        """Run the sampler to its first request.
+        """Run the sampler up to its first request. Errors of the sampler are raised unchanged.
 
         Args:
-            x: (B, C, H, W), the start, at level sigmas[0].
+            x: initial state at noise level sigmas[0], (B, C, H, W).
 
         Raises:
-            UserError: the stepper was started or closed before. What the sampler raises comes out as it is.
+            UserError: if the stepper was already started or closed.
         """
         if self._ending is not None or self._exchange.closed:
-            raise UserError(f"this run of sampler {self._label} was started before; make another Stepper.")
+            raise UserError(
+                f"the stepper of sampler {self._label} was already started or closed; create a new Stepper."
+            )
         modes = (torch.is_inference_mode_enabled(), _stream(x))
-        # The thread does not hold the stepper, so a stepper that nobody holds is collected while its thread waits.
+        # The thread holds no reference to the stepper, so an unused stepper is collected while its thread waits.
         arguments = (self._exchange, *self._arguments, x, modes)
         thread = threading.Thread(target=_work, args=arguments, name=f"sampler {self._label}", daemon=True)
         thread.start()
@@ -96,27 +98,28 @@ class Stepper:
         return self._receive()
 
     def send(self, prediction: Prediction) -> State:
-        """Send D at the state asked for, and run the sampler to its next request or to its end.
+        """Send the requested D, and run the sampler up to its next request or its end.
+
+        Errors of the sampler are raised unchanged.
 
         Args:
-            prediction: D, of the shape of `state.x`, and the variance where the model learned one.
+            prediction: D with the shape of `state.x`, and the variance if the model learned it.
 
         Raises:
-            UserError: the sampler does not wait for D, or this D has another shape. What the sampler raises comes out
-                as it is.
+            UserError: if the sampler does not wait for D, or the shape of D is wrong.
         """
         if self.state is None or self.state.done or self._exchange.closed:
-            raise UserError(f"sampler {self._label} does not wait for D: it was not started, or it has ended.")
+            raise UserError(f"sampler {self._label} does not wait for D: it was not started, or it has finished.")
         if prediction.x0.shape != self.state.x.shape:
             raise UserError(
-                f"D has shape {tuple(prediction.x0.shape)}, and sampler {self._label} asks for it at a state of shape "
-                f"{tuple(self.state.x.shape)}."
+                f"D has shape {tuple(prediction.x0.shape)}, but sampler {self._label} requested it for a state of "
+                f"shape {tuple(self.state.x.shape)}."
             )
         self._exchange.answers.put((prediction, _stream(prediction.x0)))
         return self._receive()
 
     def close(self) -> None:
-        """End the run, wherever it is; the sampler's `finally` clauses are executed. Closing again does nothing."""
+        """Stop the run. The `finally` clauses of the sampler are executed. Repeated calls have no effect."""
         self._exchange.closed = True
         if self._ending is not None:
             self._ending()
@@ -130,7 +133,7 @@ class Stepper:
     def _receive(self) -> State:
         try:
             received = self._exchange.states.get()
-        except BaseException:  # Ctrl-C while the sampler computes
+        except BaseException:  # for example Ctrl-C during a step
             self.close()
             raise
         if isinstance(received, State):
@@ -142,20 +145,20 @@ class Stepper:
         try:
             raise received
         finally:
-            del received  # its traceback holds this frame
+            del received  # its traceback references this frame
 
 
 class _ClosedError(BaseException):
-    """Raised in a sampler that waits for a D that nobody will send."""
+    """Raised in a waiting sampler when its stepper is closed."""
 
 
 class _Exchange:
-    """What the two threads hand to each other.
+    """The communication channel between the two threads.
 
     Attributes:
-        states: what the sampler asks, where it ended, or what it raised.
-        answers: D and the stream it was computed on; None where the run is closed.
-        closed: whether the sampler is to end where it next asks.
+        states: requests, the final state, or an error of the sampler.
+        answers: D and its CUDA stream. None if the run is closed.
+        closed: whether the sampler must stop at its next request.
     """
 
     def __init__(self) -> None:
@@ -164,7 +167,7 @@ class _Exchange:
         self.closed = False
 
     def ask(self, state: State) -> Prediction:
-        """The sampler's side: hand over the request and wait for D. Raises _ClosedError."""
+        """Send a request and wait for D. The thread of the sampler calls it. Raises _ClosedError when closed."""
         answer = None
         if not self.closed:
             self.states.put(state)
@@ -177,15 +180,15 @@ class _Exchange:
 
 
 class _Asking(Denoiser):
-    """The denoiser that the sampler sees: D comes from the caller, everything else from the denoiser inside."""
+    """The denoiser passed to the sampler. D comes from the caller, everything else from the inner denoiser."""
 
     def __init__(self, exchange: _Exchange, inner: Denoiser, index: Tensor | None = None) -> None:
         self.exchange, self.inner, self.index = exchange, inner, index
         self.levels, self.process, self.prediction = inner.levels, inner.process, inner.prediction
 
     def __getattr__(self, name: str) -> Any:
-        """What the denoiser inside has besides, as one for samplers of version 0.1 does."""
-        if name == "inner":  # a copy that is still empty
+        """Delegate other attributes to the inner denoiser, such as those for samplers of version 0.1."""
+        if name == "inner":  # copy.copy calls this before __init__
             raise AttributeError(name)
         return getattr(self.inner, name)
 
@@ -206,7 +209,7 @@ def _work(
     x: Tensor,
     modes: tuple[bool, Any],
 ) -> None:
-    """The sampler's thread. The modes of torch belong to a thread, so those of the caller are set here too."""
+    """The main function of the sampler thread. It sets the torch modes of the caller, which are per thread."""
     inference, stream = modes
     try:
         _follow(stream)
@@ -224,7 +227,7 @@ def _work(
 
 
 def _end(exchange: _Exchange, thread: threading.Thread) -> None:
-    """End the sampler's thread; harmless where it has ended."""
+    """Stop the thread of the sampler. It has no effect if the thread has finished."""
     exchange.closed = True
     exchange.answers.put(None)
     if threading.current_thread() is not thread:
@@ -236,6 +239,6 @@ def _stream(x: Tensor) -> Any:
 
 
 def _follow(stream: Any) -> None:
-    """Queue this thread's work on the caller's device and stream, so that it runs in order with the network's."""
+    """Use the CUDA device and stream of the caller, so that kernels run in order with those of the network."""
     if stream is not None:
         torch.cuda.set_stream(stream)

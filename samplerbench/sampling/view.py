@@ -1,4 +1,4 @@
-"""What a plugin may ask of a model when it is bound to it."""
+"""The interface of a model for the `bind` methods of plugins."""
 
 from __future__ import annotations
 
@@ -14,35 +14,34 @@ from samplerbench.sampling.inputs import Inputs
 
 
 class Estimates(Protocol):
-    """Numbers estimated from a model, kept in the user's cache under the hash of its weights.
+    """Numbers estimated from a model and cached under the hash of its weights.
 
     Attributes:
-        evaluations: network evaluations (rows) that the numbers returned so far took, now or when they were first
-            estimated.
+        evaluations: network evaluations (rows) to estimate the values returned so far. Cached values count too.
     """
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations (rows) that the numbers returned so far took."""
+        """Network evaluations (rows) to estimate the values returned so far."""
 
     def get(self, name: str, compute: Callable[[], float]) -> float:
-        """The number of that name: from the cache, or computed, counted and kept.
+        """Return a value from the cache, or compute it, count its evaluations and cache it.
 
         Args:
-            name: of the number, among those of these estimates.
-            compute: gives the number, finite and at least 0.
+            name: name of the value, unique within these estimates.
+            compute: function that computes the value, finite and non-negative.
         """
 
 
 class ModelView(Protocol):
-    """A model as `Sampler.bind`, `Spacing.bind`, `Guidance.bind` and `Generator.bind` see it.
+    """The model passed to `Sampler.bind`, `Spacing.bind`, `Guidance.bind` and `Generator.bind`.
 
     Attributes:
-        shape: (C, H, W) of the state.
-        levels: (T,) float64 on the CPU, increasing: the noise levels.
-        device: where the network is.
-        dtype: of the network's weights.
-        classes: the number of labels; None for a model without labels.
+        shape: shape (C, H, W) of the state.
+        levels: noise levels, (T,) float64 on the CPU, increasing.
+        device: device of the network.
+        dtype: dtype of the network's weights.
+        classes: number of classes. None for a model without labels.
     """
 
     shape: tuple[int, int, int]
@@ -53,24 +52,36 @@ class ModelView(Protocol):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images."""
+        """The shape (C, H, W) of the images."""
 
     def alpha(self, sigma: float) -> float:
-        """α(σ): the scale of the model's own coordinates, y = α(σ) x."""
+        """The scale α(σ) of the network's coordinates, y = α(σ) x."""
 
     def denoiser(self, inputs: Inputs) -> Denoiser:
-        """The model's denoiser for the inputs of a batch: not guided, and clipped where the model clips x₀."""
+        """Return the denoiser for the inputs of a batch, without guidance. It is clipped if the model clips x₀."""
 
     def decode(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] of states at σ = 0."""
+        """Decode states at σ = 0, (B, *shape), to images in [-1, 1], (B, C, H, W)."""
 
     def real(self, n: int) -> tuple[Tensor, Tensor | None]:
-        """n real images as states, (n, *shape), and their labels (n,) or None. Raises UserError without data."""
-
-    def estimates(self, name: str, **settings: str | int | float) -> AbstractContextManager[Estimates]:
-        """The estimates of that name for this model: entered to read and to add, kept when it is left.
+        """Return real images as states.
 
         Args:
-            name: of the quantity, `posterior-variance` for example: letters, digits and hyphens.
-            settings: what the numbers depend on besides the weights and their precision.
+            n: number of images.
+
+        Returns:
+            States, (n, *shape), and labels, (n,) or None.
+
+        Raises:
+            UserError: if the training data is not available.
+        """
+
+    def estimates(self, name: str, **settings: str | int | float) -> AbstractContextManager[Estimates]:
+        """Open the cached estimates of a quantity for this model, as a context manager.
+
+        New values are saved when the context exits.
+
+        Args:
+            name: name of the quantity, of letters, digits and hyphens, for example `posterior-variance`.
+            settings: other settings that the values depend on, besides the weights and their precision.
         """
