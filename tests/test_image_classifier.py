@@ -249,7 +249,7 @@ def test_what_is_no_image_classifier_is_one_line(tmp_path: Path) -> None:
     BertForSequenceClassification(BertConfig(**small, vocab_size=9)).save_pretrained(tmp_path / "text")
     assert "Unrecognized configuration class" in refused(model, tmp_path / "text")
     ViTModel(vit(2)).save_pretrained(tmp_path / "headless")
-    assert "its weights lack 2 tensors" in refused(model, tmp_path / "headless")
+    assert "2 tensors are missing from its weights" in refused(model, tmp_path / "headless")
     save_classifier(tmp_path / "bare", preprocessor=None)
     assert "preprocessor_config.json is not there" in refused(model, tmp_path / "bare")
     save_classifier(tmp_path / "odd", preprocessor=PREPROCESSOR | {"size": {"longest_edge": 9}})
