@@ -244,12 +244,12 @@ def refused(model: Model, folder: str | Path) -> str:
 def test_what_is_no_image_classifier_is_one_line(tmp_path: Path) -> None:
     model = exact("mixture")
     assert "the folder does not exist" in refused(model, tmp_path / "nowhere")
-    assert "config.json is not there" in refused(model, tmp_path)
+    assert "config.json does not exist" in refused(model, tmp_path)
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     BertForSequenceClassification(BertConfig(**small, vocab_size=9)).save_pretrained(tmp_path / "text")
     assert "Unrecognized configuration class" in refused(model, tmp_path / "text")
     ViTModel(vit(2)).save_pretrained(tmp_path / "headless")
-    assert "its weights lack 2 tensors" in refused(model, tmp_path / "headless")
+    assert "2 tensors are missing from its weights" in refused(model, tmp_path / "headless")
     save_classifier(tmp_path / "bare", preprocessor=None)
     assert "preprocessor_config.json is not there" in refused(model, tmp_path / "bare")
     save_classifier(tmp_path / "odd", preprocessor=PREPROCESSOR | {"size": {"longest_edge": 9}})

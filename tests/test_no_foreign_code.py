@@ -243,7 +243,7 @@ def test_an_index_names_no_file_but_the_shards_that_are_hashed(attacked: Attacke
     (inner / f"{file.stem}.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, other)})
     )
-    assert f'names "{other}"; it must refer to shards in the same folder' in refusal(load, mark)
+    assert f'refers to "{other}"; it must refer to shards in the same folder' in refusal(load, mark)
 
 
 def test_an_adapter_does_not_change_the_weights_unseen(attacked: Attacked) -> None:

@@ -759,7 +759,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("text", "unet/config.json", {"cross_attention_dim": 8}, "cross_attention_dim of the network is 8, but the "),
         ("text", "unet/config.json", {"addition_embed_type": "text_time"}, "other than text are not supported .additi"),
         ("text", "model_index.json", {"text_encoder": ["x", "T5EncoderModel"]}, "with the text_encoder T5EncoderModel"),
-        ("ve", "unet/config.json", {"out_channels": 6}, "6 output channels, but variance type fixed with 3 channels"),
+        ("ve", "unet/config.json", {"out_channels": 6}, "6 output channels, but variance type fixed with 3 input"),
         ("ve", "unet/config.json", {"num_class_embeds": 6}, "a variance-exploding network with class labels is not su"),
     ],
 )

@@ -175,7 +175,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--dtype", "tf32"], "--dtype tf32 requires an NVIDIA GPU; use --dtype fp32."),
+        (["--dtype", "tf32"], "--dtype tf32 requires an NVIDIA GPU; use --dtype fp32 on this device."),
         (["--dtype", "fp8"], "--dtype fp8: choose one of fp32, tf32, bf16, fp16, fp64."),
         (["--graphs"], "--graphs requires an NVIDIA GPU."),
         (["--batch-size", "0"], "--batch-size 0: at least 1 image is needed."),
