@@ -615,10 +615,10 @@ class OutOfItsList(SoundSpacing):
 
 
 BROKEN_SPACINGS: list[tuple[Spacing, str, str, set[str]]] = [
-    (NeverZero(), "grid", "ends at 0", {"range"}),
+    (NeverZero(), "grid", "decreasing noise levels followed by 0", {"range"}),
     (Single(), "grid", "float32, not float64", {"range"}),
     (OneLevelShort(), "grid", "1 steps give 1 levels, not 2", {"range"}),
-    (Rising(), "grid", "decreasing levels", {"range"}),
+    (Rising(), "grid", "decreasing noise levels followed by 0", {"range"}),
     (NoSingleStep(), "grid", "ZeroDivisionError", set()),
     (Jittered(), "random-state", "torch's global generator", set()),
     (JitteredApart(), "random-state", "two calls give two grids", set()),
