@@ -132,8 +132,8 @@ def load_published(file: Path, extractor: Extractor) -> Reference | None:
     dimension = extractor(torch.zeros(1, 1, 32, 32, dtype=torch.uint8)).shape[1]
     if dimension != d:
         raise UserError(
-            f"{file} holds statistics of {d} features, but {extractor.name} has {dimension}; name the features they "
-            f"were taken in with {argument('features')}."
+            f"{file} holds statistics of {d} features, but {extractor.name} has {dimension}; select the feature "
+            f"space of the statistics with {argument('features')}."
         )
     try:
         with np.load(file, allow_pickle=False) as arrays:
