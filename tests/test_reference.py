@@ -92,7 +92,7 @@ def test_published_statistics_are_what_the_file_says(tmp_path: Path, digits_cnn:
 
 def test_statistics_of_other_features_are_refused(tmp_path: Path, digits_cnn: Extractor) -> None:
     published(tmp_path / "a.npz", d=16)
-    with pytest.raises(UserError, match="statistics of 16 features, but digits-cnn has 64; name the features"):
+    with pytest.raises(UserError, match="statistics of 16 features, but digits-cnn has 64; select the feature space"):
         references.load_published(tmp_path / "a.npz", digits_cnn)
     np.savez(tmp_path / "b.npz", mu=np.zeros(3), sigma=np.zeros((3, 2)))
     with pytest.raises(UserError, match=r"mu is \(3,\) and sigma \(3, 2\)"):
