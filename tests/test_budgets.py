@@ -178,9 +178,7 @@ def test_a_solver_of_its_own_steps_has_no_budget(tmp_path: Path, capsys: pytest.
 
 def test_steps_and_nfe_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("run", "-s", "ddim", "--steps", "5", "--nfe", "5", *MIXTURE) == 2
-    assert capsys.readouterr().err == (
-        "samplerbench: --steps and --nfe both say how long a run is; give one of them.\n"
-    )
+    assert capsys.readouterr().err == ("samplerbench: --steps and --nfe cannot be combined; use one of them.\n")
 
 
 @pytest.mark.parametrize("nfe", ["0", "-3", "five", "", "5,,x"])

@@ -473,7 +473,7 @@ def test_what_is_no_file_is_one_line(claims: Claims, tmp_path: Path) -> None:
     target.write_text("untouched")
 
     def refused() -> None:
-        with pytest.raises(UserError, match="is no regular file; remove it") as caught:
+        with pytest.raises(UserError, match="is not a regular file; remove it") as caught:
             claims.take(KEY)
         assert "\n" not in str(caught.value)
 

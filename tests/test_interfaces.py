@@ -16,7 +16,11 @@ from support.interface_plugins import FlowGaussian, Observed
 
 import samplerbench
 from samplerbench import registry
+from samplerbench.bench.estimate import estimate
 from samplerbench.bench.labels import balanced_labels
+from samplerbench.bench.prepare import prepare
+from samplerbench.bench.request import Request, one_grid
+from samplerbench.cli.app import main
 from samplerbench.errors import UserError
 from samplerbench.models import Model
 from samplerbench.models.sample import sample_states, start_states
@@ -26,6 +30,7 @@ from samplerbench.testing import run_checks
 
 FILE = Path(__file__).parent / "support" / "interface_plugins.py"
 CPU = torch.device("cpu")
+TINY: dict[str, Any] = {"steps": 1, "n": 4, "metrics": "label-accuracy"}
 
 
 def named(cls: str) -> str:
@@ -234,6 +239,82 @@ def test_a_generator_with_broken_images_is_one_failed_cell(tmp_path: Path) -> No
     assert "error" not in records[1]
 
 
+BROKEN = """
+from dataclasses import dataclass
+import torch
+from samplerbench.sampling import Generator, Guidance, option
+
+def at(stage, wanted, value):
+    if stage == wanted:
+        raise ValueError(f"no {wanted}")
+    return "wrong" if stage == f"odd {wanted}" else value
+
+@dataclass(frozen=True)
+class Row(Generator):
+    '''Fails at one stage of its binding (unpublished).'''
+    stage: str = option("", "where it fails")
+
+    def bind(self, model):
+        return at(self.stage, "bind", self)
+
+    @property
+    def identity(self):
+        return at(self.stage, "identity", {})
+
+    @property
+    def network(self):
+        return at(self.stage, "network", None)
+
+    def images(self, index, inputs, seed):
+        return torch.zeros(len(index), 1, 8, 8)
+
+@dataclass(frozen=True)
+class Guide(Guidance):
+    '''Fails at one stage of its binding (unpublished).'''
+    stage: str = option("", "where it fails")
+
+    def bind(self, model):
+        return at(self.stage, "bind", self)
+
+    @property
+    def identity(self):
+        return at(self.stage, "identity", {})
+
+    @property
+    def networks(self):
+        return at(self.stage, "networks", ())
+
+    @property
+    def classes(self):
+        return at(self.stage, "classes", None)
+
+    def predict(self, denoise, x, sigma):
+        return denoise.conditional(x, sigma)
+"""
+
+
+@pytest.mark.parametrize("stage", ["bind", "identity", "network", "odd bind", "odd identity", "odd network"])
+def test_a_generator_that_cannot_be_bound_is_one_failed_cell(stage: str, tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(BROKEN, "utf-8")
+    broken, sound, other = evaluate([f"{file}:Row:stage={stage}", f"{file}:Row", "ddim"], **TINY)
+    assert stage.removeprefix("odd ") in broken["error"]
+    assert "error" not in sound
+    assert "error" not in other
+
+
+@pytest.mark.parametrize(
+    "stage", ["bind", "identity", "networks", "classes", "odd bind", "odd identity", "odd networks", "odd classes"]
+)
+def test_a_guidance_that_cannot_be_bound_is_one_failed_cell(stage: str, tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(BROKEN, "utf-8")
+    guidances = [f"{file}:Guide:stage={stage}", f"{file}:Guide", "none"]
+    broken, sound, other = evaluate("ddim", guidances=guidances, **TINY)
+    assert stage.removeprefix("odd ") in broken["error"]
+    assert sound["metrics"] == other["metrics"] != {}
+
+
 # --- A metric of the data --------------------------------------------------------------------------------------------
 
 
@@ -246,6 +327,7 @@ def test_a_metric_of_the_data_samples_nothing() -> None:
     (entry,) = record["metrics"].values()
     assert entry["value"] == pytest.approx(float((v * 0.25 / (v + 0.25)).mean()), rel=0.02)
     assert record["nfe"] == 0
+    assert record["images_per_second"] == 0
 
 
 def test_metrics_of_data_and_of_samples_share_a_run(tmp_path: Path) -> None:
@@ -333,6 +415,37 @@ def test_a_baseline_of_version_0_1_draws_latents(tmp_path: Path) -> None:
 def test_two_metrics_of_one_name_have_a_column_each() -> None:
     (record,) = evaluate("ddim", metrics=["gap:images=2", "gap:images=4"], steps=2, n=4, model="exact:gaussian")
     assert set(record["metrics"]) == {"gap:images=2", "gap:images=4"}
+
+
+def test_the_command_prints_a_table_for_each_metric(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = ["--metric", "gap:images=2", "--metric", "gap:images=4"]
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "run",
+                "-s",
+                "ddim",
+                "--steps",
+                "1",
+                "--n",
+                "4",
+                "--model",
+                "exact:gaussian",
+                *metrics,
+                "--out",
+                str(tmp_path),
+            ]
+        )
+    printed = capsys.readouterr().out
+    tables, cells = printed[: printed.index("NFE")], printed[printed.index("NFE") :]
+    for parameters in (":images=2", ":images=4"):
+        assert tables.count(f"GAP{parameters} ↓") == cells.count(f"gap{parameters}") == 1
+
+
+def test_the_estimate_of_a_metric_of_the_data_has_no_evaluations() -> None:
+    asked = Request([one_grid(["ddim"], [5])], model="exact:gaussian", n=10, metrics=[named("DenoisingError")])
+    (row,) = estimate(prepare(asked, "cpu")).rows
+    assert (row.nfe, row.seconds) == (0, 0)
 
 
 def test_metrics_of_one_run_may_use_different_feature_spaces() -> None:

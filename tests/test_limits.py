@@ -104,7 +104,7 @@ def test_a_spec_of_thousands_of_digits_is_one_short_line() -> None:
     ("arguments", "says"),
     [
         (f"run -s ddim --steps {HUGE}", f"--steps {HUGE}: at most 1,000,000 are possible."),
-        (f"run -s ddim --steps 1,{'9' * 5000}", "is no whole number"),
+        (f"run -s ddim --steps 1,{'9' * 5000}", "is not an integer"),
         (f"run -s ddim --nfe {HUGE}", f"--nfe {HUGE}: at most 1,000,000 are possible."),
         (f"run -s ddim --n {HUGE}", "Invalid value for '--n': "),
         (f"run -s ddim --blocks {HUGE}", "Invalid value for '--blocks': "),

@@ -93,6 +93,29 @@ def test_the_processes_that_have_not_arrived_are_named_after_a_minute(clock: Clo
     assert said[2:] == ["all processes have answered; the run continues."]
 
 
+def test_a_process_that_is_stopped_within_an_exchange_is_named(clock: Clock) -> None:
+    said: list[str] = []
+    team = make_team(said, 3)
+    with team[0].waiting(), team[1].waiting(), team[2].waiting():
+        for clock.now in range(0, 90, 5):
+            for presence in (team[2], team[0]):  # 1 gives no sign of life
+                presence.pulse()
+            team[0].report()
+    assert said[0].startswith("waiting for 60 s for process 1 (pid 101 on host1, no sign of life")
+    assert "process 2" not in said[0]
+
+
+def test_nothing_is_said_of_an_exchange_in_which_all_are_alive(clock: Clock) -> None:
+    said: list[str] = []
+    team = make_team(said, 2)
+    with team[0].waiting(), team[1].waiting():
+        for clock.now in range(0, 300, 5):
+            for presence in (team[1], team[0]):
+                presence.pulse()
+            team[0].report()
+    assert said == []
+
+
 def test_nothing_is_said_while_nobody_waits(clock: Clock) -> None:
     said: list[str] = []
     team = make_team(said, 2)
@@ -226,15 +249,47 @@ def test_the_last_word_follows_the_launchers_lines(how: str, expected: list[str]
 
 # --- Whole runs ------------------------------------------------------------------------------------------------------
 
-CELLS = ["-m", "exact:mixture", "-s", "ddpm", "--steps", "40,60", "--n", "300", "-b", "16", "--device", "cpu"]
+# Each process waits in its fourth batch until the gate is open: what a test does to a process before that, it does to
+# one with work left.
+GATED = """
+import os, time
+from dataclasses import dataclass
+from pathlib import Path
+from samplerbench.sampling import Sampler, Step, intervals
+
+started = 0
+
+@dataclass(frozen=True)
+class Gated(Sampler):
+    '''Euler's method that waits for a file (unpublished).'''
+
+    def steps(self, denoise, x, sigmas, noise):
+        global started
+        started += 1
+        while started > 3 and not Path(os.environ["GATE"]).exists():
+            time.sleep(0.02)
+        for s, t in intervals(sigmas):
+            x0 = denoise(x, s)
+            x = x0 + t / s * (x - x0)
+            yield Step(t, x, x0)
+"""
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "--", "samplerbench"]
 ACCELERATE = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "samplerbench"]
+LONGEST = 240
+"""Seconds after which a run is taken for hung."""
 
 
-def start(out: Path, launcher: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, *launcher, "run", *CELLS, "--out", str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "SAMPLERBENCH_REPORT_AFTER": "2"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+def start(out: Path, launcher: list[str], gate: Path | None = None) -> subprocess.Popen[str]:
+    """Start a run whose processes wait for the gate; without one, they do not wait."""
+    out.mkdir(exist_ok=True)
+    file = out / "gated.py"
+    file.write_text(GATED, "utf-8")
+    cells = ["-m", "exact:mixture", "-s", f"./{file.name}:Gated", "--steps", "4,6", "--n", "300", "-b", "16"]
+    command = [sys.executable, *launcher, "run", *cells, "--device", "cpu", "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "SAMPLERBENCH_REPORT_AFTER": "2", "GATE": str(gate or file)}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=out
+    )
 
 
 def worker_of(process: subprocess.Popen[str], out: Path, rank: int) -> psutil.Process:
@@ -254,7 +309,8 @@ def values(out: Path) -> dict[str, Any]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("undisturbed")
     process = start(out, TORCHRUN)
-    assert process.wait() == 0, process.communicate()[0]
+    printed = process.communicate(timeout=LONGEST)[0]
+    assert process.returncode == 0, printed
     return values(out)
 
 
@@ -263,9 +319,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_after_the_launchers_lines_one_sentence_says_how_to_continue(
     tmp_path: Path, undisturbed: dict[str, Any], launcher: list[str], rank: int
 ) -> None:
-    process = start(tmp_path, launcher)
+    process = start(tmp_path, launcher, tmp_path / "gate")
     worker_of(process, tmp_path, rank).kill()
-    lines = process.communicate()[0].rstrip().splitlines()
+    lines = process.communicate(timeout=LONGEST)[0].rstrip().splitlines()
     assert process.returncode == 1
     assert lines[-1] == (
         "samplerbench: a process of this run has ended unexpectedly (see above). Nothing finished is lost: finished "
@@ -273,16 +329,18 @@ def test_after_the_launchers_lines_one_sentence_says_how_to_continue(
     )
     assert sum("Nothing finished is lost" in line for line in lines) <= 2
     process = start(tmp_path, launcher)
-    assert process.wait() == 0, process.communicate()[0]
+    printed = process.communicate(timeout=LONGEST)[0]
+    assert process.returncode == 0, printed
     assert values(tmp_path) == undisturbed
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no process can be stopped here")
 def test_a_frozen_process_is_named_and_the_run_continues_with_it(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
-    process = start(tmp_path, TORCHRUN)
+    process = start(tmp_path, TORCHRUN, tmp_path / "gate")
     worker = worker_of(process, tmp_path, 1)
     worker.suspend()
+    (tmp_path / "gate").touch()
     assert process.stdout is not None
     while True:
         line = process.stdout.readline()
@@ -291,7 +349,7 @@ def test_a_frozen_process_is_named_and_the_run_continues_with_it(tmp_path: Path,
             break
     assert f"process 1 (pid {worker.pid} on " in line
     worker.resume()
-    rest = process.communicate()[0]
+    rest = process.communicate(timeout=LONGEST)[0]
     assert process.returncode == 0, rest
     assert "all processes have answered; the run continues." in rest
     assert values(tmp_path) == undisturbed

@@ -351,5 +351,5 @@ def test_a_file_that_is_no_reference_is_refused(tmp_path: Path) -> None:
     garbled = tmp_path / "garbled.safetensors"
     save_file({"mean": torch.zeros(2), "covariance": torch.eye(2)}, garbled, {"data": "{", "features": json.dumps({})})
     for file in (absent, text, bare, garbled):
-        with pytest.raises(UserError, match=rf"{file.stem}.* is no reference written by `samplerbench stats`"):
+        with pytest.raises(UserError, match=rf"{file.stem}.* is not a reference file of `samplerbench stats`"):
             load_reference(file)

@@ -160,7 +160,8 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_files(tmp_path: Path,
         process.send_signal(signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
     process = start(tmp_path)
-    assert process.wait() == 0, process.communicate()[1]
+    printed = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, printed
     assert killed >= 1
     assert values(tmp_path) == undisturbed
 
@@ -186,7 +187,8 @@ def test_two_processes_give_the_same_numbers(
     tmp_path: Path, undisturbed: dict[str, Any], launcher: tuple[str, ...]
 ) -> None:
     process = start(tmp_path, "--device", "cpu", launcher=launcher)
-    assert process.wait() == 0, process.communicate()[1]
+    printed = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, printed
     together = values(tmp_path)
     assert together.keys() == undisturbed.keys()
     for name, record in together.items():

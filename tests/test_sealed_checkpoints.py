@@ -415,7 +415,7 @@ def test_no_flipped_bit_of_statistics_gives_another_distance(statistics: Path) -
         damaged = bytearray(whole)
         damaged[place // 8] ^= 1 << place % 8
         statistics.write_bytes(damaged)
-        with pytest.raises(UserError, match="is no reference written by `samplerbench stats`"):
+        with pytest.raises(UserError, match="is not a reference file of `samplerbench stats`"):
             load_reference(statistics)
 
 

@@ -89,7 +89,7 @@ def test_features_that_are_not_named(tmp_path: Path, features: Any) -> None:
 
 @pytest.mark.parametrize("text", ["{", "[" * 200_000, "9" * 5_000])
 def test_metadata_that_is_no_json_object(tmp_path: Path, text: str) -> None:
-    refused(write(tmp_path / "a.safetensors", data=text), "is no reference written by")
+    refused(write(tmp_path / "a.safetensors", data=text), "is not a reference file of")
 
 
 @pytest.mark.parametrize("shape", ["[8, 8]", "8", "[1, 8, 0]", "[1, 8, true]", "[1.0, 8, 8]", '"1x8x8"', "{}"])

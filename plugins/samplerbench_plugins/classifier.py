@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Self
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from samplerbench.models import LoadedClassifier, classifier_of
+from samplerbench.models import classifier_of
 from samplerbench.sampling import (
     ConditionalDenoiser,
-    Guidance,
     ModelView,
     Prediction,
     Sigma,
@@ -18,10 +17,11 @@ from samplerbench.sampling import (
     option,
     per_sample,
 )
+from samplerbench_plugins.classifier_based import ClassifierBased
 
 
 @dataclass(frozen=True)
-class ClassifierGuidance(Guidance):
+class ClassifierGuidance(ClassifierBased):
     """Classifier guidance (Dhariwal & Nichol 2021, algorithm 2):  D + g σ² ∇ₓ log p(y | x, σ).
 
     That is the classifier's score added to the model's, ε̂ = ε - √(1-ᾱ) g ∇ log p, under every sampler. By Bayes' rule
@@ -37,31 +37,10 @@ class ClassifierGuidance(Guidance):
     clip=before is guided-diffusion's order: x₀ is clipped, then guided.
     """
 
-    needs_labels: ClassVar[bool] = True
-    differentiates: ClassVar[bool] = True
-    classifier: ClassVar[LoadedClassifier]
-
-    scale: float = option(1.0, "g: how much of the classifier's gradient is added", ge=0.0)
-    conditional: bool = option(False, "guide the class-conditional prediction instead of the unconditional one")
     weights: str = option("", "folder of the classifier; empty is the one that comes with the model")
-    clip: Literal["after", "before"] = option(
-        "after", "whether a model that clips x₀ clips the guided one, or the one that is guided"
-    )
 
     def bind(self, model: ModelView) -> Self:
         return self.with_state(classifier=classifier_of(model, self.weights, self.conditional))
-
-    @property
-    def classes(self) -> int | None:
-        return self.classifier.classes
-
-    @property
-    def identity(self) -> dict[str, str]:
-        return {"classifier": self.classifier.sha256}
-
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        return (self.classifier.module,)
 
     def predict(self, denoise: ConditionalDenoiser, x: Tensor, sigma: Sigma) -> Prediction:
         base = denoise.conditional(x, sigma) if self.conditional else denoise.unconditional(x, sigma)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from samplerbench.models import LoadedClassifier, image_classifier_of
+from samplerbench.models import image_classifier_of
 from samplerbench.sampling import (
     ConditionalDenoiser,
-    Guidance,
     ModelView,
     Prediction,
     Sigma,
@@ -19,10 +18,11 @@ from samplerbench.sampling import (
     option,
     per_sample,
 )
+from samplerbench_plugins.classifier_based import ClassifierBased
 
 
 @dataclass(frozen=True)
-class ImageClassifierGuidance(Guidance):
+class ImageClassifierGuidance(ClassifierBased):
     """Guidance by a classifier of clean images (Bansal et al. 2023, forward guidance):  D + g σ² ∇ₓ log p(y | D).
 
     D is D(x, σ). Any transformers image classifier serves, none that knows noise is needed; the gradient goes through
@@ -31,33 +31,13 @@ class ImageClassifierGuidance(Guidance):
     is counted beside the classifier's.
     """
 
-    needs_labels: ClassVar[bool] = True
-    differentiates: ClassVar[bool] = True
-    classifier: ClassVar[LoadedClassifier]
     model: ClassVar[ModelView]
     bayes: ClassVar[bool] = False
 
-    scale: float = option(1.0, "g: how much of the classifier's gradient is added", ge=0.0)
-    conditional: bool = option(False, "guide the class-conditional prediction instead of the unconditional one")
     weights: str = option("", "folder of a transformers image classifier; empty: the exact problems' own")
-    clip: Literal["after", "before"] = option(
-        "after", "whether a model that clips x₀ clips the guided one, or the one that is guided"
-    )
 
     def bind(self, model: ModelView) -> Self:
         return self.with_state(classifier=image_classifier_of(model, self.weights, self.conditional), model=model)
-
-    @property
-    def classes(self) -> int | None:
-        return self.classifier.classes
-
-    @property
-    def identity(self) -> dict[str, str]:
-        return {"classifier": self.classifier.sha256}
-
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        return (self.classifier.module,)
 
     def predict(self, denoise: ConditionalDenoiser, x: Tensor, sigma: Sigma) -> Prediction:
         labels = denoise.inputs.labels

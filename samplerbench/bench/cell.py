@@ -62,11 +62,17 @@ class Cell:
     @property
     def title(self) -> str:
         """Title of the cell, such as `ddim:eta=0.5 + cfg, 50 steps`."""
-        if isinstance(self.method, Generator):
-            return self.method.spec
         guided = f" + {self.guidance.spec}" if self.guidance else ""
-        own = "its own steps" if self.error is None else f"a budget of {self.budget}"
-        return f"{self.sampler.spec}{guided}, " + (f"{self.steps} steps" if self.steps else own)
+        return f"{self.method.spec}{guided}{self.length}"
+
+    @property
+    def length(self) -> str:
+        """The part of a title that says how long a run is: ", 50 steps". Empty for a generator."""
+        if isinstance(self.method, Generator):
+            return ""
+        if self.steps:
+            return f", {self.steps} steps"
+        return ", its own steps" if self.budget is None else f", a budget of {self.budget}"
 
     def check(self) -> None:
         """Raise the error that occurred while the cell was planned, if any."""

@@ -372,7 +372,7 @@ class CellRun:
             "seconds": round(seconds.sampling, 4),
             "decoder_seconds": round(seconds.decoding, 4),
             "metric_seconds": round(seconds.measuring, 4),
-            "images_per_second": round(n / max(seconds.sampling, 1e-9), 3),
+            "images_per_second": round(n / seconds.sampling, 3) if seconds.sampling else 0.0,  # only data was measured
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         return describe(self.session, self.cell) | {

@@ -13,6 +13,7 @@ from samplerbench.bench.cell_run import SOLUTIONS, solution_cell
 from samplerbench.bench.generate import SamplerOnModel, prepare
 from samplerbench.bench.prepare import Prepared, check_measurement
 from samplerbench.boundary import plugin_call
+from samplerbench.metrics.metric import names_of
 from samplerbench.models.sample import start_batch
 from samplerbench.sampling import Generator, Step
 from samplerbench.sampling.guidance import evaluations_of
@@ -84,8 +85,13 @@ def estimate(prepared: Prepared) -> Estimate:
         return Row(cell, tuple(metrics), nfe, measured, images, nfe * images * evaluation)
 
     rows = []
+    of = [metric.of for metric in prepared.metrics]
+    sampled = "samples" in of or not of
     for cell, *_ in prepared.runs:
         if cell.error is not None:  # this cell fails immediately
+            continue
+        if not sampled:  # metrics of the data alone
+            rows.append(row(cell, (), 0, False, n * blocks))
             continue
         planned = None if isinstance(cell.method, Generator) else planned_nfe(cell.sampler, cell.steps or 1)
         measured = planned is None
@@ -103,12 +109,12 @@ def _solutions(prepared: Prepared, n: int) -> list[tuple[Cell, list[str], int]]:
     """
     model, blocks = prepared.model, prepared.request.blocks
     found: dict[tuple[str, str | None], tuple[Cell, list[str], int]] = {}
-    for metric in prepared.metrics:
+    for name, metric in zip(names_of(prepared.metrics), prepared.metrics, strict=True):
         with plugin_call(metric, "in solution"):
             wanted = metric.solution(n)
         if wanted is None:
             continue
-        name, (sampler, images) = metric.label(), wanted
+        sampler, images = wanted
         for guidance in dict.fromkeys(c.guidance for c in prepared.cells if c.error is None):
             key = (sampler.spec, None if guidance is None else guidance.spec)
             cell, names, most = found.get(key, (solution_cell(model, sampler, guidance), [], 0))

@@ -155,13 +155,7 @@ class PluginGenerator:
 
     def __init__(self, model: Model, generator: Generator) -> None:
         self.model, self.generator = model, generator
-        with plugin_call(generator, "in network"):
-            network = generator.network
-        if network is not None and not isinstance(network, nn.Module):
-            raise RunError(
-                f"generator {generator.label()}: network is {shown(network)}; it must be a torch.nn.Module or None."
-            )
-        self.network: nn.Module = nn.Identity() if network is None else network
+        self.network: nn.Module = generator.network or nn.Identity()
         self.beside: tuple[nn.Module, ...] = ()
         self.bound_evaluations = generator.bound_evaluations
 

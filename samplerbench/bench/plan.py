@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from samplerbench.bench.cell import Cell, plugin_parameters
 from samplerbench.errors import RunError
 from samplerbench.models.model import Model
 from samplerbench.sampling import Generator, Guidance, Sampler, Spacing
+from samplerbench.sampling.generator import bind_generator
 from samplerbench.sampling.guidance import bind_guidance, evaluations_of
 from samplerbench.sampling.sampler import planned_nfe
 from samplerbench.sampling.spacing import bind_spacing, make_grid
@@ -47,7 +49,8 @@ def plan(
         The cells, and the budgets that are too small.
 
     Raises:
-        UserError: If a spacing does not support a number of steps, or if a guidance does not support the model.
+        UserError: If a spacing does not support a number of steps, or if a guidance or a generator does not support
+            the model.
     """
     cells: list[Cell] = []
     unmet: list[Unmet] = []
@@ -55,7 +58,7 @@ def plan(
     bound = [_bind(guidance, model) for guidance in guidances]
     for method in methods:
         if isinstance(method, Generator):
-            cells.append(Cell(method, None, None, None, nowhere))
+            cells.append(_generator_cell(model, method, nowhere))
             continue
         try:
             first = planned_nfe(method, 1)  # of one step; None if the sampler chooses its own steps
@@ -91,6 +94,16 @@ def _bind(guidance: Guidance | None, model: Model) -> tuple[Guidance | None, Run
         return bind_guidance(guidance, model), None
     except RunError as error:
         return guidance, error
+
+
+def _generator_cell(model: Model, generator: Generator, sigmas: Tensor) -> Cell:
+    """Create the cell of a generator, which is bound to the model."""
+    failure: RunError | None = None
+    try:
+        generator = bind_generator(generator, model)
+    except RunError as error:
+        failure = error
+    return Cell(generator, None, None, None, sigmas, error=failure)
 
 
 def _shown(sampler: Sampler, spacing_of: Callable[[Sampler], Spacing]) -> Spacing | None:

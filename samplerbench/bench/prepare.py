@@ -34,7 +34,6 @@ from samplerbench.results.names import RowNames
 from samplerbench.results.seal import canonical
 from samplerbench.results.store import Store
 from samplerbench.sampling import Generator, Guidance, Inputs, Sampler, Spacing
-from samplerbench.sampling.generator import bind_generator
 from samplerbench.sampling.guidance import evaluations_of
 
 
@@ -45,7 +44,7 @@ class Prepared:
     Attributes:
         request: The request.
         model: The model.
-        guidances: The guidances, bound to the model. None is the unguided model.
+        guidances: The guidances that could be bound to the model. None is the unguided model.
         cells: The planned cells.
         unmet: The budgets that are smaller than the cost of one step.
         mode: The label mode: "balanced", "none" or a single label.
@@ -85,8 +84,7 @@ class Prepared:
         Args:
             cell: The cell.
         """
-        own = "its own steps" if cell.error is None else f"a budget of {cell.budget}"
-        return f"{self.names.row(cell.pending)}, " + (f"{cell.steps} steps" if cell.steps else own)
+        return f"{self.names.row(cell.pending)}{cell.length}"
 
     def inputs(self, n: int) -> Inputs:
         """Create the labels or prompts of n samples.
@@ -138,24 +136,21 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
         model = setup.load_model(request.model, setup.pick_device(device), request.dtype, request.load)
     cells: dict[str, Cell] = {}
     unmet: list[Unmet] = []
-    guidances: list[Guidance | None] = []
+    bound: dict[Guidance | None, Guidance | None] = {}
     published: list[tuple[Cell, Published]] = []
     for grid, samplers in grids:
         for method in samplers:
-            if isinstance(method, Generator):
-                bind_generator(method, model)
-            else:
+            if isinstance(method, Sampler):
                 check_legacy(method, model)
-        for guidance in grid.guidances:
-            if guidance not in guidances:
-                guidances.append(setup.try_to_bind(guidance, model))
-        guided = [guidances[guidances.index(guidance)] for guidance in grid.guidances]
         for spacing in grid.spacings:
 
             def spacing_of(sampler: Sampler, asked: Spacing | None = spacing) -> Spacing:
                 return setup.pick_spacing(sampler, asked)
 
+            guided = [bound.get(guidance, guidance) for guidance in grid.guidances]
             found, gaps = plan(model, samplers, grid.steps, guided, spacing_of, grid.nfe)
+            used = [cell.guidance for cell in found]
+            bound |= {g: g for g in used if g is None or g.bound_to is model}
             # A cell that occurs in two grids is run once.
             cells |= {_identity(cell): cell for cell in found if _identity(cell) not in cells}
             unmet += [gap for gap in gaps if gap not in unmet]
@@ -164,6 +159,7 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
                 published += [
                     (cells[_identity(c)], p) for c in found if (c.method, c.guidance, c.budget or c.steps) == reported
                 ]
+    guidances = list(bound)
     classes = setup.label_classes(model, guidances)
     mode = request.labels or ("none" if classes is None else "balanced")
     batch_size = (team or Team()).tell(_batch_size(request, model, guidances))

@@ -52,8 +52,9 @@ class Presence:
 
     The main process serves a key-value store. Every process writes two counters to it: the number of exchanges that it
     has entered, and a heartbeat that a daemon thread increments. While the main process waits in an exchange, its
-    thread reads the counters. After `after` seconds it reports the processes that have not entered the exchange. The
-    time until the next report doubles each time. No process is stopped, because a process may only be slow.
+    thread reads the counters. After `after` seconds it reports the processes that have not entered the exchange, or, if
+    all have, those without a heartbeat. The time until the next report doubles each time. No process is stopped,
+    because a process may only be slow.
 
     Args:
         rank: Rank of this process.
@@ -153,6 +154,8 @@ class Presence:
         if since is None or (waited := time.monotonic() - since) < self._due:
             return
         late = [rank for rank in range(len(self.members)) if int(self._read(f"entered/{rank}") or 0) < self.entered]
+        if not late:  # a process may be stopped within the exchange
+            late = [rank for rank in range(len(self.members)) if self._is_silent(rank)]
         if not late or self._since != since:
             return
         self._due, self._reported = 2 * waited, True
@@ -165,12 +168,13 @@ class Presence:
 
     def _describe(self, rank: int) -> str:
         member = self.members[rank]
-        sign = self._signs.get(rank)
-        silent = None if sign is None else time.monotonic() - sign[1]
-        state = (
-            "still alive" if silent is not None and silent < self.after / 2 else "no sign of life: stopped or frozen"
-        )
+        state = "no sign of life: stopped or frozen" if self._is_silent(rank) else "still alive"
         return f"process {rank} (pid {member.pid} on {member.host}, {state})"
+
+    def _is_silent(self, rank: int) -> bool:
+        """Return whether a process has sent no heartbeat recently."""
+        sign = self._signs.get(rank)
+        return sign is None or time.monotonic() - sign[1] >= self.after / 2
 
     def _read(self, key: str) -> str:
         return self.store.get(key).decode() if self.store.check([key]) else ""

@@ -16,6 +16,7 @@ from samplerbench.bench.team import Team
 from samplerbench.errors import Message, SamplerbenchError, UserError, argument
 from samplerbench.metrics.fid import FID
 from samplerbench.metrics.fid_infinity import FIDInfinity
+from samplerbench.metrics.metric import Metric, names_of
 from samplerbench.results.compare import noise_floor
 from samplerbench.results.store import Store
 from samplerbench.sampling.driver import OnStep
@@ -65,6 +66,11 @@ class Observer:
     def stop(self) -> bool:
         """Return whether to stop the run. Called at each checkpoint and while waiting for another run."""
         return False
+
+
+def has_floor(metric: Metric) -> bool:
+    """Return whether the noise floor of a run (`Run.floor`) applies to a metric: the FID in the features of the run."""
+    return metric.label() == "fid" and not metric.feature_space
 
 
 @dataclass(frozen=True)
@@ -200,7 +206,7 @@ class Run:
 
     def published(self) -> Iterator[tuple[dict[str, Any], Published]]:
         """Yield the record of each cell that has a published value of one of the metrics, and this value."""
-        known = {metric.label() for metric in self.prepared.metrics}
+        known = names_of(self.prepared.metrics)
         for cell, value in self.prepared.published:
             for job, outcome in zip(self.jobs, self.outcomes, strict=True):
                 if job.cell is cell and outcome is not None and value.metric in known:
@@ -223,8 +229,8 @@ class Run:
         Returns:
             The noise floor. None if there is only one block, or if the real images are not available.
         """
-        blocks = self.prepared.request.blocks > 1 and any(m.label() == "fid" for m in self.prepared.metrics)
-        if not blocks or self.measured.real is None:
+        fid = any(has_floor(metric) for metric in self.prepared.metrics)
+        if self.prepared.request.blocks == 1 or not fid or self.measured.real is None:
             return None
         try:
             return noise_floor(self.measured.real("fid"), self.measured.n)

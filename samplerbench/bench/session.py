@@ -17,15 +17,16 @@ from samplerbench.boundary import plugin_call
 from samplerbench.metrics.extractors import Extractor
 from samplerbench.metrics.guarded import min_images_of
 from samplerbench.metrics.memorisation import as_points
-from samplerbench.metrics.metric import Layer, Metric, check_requirements
+from samplerbench.metrics.metric import Layer, Metric, check_requirements, names_of
 from samplerbench.metrics.neighbours import Neighbours
 from samplerbench.metrics.reference import Reference
 from samplerbench.models.model import Model
 from samplerbench.models.runner import how_run
 from samplerbench.results.store import Store
-from samplerbench.sampling import Generator, Guidance, Inputs
+from samplerbench.sampling import Generator, Inputs
 from samplerbench.sampling.driver import OnStep
 from samplerbench.sampling.generator import bind_generator
+from samplerbench.sampling.guidance import bind_guidance
 from samplerbench.text import note
 
 
@@ -176,9 +177,8 @@ class Measurement:
 
     @cached_property
     def names(self) -> list[str]:
-        """Names of the metrics in a record: the label, or the spec if several metrics have the same label."""
-        labels = [metric.label() for metric in self.metrics]
-        return [m.spec if labels.count(m.label()) > 1 else m.label() for m in self.metrics]
+        """Names of the metrics in a record (`names_of`)."""
+        return names_of(self.metrics)
 
     def space(self, metric: Metric) -> FeatureSpace | None:
         """Return the feature space of a metric, or None if it needs no features.
@@ -245,7 +245,7 @@ class Measurement:
     def protocol(self, cell: Cell) -> dict[str, Any]:
         """Return the protocol of a cell, with the identity of its guidance or generator.
 
-        The identity contains, for example, the weights of a classifier.
+        The identity contains, for example, the hash of a classifier. A cell that could not be planned has none.
 
         Args:
             cell: The cell.
@@ -254,17 +254,16 @@ class Measurement:
             The protocol as a dictionary that can be written as JSON.
 
         Raises:
-            UserError: If a generator does not support the model.
+            UserError: If a guidance or a generator does not support the model.
             RunError: If a plugin fails.
         """
         fields = protocol_of(cell, self.shared)
-        bound: Guidance | Generator | None = cell.guidance
+        if cell.error is not None:
+            return fields
         if isinstance(cell.method, Generator):
-            bound = bind_generator(cell.method, self.model)
-        if bound is not None:
-            with plugin_call(bound, "in identity"):
-                fields |= bound.identity
-        return fields
+            return fields | dict(bind_generator(cell.method, self.model).bound_identity)
+        guidance = bind_guidance(cell.guidance, self.model)
+        return fields if guidance is None else fields | dict(guidance.bound_identity)
 
 
 def is_stratified(model: Model, inputs: Inputs, mode: str) -> bool:

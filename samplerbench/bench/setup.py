@@ -33,7 +33,6 @@ from samplerbench.models.files import LoadOptions, check_no_prompts
 from samplerbench.models.model import Model
 from samplerbench.models.runner import Runner, check_compiler, set_precision
 from samplerbench.sampling import Guidance
-from samplerbench.sampling.guidance import bind_guidance
 from samplerbench.sampling.spacing import pick_spacing as pick_spacing
 from samplerbench.untrusted import is_dir, is_file, shorten, user_path
 
@@ -166,25 +165,6 @@ def named_data(model: Model, source: str) -> NamedData:
     check_shape(model, images.shape_as_seen, images.name)
     identity = {"name": images.name, "split": images.split, "n": len(images), "sha256": images.sha256}
     return NamedData(images.images, identity)
-
-
-def try_to_bind(guidance: Guidance | None, model: Model) -> Guidance | None:
-    """Bind a guidance to the model. If its plugin fails, the guidance is returned unbound and its cells fail later.
-
-    Args:
-        guidance: The guidance, or None.
-        model: The model.
-
-    Returns:
-        The bound guidance, or the unbound one if its plugin fails.
-
-    Raises:
-        UserError: If the model lacks something that the guidance needs.
-    """
-    try:
-        return bind_guidance(guidance, model)
-    except RunError:
-        return guidance
 
 
 def real_data(model: Model, data: str | None, n: int) -> RealData:
@@ -474,7 +454,7 @@ def check_reference(model: Model, data: str | None) -> None:
     if source and not source.endswith(".safetensors"):
         find_data(source)
     elif source and not is_file(source):
-        raise UserError(f"{shorten(source)} is no reference written by `samplerbench stats`: there is no such file.")
+        raise UserError(f"{shorten(source)} is not a reference file of `samplerbench stats`: there is no such file.")
 
 
 def pick_reference(model: Model, data: str | None, extractor: Extractor) -> Reference:

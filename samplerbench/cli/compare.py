@@ -69,6 +69,7 @@ def _show(paired: object, problems: list[str]) -> None:
     from rich.text import Text
 
     from samplerbench.report.table import format_value
+    from samplerbench.results.names import metric_title
     from samplerbench.results.pairs import Paired
 
     assert isinstance(paired, Paired)
@@ -85,7 +86,7 @@ def _show(paired: object, problems: list[str]) -> None:
         arrow = "↓" if row.better == "lower" else "↑"
         table.add_row(
             literal(row.cell),
-            literal(f"{row.metric.upper()} {arrow}"),
+            literal(f"{metric_title(row.metric)} {arrow}"),
             format_value(row.a),
             format_value(row.b),
             change,

@@ -460,8 +460,8 @@ def _numbers(text: str, flag: str, whole: bool = False) -> list[float]:
         try:
             number = int(part) if whole else float(part)
         except ValueError:
-            kind = "whole number" if whole else "number"
-            raise UserError(f'{flag} {text}: "{part}" is no {kind}; write {flag} 0,1,20.') from None
+            kind = "an integer" if whole else "a number"
+            raise UserError(f'{flag} {text}: "{part}" is not {kind}; write {flag} 0,1,20.') from None
         if not 0 <= number <= 1e12:
             raise UserError(f"{flag} {part}: give numbers from 0 to 1e12.")
         if number not in found:

@@ -21,7 +21,7 @@ def parse_steps(text: str, option: str = "--steps") -> list[int]:
             number = _whole(part)
         except ValueError:
             what = f'{option} {shorten(text)}: "{shorten(part)}"'
-            raise UserError(f"{what} is no whole number; write {option} 10,20,50.") from None
+            raise UserError(f"{what} is not an integer; write {option} 10,20,50.") from None
         if number not in found:
             found.append(number)
     return found

@@ -118,6 +118,7 @@ def _print(groups: list[Any], problems: list[str], by: Any, plot: bool | None) -
     from samplerbench.report import terminal
     from samplerbench.report.formats import AXIS_NAMES, matrices
     from samplerbench.report.series import series
+    from samplerbench.results.names import metric_title
 
     out = console()
     plot = out.is_terminal if plot is None else plot
@@ -133,7 +134,7 @@ def _print(groups: list[Any], problems: list[str], by: Any, plot: bool | None) -
             if plot:
                 lines = series(group, table.metric, table.axis)
                 log_y = table.better == "lower" and all(y > 0 for line in lines for y in line.y)
-                name = f"{table.metric.upper()} {table.arrow}"
+                name = f"{metric_title(table.metric)} {table.arrow}"
                 out.print(terminal.text_plot(lines, AXIS_NAMES[table.axis], name, log_y, width))
             out.print()
     for problem in problems:

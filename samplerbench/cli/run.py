@@ -218,9 +218,10 @@ def run(
 def _terminal(job: Run, log: Path, as_json: bool) -> Observer:
     """What shows a run in the terminal, and stops it after Ctrl-C."""
     from samplerbench.bench.run import Observer
+    from samplerbench.metrics.metric import names_of
     from samplerbench.report.table import steps_table
 
-    metric, quiet = job.prepared.metrics[0].label(), not job.team.main
+    metric, quiet = names_of(job.prepared.metrics)[0], not job.team.main
     bars = common.Progress(len(job.units), quiet, log, lambda: steps_table(job.pending, metric))
     watch = common.Interrupts(quiet)
 
@@ -287,7 +288,7 @@ def _grid(samplers: list[str], steps: str | None, nfe: str | None, guidances: li
 
     if nfe is not None and steps is not None:
         parse_steps(nfe, "--nfe")
-        raise UserError("--steps and --nfe both say how long a run is; give one of them.")
+        raise UserError("--steps and --nfe cannot be combined; use one of them.")
     numbers = () if steps is None else parse_steps(steps)
     return one_grid(samplers, numbers, () if nfe is None else parse_steps(nfe, "--nfe"), guidances, spacing)
 
@@ -348,11 +349,13 @@ def _line(outcome: Outcome, title: str) -> str:
 
 
 def _show(records: list[dict[str, Any]], metrics: list[Any], floor: tuple[float, float, int] | None = None) -> None:
+    from samplerbench.bench.run import has_floor
+    from samplerbench.metrics.metric import names_of
     from samplerbench.report.table import long_table, steps_table
 
     screen = console()
-    for metric in metrics:
-        screen.print(steps_table(records, metric.label(), floor if metric.label() == "fid" else None))
+    for name, metric in zip(names_of(metrics), metrics, strict=True):
+        screen.print(steps_table(records, name, floor if has_floor(metric) else None))
         screen.print()
     screen.print(long_table(records))
 

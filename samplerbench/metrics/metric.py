@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -279,6 +279,16 @@ class FeatureMetric(Metric, ABC):
     @property
     def feature_space(self) -> str:
         return self.features
+
+
+def names_of(metrics: Sequence[Metric]) -> list[str]:
+    """Return the names of metrics in records and tables: the label, or the spec if several have the same label.
+
+    Args:
+        metrics: all metrics of a run.
+    """
+    labels = [metric.label() for metric in metrics]
+    return [m.spec if labels.count(m.label()) > 1 else m.label() for m in metrics]
 
 
 def check_requirements(

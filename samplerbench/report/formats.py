@@ -14,7 +14,7 @@ from samplerbench.report.matrix import Axis, Entry, Matrix, default_axis, matrix
 from samplerbench.report.reproduce import command
 from samplerbench.report.table import measured_in
 from samplerbench.results.groups import Group, metric_specs
-from samplerbench.results.names import RowNames
+from samplerbench.results.names import RowNames, metric_title
 from samplerbench.results.record import Record
 from samplerbench.results.timings import seconds_per_image, timings_of, under
 from samplerbench.text import csv_cell, printable
@@ -35,7 +35,7 @@ def markdown(groups: Sequence[Group], problems: Sequence[str], by: Axis | None, 
             lines += [f"## {_md(group.title)}", ""]
         lines += [_md(group.describe()), ""]
         for table in matrices(group, by, metrics):
-            lines += [f"**{_md(table.metric.upper())} {table.arrow}** {_md(_space(table))}".rstrip(), ""]
+            lines += [f"**{_md(metric_title(table.metric))} {table.arrow}** {_md(_space(table))}".rstrip(), ""]
             lines.append(f"| sampler \\\\ {AXIS_NAMES[table.axis]} | " + " | ".join(table.heads) + " |")
             lines.append("| --- |" + " ---: |" * len(table.columns))
             lines += [f"| {_md(name)} | " + " | ".join(_md_entry(e) for e in row) + " |" for name, row in table.rows]
@@ -72,7 +72,7 @@ def latex(groups: Sequence[Group], by: Axis | None, metrics: Sequence[str] = ())
             parts += [
                 "\\begin{table}",
                 "  \\centering\\small\\setlength{\\tabcolsep}{4pt}",
-                f"  \\caption{{{tex(table.metric.upper())} {arrow}{tex(_space(table))}; "
+                f"  \\caption{{{tex(metric_title(table.metric))} {arrow}{tex(_space(table))}; "
                 f"{tex(group.describe())}.{title}{notes}}}",
                 f"  \\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
                 "    \\toprule",

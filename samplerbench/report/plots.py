@@ -12,6 +12,7 @@ from samplerbench.report.series import Horizontal, Series, measured_order, paret
 from samplerbench.report.sheet import block, tiles
 from samplerbench.report.style import style
 from samplerbench.results.groups import Group
+from samplerbench.results.names import metric_title
 from samplerbench.text import printable
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _lines(
             _plain_ticks(axes.xaxis, [x for s in found for x in s.x])
         arrow = "↓" if entry["better"] == "lower" else "↑"
         axes.set_xlabel(name)
-        axes.set_ylabel(printable(f"{metric.upper()} {arrow}"))
+        axes.set_ylabel(printable(f"{metric_title(metric)} {arrow}"))
         title = printable(f"{group.describe()}; {entry['features']}")
         if name == AXES["seconds_per_image"] and group.describe_times():
             title += f"\n{printable(group.describe_times())}"

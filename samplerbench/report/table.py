@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.text import Text
 
 from samplerbench.report.wide import WideTable
-from samplerbench.results.names import RowNames
+from samplerbench.results.names import RowNames, metric_title
 from samplerbench.results.record import Record
 from samplerbench.results.timings import describe_conditions, timings_of
 from samplerbench.text import literal
@@ -101,7 +101,7 @@ def steps_table(records: Sequence[Record], metric: str, floor: tuple[float, floa
         table.add_section()
         table.add_row(Text(f"real against real, {size} each", "dim"), *[Text(text, "dim") for _ in columns])
         notes.append(FLOOR_NOTE.format(size=size))
-    title = literal(f"{metric.upper()} {arrow}{space}", "bold")
+    title = literal(f"{metric_title(metric)} {arrow}{space}", "bold")
     return Group(title, table, *[Text(note, style="dim") for note in notes])
 
 

@@ -14,6 +14,7 @@ from samplerbench.report.matrix import Entry, Matrix
 from samplerbench.report.series import Series
 from samplerbench.report.table import format_value, measured_in
 from samplerbench.report.wide import WideTable
+from samplerbench.results.names import metric_title
 from samplerbench.text import literal, printable
 
 COLOURS = ("blue", "red", "green", "magenta", "yellow", "cyan", "white")
@@ -22,7 +23,7 @@ DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille 
 
 def matrix_table(matrix: Matrix) -> Group:
     """Rows are samplers, columns are steps or budgets. The best of a column is bold; ties are marked with ≈."""
-    title = f"{matrix.metric.upper()} {matrix.arrow}{measured_in(matrix.features, matrix.reference)}"
+    title = f"{metric_title(matrix.metric)} {matrix.arrow}{measured_in(matrix.features, matrix.reference)}"
     table = WideTable([f"sampler \\ {AXIS_NAMES[matrix.axis]}", *matrix.heads])
     for name, row in matrix.rows:
         table.add_row(literal(name), *map(_cell, row))

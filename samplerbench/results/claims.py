@@ -244,12 +244,12 @@ class Claims:
             if error.errno == errno.EACCES and file.is_file() and not file.is_symlink():
                 return _Seen(None, file.stat().st_mtime_ns)  # a file of another user that cannot be read
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EMLINK, errno.EACCES):
-                raise UserError(f"{file} is no regular file; remove it.") from None
+                raise UserError(f"{file} is not a regular file; remove it.") from None
             raise
         try:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
-                raise UserError(f"{file} is no regular file; remove it.")
+                raise UserError(f"{file} is not a regular file; remove it.")
             return _Seen(Owner.read(os.read(handle, MAX_LEASE_BYTES)), status.st_mtime_ns)
         finally:
             os.close(handle)

@@ -77,13 +77,13 @@ def _descriptor(file: Path, flags: int) -> int:
     with suppress(FileNotFoundError):
         # Checked in advance for systems without the flags below (Windows).
         if not stat.S_ISREG(file.lstat().st_mode):
-            raise OSError("it is no regular file")
+            raise OSError("it is not a regular file")
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
         flags |= getattr(os, name, 0)
     descriptor = os.open(file, flags, 0o644)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError("it is no regular file")
+            raise OSError("it is not a regular file")
     except BaseException:
         os.close(descriptor)
         raise

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from samplerbench import plugin_file
 from samplerbench.options import show_value
 from samplerbench.registry import aliases, current_spec, split
 from samplerbench.results.record import Record
@@ -55,6 +56,12 @@ class RowNames:
         """The name of a row: sampler and guidance, as in `ddim:eta=0.5 + cfg:scale=2`."""
         guidance = self.plugin(record, "guidance", hide)
         return self.plugin(record, "sampler") + (f" + {guidance}" if guidance else "")
+
+
+def metric_title(name: str) -> str:
+    """The name of a metric as a title: `FID`, `GAP:images=4`. Parameters and the path of a file are unchanged."""
+    label, colon, parameters = name.partition(":")
+    return name if plugin_file.split(name) else f"{label.upper()}{colon}{parameters}"
 
 
 def versions_of(records: Sequence[Record]) -> dict[str, int]:

@@ -152,7 +152,7 @@ def _progress(text: str, extent: Extent) -> Progress:
         raise DamagedError(f"it does not have the results of {found['block']} finished blocks")
     for block in results:
         if not isinstance(block, list) or len(block) != extent.metrics or not all(map(_is_result, block)):
-            raise DamagedError("a result in it is no result")
+            raise DamagedError("a result in it is invalid")
     cost = _numbers(found["cost"], Cost)
     if not all(type(value) is int for value in cost.values()):
         raise DamagedError("its cost is not a number of rows")

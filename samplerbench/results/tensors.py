@@ -69,7 +69,7 @@ def load_tensors(file: Path) -> TensorFile:
     except OSError as error:
         raise DamagedError(f"it cannot be read: {error.strerror or error}") from None
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
-        raise DamagedError(f"it is no whole safetensors file: {str(error) or type(error).__name__}") from None
+        raise DamagedError(f"it is not a complete safetensors file: {str(error) or type(error).__name__}") from None
     return TensorFile(tensors, *open_seal(tensors, metadata))
 
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from samplerbench.boundary import plugin_call, shown
 from samplerbench.errors import RunError
-from samplerbench.options import Configurable
+from samplerbench.sampling.bound import Bindable
 from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.view import ModelView
 
 
 @dataclass(frozen=True)
-class Generator(Configurable, ABC):
+class Generator(Bindable, ABC):
     """Base class of generator plugins. A generator has no steps, spacing or guidance.
 
     Examples are a GAN, a normalising flow, or the prior of an autoencoder. A generator is compared with the samplers
@@ -42,11 +42,6 @@ class Generator(Configurable, ABC):
         return self
 
     @property
-    def identity(self) -> dict[str, str]:
-        """Additional protocol fields of a bound generator, for example the hash of its weights."""
-        return {}
-
-    @property
     def network(self) -> nn.Module | None:
         """The network of a bound generator. Its evaluations are counted as NFE. None if there is no network."""
         return None
@@ -67,17 +62,21 @@ class Generator(Configurable, ABC):
 
 
 def bind_generator(generator: Generator, model: ModelView) -> Generator:
-    """Call `generator.bind(model)` and check the result.
+    """Call `generator.bind(model)` and check the result. A generator that is bound to the model is returned unchanged.
 
     Raises:
         UserError: if the generator does not support this model.
         RunError: if the plugin raises an error, or does not return a generator with the same parameters.
     """
+    if generator.bound_to is model:
+        return generator
     with plugin_call(generator, "in bind"):
         bound = generator.bind(model)
+    name = f"generator {generator.label()}"
     if not isinstance(bound, Generator) or bound != generator:
-        raise RunError(
-            f"generator {generator.label()}: bind returned {shown(bound)}; it must be a generator with the same "
-            "parameters."
-        )
-    return bound
+        raise RunError(f"{name}: bind returned {shown(bound)}; it must be a generator with the same parameters.")
+    with plugin_call(generator, "in network"):
+        network = bound.network
+    if network is not None and not isinstance(network, nn.Module):
+        raise RunError(f"{name}: network is {shown(network)}; it must be a torch.nn.Module or None.")
+    return bound.bound_with(model)

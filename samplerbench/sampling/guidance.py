@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from samplerbench.boundary import plugin_call, shown
 from samplerbench.errors import RunError
 from samplerbench.limits import MAX_INTEGER
-from samplerbench.options import Configurable
+from samplerbench.sampling.bound import Bindable
 from samplerbench.sampling.denoiser import ConditionalDenoiser, Denoiser, Prediction, Sigma
 from samplerbench.sampling.view import ModelView
 
 
 @dataclass(frozen=True)
-class Guidance(Configurable, ABC):
+class Guidance(Bindable, ABC):
     """Base class of guidance plugins. A subclass implements `predict`.
 
     The class attributes declare the requirements on the model. They are checked before sampling starts.
@@ -68,11 +68,6 @@ class Guidance(Configurable, ABC):
         return None
 
     @property
-    def identity(self) -> dict[str, str]:
-        """Additional protocol fields of a bound guidance, for example the hash of a classifier."""
-        return {}
-
-    @property
     def networks(self) -> tuple[nn.Module, ...]:
         """The networks of a bound guidance. Their forward and backward passes are counted."""
         return ()
@@ -113,16 +108,22 @@ def bind_guidance(guidance: Guidance | None, model: ModelView) -> Guidance | Non
         UserError: if the model does not meet the requirements of the guidance.
         RunError: if the plugin raises an error, or does not return a guidance with the same parameters.
     """
-    if guidance is None or getattr(guidance, "bound_to", None) is model:
+    if guidance is None or guidance.bound_to is model:
         return guidance
     with plugin_call(guidance, "in bind"):
         bound = guidance.bind(model)
+    name = f"guidance {guidance.label()}"
     if not isinstance(bound, Guidance) or bound != guidance:
-        raise RunError(
-            f"guidance {guidance.label()}: bind returned {shown(bound)}; it must be a guidance with the same "
-            "parameters."
-        )
-    return bound.with_state(bound_to=model)
+        raise RunError(f"{name}: bind returned {shown(bound)}; it must be a guidance with the same parameters.")
+    with plugin_call(guidance, "in classes"):
+        classes = bound.classes
+    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int) or classes < 1):
+        raise RunError(f"{name}: classes is {shown(classes)}; it must be a positive integer or None.")
+    with plugin_call(guidance, "in networks"):
+        networks = bound.networks
+    if not isinstance(networks, tuple | list) or not all(isinstance(network, nn.Module) for network in networks):
+        raise RunError(f"{name}: networks is {shown(networks)}; it must be a tuple of torch.nn.Module.")
+    return bound.bound_with(model)
 
 
 def evaluations_of(guidance: Guidance | None) -> int:

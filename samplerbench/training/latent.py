@@ -126,5 +126,7 @@ def load_autoencoder(folder: str) -> Any:
     except Exception as error:  # what diffusers raises for a configuration of its classes has no end
         raise UserError(f"{complaint}: {reason(error)}") from None
     if missing := sorted(info["missing_keys"]):
-        raise UserError(f"{folder} is no whole AutoencoderKL: its weights lack {len(missing)} tensors, {missing[0]}.")
+        raise UserError(
+            f"{folder} is not a complete AutoencoderKL: its weights lack {len(missing)} tensors, {missing[0]}."
+        )
     return found.requires_grad_(False).eval()

@@ -16,6 +16,8 @@
     element.append(...children);
     return element;
   };
+  // The name of a metric as a title: FID, GAP:images=4. Parameters and the path of a file are unchanged.
+  const metricTitle = (name) => /[/\\]|\.py/.test(name.split(":")[0]) ? name : name.replace(/^[^:]*/, (label) => label.toUpperCase());
   // Plotly reads a few tags in its texts.
   const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const group = () => data.groups[state.group];
@@ -65,7 +67,7 @@
     $("group-choice").hidden = data.groups.length < 2;
     $("protocol").textContent = group().description + (group().title ? "; " + group().title : "") + (group().times ? "; times: " + group().times : "");
     const names = Object.keys(group().metrics);
-    segments("metrics", names.map((m) => [m, `${m.toUpperCase()} ${lower(m) ? "↓" : "↑"}`]), state.metric, (m) => { state.metric = m; draw(); });
+    segments("metrics", names.map((m) => [m, `${metricTitle(m)} ${lower(m) ? "↓" : "↑"}`]), state.metric, (m) => { state.metric = m; draw(); });
     segments("axes", Object.entries(AXES), state.x, (x) => { state.x = x; draw(); });
     $("samplers").replaceChildren(...labels().map((label) =>
       make("button", {
@@ -90,7 +92,7 @@
     const parts = [];
     const unit = table && table.axis === "nfe" ? "NFE" : "steps";
     bests.slice(-5).forEach(({ column, best, text, ties }, i) => {
-      parts.push(i ? " · " : `${word} ${metric.toUpperCase()}: `, make("span", { class: "part" }, `${column} ${unit} `, make("b", {}, `${best.label} ${text.split(" ±")[0]}`), ties ? ` (${ties} tied)` : ""));
+      parts.push(i ? " · " : `${word} ${metricTitle(metric)}: `, make("span", { class: "part" }, `${column} ${unit} `, make("b", {}, `${best.label} ${text.split(" ±")[0]}`), ties ? ` (${ties} tied)` : ""));
     });
     $("story").replaceChildren(...parts);
   }
@@ -108,7 +110,7 @@
         error_y: { type: "data", array: rows.map((r) => r.metrics[metric].sd ?? 0), visible: rows.some((r) => r.metrics[metric].sd), thickness: 1, width: 3 },
         line: { color: colour, width: 2, dash }, marker: { color: colour, symbol, size: 8 },
         customdata: rows.map((r) => [number(r.metrics[metric].value), spread(r.metrics[metric]), steps(r), r.nfe, cost(r.seconds_per_image)]),
-        hovertemplate: `<b>${plain(label)}</b><br>${plain(metric.toUpperCase())} %{customdata[0]}%{customdata[1]}<br>%{customdata[2]} steps, %{customdata[3]} NFE, %{customdata[4]} s per image<extra></extra>`,
+        hovertemplate: `<b>${plain(label)}</b><br>${plain(metricTitle(metric))} %{customdata[0]}%{customdata[1]}<br>%{customdata[2]} steps, %{customdata[3]} NFE, %{customdata[4]} s per image<extra></extra>`,
       });
     }
     const ys = traces.flatMap((t) => t.y);
@@ -128,7 +130,7 @@
       margin: { l: 10, r: 12, t: 12, b: 10 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",
       font: { family: "system-ui, sans-serif", size: 12, color: css("--quiet") }, hoverlabel: { bgcolor: css("--paper"), font: { color: css("--ink") }, align: "left" },
       xaxis: { ...line, ...ticks(xs, logX), type: logX ? "log" : "linear", title: { text: AXES[state.x] === "NFE" ? "network evaluations per image (NFE)" : AXES[state.x] } },
-      yaxis: { ...line, ...ticks(ys, logY), type: logY ? "log" : "linear", title: { text: plain(`${metric.toUpperCase()} ${lower(metric) ? "↓" : "↑"}`) } },
+      yaxis: { ...line, ...ticks(ys, logY), type: logY ? "log" : "linear", title: { text: plain(`${metricTitle(metric)} ${lower(metric) ? "↓" : "↑"}`) } },
     };
     $("plot").setAttribute("aria-label", `${metric} against ${AXES[state.x]}; the table below holds the same numbers`);
     Plotly.react("plot", traces, layout, { displaylogo: false, responsive: true, displayModeBar: false });
@@ -148,7 +150,7 @@
           make("button", { type: "button", title: "Protocol and command", onclick: () => details(record) }, mark + value, ...(sd ? [make("span", { class: "sd" }, ` ± ${sd}`)] : [])));
       })));
     $("matrix").replaceChildren(
-      make("caption", {}, `${state.metric.toUpperCase()} ${lower(state.metric) ? "↓" : "↑"} `, make("small", {}, `${features} features, against ${reference}`)),
+      make("caption", {}, `${metricTitle(state.metric)} ${lower(state.metric) ? "↓" : "↑"} `, make("small", {}, `${features} features, against ${reference}`)),
       make("thead", {}, make("tr", {}, make("th", { scope: "col" }, `sampler \\ ${table.axis === "nfe" ? "NFE" : "steps"}`), ...table.columns.map((c) => make("th", { scope: "col" }, c)))),
       make("tbody", {}, ...body));
     const best = table.rows.some((row) => row.cells.some((c) => c && c.best)) ? ["bold: the best of its column"] : [];
@@ -160,7 +162,7 @@
     ["spacing", "Spacing", (r) => r.spacing_label || "own", (r) => r.spacing_label || "own"],
     ["steps", "Steps", (r) => r.steps ?? Infinity, steps],
     ["nfe", "NFE", (r) => r.nfe, (r) => (Number.isInteger(r.nfe) ? String(r.nfe) : r.nfe.toFixed(1))],
-    ...Object.keys(group().metrics).map((m) => [`metric:${m}`, `${m.toUpperCase()} ${lower(m) ? "↓" : "↑"}`, (r) => r.metrics[m]?.value ?? null,
+    ...Object.keys(group().metrics).map((m) => [`metric:${m}`, `${metricTitle(m)} ${lower(m) ? "↓" : "↑"}`, (r) => r.metrics[m]?.value ?? null,
       (r) => (r.metrics[m] ? number(r.metrics[m].value) + spread(r.metrics[m]) : "")]),
     ["seconds", "s / image", (r) => r.seconds_per_image, (r) => cost(r.seconds_per_image)],
   ];
