@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 import shutil
 import sys
@@ -122,7 +123,7 @@ def test_they_are_registered_as_anybody_s_are() -> None:
         classes |= {
             f"{module.__name__}:{cls.__name__}": cls
             for cls in own
-            if issubclass(cls, Configurable) and not cls.__name__.startswith("_")
+            if issubclass(cls, Configurable) and not inspect.isabstract(cls) and not cls.__name__.startswith("_")
         }
     found = registered()
     assert set(found.values()) == set(classes)

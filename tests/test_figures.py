@@ -468,7 +468,7 @@ ERRORS = {
     "steps a.png -s ddim --steps 0": "--steps 0: at least 1 step is needed.",
     "trajectory a.png -s ddim --columns 1": "Invalid value for '--columns'",
     "trajectory a.png -s ddim --columns 3 --sigmas 1": "--sigmas and --columns both say which levels to show",
-    "trajectory a.png -s ddim --sigmas 1,x": '--sigmas 1,x: "x" is no number',
+    "trajectory a.png -s ddim --sigmas 1,x": '--sigmas 1,x: "x" is not a number',
     "trajectory a.png -s ddim --sigmas -1": "--sigmas -1: give numbers from 0 to 1e12.",
     "trajectory a.png -s ddim --sigmas nan": "--sigmas nan: give numbers from 0 to 1e12.",
     "trajectory a.png -s ddim --sigmas ,": "--sigmas is empty",

@@ -102,6 +102,7 @@ def test_a_run_whose_minutes_are_over_stops_at_a_checkpoint_and_goes_on(
 ) -> None:
     result = fit(tiny_task(data), data, replace(SHORT, minutes=1e-6), tmp_path)
     assert result.steps == 20 < SHORT.steps
+    assert not result.complete
     assert not (tmp_path / "samplerbench.json").exists()
     assert fit(tiny_task(data, seed=99), data, SHORT, tmp_path).resumed
     weights = "unet/diffusion_pytorch_model.safetensors"

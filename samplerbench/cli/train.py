@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from samplerbench.errors import UserError
 from samplerbench.limits import MAX_BATCH, MAX_CHANNELS, MAX_SEED, MAX_TIMESTEPS, MAX_TRAINING_STEPS
 from samplerbench.text import note, say
 
@@ -115,12 +116,28 @@ class Run:
         torch.manual_seed(self.settings.seed)
         return images
 
-    def fit(self, task: Task, images: ImageSet) -> None:
+    def hold_out(self, images: ImageSet, source: str | None, evaluate_every: int, patience: int) -> ImageSet | None:
+        """Load the held-out images, and set how they are used."""
+        from samplerbench.data import load_data
+
+        if source is None:
+            if patience:
+                raise UserError("--patience requires --held-out.")
+            return None
+        found = load_data(source)
+        if found.shape != images.shape:
+            raise UserError(f"--held-out {source}: its images have another shape than those of {images.name}.")
+        if found.sha256 == images.sha256:
+            raise UserError(f"--held-out {source}: these are the training images.")
+        self._settings |= {"evaluate_every": evaluate_every, "patience": patience}
+        return found
+
+    def fit(self, task: Task, images: ImageSet, held_out: ImageSet | None = None) -> None:
         """Train, write the output folder, and print its name."""
         from samplerbench.training.loop import fit
 
-        result = fit(task, images, self.settings, self.out, ["samplerbench", *sys.argv[1:]])
-        if result.steps < self.settings.steps:
+        result = fit(task, images, self.settings, self.out, ["samplerbench", *sys.argv[1:]], held_out)
+        if not result.complete:
             note(
                 f"stopped after {result.steps} of {self.settings.steps} steps; the checkpoint is in {self.out}. "
                 f"Run the same "
@@ -224,6 +241,28 @@ def unet(
         ),
     ] = False,
     flip: Annotated[bool, typer.Option("--flip", help="Flip images horizontally with probability 0.5.")] = False,
+    shift: Annotated[
+        int, typer.Option(min=0, max=64, help="Maximum random shift of the images, in pixels. 0 disables shifts.")
+    ] = 0,
+    shift_probability: Annotated[float, typer.Option(min=0.0, max=1.0, help="Probability of shifting an image.")] = 0.5,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            help="Held-out images, for early stopping: the weights with the lowest variational bound (bits/dim) on "
+            "them are saved."
+        ),
+    ] = None,
+    evaluate_every: Annotated[
+        int, typer.Option(min=1, max=MAX_TRAINING_STEPS, help="Steps between evaluations on the held-out images.")
+    ] = 500,
+    patience: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=MAX_TRAINING_STEPS,
+            help="Stop after this number of evaluations without a lower bound. 0 trains for all steps.",
+        ),
+    ] = 0,
 ) -> None:
     """Train a diffusers `UNet2DModel`. Load the folder with `DDPMPipeline.from_pretrained`.
 
@@ -252,16 +291,19 @@ def unet(
         learn_variance=learn_variance,
         clip_sample=clip_sample,
         flip=flip,
+        shift=shift,
+        shift_probability=shift_probability,
     )
     images = run.begin()
+    reference = run.hold_out(images, held_out, evaluate_every, patience)
     if latents is None:
-        run.fit(UNetTask(images, settings), images)
+        run.fit(UNetTask(images, settings), images, reference)
         return
     from samplerbench.bench.setup import pick_device
     from samplerbench.training.latent import LatentUNetTask
 
     device = pick_device("cpu" if run.settings.cpu else "auto")
-    run.fit(LatentUNetTask(images, settings, latents, device), images)
+    run.fit(LatentUNetTask(images, settings, latents, device), images, reference)
 
 
 @_trains(steps=5000)

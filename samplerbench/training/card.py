@@ -46,7 +46,7 @@ def write_card(
             "sha256": data.sha256,
             "licence": data.licence,
         },
-        "training": {**asdict(settings), **asdict(result)},
+        "training": {**asdict(settings), **result.record},
         "command": shlex.join(command),
         "versions": {
             "samplerbench": samplerbench.__version__,

@@ -12,6 +12,7 @@ from samplerbench.data import ImageSet
 from samplerbench.data.pixels import dequantise
 from samplerbench.errors import UserError, argument
 from samplerbench.metrics.feature_network import FeatureNetwork
+from samplerbench.training.augment import random_shift
 from samplerbench.training.loop import StepRandom, Task, step_seed
 
 
@@ -33,16 +34,7 @@ class FeaturesTask(Task):
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor | None, random: StepRandom) -> Tensor:
         assert labels is not None
-        padded = nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
-        height, width = images.shape[2:]
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 3, 3, H, W)
-        rows, columns = random.integers(3), random.integers(3)
-        keep = random.uniform() < 0.5
-        rows, columns = (
-            rows.where(~keep, torch.ones_like(rows)),
-            columns.where(~keep, torch.ones_like(columns)),
-        )
-        shifted = windows[torch.arange(len(images), device=images.device), :, rows, columns]
+        shifted = random_shift(images, 1, 0.5, random)
         return nn.functional.cross_entropy(network(shifted)[1].float(), labels)
 
     @torch.no_grad()

@@ -40,6 +40,7 @@ class LatentUNetTask(UNetTask):
             "learn_variance": settings.learn_variance,  # its bound is of pixels with 256 levels
             "clip_sample": settings.clip_sample,
             "flip": settings.flip,
+            "shift": bool(settings.shift),
         }
         if asked := [name for name, wanted in refused.items() if wanted]:
             raise UserError(
@@ -69,6 +70,10 @@ class LatentUNetTask(UNetTask):
         mean, deviation = images.chunk(2, dim=1)
         latents = (mean + deviation * random.normal(*mean.shape[1:])) * self.factor
         return super().loss(network, latents, labels, random)
+
+    def evaluate(self, network: nn.Module, data: ImageSet) -> float:
+        """Raises UserError: the bound is of images with 256 levels."""
+        raise UserError(f"{argument('held_out')} requires a network in pixel space; leave it out.")
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "autoencoder": self.weights}

@@ -11,7 +11,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,18 @@ class Task(ABC):
         """The input of `loss` for the images at `index` (B,) int64: images in [-1, 1], (B, C, H, W)."""
         return dequantise(data.images[index].to(device))
 
+    def evaluate(self, network: nn.Module, data: ImageSet) -> float:
+        """A value of the network on held-out images for early stopping. Lower is better.
+
+        Args:
+            network: the network with its EMA weights, in evaluation mode.
+            data: the held-out images.
+
+        Raises:
+            UserError: the task has no such value.
+        """
+        raise UserError(f"{argument('held_out')} cannot be used for the kind of network {self.what}.")
+
     def parts(self) -> dict[str, Tensor]:
         """The terms of the last loss for the log: name → scalar tensor. Empty for a loss with a single term."""
         return {}
@@ -130,10 +142,67 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return rate
 
 
-def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command: Sequence[str] = ()) -> TrainResult:
+class HeldOut:
+    """Early stopping: the EMA weights with the lowest value on held-out images.
+
+    Args:
+        task: the task.
+        data: the held-out images.
+        settings: the training settings.
+
+    Attributes:
+        curve: (step, value) of every evaluation.
+        best: the EMA weights with the lowest value, one tensor per parameter.
+    """
+
+    def __init__(self, task: Task, data: ImageSet, settings: TrainSettings) -> None:
+        self.task, self.data, self.settings = task, data, settings
+        self.curve: list[tuple[int, float]] = []
+        self.best: list[Tensor] = []
+
+    def evaluate(self, step: int, network: nn.Module, ema: Any, accelerator: Any) -> float:
+        """Evaluate the EMA weights after a step. All processes use the value of the main process."""
+        from accelerate.utils import broadcast
+
+        with _ema_weights(ema, network):
+            value = self.task.evaluate(network, self.data)
+        value = float(broadcast(torch.tensor(value, dtype=torch.float64, device=accelerator.device)))
+        if not self.curve or value < self.lowest[1]:
+            self.best = [p.detach().clone() for p in ema.shadow_params]
+        self.curve.append((step, value))
+        return value
+
+    @property
+    def lowest(self) -> tuple[int, float]:
+        """The first (step, value) with the lowest value."""
+        return min(self.curve, key=lambda point: point[1])
+
+    @property
+    def over(self) -> bool:
+        """Whether the last `patience` evaluations did not improve the value."""
+        patience = self.settings.patience
+        since = [step for step, _ in self.curve if step > self.lowest[0]] if self.curve else []
+        return 0 < patience <= len(since)
+
+    def card(self) -> dict[str, Any]:
+        """Entries for the card."""
+        step, value = self.lowest
+        data = {"name": self.data.name, "split": self.data.split, "images": len(self.data), "sha256": self.data.sha256}
+        return {"held_out": {"data": data, "bound": value, "step": step, "curve": self.curve}}
+
+
+def fit(
+    task: Task,
+    data: ImageSet,
+    settings: TrainSettings,
+    out: Path,
+    command: Sequence[str] = (),
+    held_out: ImageSet | None = None,
+) -> TrainResult:
     """Train a network, and write the output folder. Training resumes from `out/checkpoint` if it exists.
 
-    If the time limit is reached first, only the checkpoint is written.
+    If the time limit is reached first, only the checkpoint is written. With held-out images, the EMA weights with the
+    lowest value on them (`Task.evaluate`) are saved instead of the last ones.
 
     Args:
         task: the network and its loss.
@@ -141,6 +210,7 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
         settings: the training settings.
         out: folder to write.
         command: the command line, recorded in the card.
+        held_out: held-out images for early stopping.
 
     Raises:
         UserError: a checkpoint with other settings, or a batch size that is not divisible by the number of processes.
@@ -162,11 +232,16 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
     ema = EMAModel(network.parameters(), decay=settings.ema_decay, foreach=True)
     fixed = {k: v for k, v in asdict(settings).items() if k in _FIXED}
     fixed |= {**task.identity(), "data": f"{data.name} {data.sha256[:12]}"}
+    stopping = None if held_out is None else HeldOut(task, held_out, settings)
+    if held_out is not None:
+        fixed |= {"held_out": f"{held_out.name} {held_out.sha256[:12]}"}
+        fixed |= {"evaluate_every": settings.evaluate_every, "patience": settings.patience}
     checkpoint = out / "checkpoint" / "state.safetensors"
     first, before = 0, TrainResult(0, 0, 0.0, math.nan, False)
     if checkpoint.exists():
-        before = _load_checkpoint(checkpoint, network, ema, optimizer, fixed, task.what, accelerator.scaler)
+        before = _load_checkpoint(checkpoint, network, ema, optimizer, fixed, task.what, accelerator.scaler, stopping)
         first = before.steps
+    last = settings.steps if stopping is None or not stopping.over else first
     ema.to(device)
     model, optimizer = accelerator.prepare(network, optimizer)
     forward: Any = torch.compile(model) if settings.compile else model
@@ -174,7 +249,7 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
     labels = data.labels
     started, loss_mean = time.monotonic(), before.loss
     with _Progress(task.what, settings.steps, first, accelerator.is_main_process) as progress:
-        for step in range(first, settings.steps):
+        for step in range(first, last):
             index = batch_indices(len(data), settings.batch_size, settings.seed, step)[share]
             x = task.inputs(data, index, device)
             y = None if labels is None else labels[index].to(device)
@@ -208,7 +283,11 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
                 loss_mean,
                 first > 0,
             )
-            late = done % 20 == 0 and settings.minutes and done < settings.steps
+            evaluated = stopping is not None and (done % settings.evaluate_every == 0 or done == settings.steps)
+            if stopping is not None and evaluated:
+                progress.say(done, stopping.evaluate(done, network, ema, accelerator))
+            over = stopping is not None and stopping.over
+            late = done % 20 == 0 and settings.minutes and done < settings.steps and not over
             if late:
                 elapsed = torch.tensor(time.monotonic() - started, device=device)
                 late = accelerator.reduce(elapsed, reduction="mean").item() > 60 * settings.minutes
@@ -217,19 +296,23 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
                     (out / "samples").mkdir(parents=True, exist_ok=True)
                     with _ema_weights(ema, network):
                         task.preview(network, out / "samples" / f"step-{done:06d}.png")
-                if done % settings.checkpoint_every == 0 or done == settings.steps or late:
+                if done % settings.checkpoint_every == 0 or done == settings.steps or late or over:
                     scaler = accelerator.scaler
-                    _save_checkpoint(checkpoint, network, ema, optimizer, fixed, task.what, result, scaler)
+                    _save_checkpoint(checkpoint, network, ema, optimizer, fixed, task.what, result, scaler, stopping)
             if late:
                 accelerator.wait_for_everyone()
-                return result
-    if first >= settings.steps:
+                return replace(result, complete=False)
+            if over:
+                break
+    if first >= last:
         result = before
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        if stopping is not None:
+            ema.shadow_params = [best.to(device) for best in stopping.best]
         with _ema_weights(ema, network):
             network.eval()
-            figures = task.save(network, out)
+            figures = task.save(network, out) | ({} if stopping is None else stopping.card())
         write_card(out, task.what, data, settings, result, figures, command)
     accelerator.wait_for_everyone()
     return result
@@ -285,6 +368,11 @@ class _Progress:
             of = "".join(f"  {name} {float(value):.4g}" for name, value in parts.items())
             say(f"training {self.what}: step {done}/{self.total}  loss {loss:.4f}{of}  {rate:.0f} images/s")
 
+    def say(self, step: int, value: float) -> None:
+        """Print a value on held-out images."""
+        if self.show:
+            self.console.print(f"training {self.what}: step {step}/{self.total}  held-out bound {value:.4f} bits/dim")
+
 
 # What must not change between the parts of one run. The rest (how often to save or draw) may.
 _FIXED = ("steps", "batch_size", "lr", "warmup", "schedule", "weight_decay", "ema_decay", "grad_clip", "seed")
@@ -299,18 +387,21 @@ def _save_checkpoint(
     what: str,
     result: TrainResult,
     scaler: Any,
+    stopping: HeldOut | None,
 ) -> None:
     tensors = {f"model.{i}": p.detach() for i, p in enumerate(network.parameters())}
     tensors |= {f"buffer.{i}": b for i, b in enumerate(network.buffers())}
     tensors |= {f"ema.{i}": p for i, p in enumerate(ema.shadow_params)}
+    tensors |= {f"best.{i}": p for i, p in enumerate(stopping.best if stopping is not None else [])}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"adamw.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
     metadata = {
         "what": what,
         "settings": json.dumps(fixed),
-        "result": json.dumps(asdict(result)),
+        "result": json.dumps(result.record),
         "ema_steps": str(ema.optimization_step),
         "scaler": json.dumps(scaler.state_dict() if scaler is not None else {}),
+        "curve": json.dumps(stopping.curve if stopping is not None else []),
     }
     save_tensors(file, {name: t.detach().cpu().clone() for name, t in tensors.items()}, metadata)
 
@@ -323,6 +414,7 @@ def _load_checkpoint(
     fixed: dict[str, Any],
     what: str,
     scaler: Any,
+    stopping: HeldOut | None,
 ) -> TrainResult:
     try:
         found = load_tensors(file)
@@ -330,6 +422,7 @@ def _load_checkpoint(
         made_with, result = parse_json(metadata["settings"]), _result(parse_json(metadata["result"]))
         ema_steps, made_for = int(metadata["ema_steps"]), metadata["what"]
         scaled = parse_json(metadata["scaler"])
+        curve = _curve(parse_json(metadata.get("curve", "[]")))
         if not isinstance(made_with, dict) or ema_steps < 0:
             raise ValueError("its settings are no object, or its number of steps is below 0")
     except (DamagedError, OSError, KeyError, ValueError) as error:
@@ -364,6 +457,9 @@ def _load_checkpoint(
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         if scaler is not None and scaled:
             scaler.load_state_dict(scaled)
+        if stopping is not None and curve:
+            stopping.curve = curve
+            stopping.best = [tensors[f"best.{i}"].reshape(p.shape) for i, p in enumerate(network.parameters())]
     except Exception as error:  # tensors that are missing, or of another shape or type
         raise UserError(f"the checkpoint {file} is damaged ({reason(error)}); remove it to start anew.") from None
     return result
@@ -386,3 +482,15 @@ def _result(written: Any) -> TrainResult:
     if min(written["steps"], written["images_seen"], written["seconds"]) < 0:
         raise ValueError("a number in its result is below 0")
     return TrainResult(**written)
+
+
+def _curve(written: Any) -> list[tuple[int, float]]:
+    """The values on held-out images of a checkpoint. Raises ValueError where it has none."""
+    if not isinstance(written, list):
+        raise ValueError("its curve is not a list")
+    points = []
+    for point in written:
+        if not isinstance(point, list) or len(point) != 2 or not all(isinstance(x, int | float) for x in point):
+            raise ValueError("its curve has an invalid point")
+        points.append((int(point[0]), float(point[1])))
+    return points

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,8 @@ class TrainSettings:
         batch_size: images per step, over all processes.
         compile: compile the network with torch.compile.
         minutes: stop at a checkpoint after this time, to be resumed later; 0 disables it.
+        evaluate_every: steps between evaluations on held-out images, if there are any.
+        patience: stop after this number of evaluations without a better value; 0 disables it.
     """
 
     steps: int = 10_000
@@ -31,14 +33,31 @@ class TrainSettings:
     cpu: bool = False
     compile: bool = False
     minutes: float = 0.0
+    evaluate_every: int = 500
+    patience: int = 0
 
 
 @dataclass
 class TrainResult:
-    """What a training run did: for the card."""
+    """What a training run did: for the card.
+
+    Attributes:
+        steps: steps so far.
+        images_seen: images over all steps, with repetitions.
+        seconds: time of the training.
+        loss: running mean of the loss.
+        resumed: whether the training was resumed.
+        complete: whether the training has ended and the network is written. Not part of the card.
+    """
 
     steps: int
     images_seen: int
     seconds: float
     loss: float
     resumed: bool
+    complete: bool = True
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The fields that are stored."""
+        return {name: value for name, value in asdict(self).items() if name != "complete"}

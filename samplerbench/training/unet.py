@@ -11,9 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from samplerbench.data import ImageSet
+from samplerbench.data.pixels import dequantise
 from samplerbench.errors import UserError, argument
 from samplerbench.models.schedule import alphas_cumprod
+from samplerbench.training.augment import random_shift
 from samplerbench.training.loop import StepRandom, Task
+
+COPIES = 16
+"""Copies of each held-out image in an evaluation of the variational bound, each with its own timestep."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class UNetSettings:
     learn_variance: bool = False
     clip_sample: bool = False
     flip: bool = False
+    shift: int = 0
+    shift_probability: float = 0.5
 
 
 class UNetTask(Task):
@@ -104,6 +111,8 @@ class UNetTask(Task):
         if self.settings.flip:
             flipped = random.uniform(1, 1, 1) < 0.5
             images = torch.where(flipped, images.flip(-1), images)
+        if self.settings.shift:
+            images = random_shift(images, self.settings.shift, self.settings.shift_probability, random)
         t = random.integers(self.settings.timesteps)
         noise = random.normal(*images.shape[1:])
         alpha_cumprod = self.alphas_cumprod.to(images.device)[t].float()[:, None, None, None]
@@ -120,6 +129,44 @@ class UNetTask(Task):
         bound = variational_bound(self.alphas_cumprod, images, noisy, t, epsilon.detach(), fraction)
         # L_vlb is a sum over T levels, of which one is drawn: T times its mean estimates it.
         return (epsilon - noise).square().mean() + 0.001 * self.settings.timesteps * bound.mean()
+
+    @torch.no_grad()
+    def evaluate(self, network: nn.Module, data: ImageSet) -> float:
+        """The variational bound of held-out images (Ho et al. 2020, eq. 5), in bits per dimension.
+
+        -log p(x₀) ≤ L_0 + … + L_T, with the variance of the saved scheduler. One timestep is drawn for each copy of an
+        image, stratified over all copies, with the same noise in every evaluation.
+
+        Args:
+            network: the network in evaluation mode.
+            data: held-out images. Labels are given to a class-conditional network.
+
+        Returns:
+            The bound. Lower is better.
+        """
+        device = next(network.parameters()).device
+        draws = torch.Generator().manual_seed(0)
+        total, timesteps = COPIES * len(data), self.settings.timesteps
+        strata = (torch.arange(total) + torch.rand(total, generator=draws)) / total
+        t = (strata * timesteps).long().clamp(max=timesteps - 1)[torch.randperm(total, generator=draws)]
+        image = torch.arange(total) % len(data)
+        bars = self.alphas_cumprod
+        x0 = dequantise(data.images)
+        bound = 0.0
+        for rows in torch.arange(total).split(1024):
+            images, levels = x0[image[rows]].to(device), t[rows].to(device)
+            noise = torch.randn(images.shape, generator=draws).to(device)
+            scale = bars[t[rows]].float().to(device)[:, None, None, None]
+            noisy = scale.sqrt() * images + (1 - scale).sqrt() * noise
+            labels = None if self.classes is None or data.labels is None else data.labels[image[rows]].to(device)
+            output = network(noisy, levels, class_labels=labels).sample.float()
+            epsilon, fraction = (
+                output.chunk(2, dim=1) if self.settings.learn_variance else (output, torch.full_like(output, -1.0))
+            )
+            bound += float(variational_bound(bars, images, noisy, levels, epsilon, fraction).double().sum())
+        last = float(bars[-1])
+        prior = 0.5 * (last * x0.double().square().mean() - last - math.log1p(-last)) / math.log(2)
+        return timesteps * bound / total + float(prior)
 
     def identity(self) -> dict[str, Any]:
         return asdict(self.settings)
