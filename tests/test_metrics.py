@@ -18,6 +18,7 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from samplerbench import registry
 from samplerbench.assets import asset
+from samplerbench.bench.setup import embedded_reference
 from samplerbench.data import load_data
 from samplerbench.data.pixels import dequantise, quantise
 from samplerbench.errors import UserError
@@ -336,11 +337,18 @@ def test_a_reference_comes_back_as_it_was_written(tmp_path: Path) -> None:
     torch.testing.assert_close(found.moments.covariance, moments.covariance, rtol=1e-15, atol=0)
 
 
-def test_the_embedded_reference_is_of_the_embedded_features_and_data(digits_cnn: Extractor) -> None:
-    embedded, measured = load_reference(asset("digits-reference.safetensors")), measure(load_data("digits"), digits_cnn)
+@pytest.mark.parametrize(("split", "n"), [("all", 1797), ("train", 1442), ("held-out", 355)])
+def test_the_embedded_references_are_of_the_embedded_features_and_data(
+    digits_cnn: Extractor, split: str, n: int
+) -> None:
+    embedded, measured = (
+        load_reference(asset(f"references/digits-{split}.safetensors")),
+        measure(load_data(f"digits:split={split}"), digits_cnn),
+    )
+    assert embedded_reference(f"digits:split={split}", digits_cnn) is not None
     assert embedded.features == digits_cnn.identity
     assert embedded.data == measured.data
-    assert embedded.moments.n == 1797
+    assert embedded.moments.n == n
     assert abs(frechet_distance(measured.moments, embedded.moments)) < 1e-6
 
 

@@ -429,4 +429,4 @@ def test_statistics_of_an_older_version_without_a_digest_are_read(statistics: Pa
 
 
 def test_the_embedded_statistics_are_sealed() -> None:
-    assert load_tensors(asset("digits-reference.safetensors")).sealed
+    assert load_tensors(asset("references/digits-all.safetensors")).sealed

@@ -18,7 +18,7 @@ from samplerbench.data import ImageSet, load_data
 from samplerbench.data.load import find_data
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import RunError, UserError, argument
-from samplerbench.metrics.extractors import DIGITS, Extractor, known_dimension, load_extractor
+from samplerbench.metrics.extractors import Extractor, known_dimension, load_extractor
 from samplerbench.metrics.metric import Layer, Metric
 from samplerbench.metrics.reference import (
     Reference,
@@ -487,19 +487,34 @@ def pick_reference(model: Model, data: str | None, extractor: Extractor) -> Refe
             )
         check_shape(model, reference.shape, source)
         return reference
-    if source == "digits" and extractor.name == DIGITS:
-        from samplerbench.assets import asset
-
-        embedded = load_reference(asset("digits-reference.safetensors"))
-        if embedded.features == extractor.identity:
-            check_shape(model, (1, 8, 8), source)
-            return embedded
+    if (embedded := embedded_reference(source, extractor)) is not None:
+        check_shape(model, embedded.shape, source)
+        return embedded
     if source.endswith(".npz") and (published := load_published(user_path(source), extractor)):
         check_shape(model, published.shape, source)
         return published
     images = load_data(source)
     check_shape(model, images.shape_as_seen, images.name)
     return measure_once(images, extractor)
+
+
+def embedded_reference(source: str, extractor: Extractor) -> Reference | None:
+    """Load the statistics of a data set that are included with samplerbench.
+
+    Args:
+        source: Name of the data set.
+        extractor: The feature extractor.
+
+    Returns:
+        The statistics, or None if there are none for this data set and these features.
+    """
+    from samplerbench.assets import REFERENCES, asset
+
+    if source.partition(":")[0] not in {name for _, name in REFERENCES}:
+        return None
+    file = REFERENCES.get((extractor.name, registry.parse("data set", source).spec))
+    found = None if file is None else load_reference(asset(file))
+    return found if found is not None and found.features == extractor.identity else None
 
 
 DRAWS = 10_000

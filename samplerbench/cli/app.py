@@ -96,7 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
             note(f"{message}{stop} `{command} --help` shows the options.")
         sys.exit(error.exit_code)
     except SystemExit as error:
-        if "_SAMPLERBENCH_COMPLETE" in os.environ:  # how Typer exits after shell completion
+        # Typer exits in this way after shell completion, and if the output is closed (`samplerbench --help | head`).
+        if "_SAMPLERBENCH_COMPLETE" in os.environ or isinstance(error.__context__, BrokenPipeError):
             raise
         if os.environ.get("SAMPLERBENCH_DEBUG"):
             traceback.print_exc()

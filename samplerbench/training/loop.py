@@ -387,7 +387,7 @@ def _save_checkpoint(
     what: str,
     result: TrainResult,
     scaler: Any,
-    stopping: HeldOut | None,
+    stopping: HeldOut | None = None,
 ) -> None:
     tensors = {f"model.{i}": p.detach() for i, p in enumerate(network.parameters())}
     tensors |= {f"buffer.{i}": b for i, b in enumerate(network.buffers())}
@@ -414,7 +414,7 @@ def _load_checkpoint(
     fixed: dict[str, Any],
     what: str,
     scaler: Any,
-    stopping: HeldOut | None,
+    stopping: HeldOut | None = None,
 ) -> TrainResult:
     try:
         found = load_tensors(file)
