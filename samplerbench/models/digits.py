@@ -15,7 +15,10 @@ from samplerbench.options import option
 
 @dataclass(frozen=True)
 class Digits(ModelSource):
-    """The embedded class-conditional U-Net of the 1,797 real 8x8 digits (ε-prediction, T = 1000, linear β)."""
+    """The embedded class-conditional U-Net of real 8x8 digits (ε-prediction, T = 1000, linear β).
+
+    It was trained on the 1,442 images of `digits:split=train`, with early stopping on the 355 held-out images.
+    """
 
     rounding: Literal["fractional", "nearest"] = option(
         "fractional", "how a noise level between two timesteps is met: interpolated in log σ, or rounded"

@@ -56,7 +56,12 @@ def write_card(
         },
     }
     (out / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    shown = "\n".join(f"| {k} | {v} |" for k, v in figures.items())
+    rows = dict(figures)
+    if "held_out" in rows:
+        found = rows.pop("held_out")
+        images = f"{found['data']['name']} ({found['data']['split']}), {found['data']['images']} images"
+        rows["held-out bound"] = f"{found['bound']:.4f} bits/dim at step {found['step']} ({images})"
+    shown = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
     (out / "README.md").write_text(
         f"# {what} on {data.name}\n\n"
         f"Trained by samplerbench {samplerbench.__version__}:\n\n"
