@@ -133,8 +133,8 @@ def is_lone(environment: Mapping[str, str]) -> bool:
 def start_the_others() -> None:
     """Replace this process by torchrun if accelerate started only one process instead of several CPU processes.
 
-    torchrun then starts all processes of this machine. If the processes are not for the CPU, or if accelerate's settings
-    cannot be read, a note explains how to start them. In all other cases this function does nothing.
+    torchrun then starts all processes of this machine. If the processes are not for the CPU, or if the settings of
+    accelerate cannot be read, a note explains how to start them. In all other cases this function does nothing.
 
     Raises:
         LaunchError: If the number of processes does not fit the number of machines.

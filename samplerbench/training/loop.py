@@ -11,21 +11,22 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from samplerbench.data import ImageSet
 from samplerbench.data.pixels import dequantise
-from samplerbench.errors import RunError, UserError, argument
+from samplerbench.errors import LaunchError, RunError, UserError, argument
+from samplerbench.launcher import PRECISIONS, check_gpu, check_sharding, mixed_precision
 from samplerbench.results.tensors import load_tensors, save_tensors
 from samplerbench.tensor_seal import DamagedError
 from samplerbench.text import console, printable, say
 from samplerbench.training.card import write_card
-from samplerbench.training.settings import TrainResult, TrainSettings
+from samplerbench.training.settings import Precision, TrainResult, TrainSettings
 from samplerbench.untrusted import parse_json, reason
 
 
@@ -143,13 +144,22 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
         command: the command line, recorded in the card.
 
     Raises:
-        UserError: a checkpoint with other settings, or a batch size that is not divisible by the number of processes.
+        LaunchError: accelerate is configured for a mode that is not supported.
+        UserError: a checkpoint with other settings, a batch size that is not divisible by the number of processes, or
+            a precision that the device does not support.
         RunError: a loss that is not finite.
     """
     from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
 
+    check_launch(settings)
+    settings = replace(settings, mixed_precision=pick_precision(settings.mixed_precision))
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=settings.cpu)
+    if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError(
+            f"{argument('mixed_precision', 'fp16')}: it requires a GPU; use {argument('mixed_precision', 'bf16')} or "
+            f"{argument('mixed_precision', 'no')}."
+        )
     world, rank = accelerator.num_processes, accelerator.process_index
     if settings.batch_size % world:
         raise UserError(f"{argument('batch_size', settings.batch_size)} cannot be shared by {world} processes.")
@@ -167,6 +177,11 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
     if checkpoint.exists():
         before = _load_checkpoint(checkpoint, network, ema, optimizer, fixed, task.what, accelerator.scaler)
         first = before.steps
+    if accelerator.gather(torch.tensor([first], device=device)).unique().numel() > 1:
+        raise UserError(
+            f"{argument('out', str(out))}: not all processes find the same checkpoint. With several machines, use a "
+            "folder on a shared file system."
+        )
     ema.to(device)
     model, optimizer = accelerator.prepare(network, optimizer)
     forward: Any = torch.compile(model) if settings.compile else model
@@ -235,6 +250,30 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
     return result
 
 
+def check_launch(settings: TrainSettings) -> None:
+    """Check that the launcher is configured for something that training supports.
+
+    Args:
+        settings: the training settings.
+
+    Raises:
+        LaunchError: DeepSpeed, FSDP or a similar mode, a precision of fp8, or processes for GPUs without a GPU.
+    """
+    check_sharding()
+    if not settings.cpu:
+        check_gpu(torch.accelerator.is_available())
+    if settings.mixed_precision is None and mixed_precision() not in PRECISIONS:
+        raise LaunchError(
+            f"mixed_precision is {mixed_precision()} in accelerate's configuration; training supports "
+            f"{', '.join(PRECISIONS)}. Pass one of them as {argument('mixed_precision')}."
+        )
+
+
+def pick_precision(given: Precision | None) -> Precision:
+    """The precision of a training: the given one, otherwise that of `accelerate launch`, otherwise "no"."""
+    return given or cast(Precision, mixed_precision())
+
+
 class _ema_weights:  # noqa: N801 - used as a with-statement's verb
     """Inside, the network has the EMA weights; after, its own."""
 
@@ -287,7 +326,8 @@ class _Progress:
 
 
 # What must not change between the parts of one run. The rest (how often to save or draw) may.
-_FIXED = ("steps", "batch_size", "lr", "warmup", "schedule", "weight_decay", "ema_decay", "grad_clip", "seed")
+_FIXED = {"steps", "batch_size", "lr", "warmup", "schedule", "weight_decay", "ema_decay", "grad_clip", "seed"}
+_FIXED |= {"mixed_precision"}
 
 
 def _save_checkpoint(
