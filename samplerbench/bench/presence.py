@@ -142,6 +142,21 @@ class Presence:
             time.sleep(0.05)
         return []
 
+    def is_first_of_node(self, key: str) -> bool:
+        """Return whether this process is the first one of its node that calls this method with this key.
+
+        Args:
+            key: Name of what is done once per node.
+
+        Returns:
+            Whether this process is the first. True if the store of the main process is not reachable.
+        """
+        node = os.environ.get("GROUP_RANK", self.members[self.rank].host)  # GROUP_RANK is the node's rank in torchrun
+        try:
+            return bool(self.store.add(f"{key}/{node}", 1) == 1)
+        except RuntimeError:
+            return True
+
     def name(self, rank: int) -> str:
         """Return a process with its process id and host, for messages: `process 3 (pid 71 on node-b)`.
 

@@ -101,6 +101,14 @@ class Team:
         """Return the ranks of the processes that have ended, as far as this is known."""
         return [] if self.presence is None else self.presence.ended()
 
+    def announces_loss(self) -> bool:
+        """Return whether this process should print that a process was lost.
+
+        This is the first process of each node that asks. It need not be the main process, because the launcher may end
+        that before it notices the loss. If the main process was lost, all others print.
+        """
+        return self.main if self.presence is None else self.presence.is_first_of_node("announces_loss")
+
     def close(self) -> None:
         """Wait for all processes, then close the connections.
 

@@ -196,9 +196,9 @@ def run(
     except LostProcess:
         if word is not None:
             word.keep()
-        if team.main or 0 in team.lost():
+        if team.announces_loss():
             raise
-        os._exit(1)  # the main process prints the message
+        os._exit(1)  # another process of this node has printed the message
     if not team.main:
         # It has nothing left to say. Leaving at once spares it torch's threads, which may abort at a slow exit.
         if word is not None:
