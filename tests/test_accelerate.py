@@ -372,7 +372,9 @@ def test_a_precision_that_cannot_be_used_is_refused(
 ) -> None:
     with pytest.raises(UserError, match='mixed_precision="fp16": it requires a GPU'):
         train(tmp_path, mixed_precision="fp16")
-    fresh_state()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(UserError, match='mixed_precision="fp16": it requires a GPU'):
+        train(tmp_path)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
     with pytest.raises(LaunchError, match="mixed_precision is fp8 in accelerate's configuration"):
         train(tmp_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from samplerbench.data import ImageSet
 from samplerbench.data.pixels import dequantise
 from samplerbench.errors import LaunchError, RunError, UserError, argument
-from samplerbench.launcher import PRECISIONS, check_gpu, check_sharding, mixed_precision
+from samplerbench.launcher import PRECISIONS, check_gpu, check_sharding, is_set, mixed_precision
 from samplerbench.results.tensors import load_tensors, save_tensors
 from samplerbench.tensor_seal import DamagedError
 from samplerbench.text import console, printable, say
@@ -144,9 +145,8 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
         command: the command line, recorded in the card.
 
     Raises:
-        LaunchError: accelerate is configured for a mode that is not supported.
-        UserError: a checkpoint with other settings, a batch size that is not divisible by the number of processes, or
-            a precision that the device does not support.
+        LaunchError: accelerate is configured for a mode or a precision that is not supported.
+        UserError: a checkpoint with other settings, or a batch size that is not divisible by the number of processes.
         RunError: a loss that is not finite.
     """
     from accelerate import Accelerator
@@ -155,11 +155,6 @@ def fit(task: Task, data: ImageSet, settings: TrainSettings, out: Path, command:
     check_launch(settings)
     settings = replace(settings, mixed_precision=pick_precision(settings.mixed_precision))
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=settings.cpu)
-    if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise UserError(
-            f"{argument('mixed_precision', 'fp16')}: it requires a GPU; use {argument('mixed_precision', 'bf16')} or "
-            f"{argument('mixed_precision', 'no')}."
-        )
     world, rank = accelerator.num_processes, accelerator.process_index
     if settings.batch_size % world:
         raise UserError(f"{argument('batch_size', settings.batch_size)} cannot be shared by {world} processes.")
@@ -257,7 +252,8 @@ def check_launch(settings: TrainSettings) -> None:
         settings: the training settings.
 
     Raises:
-        LaunchError: DeepSpeed, FSDP or a similar mode, a precision of fp8, or processes for GPUs without a GPU.
+        LaunchError: DeepSpeed, FSDP or a similar mode, a precision that is not supported, or processes for GPUs without
+            a GPU.
     """
     check_sharding()
     if not settings.cpu:
@@ -266,6 +262,12 @@ def check_launch(settings: TrainSettings) -> None:
         raise LaunchError(
             f"mixed_precision is {mixed_precision()} in accelerate's configuration; training supports "
             f"{', '.join(PRECISIONS)}. Pass one of them as {argument('mixed_precision')}."
+        )
+    on_cpu = settings.cpu or is_set(os.environ, "ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    if on_cpu and pick_precision(settings.mixed_precision) == "fp16":
+        raise LaunchError(  # accelerate would train with fp32
+            f"{argument('mixed_precision', 'fp16')}: it requires a GPU; use {argument('mixed_precision', 'bf16')} or "
+            f"{argument('mixed_precision', 'no')}."
         )
 
 
