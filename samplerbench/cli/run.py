@@ -169,7 +169,7 @@ def run(
     if team.main and precision != "no" and asked.dtype == "fp32" and not _is_given(context, "dtype"):
         note(
             f"note: the mixed_precision of accelerate's configuration ({precision}) does not apply to `run`; use "
-            f" --dtype {precision if precision in PRECISIONS else 'bf16'}."
+            f"--dtype {precision if precision in PRECISIONS else 'bf16'}."
         )
     with _stdout_kept(as_json):
         prepared = prepare(asked, device, team=team)

@@ -328,8 +328,9 @@ class _Progress:
 
 
 # What must not change between the parts of one run. The rest (how often to save or draw) may.
-_FIXED = {"steps", "batch_size", "lr", "warmup", "schedule", "weight_decay", "ema_decay", "grad_clip", "seed"}
-_FIXED |= {"mixed_precision"}
+_FIXED = {"steps", "batch_size", "lr", "warmup", "schedule", "weight_decay", "ema_decay", "grad_clip", "seed"} | {
+    "mixed_precision"
+}
 
 
 def _save_checkpoint(
