@@ -189,6 +189,10 @@ class UserError(SamplerbenchError, ValueError):
     exit_code = 2
 
 
+class LaunchError(UserError):
+    """The launcher is configured for something that is not supported. All processes raise the same error."""
+
+
 class RunError(SamplerbenchError, RuntimeError):
     """A run failed after it started, for example because of a NaN or an exception in a plugin. Exit code 1."""
 

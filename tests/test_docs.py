@@ -42,6 +42,7 @@ SKIPPED = {
     r"-m pytest": "runs tests, this one among them; tests/test_new.py runs those of a new distribution",
     r"-m (ruff|mypy)": "CI runs it",
     r"^accelerate launch": "starts processes; tests/test_resume.py runs two",
+    r"^torchrun": "starts processes on two machines; tests/test_accelerate.py runs two launchers on one",
     r"^python docs/generate.py": "the page's freshness has a test of its own here",
     r"ddim-table1-cifar10.toml": "needs a checkpoint of the hub",
     r"cifar10-32x32.npz": "needs Inception's weights and published statistics",

@@ -167,7 +167,7 @@ def test_the_process_that_has_ended_is_named() -> None:
     process.wait()
     gone = dataclasses.replace(Member.me(), pid=process.pid)
     presence = Presence(0, [Member.me(), gone], torch.distributed.HashStore(), 60.0, print)
-    with pytest.raises(LostProcess, match=r"^process 1 of this run has ended unexpectedly"):
+    with pytest.raises(LostProcess, match=rf"^process 1 \(pid {gone.pid} on {gone.host}\) of this run has ended"):
         Broken(0, 2, presence=presence).gather(1)
 
 

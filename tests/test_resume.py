@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from samplerbench.bench import engine, launch, prepare, request
+from samplerbench.bench import engine, prepare, request
 from samplerbench.cli.app import main
 from samplerbench.errors import Stopped
 from samplerbench.results.store import Store
@@ -206,29 +206,6 @@ def test_one_process_failing_ends_the_cell_for_both_with_its_error(tmp_path: Pat
     assert process.returncode != 0
     assert "ddpm:variance=learned, 4 steps: failed: process 0: sampler ddpm: the model learned no variance" in err
     assert len(values(tmp_path)) == 4
-
-
-@pytest.mark.parametrize(
-    ("command", "n"),
-    [
-        (["accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "samplerbench"], 2),
-        (["accelerate", "launch", "--num_processes=4", "x.py"], 4),
-        (["accelerate", "launch", "--cpu", "x.py"], 1),
-        (["accelerate", "launch", "--num_processes"], 1),
-    ],
-)
-def test_the_number_of_processes_is_read_from_accelerates_command(command: list[str], n: int) -> None:
-    assert launch.processes_wanted(command) == n
-
-
-def test_only_a_process_that_accelerate_left_alone_starts_the_others() -> None:
-    alone = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}
-    assert launch.is_lone(alone)
-    assert not launch.is_lone({"ACCELERATE_USE_CPU": "True"})  # one process was asked for
-    assert not launch.is_lone(alone | {"WORLD_SIZE": "2"})
-    assert not launch.is_lone(alone | {"OMPI_COMM_WORLD_SIZE": "2"})  # MPI started them
-    assert not launch.is_lone(alone | {launch.RELAUNCHED: "1"})
-    assert not launch.is_lone({"MASTER_ADDR": "127.0.0.1"})
 
 
 def test_another_batch_size_gives_the_same_numbers(tmp_path: Path, undisturbed: dict[str, Any]) -> None:

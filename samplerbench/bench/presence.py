@@ -127,13 +127,44 @@ class Presence:
     def ended(self) -> list[int]:
         """Return the ranks of processes that have ended.
 
-        The connections of a process close shortly before it ends, so this method retries for half a second.
+        A process can only see those on its own machine. It therefore writes what it finds to the store, for the
+        processes on other machines. The connections of a process close shortly before it ends, so this method retries
+        for half a second.
         """
         for _ in range(10):
             if gone := [rank for rank, member in enumerate(self.members) if member.has_ended()]:
+                with suppress(RuntimeError):
+                    self.store.set("ended", ",".join(map(str, gone)))
                 return gone
+            with suppress(RuntimeError):
+                if written := self._read("ended"):
+                    return [int(rank) for rank in written.split(",")]
             time.sleep(0.05)
         return []
+
+    def is_first_of_node(self, key: str) -> bool:
+        """Return whether this process is the first one of its node that calls this method with this key.
+
+        Args:
+            key: Name of what is done once per node.
+
+        Returns:
+            Whether this process is the first. True if the store of the main process is not reachable.
+        """
+        node = os.environ.get("GROUP_RANK", self.members[self.rank].host)  # GROUP_RANK is the node's rank in torchrun
+        try:
+            return bool(self.store.add(f"{key}/{node}", 1) == 1)
+        except RuntimeError:
+            return True
+
+    def name(self, rank: int) -> str:
+        """Return a process with its process id and host, for messages: `process 3 (pid 71 on node-b)`.
+
+        Args:
+            rank: Rank of the process.
+        """
+        member = self.members[rank]
+        return f"process {rank} (pid {member.pid} on {member.host})"
 
     def close(self) -> None:
         """Stop monitoring. After this call, processes may end."""

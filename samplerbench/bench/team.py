@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ import torch
 from samplerbench.bench.launch import start_the_others
 from samplerbench.bench.presence import Presence
 from samplerbench.errors import LostProcess, SamplerbenchError, Stopped, UserError, argument, message_of
+from samplerbench.launcher import check_gpu, check_sharding, is_set, local_rank
 
 T = TypeVar("T")
 
@@ -28,12 +29,14 @@ class Team:
     Attributes:
         rank: Rank of this process, from 0.
         size: Number of processes.
+        local_rank: Rank of this process among those on its node, from 0.
         group: Process group for exchanges. It uses gloo, because the objects are on the CPU.
         presence: Monitor of the processes, or None.
     """
 
     rank: int = 0
     size: int = 1
+    local_rank: int = field(default=0, compare=False)
     group: Any = field(default=None, compare=False, repr=False)
     presence: Presence | None = field(default=None, compare=False, repr=False)
 
@@ -98,6 +101,14 @@ class Team:
         """Return the ranks of the processes that have ended, as far as this is known."""
         return [] if self.presence is None else self.presence.ended()
 
+    def announces_loss(self) -> bool:
+        """Return whether this process should print that a process was lost.
+
+        This is the first process of each node that asks. It need not be the main process, because the launcher may end
+        that before it notices the loss. If the main process was lost, all others print.
+        """
+        return self.main if self.presence is None else self.presence.is_first_of_node("announces_loss")
+
     def close(self) -> None:
         """Wait for all processes, then close the connections.
 
@@ -118,8 +129,8 @@ class Team:
         except RuntimeError as error:
             if not _is_lost_connection(error):
                 raise
-            lost = self.lost()
-            who = f"process {' and '.join(map(str, lost))}" if lost else "another process"
+            lost = [] if self.presence is None else [self.presence.name(rank) for rank in self.lost()]
+            who = " and ".join(lost) or "another process"
             raise LostProcess(
                 f"{who} of this run has ended unexpectedly. Nothing finished is lost: run the same command again to "
                 "continue."
@@ -153,15 +164,19 @@ def join_team(device: str) -> tuple[Team, str]:
         The team, and the name of the device of this process.
 
     Raises:
+        LaunchError: If the launcher is configured for something that is not supported.
         UserError: If a device is specified for several processes.
     """
+    check_sharding()
     start_the_others()
     size = max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
     if size == 1:
-        return Team(), "cpu" if device == "auto" and os.environ.get("ACCELERATE_USE_CPU") == "True" else device
+        return Team(), "cpu" if device == "auto" and is_set(os.environ, "ACCELERATE_USE_CPU") else device
+    if device != "cpu":
+        check_gpu(torch.cuda.is_available())
     from accelerate import PartialState
 
-    use_cpu = device == "cpu" or os.environ.get("ACCELERATE_USE_CPU") == "True" or not torch.cuda.is_available()
+    use_cpu = device == "cpu" or is_set(os.environ, "ACCELERATE_USE_CPU") or not torch.cuda.is_available()
     state = PartialState(cpu=use_cpu)
     if not use_cpu and device not in ("auto", "cuda"):
         raise UserError(
@@ -170,7 +185,7 @@ def join_team(device: str) -> tuple[Team, str]:
         )
     rank, size = state.process_index, state.num_processes
     group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
-    team = Team(rank, size, group)
-    return Team(rank, size, group, Presence.join(rank, size, team.tell, team.gather)), (
+    team = Team(rank, size, local_rank(os.environ), group)
+    return replace(team, presence=Presence.join(rank, size, team.tell, team.gather)), (
         "cpu" if use_cpu else str(state.device)
     )

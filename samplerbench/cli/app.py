@@ -12,7 +12,7 @@ import typer
 
 from samplerbench.cli import check, compare, figure, listing, new, plugins, report, results, run, stats, train
 from samplerbench.cli.spelling import with_options
-from samplerbench.errors import SamplerbenchError, UserError
+from samplerbench.errors import LaunchError, SamplerbenchError, UserError
 from samplerbench.text import note, one_line
 
 # Newer versions of Typer bundle their own copy of click; this finds the base class of usage errors in either.
@@ -87,6 +87,10 @@ def main(arguments: list[str] | None = None) -> None:
     except SamplerbenchError as error:
         if os.environ.get("SAMPLERBENCH_DEBUG"):
             raise
+        if isinstance(error, LaunchError):
+            from samplerbench.bench.launch import end_launch
+
+            end_launch(with_options(error))
         note(with_options(error))
         sys.exit(error.exit_code)
     except ClickException as error:

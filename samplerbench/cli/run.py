@@ -15,6 +15,7 @@ from samplerbench.cli import common
 from samplerbench.cli.numbers import parse_batch_size, parse_steps
 from samplerbench.cli.spelling import with_options
 from samplerbench.errors import LostProcess, Stopped, UserError
+from samplerbench.launcher import PRECISIONS, mixed_precision
 from samplerbench.limits import MAX_IMAGES, MAX_STEPS
 from samplerbench.text import console, literal, note, print_json, printable, say
 
@@ -164,6 +165,12 @@ def run(
         else:
             raise UserError("name a sampler with --sampler, or a suite file; `samplerbench list samplers` shows them.")
     team, device = join_team(device)
+    precision = mixed_precision()
+    if team.main and precision != "no" and asked.dtype == "fp32" and not _is_given(context, "dtype"):
+        note(
+            f"note: the mixed_precision of accelerate's configuration ({precision}) does not apply to `run`; use "
+            f"--dtype {precision if precision in PRECISIONS else 'bf16'}."
+        )
     with _stdout_kept(as_json):
         prepared = prepare(asked, device, team=team)
     if dry_run:
@@ -171,7 +178,7 @@ def run(
             _dry_run(prepared)
         return
     word = None
-    if team.main and team.size > 1:
+    if team.local_rank == 0 and team.size > 1:  # each node has its own launcher
         word = last_word.promise(
             "samplerbench: a process of this run has ended unexpectedly (see above). Nothing finished is lost: "
             f"finished cells and the last checkpoint are kept in {printable(out)}/. "
@@ -189,11 +196,13 @@ def run(
     except LostProcess:
         if word is not None:
             word.keep()
-        if team.main or 0 in team.lost():
+        if team.announces_loss():
             raise
-        os._exit(1)  # the main process says it
+        os._exit(1)  # another process of this node has printed the message
     if not team.main:
         # It has nothing left to say. Leaving at once spares it torch's threads, which may abort at a slow exit.
+        if word is not None:
+            word.cancel()
         sys.stderr.flush()
         os._exit(130 if interrupted else 0)
     records = [_shown(record) for record in job.records]
@@ -273,8 +282,13 @@ def _show_published(job: Run) -> None:
 def _given(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
     """Those of the options that were given on the command line."""
     own = {"seeds": "seed", "metrics": "metric"}
-    sources = {name: context.get_parameter_source(own.get(name, name)) for name in options}
-    return {k: v for k, v in options.items() if (source := sources[k]) is not None and source.name == "COMMANDLINE"}
+    return {k: v for k, v in options.items() if _is_given(context, own.get(k, k))}
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option was given on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _exit_code(failed: Sequence[Outcome]) -> int:

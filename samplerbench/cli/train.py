@@ -56,8 +56,11 @@ def _shared(
     ] = 0.999,
     grad_clip: Annotated[float, typer.Option("--grad-clip", min=0.0, help="Maximum norm of the gradient.")] = 1.0,
     mixed_precision: Annotated[
-        Literal["no", "fp16", "bf16"], typer.Option("--mixed-precision", help="Precision of the network.")
-    ] = "no",
+        Literal["no", "fp16", "bf16"] | None,
+        typer.Option(
+            "--mixed-precision", help="Precision of the network. Default: that of `accelerate launch`, otherwise no."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Random seed of the training.")] = 0,
     checkpoint_every: Annotated[
         int, typer.Option("--checkpoint-every", min=1, max=MAX_TRAINING_STEPS, help="Steps between checkpoints.")
@@ -107,11 +110,18 @@ class Run:
         return TrainSettings(**self._settings)
 
     def begin(self) -> ImageSet:
-        """Load the data and set the random seed. Call it before the task is created."""
+        """Load the data and set the random seed. Call it before the task is created.
+
+        If `accelerate launch` should have started several CPU processes, they are started first.
+        """
         import torch
 
+        from samplerbench.bench.launch import start_the_others
         from samplerbench.data import load_data
+        from samplerbench.training.loop import check_launch
 
+        check_launch(self.settings)
+        start_the_others()
         images = load_data(self.source)
         torch.manual_seed(self.settings.seed)
         return images

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from samplerbench.data import ImageSet
 from samplerbench.data.pixels import dequantise
-from samplerbench.errors import RunError, UserError, argument
+from samplerbench.errors import LaunchError, RunError, UserError, argument
+from samplerbench.launcher import PRECISIONS, check_gpu, check_sharding, is_set, mixed_precision
 from samplerbench.results.tensors import load_tensors, save_tensors
 from samplerbench.tensor_seal import DamagedError
 from samplerbench.text import console, printable, say
 from samplerbench.training.card import write_card
-from samplerbench.training.settings import TrainResult, TrainSettings
+from samplerbench.training.settings import Precision, TrainResult, TrainSettings
 from samplerbench.untrusted import parse_json, reason
 
 
@@ -213,12 +215,15 @@ def fit(
         held_out: held-out images for early stopping.
 
     Raises:
+        LaunchError: accelerate is configured for a mode or a precision that is not supported.
         UserError: a checkpoint with other settings, or a batch size that is not divisible by the number of processes.
         RunError: a loss that is not finite.
     """
     from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
 
+    check_launch(settings)
+    settings = replace(settings, mixed_precision=pick_precision(settings.mixed_precision))
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=settings.cpu)
     world, rank = accelerator.num_processes, accelerator.process_index
     if settings.batch_size % world:
@@ -241,6 +246,11 @@ def fit(
     if checkpoint.exists():
         before = _load_checkpoint(checkpoint, network, ema, optimizer, fixed, task.what, accelerator.scaler, stopping)
         first = before.steps
+    if accelerator.gather(torch.tensor([first], device=device)).unique().numel() > 1:
+        raise UserError(
+            f"{argument('out', str(out))}: not all processes find the same checkpoint. With several machines, use a "
+            "folder on a shared file system."
+        )
     last = settings.steps if stopping is None or not stopping.over else first
     ema.to(device)
     model, optimizer = accelerator.prepare(network, optimizer)
@@ -318,6 +328,37 @@ def fit(
     return result
 
 
+def check_launch(settings: TrainSettings) -> None:
+    """Check that the launcher is configured for something that training supports.
+
+    Args:
+        settings: the training settings.
+
+    Raises:
+        LaunchError: DeepSpeed, FSDP or a similar mode, a precision that is not supported, or processes for GPUs without
+            a GPU.
+    """
+    check_sharding()
+    if not settings.cpu:
+        check_gpu(torch.accelerator.is_available())
+    if settings.mixed_precision is None and mixed_precision() not in PRECISIONS:
+        raise LaunchError(
+            f"mixed_precision is {mixed_precision()} in accelerate's configuration; training supports "
+            f"{', '.join(PRECISIONS)}. Pass one of them as {argument('mixed_precision')}."
+        )
+    on_cpu = settings.cpu or is_set(os.environ, "ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    if on_cpu and pick_precision(settings.mixed_precision) == "fp16":
+        raise LaunchError(  # accelerate would train with fp32
+            f"{argument('mixed_precision', 'fp16')}: it requires a GPU; use {argument('mixed_precision', 'bf16')} or "
+            f"{argument('mixed_precision', 'no')}."
+        )
+
+
+def pick_precision(given: Precision | None) -> Precision:
+    """The precision of a training: the given one, otherwise that of `accelerate launch`, otherwise "no"."""
+    return given or cast(Precision, mixed_precision())
+
+
 class _ema_weights:  # noqa: N801 - used as a with-statement's verb
     """Inside, the network has the EMA weights; after, its own."""
 
@@ -375,7 +416,10 @@ class _Progress:
 
 
 # What must not change between the parts of one run. The rest (how often to save or draw) may.
-_FIXED = ("steps", "batch_size", "lr", "warmup", "schedule", "weight_decay", "ema_decay", "grad_clip", "seed")
+_FIXED = {
+    *("steps", "batch_size", "lr", "warmup", "schedule"),
+    *("weight_decay", "ema_decay", "grad_clip", "mixed_precision", "seed"),
+}
 
 
 def _save_checkpoint(

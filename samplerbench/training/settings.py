@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+Precision = Literal["no", "fp16", "bf16"]
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -12,6 +14,7 @@ class TrainSettings:
 
     Attributes:
         batch_size: images per step, over all processes.
+        mixed_precision: precision of the network. None: that of `accelerate launch`, otherwise "no".
         compile: compile the network with torch.compile.
         minutes: stop at a checkpoint after this time, to be resumed later; 0 disables it.
         evaluate_every: steps between evaluations on held-out images, if there are any.
@@ -26,7 +29,7 @@ class TrainSettings:
     weight_decay: float = 0.0
     ema_decay: float = 0.999
     grad_clip: float = 1.0
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Precision | None = None
     seed: int = 0
     checkpoint_every: int = 1000
     sample_every: int = 0
