@@ -501,7 +501,7 @@ def test_errors_are_one_line(
     if "unknown" in arguments:
         DDPMPipeline(tiny_unet(1), DDIMScheduler()).save_pretrained("unknown")
     if "nowhere" in arguments:
-        Path("nowhere").write_text("a file, not a folder")
+        Path("nowhere").write_text("a file, not a folder", encoding="utf-8")
     capsys.readouterr()
     assert command(*arguments.split()) == 2
     out, err = capsys.readouterr()

@@ -99,7 +99,7 @@ def test_a_cache_that_cannot_be_used_only_costs_time(root: Path, kind: str) -> N
         file.symlink_to(file)
     else:
         root.rmdir()
-        root.write_text("no folder")
+        root.write_text("no folder", encoding="utf-8")
     assert kept({"a": 2.0}) == {}
 
 

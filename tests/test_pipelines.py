@@ -575,7 +575,7 @@ def nudge(file: Path) -> None:
 
 
 def configure(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 def test_older_configurations_leave_out_what_is_the_default(saved: Path, tmp_path: Path) -> None:
@@ -818,7 +818,7 @@ def test_options_that_do_not_fit_the_model_are_refused_in_one_line(
     says: str,
 ) -> None:
     monkeypatch.chdir(saved)
-    Path("empty.txt").write_text("\n \n")
+    Path("empty.txt").write_text("\n \n", encoding="utf-8")
     with pytest.raises(SystemExit) as ended:
         cli.main([*command, "-s", "ddim", "--steps", "2", "--model", kind, *options])
     assert ended.value.code == 2
@@ -830,7 +830,7 @@ def test_options_that_do_not_fit_the_model_are_refused_in_one_line(
 def test_a_suite_names_prompts_and_variants_too(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(saved)
     text = 'model = "text"\nprompts = "prompts.txt"\nnegative_prompt = "fog"\nvariant = "fp16"\nrevision = "v1"\n'
-    Path("suite.toml").write_text(text + '[[grid]]\nsamplers = ["ddim"]\nsteps = [2]\n')
+    Path("suite.toml").write_text(text + '[[grid]]\nsamplers = ["ddim"]\nsteps = [2]\n', encoding="utf-8")
     assert load_suite(Path("suite.toml")).load == LoadOptions("v1", "fp16", "prompts.txt", "fog")
 
 

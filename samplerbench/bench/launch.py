@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from samplerbench.portable import replace_process
 from samplerbench.text import note
 
 RELAUNCHED = "SAMPLERBENCH_RELAUNCHED"
@@ -61,4 +62,4 @@ def start_the_others() -> None:
     environment = {k: v for k, v in os.environ.items() if k not in ("MASTER_ADDR", "MASTER_PORT")}
     # torchrun chooses a free port.
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), "-m", "--", "samplerbench"]
-    os.execve(sys.executable, [sys.executable, *launcher, *sys.argv[1:]], environment | {RELAUNCHED: "1"})
+    replace_process([sys.executable, *launcher, *sys.argv[1:]], environment | {RELAUNCHED: "1"})

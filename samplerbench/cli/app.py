@@ -13,7 +13,8 @@ import typer
 from samplerbench.cli import check, compare, figure, listing, new, plugins, report, results, run, stats, train
 from samplerbench.cli.spelling import with_options
 from samplerbench.errors import SamplerbenchError, UserError
-from samplerbench.text import note, one_line
+from samplerbench.portable import Replaced
+from samplerbench.text import note, one_line, tolerate_encoding
 
 # Newer versions of Typer bundle their own copy of click; this finds the base class of usage errors in either.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -81,6 +82,7 @@ def refuse_empty(arguments: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line, then exit: 0 for success, 2 for bad input, 1 for a failed run, 130 after Ctrl-C."""
+    tolerate_encoding()
     try:
         refuse_empty(sys.argv[1:] if arguments is None else arguments)
         code = app(args=arguments, prog_name="samplerbench", standalone_mode=False)
@@ -95,6 +97,8 @@ def main(arguments: list[str] | None = None) -> None:
             stop = "" if message.endswith((".", "?", "!")) else "."
             note(f"{message}{stop} `{command} --help` shows the options.")
         sys.exit(error.exit_code)
+    except Replaced:
+        raise
     except SystemExit as error:
         if "_SAMPLERBENCH_COMPLETE" in os.environ:  # how Typer exits after shell completion
             raise

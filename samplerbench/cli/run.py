@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -16,6 +15,7 @@ from samplerbench.cli.numbers import parse_batch_size, parse_steps
 from samplerbench.cli.spelling import with_options
 from samplerbench.errors import LostProcess, Stopped, UserError
 from samplerbench.limits import MAX_IMAGES, MAX_STEPS
+from samplerbench.portable import leave
 from samplerbench.text import console, literal, note, print_json, printable, say
 
 if TYPE_CHECKING:
@@ -191,11 +191,11 @@ def run(
             word.keep()
         if team.main or 0 in team.lost():
             raise
-        os._exit(1)  # the main process says it
+        leave(1)  # the main process reports it
     if not team.main:
-        # It has nothing left to say. Leaving at once spares it torch's threads, which may abort at a slow exit.
-        sys.stderr.flush()
-        os._exit(130 if interrupted else 0)
+        if interrupted:
+            leave(130)  # the connections are still open; the main process reports it
+        return
     records = [_shown(record) for record in job.records]
     if as_json:
         keep = [{k: v for k, v in r.items() if k not in ("protocol_fields", "seal")} for r in records]

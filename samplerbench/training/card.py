@@ -55,7 +55,7 @@ def write_card(
             "python": platform.python_version(),
         },
     }
-    (out / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
     shown = "\n".join(f"| {k} | {v} |" for k, v in figures.items())
     (out / "README.md").write_text(
         f"# {what} on {data.name}\n\n"
@@ -71,4 +71,5 @@ def write_card(
         f"| last loss (running mean) | {result.loss:.5f} |\n"
         f"{shown}\n",
         encoding="utf-8",
+        newline="\n",
     )
