@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -14,7 +15,7 @@ from samplerbench.cli import check, compare, figure, listing, new, plugins, repo
 from samplerbench.cli.spelling import with_options
 from samplerbench.errors import SamplerbenchError, UserError
 from samplerbench.portable import Replaced
-from samplerbench.text import note, one_line, tolerate_encoding
+from samplerbench.text import note, one_line, say, tolerate_encoding
 
 # Newer versions of Typer bundle their own copy of click; this finds the base class of usage errors in either.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -42,11 +43,31 @@ app.add_typer(results.app, name="results")
 app.add_typer(train.app, name="train")
 
 
+def show_version(wanted: bool) -> None:
+    """Print the version, and those of Python, torch, diffusers and the system. Nothing is imported."""
+    if not wanted:
+        return
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from samplerbench import __version__
+
+    parts = [f"Python {platform.python_version()}"]
+    for name in ("torch", "diffusers"):
+        with suppress(PackageNotFoundError):
+            parts.append(f"{name} {version(name)}")
+    say(f"samplerbench {__version__} ({', '.join([*parts, f'{platform.system()} {platform.machine()}'])})")
+    raise typer.Exit
+
+
 @app.callback()
 def root(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of errors.", envvar="SAMPLERBENCH_DEBUG"),
     no_plugins: bool = typer.Option(
         False, "--no-plugins", help="Use only the built-in plugins.", envvar="SAMPLERBENCH_NO_PLUGINS"
+    ),
+    version: bool = typer.Option(
+        False, "--version", help="Show the version and exit.", callback=show_version, is_eager=True
     ),
 ) -> None:
     """Options that go before the command."""
