@@ -43,6 +43,7 @@ SKIPPED = {
     r"pip install (?!.*samplerbench-(two-step|my-solver))": "installs packages",
     r"-m pytest": "runs tests, this one among them; tests/test_new.py runs those of a new distribution",
     r"-m (ruff|mypy)": "CI runs it",
+    r"^pre-commit install": "changes the hooks of the clone; tests/test_workflows.py compares them with CI",
     r"^accelerate launch": "starts processes; tests/test_resume.py runs two",
     r"^python docs/generate.py": "the page's freshness has a test of its own here",
     r"ddim-table1-cifar10.toml": "needs a checkpoint of the hub",
