@@ -496,5 +496,7 @@ def test_a_child_process_ends_with_its_own_children(monkeypatch: pytest.MonkeyPa
 
 def test_leaving_flushes_the_streams() -> None:
     code = "from samplerbench.portable import leave\nprint('said', end='')\nleave(5)"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, encoding="utf-8", check=False)
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, capture_output=True, timeout=60, encoding="utf-8", check=False, env=buffered)
     assert (ended.returncode, ended.stdout) == (5, "said")
