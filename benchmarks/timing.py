@@ -80,7 +80,7 @@ def run_child(command: Sequence[str], folder: Path | None = None, env: Mapping[s
 
     folder: whose files, when it has ended, count as written. Exits with the command's last lines if it fails.
     """
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+", encoding="utf-8") as err:
         begun = time.perf_counter()
         child = subprocess.Popen(list(command), stdout=out, stderr=err, text=True, env={**os.environ, **(env or {})})
         _, status, usage = os.wait4(child.pid, 0)

@@ -376,7 +376,7 @@ def main() -> None:
         if "--check" in sys.argv[1:]:
             print(f"{file.relative_to(HERE.parent)} is not what the code says; run: python docs/generate.py")
         else:
-            file.write_text(text, "utf-8")
+            file.write_text(text, "utf-8", newline="\n")
             print(file.relative_to(HERE.parent))
     if stale and "--check" in sys.argv[1:]:
         raise SystemExit(1)

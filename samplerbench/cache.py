@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from samplerbench.portable import replace_file
 from samplerbench.untrusted import parse_json, read_text
 
 
@@ -72,7 +73,7 @@ def cached_json(name: str, identity: dict[str, Any]) -> Iterator[dict[str, float
             handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
                 json.dump({"identity": identity, "values": known}, stream, indent=1)
-            os.replace(temporary, file)
+            replace_file(temporary, file)
 
 
 def _numbers(written: Any, identity: dict[str, Any]) -> dict[str, float]:

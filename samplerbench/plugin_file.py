@@ -59,8 +59,13 @@ def content(path: str) -> bytes:
 
 
 def source_hash(source: bytes) -> str:
-    """The hash of a source file in the protocol: the first 16 hexadecimal digits of its SHA-256."""
-    return hashlib.sha256(source).hexdigest()[:16]
+    """The hash of a source file in the protocol: the first 16 hexadecimal digits of its SHA-256, with line feeds."""
+    return hashlib.sha256(with_line_feeds(source)).hexdigest()[:16]
+
+
+def with_line_feeds(source: bytes) -> bytes:
+    """A source file with the line ends of Unix, so that git on Windows does not change its hash."""
+    return source.replace(b"\r\n", b"\n")
 
 
 def hash_of(cls: type) -> str | None:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib.machinery
 import importlib.util
 import inspect
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +30,7 @@ from samplerbench import entry_point_guard, plugin_file
 from samplerbench.attributes import check_attributes
 from samplerbench.errors import SamplerbenchError, UserError
 from samplerbench.options import Configurable, build, did_you_mean, list_parameters, nearest, parameters_of
+from samplerbench.portable import end_session, new_session
 from samplerbench.text import note
 from samplerbench.untrusted import parse_json, reason, shorten, user_path
 
@@ -592,7 +591,7 @@ def _run_child(code: str, argument: str, waiting: Callable[[str], None]) -> tupl
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
-            start_new_session=True,
+            **new_session(),
         )
         end: int | None = None
         try:
@@ -603,7 +602,7 @@ def _run_child(code: str, argument: str, waiting: Callable[[str], None]) -> tupl
                 end = child.wait(max(IMPORT_SECONDS - SILENT_SECONDS, 0))
         finally:
             if end is None:
-                _end(child)
+                end_session(child)
         printed = []
         for stream in (out, err):
             stream.seek(0)
@@ -616,12 +615,3 @@ def _peek(file: int) -> str:
     if not hasattr(os, "pread"):
         return ""
     return os.pread(file, os.fstat(file).st_size, 0).decode("utf-8", "replace")
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Kill a process that was started in its own session, and its child processes."""
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except (AttributeError, OSError):  # not supported on this system
-        child.kill()
-    child.wait()

@@ -6,6 +6,8 @@ All output of samplerbench goes through this module: `note` and `say` for lines,
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import re
 import sys
@@ -137,8 +139,24 @@ def json_text(value: Any, indent: int | None = 2, allow_nan: bool = True) -> str
 
 
 def print_json(value: Any) -> None:
-    """Print `json_text` to stdout."""
-    print(json_text(value))
+    """Print `json_text` to stdout. If its encoding is not UTF-8, other characters than ASCII are escaped."""
+    text = json_text(value)
+    print(text if _is_utf8(sys.stdout) else re.sub(r"[^\n -~]", lambda m: json.dumps(m[0])[1:-1], text))
+
+
+def tolerate_encoding() -> None:
+    """Let stdout and stderr escape the characters that their encoding lacks, instead of raising an error.
+
+    On Windows, output that goes to a file or a pipe has the code page of the system, which has no σ and no ≈.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not _is_utf8(stream):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _is_utf8(stream: Any) -> bool:
+    name = getattr(stream, "encoding", None) or "utf-8"  # text in memory has no encoding
+    return codecs.lookup(name).name == "utf-8"
 
 
 def csv_cell(value: Any) -> Any:

@@ -172,7 +172,7 @@ def test_the_estimate_is_made_once_and_kept(cache: Path) -> None:
     assert estimate(first, grid) == 5 * IMAGES
     assert estimate(first, grid) == 0
     (file,) = cache.glob("posterior-variance-*.json")
-    kept = json.loads(file.read_text())["values"]
+    kept = json.loads(file.read_text("utf-8"))["values"]
     levels = [repr(s) for s in grid[:-1].tolist()]
     assert set(kept) == {*levels, *(f"{level} evaluations" for level in levels)}
     assert all(kept[f"{level} evaluations"] == IMAGES for level in levels)

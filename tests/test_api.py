@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import os
 import re
 import subprocess
 import sys
@@ -186,7 +187,7 @@ def test_results_are_a_sequence(measured: Results) -> None:
 
 def test_the_table_is_the_terminal_s(measured: Results) -> None:
     for shown, name in ((measured, "FID"), (measured.table("inception-score"), "INCEPTION-SCORE")):
-        console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        console = Console(width=120, record=True, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         console.print(shown)
         text = console.export_text()
         assert text.startswith(name)

@@ -142,7 +142,8 @@ def test_of_eight_processes_exactly_one_takes_over_each_stale_lease(claims: Clai
         forge(claims, key, age=LONG_AGO)
     command = [sys.executable, "-c", WORKER, str(claims.folder), *keys]
     workers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) for _ in range(8)
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", bufsize=1)
+        for _ in range(8)
     ]
 
     def line(worker: subprocess.Popen[str], go: bool = True) -> list[str]:
@@ -346,7 +347,7 @@ def test_a_stopped_process_loses_its_lease_and_learns_it(tmp_path: Path) -> None
     claims = Claims(tmp_path, Timing(beat=0.02, stale=0.5, observe=0.5))
     command = [sys.executable, "-c", code, str(tmp_path), KEY]
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
@@ -486,7 +487,7 @@ def test_what_is_no_file_is_one_line(claims: Claims, tmp_path: Path) -> None:
         file.unlink()
     file.mkdir()
     refused()
-    assert target.read_text() == "untouched"
+    assert target.read_text("utf-8") == "untouched"
 
 
 def test_a_folder_of_leases_behind_a_link_is_refused(claims: Claims, tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def test_an_unsupported_model_is_refused(
     refuse: Refuse, saved: Path, tmp_path: Path, file: str, change: dict[str, Any], reason: str
 ) -> None:
     folder = shutil.copytree(saved / "plain", tmp_path / "model")
-    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text("utf-8")) | change))
     assert reason in refuse(*run_model(folder))
 
 

@@ -30,7 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # The commands' help last, since what ran on another page need not run again there.
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"), key=lambda page: (page.name == "cli.md", page.name))
-LINKING = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
+FOLDERS_WITH_PAGES = (".github", "benchmarks", "docs", "plugins", "samplerbench")
+LINKING = [*ROOT.glob("*.md"), *(page for name in FOLDERS_WITH_PAGES for page in (ROOT / name).rglob("*.md"))]
+"""Every page of the repository, those of networks and examples included."""
 LONG = {"README", "choosing", "cli", "lectures", "tutorial"}
 """Pages with many commands, half a minute of them."""
 LANGUAGES = {"bash", "python", "toml", "text", "diff"}
@@ -41,6 +43,7 @@ SKIPPED = {
     r"pip install (?!.*samplerbench-(two-step|my-solver))": "installs packages",
     r"-m pytest": "runs tests, this one among them; tests/test_new.py runs those of a new distribution",
     r"-m (ruff|mypy)": "CI runs it",
+    r"^pre-commit install": "changes the hooks of the clone; tests/test_workflows.py compares them with CI",
     r"^accelerate launch": "starts processes; tests/test_resume.py runs two",
     r"^torchrun": "starts processes on two machines; tests/test_accelerate.py runs two launchers on one",
     r"^python docs/generate.py": "the page's freshness has a test of its own here",
@@ -384,9 +387,7 @@ def links(page: Path) -> list[str]:
     return re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'<img src="([^"]+)"', text)
 
 
-@pytest.mark.parametrize(
-    "page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"], ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("page", sorted(LINKING), ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     for link in links(page):
         if link.startswith("https://"):

@@ -501,7 +501,7 @@ def test_errors_are_one_line(
     if "unknown" in arguments:
         DDPMPipeline(tiny_unet(1), DDIMScheduler()).save_pretrained("unknown")
     if "nowhere" in arguments:
-        Path("nowhere").write_text("a file, not a folder")
+        Path("nowhere").write_text("a file, not a folder", encoding="utf-8")
     capsys.readouterr()
     assert command(*arguments.split()) == 2
     out, err = capsys.readouterr()
@@ -518,6 +518,6 @@ def test_the_help_needs_no_torch() -> None:
         "except SystemExit: pass\n"
         "assert not {'torch', 'diffusers', 'matplotlib', 'numpy'} & set(sys.modules)"
     )
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
     assert child.returncode == 0, child.stderr
     assert "--round-trip" in child.stdout

@@ -55,7 +55,9 @@ KINDS: list[Callable[[Path, Path], None]] = [link, dangling, pipe, device, direc
 
 
 def unchanged(elsewhere: Path) -> bool:
-    return elsewhere.read_text() == SECRET and [f.name for f in elsewhere.parent.iterdir()] == ["secret"]
+    return elsewhere.read_text(encoding="utf-8") == SECRET and [f.name for f in elsewhere.parent.iterdir()] == [
+        "secret"
+    ]
 
 
 def invoke(*arguments: str) -> tuple[int, str]:

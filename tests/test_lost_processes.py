@@ -225,13 +225,13 @@ if how == "stopped": word.keep("another word"); sys.exit(130)
 def test_the_last_word_follows_the_launchers_lines(how: str, expected: list[str]) -> None:
     wait = "import sys; input(); print('the lines of the launcher', file=sys.stderr)"
     reader, writer = os.pipe()  # one stream for both, as on a terminal
-    launcher = subprocess.Popen([sys.executable, "-c", wait], stdin=subprocess.PIPE, stderr=writer, text=True)
+    launcher = subprocess.Popen([sys.executable, "-c", wait], stdin=subprocess.PIPE, stderr=writer, encoding="utf-8")
     worker = subprocess.Popen(
         [sys.executable, "-c", WORKER, str(launcher.pid)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=writer,
-        text=True,
+        encoding="utf-8",
     )
     os.close(writer)
     assert worker.stdout is not None
@@ -288,7 +288,7 @@ def start(out: Path, launcher: list[str], gate: Path | None = None) -> subproces
     command = [sys.executable, *launcher, "run", *cells, "--device", "cpu", "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "SAMPLERBENCH_REPORT_AFTER": "2", "GATE": str(gate or file)}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=out
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env=environment, cwd=out
     )
 
 

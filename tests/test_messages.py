@@ -176,7 +176,7 @@ def test_a_failed_cell_says_it_in_python_and_in_options(
     monkeypatch.chdir(tmp_path)
     source = "from torch import inf\nfrom samplerbench.sampling import Sampler, Step\nclass Lost(Sampler):\n"
     Path("lost.py").write_text(
-        f"{source}    def steps(self, denoise, x, sigmas, noise):\n        yield Step(0.0, x * inf)\n"
+        f"{source}    def steps(self, denoise, x, sigmas, noise):\n        yield Step(0.0, x * inf)\n", encoding="utf-8"
     )
     with pytest.raises(SystemExit) as ended:
         main(["run", "-s", "./lost.py:Lost", "--steps", "1", "--n", "2", *MIXTURE, "--metric", "gap", "--json"])

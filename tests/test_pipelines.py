@@ -387,7 +387,7 @@ def test_decoding_is_not_in_the_seconds_of_sampling(latent_folder: Path, monkeyp
     arguments = ["--data", "digits", "--features", "digits-cnn", "--n", "6", "--batch-size", "3", "--steps", "1"]
     with pytest.raises(SystemExit):
         cli.main(["run", "-s", "ddim", *arguments, "--model", str(latent_folder), "--out", str(out)])
-    (record,) = (json.loads(f.read_text()) for f in out.glob("*.json"))
+    (record,) = (json.loads(f.read_text("utf-8")) for f in out.glob("*.json"))
     assert record["decoder_seconds"] >= 0.6
     assert record["seconds"] < 0.6
 
@@ -436,10 +436,10 @@ def test_every_kind_runs_in_bfloat16(saved: Path, kind: str) -> None:
 
 def test_a_transformer_s_learned_variance_is_used_by_ddpm(tmp_path: Path) -> None:
     DiTPipeline(tiny_transformer(), tiny_autoencoder(), DDIMScheduler(clip_sample=False)).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "transformer/config.json").read_text())
+    config = json.loads((tmp_path / "transformer/config.json").read_text("utf-8"))
     older = {"_class_name": "Transformer2DModel", "cross_attention_dim": None, "num_vector_embeds": None}
     (tmp_path / "transformer/config.json").write_text(json.dumps(config | older))
-    index = json.loads((tmp_path / "model_index.json").read_text())
+    index = json.loads((tmp_path / "model_index.json").read_text("utf-8"))
     index["transformer"] = ["diffusers", "Transformer2DModel"]
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     model = load(tmp_path)
@@ -575,7 +575,7 @@ def nudge(file: Path) -> None:
 
 
 def configure(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 def test_older_configurations_leave_out_what_is_the_default(saved: Path, tmp_path: Path) -> None:
@@ -585,7 +585,7 @@ def test_older_configurations_leave_out_what_is_the_default(saved: Path, tmp_pat
         ("vae/config.json", ("latent_channels", "scaling_factor", "shift_factor")),
         ("scheduler/scheduler_config.json", ("num_train_timesteps", "prediction_type", "variance_type")),
     ):
-        settings = json.loads((folder / file).read_text())
+        settings = json.loads((folder / file).read_text("utf-8"))
         (folder / file).write_text(json.dumps({k: v for k, v in settings.items() if k not in names}))
     found, whole = load(folder, show=True), load(saved / "text", show=True)
     assert differing(found.identity, whole.identity) == {"source"}
@@ -818,7 +818,7 @@ def test_options_that_do_not_fit_the_model_are_refused_in_one_line(
     says: str,
 ) -> None:
     monkeypatch.chdir(saved)
-    Path("empty.txt").write_text("\n \n")
+    Path("empty.txt").write_text("\n \n", encoding="utf-8")
     with pytest.raises(SystemExit) as ended:
         cli.main([*command, "-s", "ddim", "--steps", "2", "--model", kind, *options])
     assert ended.value.code == 2
@@ -830,7 +830,7 @@ def test_options_that_do_not_fit_the_model_are_refused_in_one_line(
 def test_a_suite_names_prompts_and_variants_too(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(saved)
     text = 'model = "text"\nprompts = "prompts.txt"\nnegative_prompt = "fog"\nvariant = "fp16"\nrevision = "v1"\n'
-    Path("suite.toml").write_text(text + '[[grid]]\nsamplers = ["ddim"]\nsteps = [2]\n')
+    Path("suite.toml").write_text(text + '[[grid]]\nsamplers = ["ddim"]\nsteps = [2]\n', encoding="utf-8")
     assert load_suite(Path("suite.toml")).load == LoadOptions("v1", "fp16", "prompts.txt", "fog")
 
 

@@ -136,7 +136,7 @@ def test_a_plugin_that_exits_while_it_is_made_is_an_error_of_one_line(tmp_path: 
 
 def test_a_file_is_named_as_the_user_named_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("one.py").write_text(FILE)
+    Path("one.py").write_text(FILE, encoding="utf-8")
     with pytest.raises(UserError, match=r"^\./one\.py:Mine defines its own __init__"):
         registry.parse("sampler", "./one.py:Mine")
 

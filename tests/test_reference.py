@@ -172,11 +172,11 @@ def test_fid_through_inception_equals_torch_fidelitys_command(
     with pytest.raises(SystemExit, match="0"):
         main(["run", *spec, *chosen, "--out", str(tmp_path / "out")])
     (file,) = (tmp_path / "out").glob("*.json")
-    ours = json.loads(file.read_text())["metrics"]["fid"]["value"]
+    ours = json.loads(file.read_text("utf-8"))["metrics"]["fid"]["value"]
     command = [sys.executable, "-m", "torch_fidelity.fidelity", "--fid", "--cpu", "--json", "--silent", "--no-cache"]
     command += ["--input1", str(tmp_path / "fake"), "--input2", str(real)]
     done = subprocess.run(
-        [*command, "--feature-extractor-weights-path", str(weights)], capture_output=True, text=True, check=True
+        [*command, "--feature-extractor-weights-path", str(weights)], capture_output=True, encoding="utf-8", check=True
     )
     theirs = json.loads(done.stdout)["frechet_inception_distance"]
     assert theirs > 0.1

@@ -338,7 +338,9 @@ def test_a_run_works_beside_a_damaged_distribution(tmp_path: Path) -> None:
     """torch and pydantic alone raise UnicodeDecodeError there."""
     distribution(tmp_path, "bad", b"[samplerbench.samplers]\n\xff\xfe = x:Y\n")
     command = [sys.executable, "-m", "samplerbench", "run", "-s", "ddim", "--steps", "1", "--n", "2", "--out", "o"]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert list(tmp_path.glob("o/*.json"))
 

@@ -49,7 +49,7 @@ def texts(found: Group, metric: str = "fid", axis: Any = "steps") -> dict[str, l
 
 def test_what_is_amiss_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
     kept, broken, empty = put(tmp_path, record("ddim"), record("heun"), record("deis") | {"metrics": {}})
-    broken.write_text(broken.read_text().replace("heun", "huen"))
+    broken.write_text(broken.read_text("utf-8").replace("heun", "huen"))
     (tmp_path / "aa.json.damaged").write_text("{")
     (tmp_path / "bb.partial.safetensors").write_bytes(b"")
     (tmp_path / "run.log").write_text(
@@ -217,7 +217,9 @@ def test_the_latex_document_compiles(tmp_path: Path) -> None:
     (tmp_path / "report.tex").write_text(latex_document(latex(group(records), None)), "utf-8")
     engine = next(filter(None, map(shutil.which, ("pdflatex", "tectonic"))))
     flags = ["-interaction=nonstopmode", "-halt-on-error"] if engine.endswith("pdflatex") else []
-    done = subprocess.run([engine, *flags, "report.tex"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [engine, *flags, "report.tex"], cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=100
+    )
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
     assert "Overfull \\hbox" not in done.stdout
@@ -330,7 +332,7 @@ def test_figures_are_as_many_as_the_results_allow(tmp_path: Path) -> None:
     found = figures(made, {})
     assert set(found) == {"fid-vs-nfe", "fid-vs-seconds-per-image", "fid-vs-guidance"}
     svg, png = save(found["fid-vs-guidance"](), tmp_path / "f")
-    assert "<svg" in svg.read_text()
+    assert "<svg" in svg.read_text("utf-8")
     with Image.open(png) as picture:
         assert picture.format == "PNG"
     before = svg.read_bytes()
@@ -340,7 +342,7 @@ def test_figures_are_as_many_as_the_results_allow(tmp_path: Path) -> None:
 
 def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
     svg, _ = save(metric_figure(one(record("$x^{$_")), "fid", "nfe"), tmp_path / "f")
-    assert "$x^{$_" in svg.read_text()
+    assert "$x^{$_" in svg.read_text("utf-8")
 
 
 def test_tiles_are_cut_from_a_sheet_as_a_run_writes_it(tmp_path: Path) -> None:
@@ -420,7 +422,10 @@ def test_the_command_writes_everything(tmp_path: Path) -> None:
     }  # fmt: skip
     assert "FID ↓ (digits-cnn features" in shown
     assert "4.00 ± 0.10" in shown
-    assert {r["label"] for r in json.loads((out / "report.json").read_text())["groups"][0]["records"]} == {"a", "b"}
+    assert {r["label"] for r in json.loads((out / "report.json").read_text("utf-8"))["groups"][0]["records"]} == {
+        "a",
+        "b",
+    }
 
 
 def test_two_protocols_and_a_damaged_cell_are_told_and_the_rest_is_rendered(tmp_path: Path) -> None:
@@ -428,7 +433,7 @@ def test_two_protocols_and_a_damaged_cell_are_told_and_the_rest_is_rendered(tmp_
     (tmp_path / "broken.json").write_text("{")
     found = run(str(tmp_path), "--format", "md,json")
     assert "damaged or edited, left out: broken.json" in found.stderr
-    text = (tmp_path / "report" / "report.md").read_text()
+    text = (tmp_path / "report" / "report.md").read_text("utf-8")
     assert text.count("**FID ↓**") == 2
     assert "## n = 9" in text
     assert "## n = 16" in text
@@ -464,6 +469,6 @@ def test_bad_input_is_one_line(
 def test_only_the_metrics_asked_for_are_reported(tmp_path: Path) -> None:
     put(tmp_path, record(metrics={"fid": 1.0, "acc": 0.5}))
     run(str(tmp_path), "--format", "md", "--metric", "acc")
-    text = (tmp_path / "report" / "report.md").read_text()
+    text = (tmp_path / "report" / "report.md").read_text("utf-8")
     assert "ACC ↑" in text
     assert "FID" not in text

@@ -49,7 +49,9 @@ def run(arguments: list[str]) -> int:
 def start(out: Path, *more: str, launcher: tuple[str, ...] = ("-m", "samplerbench")) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, "run", *CELLS, *METRICS, "--out", str(out), *more]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8", env=environment
+    )
 
 
 def values(out: Path) -> dict[str, Any]:
@@ -196,7 +198,7 @@ def test_two_processes_give_the_same_numbers(
             ours, theirs = record["metrics"][metric]["blocks"], undisturbed[name]["metrics"][metric]["blocks"]
             assert ours == pytest.approx(theirs, rel=1e-4)
         assert record["nfe"] == undisturbed[name]["nfe"]
-    assert {json.loads(f.read_text())["processes"] for f in tmp_path.glob("*.json")} == {2}
+    assert {json.loads(f.read_text("utf-8"))["processes"] for f in tmp_path.glob("*.json")} == {2}
 
 
 @pytest.mark.slow
@@ -270,7 +272,7 @@ def test_memory_does_not_grow_with_n(tmp_path: Path) -> None:
     def peak(n: int) -> int:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", code, str(n), str(tmp_path / str(n))]
-        output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+        output = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, env=environment).stdout
         return int(output.split()[-1])
 
     assert peak(20_000) - peak(2_000) < 50 * 1024

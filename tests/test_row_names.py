@@ -128,7 +128,7 @@ def test_cells_that_failed_are_named_like_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("bad.py").write_text(FAILING)
+    Path("bad.py").write_text(FAILING, encoding="utf-8")
     samplers = ["-s", "bad.py:Failing", "-s", "bad.py:Failing:x=2"]
     with pytest.raises(SystemExit) as ended:
         main(["run", *samplers, "-m", "exact:mixture", "--steps", "2", "--n", "70"])

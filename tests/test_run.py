@@ -126,7 +126,7 @@ def test_what_a_plugin_prints_while_it_is_imported_is_not_in_the_json(
     monkeypatch.chdir(tmp_path)
     source = "print('printed')\nfrom samplerbench.sampling import Sampler, Step\n\n\nclass Talks(Sampler):\n"
     body = "    def steps(self, denoise, x, sigmas, noise):\n        yield Step(0.0, denoise(x, float(sigmas[0])))\n"
-    Path("talks.py").write_text(source + body)
+    Path("talks.py").write_text(source + body, encoding="utf-8")
     run = ["run", "-s", "./talks.py:Talks", "--steps", "1", "--n", "2", "-m", "exact:mixture", "--metric", "gap"]
     with pytest.raises(SystemExit) as ended:
         main([*run, "--json"])

@@ -199,7 +199,7 @@ def test_what_is_set_aside_replaces_nothing_set_aside_before(tmp_path: Path) -> 
     for i in range(3):
         (tmp_path / "x.json").write_text(str(i))
         set_aside(tmp_path / "x.json")
-    found = {f.name: f.read_text() for f in tmp_path.iterdir()}
+    found = {f.name: f.read_text("utf-8") for f in tmp_path.iterdir()}
     assert found == {"x.json.damaged": "0", "x.json.2.damaged": "1", "x.json.3.damaged": "2"}
 
 

@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line_before_anything_begins(t
         with pytest.raises(UserError, match=r"cannot write .*; choose another `out`") as caught:
             Store(folder).prepare()
         assert "\n" not in str(caught.value)
-    assert occupied.read_text() == "x"
+    assert occupied.read_text("utf-8") == "x"
 
 
 def test_prepare_makes_the_folder_and_leaves_no_probe(store: Store) -> None:

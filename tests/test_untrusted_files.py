@@ -355,6 +355,8 @@ def test_what_is_allowed_is_read() -> None:
 @pytest.mark.parametrize("name", ["fifo", "device", "folder", "large"])
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     file = tmp_path / "config.json"
+    if name in ("fifo", "device") and not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no named pipes and devices")
     if name == "fifo":
         os.mkfifo(file)
     elif name == "device":

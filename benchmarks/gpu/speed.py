@@ -213,7 +213,7 @@ def run(part: Part, left: float, folder: Path) -> None:
     file = folder / f"{part.name.replace(' ', '-')}.json"
     begun = time.monotonic()
     reason = ""
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         child = subprocess.Popen(
             [sys.executable, *part.command, "--json", str(file)],
             stdout=output,

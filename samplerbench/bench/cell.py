@@ -199,9 +199,9 @@ def _file_hash(file: str | None, module: str = "") -> str:
     """Hash a plugin's file and the modules of its package that it imports from the same folder."""
     if not file:
         return ""
-    digest = hashlib.sha256(Path(file).read_bytes())
+    digest = hashlib.sha256(plugin_file.with_line_feeds(Path(file).read_bytes()))
     for _, other in sorted(_siblings(Path(file), module, {}).items()):
-        digest.update(other.read_bytes())
+        digest.update(plugin_file.with_line_feeds(other.read_bytes()))
     return digest.hexdigest()[:16]
 
 

@@ -17,6 +17,7 @@ from samplerbench.bench.plan import Unmet, most_steps, plan
 from samplerbench.bench.session import Execution, Measurement, Session
 from samplerbench.boundary import isolated
 from samplerbench.errors import LostProcess, SamplerbenchError, Stopped, message_of
+from samplerbench.portable import remove_file
 from samplerbench.results.claims import Claimed, ClaimLost, Lease, Waiting
 from samplerbench.results.partial import PARTIAL
 from samplerbench.results.seal import digest
@@ -168,7 +169,7 @@ def _run_claimed(
     team.agree(failure)
     if team.main:
         with suppress(OSError):  # a directory of this name was not created by samplerbench
-            store.path(key, PARTIAL).unlink(missing_ok=True)
+            remove_file(store.path(key, PARTIAL))
     return Outcome(cell, under(record, session.conditions))
 
 

@@ -9,7 +9,6 @@ launcher to end and then prints the message.
 from __future__ import annotations
 
 import atexit
-import os
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from samplerbench.portable import new_session
 from samplerbench.results.claims import is_running, start_time
 from samplerbench.text import say
 
@@ -63,9 +63,7 @@ class LastWord:
     def __init__(self, text: str, launcher: int) -> None:
         command = [sys.executable, "-m", "samplerbench.bench.last_word", str(launcher), start_time(launcher), text]
         # torchrun ends its children with their process groups.
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=os.name == "posix"
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, **new_session())
         atexit.register(self.cancel)
 
     def cancel(self) -> None:

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from samplerbench.errors import LaunchError
 from samplerbench.launcher import is_set, local_rank
+from samplerbench.portable import leave, replace_process
 from samplerbench.text import note
 
 RELAUNCHED = "SAMPLERBENCH_RELAUNCHED"
@@ -164,7 +165,7 @@ def start_the_others() -> None:
         environment = {k: v for k, v in os.environ.items() if k not in dropped}
         environment |= {RELAUNCHED: "1", "ACCELERATE_USE_CPU": "True"}
         command = ["-m", "torch.distributed.run", *launch.torchrun(), "-m", "--", "samplerbench", *sys.argv[1:]]
-        os.execve(sys.executable, [sys.executable, *command], environment)
+        replace_process([sys.executable, *command], environment)
 
 
 def _options_of_accelerate() -> list[str] | None:
@@ -194,7 +195,7 @@ def end_launch(message: str) -> NoReturn:
     if local_rank(os.environ) > 0:
         # The launcher ends this process when the first one has ended, and reports the process that failed first.
         time.sleep(60)
-        os._exit(2)
+        leave(2)
     word = promise("")
     if word is None:
         note(message)

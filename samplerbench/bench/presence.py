@@ -73,6 +73,7 @@ class Presence:
         self._due = after
         self._reported = False
         self._end = threading.Event()
+        self._thread: threading.Thread | None = None
         self._signs: dict[int, tuple[str, float]] = {}
         self._pulse = 0
 
@@ -106,7 +107,8 @@ class Presence:
         if not all(gather(store is not None)):
             return None
         presence = cls(rank, members, store, float(os.environ.get(REPORT_AFTER, "60")), note)
-        threading.Thread(target=presence._watch, name="samplerbench-presence", daemon=True).start()
+        presence._thread = threading.Thread(target=presence._watch, name="samplerbench-presence", daemon=True)
+        presence._thread.start()
         return presence
 
     @contextmanager
@@ -167,8 +169,13 @@ class Presence:
         return f"process {rank} (pid {member.pid} on {member.host})"
 
     def close(self) -> None:
-        """Stop monitoring. After this call, processes may end."""
+        """Stop monitoring. After this call, processes may end.
+
+        The thread is awaited, because a process must not exit while it is inside a call of the store.
+        """
         self._end.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5.0)
 
     def pulse(self) -> None:
         """Increment the heartbeat of this process and read those of the others."""

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -13,7 +14,8 @@ import typer
 from samplerbench.cli import check, compare, figure, listing, new, plugins, report, results, run, stats, train
 from samplerbench.cli.spelling import with_options
 from samplerbench.errors import LaunchError, SamplerbenchError, UserError
-from samplerbench.text import note, one_line
+from samplerbench.portable import Replaced
+from samplerbench.text import note, one_line, say, tolerate_encoding
 
 # Newer versions of Typer bundle their own copy of click; this finds the base class of usage errors in either.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -41,11 +43,31 @@ app.add_typer(results.app, name="results")
 app.add_typer(train.app, name="train")
 
 
+def show_version(wanted: bool) -> None:
+    """Print the version, and those of Python, torch, diffusers and the system. Nothing is imported."""
+    if not wanted:
+        return
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from samplerbench import __version__
+
+    parts = [f"Python {platform.python_version()}"]
+    for name in ("torch", "diffusers"):
+        with suppress(PackageNotFoundError):
+            parts.append(f"{name} {version(name)}")
+    say(f"samplerbench {__version__} ({', '.join([*parts, f'{platform.system()} {platform.machine()}'])})")
+    raise typer.Exit
+
+
 @app.callback()
 def root(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of errors.", envvar="SAMPLERBENCH_DEBUG"),
     no_plugins: bool = typer.Option(
         False, "--no-plugins", help="Use only the built-in plugins.", envvar="SAMPLERBENCH_NO_PLUGINS"
+    ),
+    version: bool = typer.Option(
+        False, "--version", help="Show the version and exit.", callback=show_version, is_eager=True
     ),
 ) -> None:
     """Options that go before the command."""
@@ -81,6 +103,7 @@ def refuse_empty(arguments: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line, then exit: 0 for success, 2 for bad input, 1 for a failed run, 130 after Ctrl-C."""
+    tolerate_encoding()
     try:
         refuse_empty(sys.argv[1:] if arguments is None else arguments)
         code = app(args=arguments, prog_name="samplerbench", standalone_mode=False)
@@ -99,6 +122,8 @@ def main(arguments: list[str] | None = None) -> None:
             stop = "" if message.endswith((".", "?", "!")) else "."
             note(f"{message}{stop} `{command} --help` shows the options.")
         sys.exit(error.exit_code)
+    except Replaced:
+        raise
     except SystemExit as error:
         # Typer exits in this way after shell completion, and if the output is closed (`samplerbench --help | head`).
         if "_SAMPLERBENCH_COMPLETE" in os.environ or isinstance(error.__context__, BrokenPipeError):

@@ -74,7 +74,7 @@ def new(
     try:
         for path, text in files.items():
             (target / path).parent.mkdir(parents=True, exist_ok=True)
-            (target / path).write_text(text, "utf-8")
+            (target / path).write_text(text, "utf-8", newline="\n")
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}.") from None
     say(f"{target}/ has the {kind} {name}: edit {list(files)[-2]}. Next:")

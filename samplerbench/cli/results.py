@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from samplerbench.errors import UserError
+from samplerbench.portable import remove_file
 from samplerbench.text import console, note, one_line, print_json, printable, say
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Manage a folder of results.")
@@ -100,7 +101,7 @@ def rm(key: Key, folder: Folder = Path("results")) -> None:
     file = _one(folder, key).file
     for path in (file, file.with_suffix(".png")):
         try:
-            path.unlink(missing_ok=True)
+            remove_file(path)
         except OSError as error:
             raise UserError(f"{path} cannot be removed: {error.strerror or error}.") from None
     say(f"removed {file.stem}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -17,6 +16,7 @@ from samplerbench.cli.spelling import with_options
 from samplerbench.errors import LostProcess, Stopped, UserError
 from samplerbench.launcher import PRECISIONS, mixed_precision
 from samplerbench.limits import MAX_IMAGES, MAX_STEPS
+from samplerbench.portable import leave
 from samplerbench.text import console, literal, note, print_json, printable, say
 
 if TYPE_CHECKING:
@@ -198,13 +198,13 @@ def run(
             word.keep()
         if team.announces_loss():
             raise
-        os._exit(1)  # another process of this node has printed the message
+        leave(1)  # another process of this node has printed the message
     if not team.main:
-        # It has nothing left to say. Leaving at once spares it torch's threads, which may abort at a slow exit.
-        if word is not None:
-            word.cancel()
-        sys.stderr.flush()
-        os._exit(130 if interrupted else 0)
+        if interrupted:
+            if word is not None:
+                word.cancel()
+            leave(130)  # the connections are still open; the main process reports it
+        return
     records = [_shown(record) for record in job.records]
     if as_json:
         keep = [{k: v for k, v in r.items() if k not in ("protocol_fields", "seal")} for r in records]

@@ -21,6 +21,7 @@ from samplerbench.cache import cache_dir
 from samplerbench.data.files import IMAGES
 from samplerbench.errors import UserError, argument
 from samplerbench.metrics.moments import Moments
+from samplerbench.portable import replace_file
 from samplerbench.tensor_seal import open_seal, sealed
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def measure_once(data: ImageSet, extractor: Extractor) -> Reference:
         handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
         os.close(handle)
         reference.save(Path(temporary))
-        os.replace(temporary, file)
+        replace_file(temporary, file)
     return reference
 
 

@@ -30,12 +30,14 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
+from samplerbench import portable
 from samplerbench.errors import RunError, SamplerbenchError, UserError
-from samplerbench.results.files import write_error
+from samplerbench.portable import remove_file, retry
+from samplerbench.results.files import error_numbers, write_error
 from samplerbench.text import printable
 
 MAX_LEASE_BYTES = 64 * 1024
-NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOTSUP}
+NO_LINKS = error_numbers("EPERM", "EACCES", "ENOSYS", "EINVAL", "EMLINK", "EOPNOTSUPP", "ENOTSUP")
 """Errors of `os.link` on a file system without hard links."""
 
 
@@ -237,7 +239,7 @@ class Claims:
         """Read a lease file; None if it does not exist. Opening it makes NFS fetch the current time stamp."""
         flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
         try:
-            handle = os.open(file, flags)
+            handle = retry(lambda: os.open(file, flags))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -277,7 +279,7 @@ class Claims:
             return os.fstat(handle).st_mtime_ns
         finally:
             os.close(handle)
-            os.unlink(name)
+            remove_file(name)
 
     def _create(self, file: Path, before: Owner | None = None, reason: str | None = None) -> Lease | None:
         """Create the lease file; None if it exists."""
@@ -301,7 +303,7 @@ class Claims:
         except FileExistsError:
             return None
         finally:
-            temporary.unlink(missing_ok=True)
+            remove_file(temporary)
         return Lease(self, file, owner, before, reason)
 
     def _take_over(self, file: Path, seen: _Seen, reason: str) -> Lease | None:
@@ -317,14 +319,14 @@ class Claims:
             # A process that was killed below leaves its marker.
             with contextlib.suppress(FileNotFoundError):
                 if (self._clock() - marker.stat().st_mtime_ns) / 1e9 > self.timing.stale:
-                    marker.unlink()
+                    remove_file(marker)
             return None
         try:
             if self._read(file) != seen or not self._remove(file, seen.identity):
                 return None
             return self._create(file, seen.owner, reason)
         finally:
-            marker.unlink(missing_ok=True)
+            remove_file(marker)
 
     def _remove(self, file: Path, identity: str) -> bool:
         """Remove a lease if it has this identity. It is renamed before the check, so that no other lease is removed."""
@@ -334,7 +336,7 @@ class Claims:
         except FileNotFoundError:
             return False
         except PermissionError:
-            if os.name != "nt":
+            if not portable.WINDOWS:
                 raise
             return False  # Windows cannot rename a file that another process is reading
         seen = self._read(aside)
@@ -347,7 +349,7 @@ class Claims:
                     if error.errno not in NO_LINKS:
                         raise
                     _write_new(file, aside.read_bytes())
-        aside.unlink(missing_ok=True)
+        remove_file(aside)
         return meant
 
 
@@ -444,5 +446,5 @@ def _write_new(file: Path, data: bytes) -> None:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
     except BaseException:
-        file.unlink(missing_ok=True)
+        remove_file(file)
         raise

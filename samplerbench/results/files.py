@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from samplerbench.errors import RunError, SamplerbenchError, UserError, argument
+from samplerbench.portable import remove_file, replace_file, retry
 
 _FULL = ("ENOSPC", "EDQUOT", "EFBIG")
 _DEVICE = ("EIO", "ESTALE", "ETIMEDOUT", "ENXIO", "ENODEV", "EREMOTEIO", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH")
 
 
-def _numbers(names: tuple[str, ...]) -> set[int]:
+def error_numbers(*names: str) -> set[int]:
+    """The numbers of errors, of those that exist on this system."""
     return {getattr(errno, name) for name in names if hasattr(errno, name)}
 
 
@@ -28,9 +30,9 @@ def write_error(file: Path, error: OSError) -> SamplerbenchError:
     that was never writable is bad input (`UserError`, exit code 2).
     """
     text = f"cannot write {file}: {error.strerror or error}; "
-    if error.errno in _numbers(_FULL):
+    if error.errno in error_numbers(*_FULL):
         return RunError(f"{text}free some space and run the same command again, or choose another {argument('out')}.")
-    if error.errno in _numbers(_DEVICE):
+    if error.errno in error_numbers(*_DEVICE):
         return RunError(f"{text}check the disk or the network and run the same command again.")
     return UserError(f"{text}choose another {argument('out')}.")
 
@@ -100,7 +102,7 @@ def set_aside(file: Path) -> Path | None:
     while os.path.lexists(target := file.with_name(f"{file.name}{'' if number == 1 else f'.{number}'}.damaged")):
         number += 1
     try:
-        os.rename(file, target)
+        retry(lambda: os.rename(file, target))
     except OSError:
         return None
     return target
@@ -138,9 +140,9 @@ def atomic_file(file: Path) -> Iterator[Path]:
             with open(temporary, "r+b") as stream:
                 os.fsync(stream.fileno())
             os.chmod(temporary, 0o644)
-            os.replace(temporary, file)
+            replace_file(temporary, file)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            remove_file(temporary)
             raise
     except OSError as error:
         raise write_error(file, error) from None

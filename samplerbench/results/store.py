@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from samplerbench.errors import RunError, UserError, argument
+from samplerbench.portable import remove_file
 from samplerbench.results.claims import Claims
 from samplerbench.results.files import LARGEST_TEXT, read_regular, refuse_links, set_aside, write_atomically
 from samplerbench.results.names import with_current_names
@@ -63,7 +64,7 @@ class Store:
         refuse_links(self.folder / ".locks", self.folder)
         probe = self.folder / f".probe-{os.getpid()}"
         write_atomically(probe, b"")
-        probe.unlink(missing_ok=True)
+        remove_file(probe)
 
     def path(self, key: str, suffix: str = ".json") -> Path:
         """The file for a protocol hash."""

@@ -55,7 +55,7 @@ def write_card(
             "python": platform.python_version(),
         },
     }
-    (out / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
     rows = dict(figures)
     if "held_out" in rows:
         found = rows.pop("held_out")
@@ -76,4 +76,5 @@ def write_card(
         f"| last loss (running mean) | {result.loss:.5f} |\n"
         f"{shown}\n",
         encoding="utf-8",
+        newline="\n",
     )
