@@ -340,6 +340,13 @@ def test_figures_are_as_many_as_the_results_allow(tmp_path: Path) -> None:
     assert svg.read_bytes() == before
 
 
+def test_metrics_with_similar_names_have_figures_of_their_own() -> None:
+    made = one(record(metrics={"x:a=1": 1.0, "x:a=-1": 2.0}))
+    found = figures(made, {})
+    drawn = {found[name]().axes[0].get_ylabel() for name in ("x-a-1-vs-nfe", "x-a-1-2-vs-nfe")}
+    assert {label.split(" ")[0] for label in drawn} == {"X:a=1", "X:a=-1"}
+
+
 def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
     svg, _ = save(metric_figure(one(record("$x^{$_")), "fid", "nfe"), tmp_path / "f")
     assert "$x^{$_" in svg.read_text("utf-8")

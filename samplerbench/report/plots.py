@@ -37,8 +37,10 @@ SETTINGS: dict[Any, Any] = {
 def figures(group: Group, pictures: dict[str, Path], metrics: Sequence[str] = ()) -> dict[str, Callable[[], Figure]]:
     """The figures of a group: file stem → function that draws the figure."""
     found: dict[str, Callable[[], Figure]] = {}
-    for metric in metrics or group.metrics():
-        stem = re.sub(r"[^A-Za-z0-9]+", "-", metric)
+    chosen = list(metrics or group.metrics())
+    stems = [re.sub(r"[^A-Za-z0-9]+", "-", metric) for metric in chosen]
+    for i, (metric, plain) in enumerate(zip(chosen, stems, strict=True)):
+        stem = f"{plain}-{stems[:i].count(plain) + 1}" if plain in stems[:i] else plain
         for horizontal in ("nfe", "seconds_per_image"):
             if series(group, metric, horizontal):
                 name = f"{stem}-vs-{horizontal.replace('_', '-')}"
