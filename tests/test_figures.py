@@ -186,8 +186,11 @@ def test_real_digits_come_back_the_better_the_more_steps(digits: Model) -> None:
 
 
 def test_the_codes_of_digits_have_the_priors_variance_if_they_begin_as_the_marginal_does() -> None:
-    """Digits have constant margins and 17 greys, so a clean start gives too short an x_T: see `encode`."""
-    made = scene("digits", counts=(25,), spacing="geometric", dtype="fp32")
+    """Digits have constant margins and 17 greys, so a clean start gives too short an x_T: see `encode`.
+
+    The denoiser is the ideal one of the digits.
+    """
+    made = scene("exact:points", counts=(25,), spacing="geometric", dtype="fp32")
     x0, labels = made.real(20)
     (cell,) = made.cells
     denoise = denoiser(made.model, labels, 20)
@@ -486,7 +489,7 @@ ERRORS = {
     "forward a.png --timesteps 1000": "--timesteps 1000: the model has the timesteps 0 to 999.",
     "forward a.png --timesteps 1.5": '--timesteps 1.5: "1.5" is not an integer',
     "forward a.png --timesteps 1 --sigmas 1": "--timesteps, --sigmas and --columns all say",
-    "forward a.png --n 2000": "digits has 1797 images; 2000 are needed here.",
+    "forward a.png --n 2000": "digits:split=train has 1442 images; 2000 are needed here.",
     "forward a.png --model exact:gaussian,shape=3x4x4 --data digits": "digits has images of 1x8x8, the model makes 3x4",
     "forward a.png --model unknown": "the model does not say what it was trained on; name the real images with --data.",
     "forward nowhere/else/a.png/b.png": "cannot write",

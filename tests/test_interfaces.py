@@ -341,7 +341,7 @@ def test_metrics_of_data_and_of_samples_share_a_run(tmp_path: Path) -> None:
 
 
 def test_more_data_than_there_is_is_refused() -> None:
-    with pytest.raises(UserError, match="needs 2,000 real images, and digits has 1,797"):
+    with pytest.raises(UserError, match="needs 2,000 real images, and digits has 1,442"):
         evaluate("ddim", metrics=named("DenoisingError"), steps=2, n=1000, blocks=2)
 
 

@@ -371,7 +371,10 @@ def test_every_command_has_its_defaults_and_hands_on_what_it_is_given(
 ) -> None:
     seen: list[TrainSettings] = []
 
-    def fit(task: object, data: object, settings: TrainSettings, out: Path, command: object) -> loop.TrainResult:
+    def fit(
+        task: object, data: object, settings: TrainSettings, out: Path, command: object, held_out: object
+    ) -> loop.TrainResult:
+        assert held_out is None
         seen.append(settings)
         return loop.TrainResult(settings.steps, 0, 0.0, 0.0, False)
 

@@ -265,17 +265,17 @@ def run(arguments: list[str]) -> int:
 
 
 def test_a_run_takes_balanced_labels_as_strata_on_both_sides(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], digits: ImageSet, features: Tensor
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The KID of a run is that of its own images, written out by `sample`, with the labels of both sides."""
+    real, extractor = load_data("digits:split=train"), load_extractor("digits-cnn", torch.device("cpu"))
     cell = ["-s", "ddim", "--steps", "3", "--n", "60"]
     assert run(["run", *cell, "--metric", "kid", "--json", "--out", str(tmp_path / "out")]) == 0
     (record,) = json.loads(capsys.readouterr().out)
     assert run(["sample", str(tmp_path / "g.png"), *cell, "--png-dir", str(tmp_path / "images")]) == 0
     made = load_data(str(tmp_path / "images")).images
-    own = load_extractor("digits-cnn", torch.device("cpu"))(made)
-    wanted = balanced_labels(60, digits.class_counts())
-    expected = squared_mmd(own, features, labels=wanted, real_labels=digits.labels)
+    wanted = balanced_labels(60, real.class_counts())
+    expected = squared_mmd(extractor(made), extractor(real.images), labels=wanted, real_labels=real.labels)
     entry = record["metrics"]["kid"]
     assert entry["value"] == pytest.approx(expected[0], rel=1e-4)
     assert entry["standard_error"] == pytest.approx(expected[1], rel=1e-4)
