@@ -336,6 +336,7 @@ def same(a: Path, b: Path) -> bool:
     return all(torch.equal(tensor, weights(b)[name]) for name, tensor in weights(a).items())
 
 
+@pytest.mark.slow
 def test_training_follows_the_launchers_precision_and_an_option_wins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_state: Callable[[], None]
 ) -> None:

@@ -513,6 +513,7 @@ def test_another_size_of_batches_is_captured_anew(graphs: list[FakeGraph], digit
     assert [(len(g.walk.x), g.replays) for g in graphs] == [(4, 1), (2, 3)]
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_done_leaves_no_graph(
     graphs: list[FakeGraph], digits: Model, make_session: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
