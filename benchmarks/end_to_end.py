@@ -1,6 +1,6 @@
 """Compute one steps-vs-FID table with diffusers, PNG files and torch-fidelity, and with samplerbench.
 
-    python benchmarks/end_to_end.py                     # digits, n = 1,797, steps 10, 20, 50, five times each
+    python benchmarks/end_to_end.py                     # digits, n = 1,442, steps 10, 20, 50, five times each
     python benchmarks/end_to_end.py --small             # to try it: half a minute
     python benchmarks/end_to_end.py --model cifar --device cuda --n 2000 --steps 10,20 --repeats 5
 
@@ -106,7 +106,7 @@ class Table:
         self.labels: list[int] | None = None
         if chosen.model == "digits":
             self.model, self.source = str(asset("digits")), ["--model", "digits"]
-            data = load_data("digits")
+            data = load_data("digits:split=train")
             images = data.images
             assert data.labels is not None
             self.labels = balanced_labels(chosen.n, torch.bincount(data.labels).tolist()).tolist()
@@ -146,7 +146,7 @@ def main() -> None:
     """Run the measurement and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["digits", "cifar"], default="digits")
-    parser.add_argument("--n", type=int, default=1797)
+    parser.add_argument("--n", type=int, default=1442)
     parser.add_argument("--steps", default="10,20,50")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, default=256, help="batch size of the peer; samplerbench uses its default")
