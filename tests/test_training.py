@@ -109,6 +109,19 @@ def test_a_run_whose_minutes_are_over_stops_at_a_checkpoint_and_goes_on(
     assert (tmp_path / weights).read_bytes() == (trained / weights).read_bytes()
 
 
+def test_with_a_constant_learning_rate_a_training_can_be_made_longer(data: ImageSet, tmp_path: Path) -> None:
+    settings = replace(SHORT, schedule="constant")
+    whole, longer = tmp_path / "whole", tmp_path / "longer"
+    fit(tiny_task(data), data, settings, whole)
+    fit(tiny_task(data), data, replace(settings, steps=10), longer)
+    assert card(longer)["training"]["steps"] == 10
+    assert fit(tiny_task(data, seed=99), data, settings, longer).resumed
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (whole / weights).read_bytes() == (longer / weights).read_bytes()
+    with pytest.raises(UserError, match=r"has 24 steps; use steps=24 or more, or another `out`"):
+        fit(tiny_task(data), data, replace(settings, steps=10), longer)
+
+
 def test_what_is_saved_is_the_average_of_the_weights(data: ImageSet, tmp_path: Path) -> None:
     seen: list[Tensor] = []
 

@@ -37,7 +37,13 @@ def _shared(
         str, typer.Option("--data", help="Data set name, or a folder of images (sub-folders are classes).")
     ] = "digits",
     steps: Annotated[
-        int, typer.Option("--steps", min=1, max=MAX_TRAINING_STEPS, help="Number of optimiser steps.")
+        int,
+        typer.Option(
+            "--steps",
+            min=1,
+            max=MAX_TRAINING_STEPS,
+            help="Number of optimiser steps. With `--schedule constant` it can be changed when training resumes.",
+        ),
     ] = 10_000,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, max=MAX_BATCH, help="Images per step, over all processes.")
