@@ -426,6 +426,7 @@ def complete(words: str, shell: str = "complete_bash") -> str:
 
 def test_the_shell_completes_what_is_registered() -> None:
     assert {"ddim", "ddpm"} <= set(complete("samplerbench run --sampler dd").split())
+    assert complete("samplerbench run --sampler autoenc").split() == ["autoencoder-prior"]
     assert complete("samplerbench run --spacing kar").split() == ["karras"]
     assert complete("samplerbench run --guidance cf").split() == ["cfg"]
     assert "run" in complete("samplerbench r").split()

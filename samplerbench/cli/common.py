@@ -11,13 +11,13 @@ from samplerbench.progress import Progress as Progress
 from samplerbench.text import note
 
 
-def complete(kind: str) -> Any:
-    """Complete registered names in the shell. No plugin is imported."""
+def complete(*kinds: str) -> Any:
+    """Complete registered names of these kinds in the shell. No plugin is imported."""
 
     def names(incomplete: str) -> list[str]:
         from samplerbench import registry
 
-        return sorted({e.name for e in registry.entries(kind) if e.name.startswith(incomplete)})
+        return sorted({e.name for kind in kinds for e in registry.entries(kind) if e.name.startswith(incomplete)})
 
     return names
 
@@ -27,8 +27,8 @@ Samplers = Annotated[
     typer.Option(
         "--sampler",
         "-s",
-        help="Sampler, with optional parameters: `ddim:eta=0.5`. Can be repeated.",
-        autocompletion=complete("sampler"),
+        help="Sampler or generator, with optional parameters: `ddim:eta=0.5`. Can be repeated.",
+        autocompletion=complete("sampler", "generator"),
     ),
 ]
 Steps = Annotated[

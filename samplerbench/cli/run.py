@@ -382,7 +382,7 @@ def sample(
             "--sampler",
             "-s",
             help="Sampler, with optional parameters: `ddim:eta=0.5`.",
-            autocompletion=common.complete("sampler"),
+            autocompletion=common.complete("sampler", "generator"),
         ),
     ],
     steps: Annotated[int, typer.Option("--steps", max=MAX_STEPS, help="Number of steps.")] = 50,
