@@ -163,3 +163,14 @@ def test_one_store_with_two_selections(tmp_path: Path) -> None:
     assert found.exit_code == 0
     assert "better" in found.output
     assert isinstance(run(str(tmp_path)).exception, UserError)
+
+
+def test_the_comparison_fits_into_80_columns() -> None:
+    digits = Path(__file__).parents[1] / "benchmarks" / "results" / "digits"
+    done = CliRunner().invoke(app, ["compare", str(digits), "--a", "sampler=ddim", "--b", "sampler=dpm++"])
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert lines[0] == "ddim, 5 steps, seed 0 → dpm++, 5 steps, seed 0 (paired over blocks)"
+    assert sum(line.startswith("FID ↓") for line in lines) == 3
+    assert max(map(len, lines)) <= 80
+    assert len({line.index(word) for line in lines for word in ("better", "worse", "≈ tied") if word in line}) == 1

@@ -64,8 +64,13 @@ def compare(
         raise typer.Exit(1)
 
 
+VERDICTS = {"better": ("better", "green"), "worse": ("worse", "red"), "cannot be told apart": ("≈ tied", "yellow")}
+"""The text and colour of each verdict in the terminal."""
+
+
 def _show(paired: object, problems: list[str]) -> None:
-    from rich.table import Table
+    """Print a heading for each pair of cells, and a row for each metric. The rows fit into 80 columns."""
+    from rich.cells import cell_len
     from rich.text import Text
 
     from samplerbench.report.table import format_value
@@ -74,26 +79,33 @@ def _show(paired: object, problems: list[str]) -> None:
 
     assert isinstance(paired, Paired)
     out = console()
-    table = Table(header_style="bold")
-    for column in ("cell", "metric", "A", "B", "B - A", "95% interval", "verdict"):
-        table.add_column(column, justify="right" if column not in ("cell", "metric", "verdict") else "left")
-    colours = {"better": "green", "worse": "red", "cannot be told apart": "yellow"}
+    heads = [literal(head, "dim") for head in ("", "A", "B", "B - A", "95% interval", "")]
+    lines: list[list[Text]] = []
     for row in paired.rows:
-        change = f"{row.change:+.4g}" + (f" ({row.change / abs(row.a):+.1%})" if row.a else "")
+        change = f"{row.change:+.3g}" + (f" ({row.change / abs(row.a):+.0%})" if row.a else "")
         interval = ""
         if row.margin is not None:
-            interval = f"{row.change - row.margin:+.4g} … {row.change + row.margin:+.4g}"
-        arrow = "↓" if row.better == "lower" else "↑"
-        table.add_row(
-            literal(row.cell),
-            literal(f"{metric_title(row.metric)} {arrow}"),
-            format_value(row.a),
-            format_value(row.b),
-            change,
-            interval,
-            Text(row.verdict, colours.get(row.verdict, "")).append(f"\n{row.how}" if row.how else "", "dim not bold"),
-        )
-    out.print(table)
+            interval = f"{row.change - row.margin:+.3g} … {row.change + row.margin:+.3g}"
+        title = f"{metric_title(row.metric)} {'↓' if row.better == 'lower' else '↑'}"
+        numbers = (format_value(row.a), format_value(row.b), change, interval)
+        verdict = literal(*VERDICTS.get(row.verdict, (row.verdict, "")))
+        lines.append([literal(title), *map(literal, numbers), verdict])
+    widths = [max(cell_len(line[i].plain) for line in [heads, *lines]) for i in range(len(heads))]
+
+    def aligned(line: list[Text]) -> Text:
+        first, *numbers, verdict = line
+        found = first.copy()
+        found.pad_right(widths[0] - cell_len(first.plain))
+        for text, width in zip(numbers, widths[1:], strict=False):
+            found.append(" " * (2 + width - cell_len(text.plain))).append_text(text)
+        return found.append("  ").append_text(verdict)
+
+    for i, (row, line) in enumerate(zip(paired.rows, lines, strict=True)):
+        if i == 0 or row.cell != paired.rows[i - 1].cell:
+            heading = literal(row.cell, "bold")
+            out.print(heading.append(f" ({row.how})", "dim not bold") if row.how else heading)
+            out.print(aligned(heads), soft_wrap=True)
+        out.print(aligned(line), soft_wrap=True)
     if len(paired.rows) > 4:
         out.print(
             f"{len(paired.rows)} intervals at 95% each: about one in twenty misses the true value by chance.",
