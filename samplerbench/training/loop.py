@@ -168,7 +168,8 @@ class HeldOut:
 
         with _ema_weights(ema, network):
             value = self.task.evaluate(network, self.data)
-        value = float(broadcast(torch.tensor(value, dtype=torch.float64, device=accelerator.device)))
+        if accelerator.num_processes > 1:
+            value = float(broadcast(torch.tensor(value, dtype=torch.float64, device=accelerator.device)))
         if not self.curve or value < self.lowest[1]:
             self.best = [p.detach().clone() for p in ema.shadow_params]
         self.curve.append((step, value))
