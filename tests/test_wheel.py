@@ -71,7 +71,7 @@ def test_the_wheel_has_every_file_of_the_packages_and_no_other(wheel: Path) -> N
     expected = {
         "samplerbench/py.typed",
         "samplerbench/assets/digits/unet/diffusion_pytorch_model.safetensors",
-        "samplerbench/assets/digits-reference.safetensors",
+        "samplerbench/assets/references/digits-train.safetensors",
         "samplerbench/templates/common/pyproject.toml.tmpl",
         "samplerbench/report/page/page.html",
         "samplerbench_plugins/ddim.py",
