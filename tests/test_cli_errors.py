@@ -70,7 +70,7 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
         ("-s ddim:eta=1.5", "sampler ddim: eta=1.5: input should be less than or equal to 1. Parameters of ddim: "),
         ("-s ddim:eta=x", "sampler ddim: eta=x: input should be a valid number"),
         ("-s ddim:eta=0,eta=1", "sampler ddim: eta is given twice. Parameters of ddim: "),
-        ("-s ddim:0.5", 'sampler ddim: "0.5" has no name; write parameter=value. Parameters of ddim: '),
+        ("-s ddim:0,5", 'sampler ddim: "5" has no name; write parameter=value. Parameters of ddim: '),
         ("-s ddpm:variance=huge", "sampler ddpm: variance=huge: "),
         ("-s langevin:T=0", "sampler langevin: T=0: input should be greater than or equal to 1. Parameters of lang"),
         ("-s ddim -s ddp", 'no sampler "ddp". Did you mean "ddpm"?'),

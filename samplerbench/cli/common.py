@@ -40,7 +40,7 @@ Guidances = Annotated[
     typer.Option(
         "--guidance",
         "-g",
-        help="Guidance, with optional parameters: `cfg:scale=2`; `none` disables guidance. Can be repeated.",
+        help="Guidance, with optional parameters: `cfg:scale=2` or `cfg:2`; `none` disables it. Can be repeated.",
         autocompletion=complete("guidance"),
     ),
 ]
