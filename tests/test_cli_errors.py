@@ -17,7 +17,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from samplerbench.bench import engine
-from samplerbench.cli.app import main
+from samplerbench.cli.app import FIRST_COMMANDS, main
 from samplerbench.errors import UserError
 from samplerbench.models import sample
 from samplerbench.results.store import sound
@@ -158,11 +158,27 @@ def test_debug_gives_the_traceback() -> None:
         main(["--debug", "run", "-s", "ddmi"])
 
 
-def test_no_command_is_the_help_and_no_complaint(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code() in (0, 2)
-    said = "".join(capsys.readouterr())
-    assert "Usage: samplerbench" in said
-    assert "samplerbench: " not in said
+def test_no_arguments_show_three_commands_to_try_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code() == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("Usage: samplerbench [OPTIONS] COMMAND [ARGS]...")
+    assert "`samplerbench --help` lists all commands." in out
+    assert err == ""
+    assert max(map(len, out.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_commands_to_try_first_are_accepted(capsys: pytest.CaptureFixture[str], number: int) -> None:
+    """Their arguments are parsed: with an unknown sampler, the command is refused because of the sampler only."""
+    commands = [line for line in FIRST_COMMANDS.splitlines() if line.startswith("  samplerbench ")]
+    assert len(commands) == 3
+    words = commands[number].strip().partition("  ")[0].split()[1:]
+    if "ddim" not in words:
+        assert exit_code(*words) == 0
+        assert "ddim" in capsys.readouterr().out
+    else:
+        assert exit_code(*[word.replace("ddim", "no-such-sampler") for word in words]) == 2
+        assert capsys.readouterr().err.startswith('samplerbench: no sampler "no-such-sampler".')
 
 
 # --- Models --------------------------------------------------------------------------------------------------------
