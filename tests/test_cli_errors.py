@@ -13,13 +13,17 @@ from typing import Any
 import pytest
 import torch
 import torch_fidelity.feature_extractor_inceptionv3 as inception
+import typer
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from samplerbench.bench import engine
-from samplerbench.cli.app import FIRST_COMMANDS, main
+from samplerbench.cli import common
+from samplerbench.cli.app import FIRST_COMMANDS, app, main
 from samplerbench.errors import UserError
+from samplerbench.metrics.extractors import _registry
 from samplerbench.models import sample
+from samplerbench.models.runner import PRECISIONS
 from samplerbench.results.store import sound
 from samplerbench.results.tensors import load_tensors, save_tensors
 from samplerbench.sampling import driver
@@ -446,6 +450,52 @@ def test_the_shell_completes_what_is_registered() -> None:
     assert complete("samplerbench run --spacing kar").split() == ["karras"]
     assert complete("samplerbench run --guidance cf").split() == ["cfg"]
     assert "run" in complete("samplerbench r").split()
+
+
+@pytest.mark.parametrize(
+    ("command", "parameter", "start", "words"),
+    [
+        ("show", "name", "kar", ["karras"]),
+        ("show", "name", "mni", ["mnist"]),
+        ("check", "spec", "cf", ["cfg"]),
+        ("check", "spec", "mni", []),
+        ("run", "features", "dinov2-vit-b", ["dinov2-vit-b-14"]),
+        ("run", "data", "mn", ["mnist"]),
+        ("run", "dtype", "fp", ["fp16", "fp32", "fp64"]),
+        ("run", "model", "dig", ["digits"]),
+        ("run", "metric", "incep", ["inception-score"]),
+        ("sample", "spacing", "kar", ["karras"]),
+        ("sample", "dtype", "b", ["bf16"]),
+        ("figure nearest", "data", "mn", ["mnist"]),
+        ("figure steps", "spacing", "kar", ["karras"]),
+        ("train unet", "data", "mn", ["mnist"]),
+        ("stats", "data", "mn", ["mnist"]),
+        ("stats", "features", "digits", ["digits-cnn"]),
+        ("compare", "metric", "incep", ["inception-score"]),
+        ("report", "metric", "incep", ["inception-score"]),
+    ],
+)
+def test_an_option_is_completed(command: str, parameter: str, start: str, words: list[str]) -> None:
+    found: Any = typer.main.get_command(app)
+    for word in command.split():
+        found = found.commands[word]
+    (option,) = (p for p in found.params if p.name == parameter)
+    items = option.shell_complete(found.make_context("x", [], resilient_parsing=True), start)
+    assert sorted(item.value for item in items) == words
+
+
+def test_the_completed_words_are_those_of_the_library() -> None:
+    assert set(common.DTYPES) == PRECISIONS.keys()
+    assert set(common.FEATURES) >= _registry().keys()
+
+
+def test_completion_imports_neither_torch_nor_diffusers() -> None:
+    code = (
+        "import sys; from samplerbench.cli import app, common\n"
+        "assert common.complete('sampler')('dd') == ['ddim', 'ddpm'] and common.choices(common.FEATURES)('vgg')\n"
+        "sys.exit(bool({'torch', 'diffusers', 'torch_fidelity', 'samplerbench_plugins'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,35 @@ def complete(*kinds: str) -> Any:
         return sorted({e.name for kind in kinds for e in registry.entries(kind) if e.name.startswith(incomplete)})
 
     return names
+
+
+FEATURES = (
+    "clip-rn101",
+    "clip-rn50",
+    "clip-rn50x16",
+    "clip-rn50x4",
+    "clip-rn50x64",
+    "clip-vit-b-16",
+    "clip-vit-b-32",
+    "clip-vit-l-14",
+    "clip-vit-l-14-336px",
+    "digits-cnn",
+    "dinov2-vit-b-14",
+    "dinov2-vit-g-14",
+    "dinov2-vit-l-14",
+    "dinov2-vit-s-14",
+    "inception-v3-compat",
+    "vgg16",
+)
+"""The feature extractors, for completion: torch-fidelity lists its own only after torch is imported."""
+
+DTYPES = ("fp32", "tf32", "bf16", "fp16", "fp64")
+"""The values of --dtype, for completion: they are defined in a module that imports torch."""
+
+
+def choices(words: Sequence[str]) -> Any:
+    """Complete these words in the shell."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
 
 
 Samplers = Annotated[
@@ -106,6 +136,7 @@ Dtype = Annotated[
         "--dtype",
         help="Data type of the network: fp32, tf32 (requires an NVIDIA GPU), bf16, fp16 or fp64. The "
         "sampler's state is float32; with fp64, it is float64.",
+        autocompletion=choices(DTYPES),
     ),
 ]
 Compile = Annotated[

@@ -52,6 +52,7 @@ RealData = Annotated[
     typer.Option(
         "--data",
         help="Real images: a data set name, a folder, zip or npz file. Default: the training data of the model.",
+        autocompletion=common.complete("data set"),
     ),
 ]
 Sigmas = Annotated[

@@ -52,7 +52,13 @@ def list_plugins(
 
 def show(
     name: Annotated[
-        str, typer.Argument(help="Sampler, guidance, spacing, metric or model; PATH.py:CLASS; or a checkpoint folder.")
+        str,
+        typer.Argument(
+            help="Sampler, guidance, spacing, metric or model; PATH.py:CLASS; or a checkpoint folder.",
+            autocompletion=common.complete(
+                "sampler", "guidance", "spacing", "generator", "model", "metric", "data set"
+            ),
+        ),
     ],
     revision: common.Revision = None,
     variant: common.Variant = None,

@@ -91,6 +91,7 @@ def run(
             "--features",
             help="Feature extractor of the metrics: `inception-v3-compat`, `dinov2-vit-b-14`, `clip-vit-b-32`, "
             "`digits-cnn`, …, or a folder written by `samplerbench train features`. Default: the model's.",
+            autocompletion=common.choices(common.FEATURES),
         ),
     ] = None,
     features_weights: Annotated[
@@ -106,6 +107,7 @@ def run(
             help="Real images: a data set name (`mnist`), a folder, zip or npz file, or reference statistics "
             "(written by "
             "`samplerbench stats`, or an npz file of mu and sigma). Default: the training data of the model.",
+            autocompletion=common.complete("data set"),
         ),
     ] = None,
     out: common.Out = Path("results"),
