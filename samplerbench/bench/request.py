@@ -161,6 +161,14 @@ def _labels(value: Any) -> str | None:
     return str(value)
 
 
+def _prompts(value: Any) -> str | tuple[str, ...] | None:
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(prompt, str) for prompt in value):
+        raise UserError(f"{_given('prompts', value)}: give the name of a text file, or a list of prompts.")
+    return tuple(value)
+
+
 def _batch_size(value: Any) -> int | Literal["auto"]:
     return "auto" if isinstance(value, str) and value == "auto" else check_whole("batch_size", value, 1, MAX_BATCH)
 
@@ -264,7 +272,7 @@ class Request(Checked):
         data: Real images or their statistics. If None, the training data of the model.
         revision: Branch, tag or commit of a model on the hub, or None.
         variant: Variant of the weights, such as "fp16", or None.
-        prompts: Text file with one prompt per line, or None.
+        prompts: Text file with one prompt per line, a list of prompts, or None.
         negative_prompt: Negative prompt for classifier-free guidance, or None.
         offline: Whether to use only the local cache of the hub.
         compile: Whether to compile the network with `torch.compile`.
@@ -285,7 +293,7 @@ class Request(Checked):
     data: str | None = None
     revision: str | None = None
     variant: str | None = None
-    prompts: str | None = None
+    prompts: Annotated[str | tuple[str, ...] | None, PlainValidator(_prompts)] = None
     negative_prompt: str | None = None
     offline: StrictBool = False
     compile: StrictBool = False

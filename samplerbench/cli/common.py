@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from samplerbench.errors import UserError
 from samplerbench.progress import Progress as Progress
 from samplerbench.text import note
 
@@ -103,6 +104,12 @@ Prompts = Annotated[
         help="Prompts of a text-to-image model: a file with one prompt per line. Line k is label k, from 0.",
     ),
 ]
+Prompt = Annotated[
+    list[str],
+    typer.Option(
+        "--prompt", help="Prompt of a text-to-image model, in place of --prompts. Can be repeated.", show_default=False
+    ),
+]
 NegativePrompt = Annotated[
     str | None,
     typer.Option("--negative-prompt", help="Negative prompt of a text-to-image model. Default: the empty prompt."),
@@ -154,6 +161,17 @@ Device = Annotated[str, typer.Option("--device", help="Device: auto, cpu, cuda, 
 Out = Annotated[
     Path, typer.Option("--out", "-o", help="Folder for the results: one JSON file and one PNG of samples per cell.")
 ]
+
+
+def one_of_prompts(prompt: Sequence[str], prompts: str | None) -> str | tuple[str, ...] | None:
+    """The prompts given by --prompt, or the file given by --prompts; None without either.
+
+    Raises:
+        UserError: both are given.
+    """
+    if prompt and prompts is not None:
+        raise UserError("--prompt and --prompts cannot be combined; use one of them.")
+    return tuple(prompt) or prompts
 
 
 class Interrupts:

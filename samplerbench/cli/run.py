@@ -48,6 +48,7 @@ def run(
     revision: common.Revision = None,
     variant: common.Variant = None,
     prompts: common.Prompts = None,
+    prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
@@ -154,7 +155,8 @@ def run(
     options: dict[str, Any] = {"model": model, "labels": labels, "n": n, "blocks": blocks, "seeds": (seed,)}
     options |= {"batch_size": parse_batch_size(batch_size), "dtype": dtype, "metrics": metric, "features": features}
     options |= {"features_weights": features_weights, "data": data, "revision": revision, "variant": variant}
-    options |= {"prompts": prompts, "negative_prompt": negative_prompt, "compile": compile, "graphs": graphs}
+    options |= {"prompts": common.one_of_prompts(prompt, prompts)}
+    options |= {"negative_prompt": negative_prompt, "compile": compile, "graphs": graphs}
     with _stdout_kept(as_json):  # plugins are imported
         if suite is not None:
             asked = load_suite(suite)
@@ -284,6 +286,8 @@ def _show_published(job: Run) -> None:
 def _given(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
     """Those of the options that were given on the command line."""
     own = {"seeds": "seed", "metrics": "metric"}
+    if isinstance(options["prompts"], tuple):
+        own["prompts"] = "prompt"
     return {k: v for k, v in options.items() if _is_given(context, own.get(k, k))}
 
 
@@ -402,6 +406,7 @@ def sample(
     revision: common.Revision = None,
     variant: common.Variant = None,
     prompts: common.Prompts = None,
+    prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
@@ -452,7 +457,7 @@ def sample(
         dtype=dtype,
         revision=revision,
         variant=variant,
-        prompts=prompts,
+        prompts=common.one_of_prompts(prompt, prompts),
         negative_prompt=negative_prompt,
         offline=offline,
         compile=compile,

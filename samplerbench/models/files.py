@@ -23,7 +23,7 @@ class LoadOptions:
     Attributes:
         revision: branch, tag or commit of a hub repository. None for the main branch.
         variant: variant of the weights, such as "fp16" or "non_ema", or "ema" for the folder `unet_ema`.
-        prompts: path of a text file with one prompt per line.
+        prompts: path of a text file with one prompt per line, or the prompts.
         negative_prompt: the negative prompt. None for the empty prompt.
         offline: whether to use only the local cache.
         show: whether the model is only shown, not sampled. If so, a text-to-image model requires no prompts.
@@ -33,7 +33,7 @@ class LoadOptions:
 
     revision: str | None = None
     variant: str | None = None
-    prompts: str | None = None
+    prompts: str | tuple[str, ...] | None = None
     negative_prompt: str | None = None
     offline: bool = False
     show: bool = False
@@ -176,8 +176,9 @@ def resolve_checkpoint(source: str, options: LoadOptions | None = None) -> tuple
 
 def check_no_prompts(source: str, options: LoadOptions) -> None:
     """Raise UserError if prompts are given for a model that is not a text-to-image model."""
-    for name in ("prompts", "negative_prompt"):
-        if getattr(options, name) is not None:
+    prompts = "prompts" if isinstance(options.prompts, str) else "prompt"
+    for name, value in ((prompts, options.prompts), ("negative_prompt", options.negative_prompt)):
+        if value is not None:
             raise UserError(f"{argument(name)} requires a text-to-image model, but {source} is not one.")
 
 
