@@ -22,7 +22,7 @@ from samplerbench.cli import common
 from samplerbench.cli.app import FIRST_COMMANDS, app, main
 from samplerbench.errors import UserError
 from samplerbench.metrics.extractors import _registry
-from samplerbench.models import sample
+from samplerbench.models import files, sample
 from samplerbench.models.runner import PRECISIONS
 from samplerbench.results.store import sound
 from samplerbench.results.tensors import load_tensors, save_tensors
@@ -117,6 +117,17 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
         ("-s ddim --model digits:rounding=up", "model digits: rounding=up: "),
         ("-s ddim --model absent/folder/deep", 'no model "absent/folder/deep": it is neither a folder, nor a hub id'),
         ("-s ddim --model no-such-name", 'no model "no-such-name": it is neither a folder, nor a hub id'),
+        (
+            "-s ddim --model digit",
+            'no model "digit": it is neither a folder, nor a hub id (owner/name), nor a name in `samplerbench list '
+            'models`. Did you mean "digits"?',
+        ),
+        ("-s ddim --model exat:mixture", 'no model "exat:mixture": '),
+        (
+            "-s ddim --data minst:split=test",
+            'no data set "minst:split=test": it is neither a folder, a zip or an npz, nor one of cifar10, cifar100, '
+            'digits, fashion-mnist, hf, kmnist, mnist, svhn. Did you mean "mnist"?',
+        ),
         ("-s ddim -g classifier:weights=absent", "no classifier in absent: diffusion_pytorch_model.safetensors does"),
         ("", "name a sampler with --sampler, or a suite file; `samplerbench list samplers` shows them."),
         ("-s ddim --stepz 5", "No such option: --stepz"),
@@ -132,6 +143,12 @@ def test_a_bad_run_is_one_line(refuse: Refuse, arguments: str, reason: str) -> N
         ("rnu", "No such command 'rnu'. Did you mean 'run'? `samplerbench --help` shows the options."),
         ("list sampler", "Invalid value for 'kind': "),
         ("show dimd", 'no plugin is called "dimd". Did you mean "ddim"? `samplerbench list` lists the plugins.'),
+        ("show digit", 'no plugin is called "digit". Did you mean "digits"? '),
+        ("show exat:mixture", 'no plugin is called "exat:mixture". Did you mean "exact"? '),
+        (
+            "check ddmi",
+            'no sampler, guidance, spacing, generator, metric or model is called "ddmi". Did you mean "ddim"?',
+        ),
         ("sample grid.jpg -s ddim", "grid.jpg: the grid is a PNG file; name one, like grid.png."),
         ("sample grid.png -s ddmi", 'no sampler "ddmi". Did you mean "ddim"?'),
         ("sample grid.png -s ddim --labels 10", "--labels 10: the model has the labels 0 to 9."),
@@ -269,7 +286,7 @@ def test_a_damaged_model_folder_is_refused(
             {"unet": ["diffusers", "UNet2DConditionModel"]},
             "DDPMPipeline with the network UNet2DCond",
         ),
-        ("model_index.json", {"_class_name": "FluxPipeline", "unet": None}, "a FluxPipeline with the network missing"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}, "num_train_timesteps is 0; it must be "),
         ("model_index.json", {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}, "has the scheduler Flow"),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "predicts flow; supported are epsilon, "),
         ("scheduler/scheduler_config.json", {"beta_schedule": "other"}, 'the beta schedule "other" is not supported'),
@@ -284,6 +301,55 @@ def test_an_unsupported_model_is_refused(
     folder = shutil.copytree(saved / "plain", tmp_path / "model")
     (folder / file).write_text(json.dumps(json.loads((folder / file).read_text("utf-8")) | change))
     assert reason in refuse(*run_model(folder))
+
+
+@pytest.mark.parametrize(
+    "name", ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "StableCascadeDecoderPipeline"]
+)
+@pytest.mark.parametrize("more", [(), ("--prompt", "a cat")])
+def test_a_pipeline_that_is_not_supported_is_named_with_those_that_are(
+    refuse: Refuse, tmp_path: Path, name: str, more: tuple[str, ...]
+) -> None:
+    """The folder has only an index: the class is checked before the parts and the prompts."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    index = {"_class_name": name, "transformer": ["diffusers", "FluxTransformer2DModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert refuse(*run_model(folder, *more)) == (
+        f"{folder}: {name} is not supported; supported pipelines: DDPMPipeline, DDIMPipeline, PNDMPipeline, "
+        "ScoreSdeVePipeline, LDMPipeline, LatentDiffusionUncondPipeline, DiTPipeline and StableDiffusionPipeline "
+        "(Stable Diffusion 1 and 2)."
+    )
+
+
+def test_a_pipeline_on_the_hub_is_refused_before_its_weights_are_downloaded(
+    refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+
+    def fetch(_: str, __: Any, patterns: list[str]) -> Path:
+        fetched.append(patterns)
+        return tmp_path
+
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    monkeypatch.setattr(files, "_fetch", fetch)
+    refused = refuse("run", "-s", "ddim", "--steps", "1", "--n", "2", "--model", "owner/flux")
+    assert refused.startswith("owner/flux: FluxPipeline is not supported; ")
+    assert fetched == [["*.json", "*.txt"]]
+
+
+def test_an_index_without_a_class_is_refused(refuse: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    assert refuse(*run_model(tmp_path)).startswith(f"{tmp_path}: model_index.json does not name its pipeline in _class")
+
+
+@pytest.mark.parametrize("content", ["{}", '{"_class_name": "DDPMScheduler", "_diffusers_version": "0.35.0"}'])
+def test_an_empty_scheduler_configuration_is_refused(refuse: Refuse, saved: Path, tmp_path: Path, content: str) -> None:
+    folder = shutil.copytree(saved / "plain", tmp_path / "model")
+    (folder / "scheduler/scheduler_config.json").write_text(content)
+    assert refuse(*run_model(folder)) == (
+        f"{folder} is incomplete: scheduler/scheduler_config.json is empty; write it with save_pretrained of diffusers."
+    )
 
 
 def test_weights_in_a_pickle_are_not_loaded(refuse: Refuse, saved: Path, tmp_path: Path) -> None:

@@ -745,7 +745,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "with the vqvae AutoencoderTiny",
         ),
         ("latent", "model_index.json", {"unet": ["diffusers", "UNet1DModel"]}, "a LDMPipeline with the unet UNet1DMod"),
-        ("latent", "model_index.json", {"_class_name": "OtherPipeline"}, "is a OtherPipeline with the network UNet2DM"),
+        ("latent", "model_index.json", {"_class_name": "OtherPipeline"}, "OtherPipeline is not supported; supported"),
         ("transformer", "transformer/config.json", {"out_channels": 5}, "has 5 output channels for 4 input channels; "),
         ("transformer", "vae/config.json", {"latent_channels": 8}, "requires 4 channels, but the latents of the au"),
         ("transformer", "transformer/diffusion_pytorch_model.safetensors", None, "is incomplete: transformer/diffusio"),

@@ -73,7 +73,8 @@ def _explain(cls: type[BaseModel], error: Any) -> Message | str:
     if error["type"] == "extra_forbidden":
         return f'there is no field "{shorten(name)}".{did_you_mean(name, cls.model_fields)}'
     if error["type"] in ("missing", "too_short"):
-        return f"{argument(name)} is missing; give at least one."
+        what = "missing" if error["type"] == "missing" else "empty"
+        return f"{argument(name)} is {what}; give at least one."
     wanted = {"string_type": "give text", "bool_type": "give true or false", "tuple_type": "give a list"}
     reason = wanted.get(error["type"], error["msg"][0].lower() + error["msg"][1:])
     return f"{_given(name, error['input'])}: {reason}."
