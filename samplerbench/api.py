@@ -47,7 +47,7 @@ def load_model(
     dtype: str = "fp32",
     revision: str | None = None,
     variant: str | None = None,
-    prompts: str | None = None,
+    prompts: str | Sequence[str] | None = None,
     negative_prompt: str | None = None,
     offline: bool = False,
     compile: bool = False,
@@ -61,7 +61,7 @@ def load_model(
         dtype: Precision of the network: "fp32", "tf32", "bf16", "fp16" or "fp64".
         revision: Branch, tag or commit of a model on the hub.
         variant: Variant of the weights, such as "fp16" or "ema".
-        prompts: Text file with one prompt per line, for text-to-image models.
+        prompts: Text file with one prompt per line, or a list of prompts, for text-to-image models.
         negative_prompt: Negative prompt for classifier-free guidance.
         offline: Whether to use only the local cache of the hub.
         compile: Whether to compile the network with `torch.compile`.
@@ -73,7 +73,8 @@ def load_model(
     Raises:
         UserError: If the model, device or dtype does not exist, or if the checkpoint cannot be used.
     """
-    options = LoadOptions(revision, variant, prompts, negative_prompt, offline, compile=compile, graphs=graphs)
+    given = prompts if prompts is None or isinstance(prompts, str) else tuple(prompts)
+    options = LoadOptions(revision, variant, given, negative_prompt, offline, compile=compile, graphs=graphs)
     return setup.load_model(source, setup.pick_device(device), dtype, options)
 
 

@@ -47,6 +47,7 @@ def option(
         lt: values must be less than this.
         le: values must be less than or equal to this.
         positional: whether a spec can give the value without its name: `exact:gaussian` for `exact:problem=gaussian`.
+            If the first parameter is the only number, this needs no declaration: `cfg:3` for `cfg:scale=3`.
         rest: whether the field collects all parameters without a field of their own, as (name, text) pairs. For
             plugins that wrap an object with its own parameters.
     """
@@ -90,6 +91,14 @@ class Parameter:
         """Whether its values are integers or None."""
         members = [m for m in typing.get_args(self.type) or (self.type,) if m is not type(None)]
         return members == [int]
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its values are integers, floats or None."""
+        members = [m for m in typing.get_args(self.type) or (self.type,) if m not in (type(None), None)]
+        if typing.get_origin(self.type) is typing.Literal:
+            members = [type(m) for m in members]
+        return bool(members) and all(member in (int, float) for member in members)
 
     @property
     def range(self) -> str:
@@ -315,13 +324,40 @@ def list_parameters(cls: type[Configurable]) -> str:
     return f"Parameters of {cls.label()}: " + "; ".join(p.describe() for p in known.values()) + "."
 
 
-def build(cls: type[Configurable], arguments: Mapping[str, str], positional: Iterable[str] = ()) -> Any:
+def short_parameter(cls: type[Configurable]) -> Parameter | None:
+    """The parameter that a number without a name sets, as in `cfg:3` for `cfg:scale=3`; None if there is none.
+
+    It is the first parameter of a class, if it is the only number among the parameters, and no parameter is declared
+    as positional. The spec of an instance always has the name: `cfg:scale=3`.
+
+    Args:
+        cls: the plugin class.
+    """
+    known = list(parameters_of(cls).values())
+    if any(p.positional or p.rest for p in known) or [p.is_number for p in known].count(True) != 1:
+        return None
+    return known[0] if known[0].is_number else None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def build(
+    cls: type[Configurable], arguments: Mapping[str, str], positional: Iterable[str] = (), slash: bool = False
+) -> Any:
     """Create an instance of a plugin class from the strings of a spec.
 
     Args:
         cls: the plugin class.
         arguments: parameter → value.
-        positional: values without a name.
+        positional: values without a name, for the positional parameters, or a number for `short_parameter`.
+        slash: whether the first of them follows a slash, as in `exact/gaussian`. Then it is for a positional
+            parameter only.
 
     Raises:
         UserError: an unknown parameter, a parameter given twice, or an invalid value.
@@ -330,7 +366,10 @@ def build(cls: type[Configurable], arguments: Mapping[str, str], positional: Ite
     values: dict[str, Any] = {}
     rest = next((p.name for p in known.values() if p.rest), None)
     slots = [p.name for p in known.values() if p.positional]
+    short = None if slash else short_parameter(cls)
     for value in positional:
+        if short is not None and _is_number(value):
+            slots, short = [short.name], None
         if not slots:
             raise UserError(
                 f'{cls.kind} {cls.label()}: "{shorten(value)}" has no name; write parameter=value. '

@@ -326,7 +326,8 @@ def parse(kind: str, spec: str | Configurable) -> Any:
     """Create an instance from a spec: `ddim:eta=0.5`, `cfg:scale=2`, `exact:gaussian`.
 
     A spec is a name, optionally followed by a colon and comma-separated `parameter=value`. A positional parameter can
-    be given without its name, after the colon or a slash.
+    be given without its name, after the colon or a slash. So can a number for the first parameter, after the colon, if
+    no other parameter is a number: `cfg:2`.
 
     Args:
         kind: kind of the plugin.
@@ -355,7 +356,7 @@ def parse(kind: str, spec: str | Configurable) -> Any:
         else:
             arguments[key.strip()] = value.strip()
     try:
-        made = build(cls, arguments, positional)
+        made = build(cls, arguments, positional, slash=first is not None)
     except (SamplerbenchError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a plugin may raise anything while an instance is created

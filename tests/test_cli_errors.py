@@ -13,13 +13,17 @@ from typing import Any
 import pytest
 import torch
 import torch_fidelity.feature_extractor_inceptionv3 as inception
+import typer
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from samplerbench.bench import engine
-from samplerbench.cli.app import main
+from samplerbench.cli import common
+from samplerbench.cli.app import FIRST_COMMANDS, app, main
 from samplerbench.errors import UserError
-from samplerbench.models import sample
+from samplerbench.metrics.extractors import _registry
+from samplerbench.models import files, sample
+from samplerbench.models.runner import PRECISIONS
 from samplerbench.results.store import sound
 from samplerbench.results.tensors import load_tensors, save_tensors
 from samplerbench.sampling import driver
@@ -70,7 +74,7 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
         ("-s ddim:eta=1.5", "sampler ddim: eta=1.5: input should be less than or equal to 1. Parameters of ddim: "),
         ("-s ddim:eta=x", "sampler ddim: eta=x: input should be a valid number"),
         ("-s ddim:eta=0,eta=1", "sampler ddim: eta is given twice. Parameters of ddim: "),
-        ("-s ddim:0.5", 'sampler ddim: "0.5" has no name; write parameter=value. Parameters of ddim: '),
+        ("-s ddim:0,5", 'sampler ddim: "5" has no name; write parameter=value. Parameters of ddim: '),
         ("-s ddpm:variance=huge", "sampler ddpm: variance=huge: "),
         ("-s langevin:T=0", "sampler langevin: T=0: input should be greater than or equal to 1. Parameters of lang"),
         ("-s ddim -s ddp", 'no sampler "ddp". Did you mean "ddpm"?'),
@@ -113,6 +117,17 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
         ("-s ddim --model digits:rounding=up", "model digits: rounding=up: "),
         ("-s ddim --model absent/folder/deep", 'no model "absent/folder/deep": it is neither a folder, nor a hub id'),
         ("-s ddim --model no-such-name", 'no model "no-such-name": it is neither a folder, nor a hub id'),
+        (
+            "-s ddim --model digit",
+            'no model "digit": it is neither a folder, nor a hub id (owner/name), nor a name in `samplerbench list '
+            'models`. Did you mean "digits"?',
+        ),
+        ("-s ddim --model exat:mixture", 'no model "exat:mixture": '),
+        (
+            "-s ddim --data minst:split=test",
+            'no data set "minst:split=test": it is neither a folder, a zip or an npz, nor one of cifar10, cifar100, '
+            'digits, fashion-mnist, hf, kmnist, mnist, svhn. Did you mean "mnist"?',
+        ),
         ("-s ddim -g classifier:weights=absent", "no classifier in absent: diffusion_pytorch_model.safetensors does"),
         ("", "name a sampler with --sampler, or a suite file; `samplerbench list samplers` shows them."),
         ("-s ddim --stepz 5", "No such option: --stepz"),
@@ -128,6 +143,12 @@ def test_a_bad_run_is_one_line(refuse: Refuse, arguments: str, reason: str) -> N
         ("rnu", "No such command 'rnu'. Did you mean 'run'? `samplerbench --help` shows the options."),
         ("list sampler", "Invalid value for 'kind': "),
         ("show dimd", 'no plugin is called "dimd". Did you mean "ddim"? `samplerbench list` lists the plugins.'),
+        ("show digit", 'no plugin is called "digit". Did you mean "digits"? '),
+        ("show exat:mixture", 'no plugin is called "exat:mixture". Did you mean "exact"? '),
+        (
+            "check ddmi",
+            'no sampler, guidance, spacing, generator, metric or model is called "ddmi". Did you mean "ddim"?',
+        ),
         ("sample grid.jpg -s ddim", "grid.jpg: the grid is a PNG file; name one, like grid.png."),
         ("sample grid.png -s ddmi", 'no sampler "ddmi". Did you mean "ddim"?'),
         ("sample grid.png -s ddim --labels 10", "--labels 10: the model has the labels 0 to 9."),
@@ -158,11 +179,27 @@ def test_debug_gives_the_traceback() -> None:
         main(["--debug", "run", "-s", "ddmi"])
 
 
-def test_no_command_is_the_help_and_no_complaint(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code() in (0, 2)
-    said = "".join(capsys.readouterr())
-    assert "Usage: samplerbench" in said
-    assert "samplerbench: " not in said
+def test_no_arguments_show_three_commands_to_try_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code() == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("Usage: samplerbench [OPTIONS] COMMAND [ARGS]...")
+    assert "`samplerbench --help` lists all commands." in out
+    assert err == ""
+    assert max(map(len, out.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_commands_to_try_first_are_accepted(capsys: pytest.CaptureFixture[str], number: int) -> None:
+    """Their arguments are parsed: with an unknown sampler, the command is refused because of the sampler only."""
+    commands = [line for line in FIRST_COMMANDS.splitlines() if line.startswith("  samplerbench ")]
+    assert len(commands) == 3
+    words = commands[number].strip().partition("  ")[0].split()[1:]
+    if "ddim" not in words:
+        assert exit_code(*words) == 0
+        assert "ddim" in capsys.readouterr().out
+    else:
+        assert exit_code(*[word.replace("ddim", "no-such-sampler") for word in words]) == 2
+        assert capsys.readouterr().err.startswith('samplerbench: no sampler "no-such-sampler".')
 
 
 # --- Models --------------------------------------------------------------------------------------------------------
@@ -249,7 +286,7 @@ def test_a_damaged_model_folder_is_refused(
             {"unet": ["diffusers", "UNet2DConditionModel"]},
             "DDPMPipeline with the network UNet2DCond",
         ),
-        ("model_index.json", {"_class_name": "FluxPipeline", "unet": None}, "a FluxPipeline with the network missing"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}, "num_train_timesteps is 0; it must be "),
         ("model_index.json", {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}, "has the scheduler Flow"),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "predicts flow; supported are epsilon, "),
         ("scheduler/scheduler_config.json", {"beta_schedule": "other"}, 'the beta schedule "other" is not supported'),
@@ -264,6 +301,55 @@ def test_an_unsupported_model_is_refused(
     folder = shutil.copytree(saved / "plain", tmp_path / "model")
     (folder / file).write_text(json.dumps(json.loads((folder / file).read_text("utf-8")) | change))
     assert reason in refuse(*run_model(folder))
+
+
+@pytest.mark.parametrize(
+    "name", ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "StableCascadeDecoderPipeline"]
+)
+@pytest.mark.parametrize("more", [(), ("--prompt", "a cat")])
+def test_a_pipeline_that_is_not_supported_is_named_with_those_that_are(
+    refuse: Refuse, tmp_path: Path, name: str, more: tuple[str, ...]
+) -> None:
+    """The folder has only an index: the class is checked before the parts and the prompts."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    index = {"_class_name": name, "transformer": ["diffusers", "FluxTransformer2DModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert refuse(*run_model(folder, *more)) == (
+        f"{folder}: {name} is not supported; supported pipelines: DDPMPipeline, DDIMPipeline, PNDMPipeline, "
+        "ScoreSdeVePipeline, LDMPipeline, LatentDiffusionUncondPipeline, DiTPipeline and StableDiffusionPipeline "
+        "(Stable Diffusion 1 and 2)."
+    )
+
+
+def test_a_pipeline_on_the_hub_is_refused_before_its_weights_are_downloaded(
+    refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+
+    def fetch(_: str, __: Any, patterns: list[str]) -> Path:
+        fetched.append(patterns)
+        return tmp_path
+
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    monkeypatch.setattr(files, "_fetch", fetch)
+    refused = refuse("run", "-s", "ddim", "--steps", "1", "--n", "2", "--model", "owner/flux")
+    assert refused.startswith("owner/flux: FluxPipeline is not supported; ")
+    assert fetched == [["*.json", "*.txt"]]
+
+
+def test_an_index_without_a_class_is_refused(refuse: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    assert refuse(*run_model(tmp_path)).startswith(f"{tmp_path}: model_index.json does not name its pipeline in _class")
+
+
+@pytest.mark.parametrize("content", ["{}", '{"_class_name": "DDPMScheduler", "_diffusers_version": "0.35.0"}'])
+def test_an_empty_scheduler_configuration_is_refused(refuse: Refuse, saved: Path, tmp_path: Path, content: str) -> None:
+    folder = shutil.copytree(saved / "plain", tmp_path / "model")
+    (folder / "scheduler/scheduler_config.json").write_text(content)
+    assert refuse(*run_model(folder)) == (
+        f"{folder} is incomplete: scheduler/scheduler_config.json is empty; write it with save_pretrained of diffusers."
+    )
 
 
 def test_weights_in_a_pickle_are_not_loaded(refuse: Refuse, saved: Path, tmp_path: Path) -> None:
@@ -430,6 +516,52 @@ def test_the_shell_completes_what_is_registered() -> None:
     assert complete("samplerbench run --spacing kar").split() == ["karras"]
     assert complete("samplerbench run --guidance cf").split() == ["cfg"]
     assert "run" in complete("samplerbench r").split()
+
+
+@pytest.mark.parametrize(
+    ("command", "parameter", "start", "words"),
+    [
+        ("show", "name", "kar", ["karras"]),
+        ("show", "name", "mni", ["mnist"]),
+        ("check", "spec", "cf", ["cfg"]),
+        ("check", "spec", "mni", []),
+        ("run", "features", "dinov2-vit-b", ["dinov2-vit-b-14"]),
+        ("run", "data", "mn", ["mnist"]),
+        ("run", "dtype", "fp", ["fp16", "fp32", "fp64"]),
+        ("run", "model", "dig", ["digits"]),
+        ("run", "metric", "incep", ["inception-score"]),
+        ("sample", "spacing", "kar", ["karras"]),
+        ("sample", "dtype", "b", ["bf16"]),
+        ("figure nearest", "data", "mn", ["mnist"]),
+        ("figure steps", "spacing", "kar", ["karras"]),
+        ("train unet", "data", "mn", ["mnist"]),
+        ("stats", "data", "mn", ["mnist"]),
+        ("stats", "features", "digits", ["digits-cnn"]),
+        ("compare", "metric", "incep", ["inception-score"]),
+        ("report", "metric", "incep", ["inception-score"]),
+    ],
+)
+def test_an_option_is_completed(command: str, parameter: str, start: str, words: list[str]) -> None:
+    found: Any = typer.main.get_command(app)
+    for word in command.split():
+        found = found.commands[word]
+    (option,) = (p for p in found.params if p.name == parameter)
+    items = option.shell_complete(found.make_context("x", [], resilient_parsing=True), start)
+    assert sorted(item.value for item in items) == words
+
+
+def test_the_completed_words_are_those_of_the_library() -> None:
+    assert set(common.DTYPES) == PRECISIONS.keys()
+    assert set(common.FEATURES) >= _registry().keys()
+
+
+def test_completion_imports_neither_torch_nor_diffusers() -> None:
+    code = (
+        "import sys; from samplerbench.cli import app, common\n"
+        "assert common.complete('sampler')('dd') == ['ddim', 'ddpm'] and common.choices(common.FEATURES)('vgg')\n"
+        "sys.exit(bool({'torch', 'diffusers', 'torch_fidelity', 'samplerbench_plugins'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -41,6 +41,7 @@ from samplerbench.bench.suite import load_suite
 from samplerbench.errors import UserError
 from samplerbench.models import Model, latent
 from samplerbench.models.files import LoadOptions
+from samplerbench.models.prompts import read_prompts
 from samplerbench.models.schedule import VP_SCHEDULERS, read_schedule
 from samplerbench.sampling import Inputs
 from samplerbench.sampling.driver import drive
@@ -744,7 +745,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "with the vqvae AutoencoderTiny",
         ),
         ("latent", "model_index.json", {"unet": ["diffusers", "UNet1DModel"]}, "a LDMPipeline with the unet UNet1DMod"),
-        ("latent", "model_index.json", {"_class_name": "OtherPipeline"}, "is a OtherPipeline with the network UNet2DM"),
+        ("latent", "model_index.json", {"_class_name": "OtherPipeline"}, "OtherPipeline is not supported; supported"),
         ("transformer", "transformer/config.json", {"out_channels": 5}, "has 5 output channels for 4 input channels; "),
         ("transformer", "vae/config.json", {"latent_channels": 8}, "requires 4 channels, but the latents of the au"),
         ("transformer", "transformer/diffusion_pytorch_model.safetensors", None, "is incomplete: transformer/diffusio"),
@@ -791,11 +792,25 @@ def test_what_does_not_fit_together_is_refused_in_one_line(
         ),
         ("digits", ["--variant", "fp16"], "--variant fp16 applies only to checkpoints; the model digits is built in"),
         ("latent", ["--revision", "v1"], "--revision v1 requires a hub repository, but latent is a local folder"),
-        ("text", [], "text is a text-to-image model; give a file with one prompt per line: --prompts FILE."),
+        (
+            "text",
+            [],
+            "text is a text-to-image model; give a file with one prompt per line, --prompts FILE, or a prompt, "
+            "--prompt TEXT.",
+        ),
+        (
+            "text",
+            ["--prompt", "a cat", "--prompts", "prompts.txt"],
+            "--prompt and --prompts cannot be combined; use one of them.",
+        ),
+        ("text", ["--prompt", "a cat", "--prompt", "a\ndog"], "has several lines; write it on one line."),
+        ("text", ["--prompt", "a cat", "--labels", "1"], "--labels 1: the model has the labels 0 to 0."),
+        ("digits", ["--prompt", "a cat"], "--prompt requires a text-to-image model, but digits is not one"),
+        ("latent", ["--prompt", "a cat"], "--prompt requires a text-to-image model, but latent is not one"),
         (
             "text",
             ["--labels", "balanced"],
-            "text is a text-to-image model; give a file with one prompt per line: --prompts",
+            "text is a text-to-image model; give a file with one prompt per line, --prompts",
         ),
         (
             "text",
@@ -832,6 +847,32 @@ def test_a_suite_names_prompts_and_variants_too(saved: Path, monkeypatch: pytest
     text = 'model = "text"\nprompts = "prompts.txt"\nnegative_prompt = "fog"\nvariant = "fp16"\nrevision = "v1"\n'
     Path("suite.toml").write_text(text + '[[grid]]\nsamplers = ["ddim"]\nsteps = [2]\n', encoding="utf-8")
     assert load_suite(Path("suite.toml")).load == LoadOptions("v1", "fp16", "prompts.txt", "fog")
+
+
+def test_prompts_of_options_are_those_of_a_file(tmp_path: Path, prompt_file: str) -> None:
+    """The same protocol, so a cell with the same prompts is not run again."""
+    same = read_prompts([*PROMPTS[:-1], f" {PROMPTS[-1]} "])
+    assert same == read_prompts(prompt_file)
+    with pytest.raises(UserError, match=r'^prompt=" " is empty; write some text\.$'):
+        read_prompts(["a cat", " "])
+
+
+def test_prompts_are_given_by_options_and_override_those_of_a_suite(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(saved)
+    Path("listed.toml").write_text(
+        'model = "text"\nprompts = ["a cat", "a dog"]\n[[grid]]\nsamplers = ["ddim"]\nsteps = [2]\n', encoding="utf-8"
+    )
+    assert load_suite(Path("listed.toml")).load == LoadOptions(prompts=("a cat", "a dog"))
+    Path("wrong.toml").write_text("prompts = [1]\n[[grid]]\nsamplers = []\nsteps = [2]\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"^wrong\.toml:1: prompts: give the name of a text file, or a list of prompts"):
+        load_suite(Path("wrong.toml"))
+    for given, labels in (([], 1), (["--prompt", "a fox", "--prompt", "fog", "--prompt", "x"], 2)):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["run", "listed.toml", *given, "--labels", "9"])
+        assert ended.value.code == 2
+        assert f"the model has the labels 0 to {labels}." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

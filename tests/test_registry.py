@@ -151,7 +151,15 @@ def test_a_spec_is_a_name_and_parameters() -> None:
         ("ddim:et=1", 'no parameter "et". Did you mean "eta"? Parameters of ddim: eta: float, ≥ 0, ≤ 1, default 0.'),
         ("ddim:eta=1.5", "Parameters of ddim: eta: float, ≥ 0, ≤ 1, default 0."),
         ("ddim:eta=0.1,eta=0.2", "eta is given twice"),
-        ("ddim:0.5", '"0.5" has no name; write parameter=value. Parameters of ddim: '),
+        ("ddim:half", '"half" has no name; write parameter=value. Parameters of ddim: '),
+        ("ddim:0,5", '"5" has no name; write parameter=value. Parameters of ddim: '),
+        ("ddim:0.5,eta=1", "eta is given twice"),
+        ("ddim:1.5", "eta=1.5: input should be less than or equal to 1. Parameters of ddim: "),
+        ("deis:2.5", "order=2.5: input should be a valid integer"),
+        ("dpm++:4", "order=4: input should be 1, 2 or 3. Parameters of dpm++: order: 1 | 2 | 3"),
+        ("heun:40", '"40" has no name; write parameter=value. Parameters of heun: S_churn: float'),
+        ("pf-ode:2", '"2" has no name; write parameter=value. Parameters of pf-ode: solver: '),
+        ("ddpm:1", '"1" has no name; write parameter=value. Parameters of ddpm: variance: '),
         ("ddim/0.5", '"0.5" has no name; write parameter=value. Parameters of ddim: '),
         ("", "has no name"),
         (":eta=1", "has no name"),
@@ -161,6 +169,33 @@ def test_a_spec_is_a_name_and_parameters() -> None:
 def test_a_bad_spec_is_refused(spec: str, reason: str) -> None:
     with pytest.raises(UserError, match=re.escape(reason)):
         registry.parse("sampler", spec)
+
+
+@pytest.mark.parametrize(
+    ("kind", "short", "long"),
+    [
+        ("guidance", "cfg:3", "cfg:scale=3"),
+        ("guidance", "classifier:1.5", "classifier:scale=1.5"),
+        ("guidance", "image-classifier:10,conditional=true", "image-classifier:scale=10,conditional=true"),
+        ("sampler", "ddim:0.5", "ddim:eta=0.5"),
+        ("sampler", "dpm++: 3 ,sde=false", "dpm++:order=3"),
+        ("sampler", "dpm-solver:3", "dpm-solver:order=3"),
+        ("sampler", "unipc:corrector=false,2", "unipc:order=2,corrector=false"),
+        ("sampler", "deis:1", "deis:order=1"),
+        ("sampler", "ipndm:2", "ipndm:order=2"),
+        ("guidance", "cfg:2", "cfg"),
+    ],
+)
+def test_a_number_sets_the_first_parameter_and_the_spec_has_its_name(kind: str, short: str, long: str) -> None:
+    made = registry.parse(kind, short)
+    assert made.spec == long
+    assert made == registry.parse(kind, long)
+
+
+@pytest.mark.parametrize(("kind", "spec"), [("spacing", "karras:7"), ("sampler", "langevin:5"), ("metric", "gap:100")])
+def test_a_number_without_a_name_is_refused_if_several_parameters_are_numbers(kind: str, spec: str) -> None:
+    with pytest.raises(UserError, match="has no name; write parameter=value"):
+        registry.parse(kind, spec)
 
 
 def test_slashes_and_colons(good: Path) -> None:

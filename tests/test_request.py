@@ -127,7 +127,7 @@ def test_a_spec_is_parsed_once_and_an_instance_travels(monkeypatch: pytest.Monke
         (lambda: Grid(["ddim", "ddmi"], [2]), ("samplers", 1), 'no sampler "ddmi". Did you mean "ddim"?'),
         (lambda: Grid([5], [2]), ("samplers", 0), "sampler=5: give a name"),  # type: ignore[list-item]
         (lambda: Grid(["karras"], [2]), ("samplers", 0), 'no sampler "karras"'),
-        (lambda: Grid([], [2]), ("samplers",), "`samplers` is missing; give at least one."),
+        (lambda: Grid([], [2]), ("samplers",), "`samplers` is empty; give at least one."),
         (lambda: Grid("ddim", [2]), ("samplers",), 'samplers="ddim": give a list.'),
         (lambda: Grid(["ddim"], [2, True]), ("steps", 1), "steps=True: give a whole number"),
         (lambda: Grid(["ddim"], nfe=[0]), ("nfe", 0), "nfe=0: at least 1 evaluation is needed."),
@@ -139,7 +139,7 @@ def test_a_spec_is_parsed_once_and_an_instance_travels(monkeypatch: pytest.Monke
         (lambda: Request([], n="4"), ("n",), 'n="4": give a whole number of at least 1.'),
         (lambda: Request([], n=10**5, blocks=10**5), (), "100000 x 100000 images: at most 100,000,000 are possible."),
         (lambda: Request([], seeds=[0, -1]), ("seeds", 1), "seed=-1: give a whole number from 0 to "),
-        (lambda: Request([], seeds=[]), ("seeds",), "`seeds` is missing"),
+        (lambda: Request([], seeds=[]), ("seeds",), "`seeds` is empty"),
         (lambda: Request([], labels="seven"), ("labels",), 'labels="seven": give "balanced", "none" or one label.'),
         (lambda: Request([], labels=True), ("labels",), "labels=True: give "),
         (lambda: Request([], dtype="fp8"), ("dtype",), 'dtype="fp8": choose one of fp32'),

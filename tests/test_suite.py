@@ -66,6 +66,30 @@ def test_the_projects_own_suites_are_valid() -> None:
         ("nfe = [4]", "nfes = [4]", 11, 'Did you mean "nfe"'),
         ('"karras", "default"', '"karas", "default"', 12, 'Did you mean "karras"'),
         ("eta = [0.0, 0.5]", "eta = [0.0, 1.5]", 13, "less than or equal to 1"),
+        ('samplers = ["ddim", "heun"]', "", 5, "samplers is missing in this [[grid]]; give at least one: samplers = ["),
+        ('samplers = ["ddim", "heun"]', "samplers = []", 6, "samplers is empty; give at least one."),
+        ("eta = [0.0, 0.5]", "eta = []", 14, "parameters.eta is empty; give at least one value."),
+        ("n = 64", "seeds = []", 2, "seeds is empty; give at least one."),
+        ("n = 64", 'sampler = ["ddim"]', 2, 'no key "sampler" here. Write samplers in a [[grid]]. Known: name, '),
+        (
+            "steps = [2, 3]",
+            "steps = [2]\nseed = 1",
+            8,
+            'no key "seed" here. Write seeds above the first [[grid]]. Known',
+        ),
+        (
+            "steps = [2, 3]",
+            "steps = [2]\n[grid.published]\nfid = [[1.0], [2.0]]",
+            8,
+            "source is missing in [grid.published]; name the paper and the table as text.",
+        ),
+        ("steps = [2, 3]", "steps = [2]\npublished = 3", 8, "grid.published: write it as a table, [grid.published]."),
+        (
+            "steps = [2, 3]",
+            "steps = [2]\nparameters = 3",
+            8,
+            "grid.parameters: write it as a table, [grid.parameters].",
+        ),
     ],
 )
 def test_an_error_names_its_line(tmp_path: Path, old: str, new: str, line: int, says: str) -> None:

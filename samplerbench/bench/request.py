@@ -73,7 +73,8 @@ def _explain(cls: type[BaseModel], error: Any) -> Message | str:
     if error["type"] == "extra_forbidden":
         return f'there is no field "{shorten(name)}".{did_you_mean(name, cls.model_fields)}'
     if error["type"] in ("missing", "too_short"):
-        return f"{argument(name)} is missing; give at least one."
+        what = "missing" if error["type"] == "missing" else "empty"
+        return f"{argument(name)} is {what}; give at least one."
     wanted = {"string_type": "give text", "bool_type": "give true or false", "tuple_type": "give a list"}
     reason = wanted.get(error["type"], error["msg"][0].lower() + error["msg"][1:])
     return f"{_given(name, error['input'])}: {reason}."
@@ -159,6 +160,14 @@ def _labels(value: Any) -> str | None:
         raise UserError(f"{_given('labels', value)}: at most {MAX_CLASSES:,} labels are possible.")
     parse_label(str(value))
     return str(value)
+
+
+def _prompts(value: Any) -> str | tuple[str, ...] | None:
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(prompt, str) for prompt in value):
+        raise UserError(f"{_given('prompts', value)}: give the name of a text file, or a list of prompts.")
+    return tuple(value)
 
 
 def _batch_size(value: Any) -> int | Literal["auto"]:
@@ -264,7 +273,7 @@ class Request(Checked):
         data: Real images or their statistics. If None, the training data of the model.
         revision: Branch, tag or commit of a model on the hub, or None.
         variant: Variant of the weights, such as "fp16", or None.
-        prompts: Text file with one prompt per line, or None.
+        prompts: Text file with one prompt per line, a list of prompts, or None.
         negative_prompt: Negative prompt for classifier-free guidance, or None.
         offline: Whether to use only the local cache of the hub.
         compile: Whether to compile the network with `torch.compile`.
@@ -285,7 +294,7 @@ class Request(Checked):
     data: str | None = None
     revision: str | None = None
     variant: str | None = None
-    prompts: str | None = None
+    prompts: Annotated[str | tuple[str, ...] | None, PlainValidator(_prompts)] = None
     negative_prompt: str | None = None
     offline: StrictBool = False
     compile: StrictBool = False

@@ -24,7 +24,7 @@ from samplerbench.untrusted import parse_toml, read_text, shorten, user_path
 Number = Annotated[float, Field(allow_inf_nan=True)] | Annotated[int, Field(ge=-(2**53), le=2**53)]
 Value = Annotated[float, Field(allow_inf_nan=False)] | Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]
 
-PLURAL = {name: f"{name}s" for name in ("sampler", "guidance", "spacing", "metric", "seed")}
+PLURAL = {name: f"{name}s" for name in ("sampler", "guidance", "spacing", "metric", "seed", "prompt")}
 """Keys of a suite by the argument name of an error, where the two differ."""
 
 
@@ -164,7 +164,7 @@ class Suite:
     def _check_keys(self, table: dict[str, Any], known: Sequence[str], place: list[Any]) -> None:
         for key in table:
             if key not in known:
-                hint = f"{did_you_mean(key, known)} Known: {', '.join(known)}."
+                hint = f"{_elsewhere(key, inside=bool(place)) or did_you_mean(key, known)} Known: {', '.join(known)}."
                 raise self.error([*place, key], f'there is no key "{shorten(key)}" here.{hint}')
 
     def _grid(self, number: int, table: dict[str, Any]) -> Grid:
@@ -182,10 +182,15 @@ class Suite:
         sizes = [len(value) for value in named.values() if value and isinstance(value, list)]
         if math.prod([*sizes, *map(len, more.parameters.values())]) > MAX_CELLS:
             raise self.error(place, f"this grid has more than {MAX_CELLS:,} cells; remove some values.")
+        if "samplers" not in table:
+            raise self.error(place, 'samplers is missing in this [[grid]]; give at least one: samplers = ["ddim"].')
+        if empty := [name for name, values in more.parameters.items() if not values]:
+            at = [*place, "parameters", empty[0]]
+            raise self.error(at, f"parameters.{empty[0]} is empty; give at least one value.")
         if isinstance(named.get("spacings"), list):
             named["spacings"] = [None if s == "default" else s for s in named["spacings"]]
         with self._placing(place):
-            grid = Grid(**{"samplers": ()} | named)
+            grid = Grid(**named)
         if more.parameters:
             specs = [spec for base in named["samplers"] for spec in _with(base, more.parameters)]
             try:
@@ -202,8 +207,9 @@ class Suite:
         for metric, values in ({} if table is None else table.__pydantic_extra__).items():
             here = [*place, "published", metric]
             metric = registry.current_name("metric", metric)
-            if metric not in {e.name for e in registry.entries("metric")}:
-                raise self.error(here, f'there is no metric "{metric}".')
+            known = {e.name for e in registry.entries("metric")}
+            if metric not in known:
+                raise self.error(here, f'there is no metric "{metric}".{did_you_mean(metric, known)}')
             if len(grid.spacings) != 1:
                 raise self.error(here, "published values belong to one spacing; this grid has several.")
             if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
@@ -229,6 +235,19 @@ class Suite:
         return found
 
 
+def _elsewhere(key: str, inside: bool) -> str:
+    """The sentence that says where an unknown key belongs; "" if it is not a key of the other table.
+
+    Args:
+        key: The key.
+        inside: Whether it was written in a `[[grid]]`.
+    """
+    word = next((word for word in (key, f"{key}s") if word in (TOP if inside else KEYS)), None)
+    if word is None:
+        return ""
+    return f" Write {word} " + ("above the first [[grid]]." if inside else "in a [[grid]].")
+
+
 def _with(spec: str, parameters: dict[str, list[Any]]) -> Iterator[str]:
     """Yield a spec with every combination of the parameter values."""
     for values in itertools.product(*parameters.values()):
@@ -251,10 +270,13 @@ def _first(errors: list[Any]) -> tuple[Any, list[Any]]:
 
 
 def _explain(error: Any, place: list[Any]) -> str:
-    name = ".".join(str(part) for part in place if not isinstance(part, int))
-    return (
-        f"{name} is missing." if error["type"] == "missing" else f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}."
-    )
+    names = [str(part) for part in place if not isinstance(part, int)]
+    name = ".".join(names)
+    if error["type"] == "missing":
+        return f"{names[-1]} is missing in [{'.'.join(names[:-1])}]; name the paper and the table as text."
+    if error["type"] in ("dict_type", "model_type"):
+        return f"{name}: write it as a table, [{name}]."
+    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}."
 
 
 def find_line(text: str, place: list[Any], value: str | None = None) -> int:

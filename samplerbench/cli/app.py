@@ -77,6 +77,17 @@ def root(
         os.environ["SAMPLERBENCH_NO_PLUGINS"] = "1"
 
 
+FIRST_COMMANDS = """Usage: samplerbench [OPTIONS] COMMAND [ARGS]...
+
+Three commands to try first:
+
+  samplerbench list samplers                              show the installed samplers
+  samplerbench sample grid.png --sampler ddim --steps 20  sample images of digits, and write them as grid.png
+  samplerbench run --sampler ddim --steps 5,10,20         measure the FID of these images at three numbers of steps
+
+`samplerbench --help` lists all commands. `samplerbench COMMAND --help` shows the options of a command."""
+"""What `samplerbench` prints without arguments."""
+
 MAY_BE_EMPTY = ("--negative-prompt",)
 """Options for which an empty value is valid."""
 
@@ -104,8 +115,12 @@ def refuse_empty(arguments: list[str]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line, then exit: 0 for success, 2 for bad input, 1 for a failed run, 130 after Ctrl-C."""
     tolerate_encoding()
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given and "_SAMPLERBENCH_COMPLETE" not in os.environ:
+        say(FIRST_COMMANDS)
+        sys.exit(2)
     try:
-        refuse_empty(sys.argv[1:] if arguments is None else arguments)
+        refuse_empty(given)
         code = app(args=arguments, prog_name="samplerbench", standalone_mode=False)
     except SamplerbenchError as error:
         if os.environ.get("SAMPLERBENCH_DEBUG"):

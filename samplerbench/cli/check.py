@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from samplerbench.cli import common
 from samplerbench.cli.spelling import with_options
 from samplerbench.errors import UserError
 from samplerbench.text import console, literal, print_json
@@ -17,7 +18,10 @@ Kind = Literal["sampler", "guidance", "spacing", "generator", "metric", "model"]
 def check(
     spec: Annotated[
         list[str],
-        typer.Argument(help="One or more plugins, with optional parameters: `ddim:eta=0.5`, `./mine.py:Mine`."),
+        typer.Argument(
+            help="One or more plugins, with optional parameters: `ddim:eta=0.5`, `./mine.py:Mine`.",
+            autocompletion=common.complete("sampler", "guidance", "spacing", "generator", "metric", "model"),
+        ),
     ],
     kind: Annotated[
         Kind | None, typer.Option("--kind", help="Kind of the plugins. Default: every kind with a plugin of this name.")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from samplerbench.errors import UserError
 from samplerbench.progress import Progress as Progress
 from samplerbench.text import note
 
@@ -20,6 +22,35 @@ def complete(*kinds: str) -> Any:
         return sorted({e.name for kind in kinds for e in registry.entries(kind) if e.name.startswith(incomplete)})
 
     return names
+
+
+FEATURES = (
+    "clip-rn101",
+    "clip-rn50",
+    "clip-rn50x16",
+    "clip-rn50x4",
+    "clip-rn50x64",
+    "clip-vit-b-16",
+    "clip-vit-b-32",
+    "clip-vit-l-14",
+    "clip-vit-l-14-336px",
+    "digits-cnn",
+    "dinov2-vit-b-14",
+    "dinov2-vit-g-14",
+    "dinov2-vit-l-14",
+    "dinov2-vit-s-14",
+    "inception-v3-compat",
+    "vgg16",
+)
+"""The feature extractors, for completion: torch-fidelity lists its own only after torch is imported."""
+
+DTYPES = ("fp32", "tf32", "bf16", "fp16", "fp64")
+"""The values of --dtype, for completion: they are defined in a module that imports torch."""
+
+
+def choices(words: Sequence[str]) -> Any:
+    """Complete these words in the shell."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
 
 
 Samplers = Annotated[
@@ -40,7 +71,7 @@ Guidances = Annotated[
     typer.Option(
         "--guidance",
         "-g",
-        help="Guidance, with optional parameters: `cfg:scale=2`; `none` disables guidance. Can be repeated.",
+        help="Guidance, with optional parameters: `cfg:scale=2` or `cfg:2`; `none` disables it. Can be repeated.",
         autocompletion=complete("guidance"),
     ),
 ]
@@ -71,6 +102,12 @@ Prompts = Annotated[
     typer.Option(
         "--prompts",
         help="Prompts of a text-to-image model: a file with one prompt per line. Line k is label k, from 0.",
+    ),
+]
+Prompt = Annotated[
+    list[str],
+    typer.Option(
+        "--prompt", help="Prompt of a text-to-image model, in place of --prompts. Can be repeated.", show_default=False
     ),
 ]
 NegativePrompt = Annotated[
@@ -106,6 +143,7 @@ Dtype = Annotated[
         "--dtype",
         help="Data type of the network: fp32, tf32 (requires an NVIDIA GPU), bf16, fp16 or fp64. The "
         "sampler's state is float32; with fp64, it is float64.",
+        autocompletion=choices(DTYPES),
     ),
 ]
 Compile = Annotated[
@@ -123,6 +161,17 @@ Device = Annotated[str, typer.Option("--device", help="Device: auto, cpu, cuda, 
 Out = Annotated[
     Path, typer.Option("--out", "-o", help="Folder for the results: one JSON file and one PNG of samples per cell.")
 ]
+
+
+def one_of_prompts(prompt: Sequence[str], prompts: str | None) -> str | tuple[str, ...] | None:
+    """The prompts given by --prompt, or the file given by --prompts; None without either.
+
+    Raises:
+        UserError: both are given.
+    """
+    if prompt and prompts is not None:
+        raise UserError("--prompt and --prompts cannot be combined; use one of them.")
+    return tuple(prompt) or prompts
 
 
 class Interrupts:

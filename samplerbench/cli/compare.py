@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from samplerbench.cli import common
 from samplerbench.errors import UserError
 from samplerbench.text import console, literal, note, print_json, printable
 
@@ -22,7 +23,12 @@ def compare(
     b: Annotated[
         str, typer.Option("--b", help="Selection of the cells of B: `sampler=ddim,steps=50`.", show_default=False)
     ] = "",
-    metric: Annotated[list[str], typer.Option("--metric", help="Compare only this metric. Can be repeated.")] = [],  # noqa: B006
+    metric: Annotated[
+        list[str],
+        typer.Option(
+            "--metric", help="Compare only this metric. Can be repeated.", autocompletion=common.complete("metric")
+        ),
+    ] = [],  # noqa: B006
     fail_if_worse: Annotated[
         bool, typer.Option("--fail-if-worse", help="Exit with code 1 if B is worse than A in any row.")
     ] = False,

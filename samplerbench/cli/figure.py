@@ -52,6 +52,7 @@ RealData = Annotated[
     typer.Option(
         "--data",
         help="Real images: a data set name, a folder, zip or npz file. Default: the training data of the model.",
+        autocompletion=common.complete("data set"),
     ),
 ]
 Sigmas = Annotated[
@@ -71,6 +72,7 @@ def _shared(
     revision: common.Revision = None,
     variant: common.Variant = None,
     prompts: common.Prompts = None,
+    prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
@@ -165,6 +167,7 @@ def _figure(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., No
         _, *own = inspect.signature(function, eval_str=True).parameters.values()
 
         def run(**given: Any) -> None:
+            given["prompts"] = common.one_of_prompts(given.pop("prompt"), given["prompts"])
             loading = ("revision", "variant", "prompts", "negative_prompt", "offline")
             request = {k: given.pop(k) for k in ("model", "labels", "dtype", *loading)}
             rest = {k: given.pop(k) for k in ("out", "n", "seed", "batch_size", "device")}

@@ -52,7 +52,13 @@ def list_plugins(
 
 def show(
     name: Annotated[
-        str, typer.Argument(help="Sampler, guidance, spacing, metric or model; PATH.py:CLASS; or a checkpoint folder.")
+        str,
+        typer.Argument(
+            help="Sampler, guidance, spacing, metric or model; PATH.py:CLASS; or a checkpoint folder.",
+            autocompletion=common.complete(
+                "sampler", "guidance", "spacing", "generator", "model", "metric", "data set"
+            ),
+        ),
     ],
     revision: common.Revision = None,
     variant: common.Variant = None,
@@ -77,7 +83,7 @@ def show(
 
         known = sorted({e.name for kind in registry.BASES for e in registry.entries(kind)})
         raise UserError(
-            f'no plugin is called "{name}".{did_you_mean(name, known)} `samplerbench list` lists the plugins.'
+            f'no plugin is called "{name}".{did_you_mean(head, known)} `samplerbench list` lists the plugins.'
         )
     for entry in dict.fromkeys((e.kind, e.name) for e in named):
         _show_plugin(out, registry.find(*entry))

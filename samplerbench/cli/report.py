@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from samplerbench.cli import common
 from samplerbench.errors import UserError
 from samplerbench.text import console, json_text, literal, note, say
 
@@ -21,7 +22,12 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write to. Default: FOLDER/report.", show_default=False)
     ] = None,
-    metric: Annotated[list[str], typer.Option("--metric", help="Report only this metric. Can be repeated.")] = [],  # noqa: B006
+    metric: Annotated[
+        list[str],
+        typer.Option(
+            "--metric", help="Report only this metric. Can be repeated.", autocompletion=common.complete("metric")
+        ),
+    ] = [],  # noqa: B006
     by: Annotated[
         Literal["steps", "nfe"] | None,
         typer.Option(

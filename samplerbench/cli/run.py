@@ -48,6 +48,7 @@ def run(
     revision: common.Revision = None,
     variant: common.Variant = None,
     prompts: common.Prompts = None,
+    prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
@@ -91,6 +92,7 @@ def run(
             "--features",
             help="Feature extractor of the metrics: `inception-v3-compat`, `dinov2-vit-b-14`, `clip-vit-b-32`, "
             "`digits-cnn`, …, or a folder written by `samplerbench train features`. Default: the model's.",
+            autocompletion=common.choices(common.FEATURES),
         ),
     ] = None,
     features_weights: Annotated[
@@ -106,6 +108,7 @@ def run(
             help="Real images: a data set name (`mnist`), a folder, zip or npz file, or reference statistics "
             "(written by "
             "`samplerbench stats`, or an npz file of mu and sigma). Default: the training data of the model.",
+            autocompletion=common.complete("data set"),
         ),
     ] = None,
     out: common.Out = Path("results"),
@@ -152,7 +155,8 @@ def run(
     options: dict[str, Any] = {"model": model, "labels": labels, "n": n, "blocks": blocks, "seeds": (seed,)}
     options |= {"batch_size": parse_batch_size(batch_size), "dtype": dtype, "metrics": metric, "features": features}
     options |= {"features_weights": features_weights, "data": data, "revision": revision, "variant": variant}
-    options |= {"prompts": prompts, "negative_prompt": negative_prompt, "compile": compile, "graphs": graphs}
+    options |= {"prompts": common.one_of_prompts(prompt, prompts)}
+    options |= {"negative_prompt": negative_prompt, "compile": compile, "graphs": graphs}
     with _stdout_kept(as_json):  # plugins are imported
         if suite is not None:
             asked = load_suite(suite)
@@ -282,6 +286,8 @@ def _show_published(job: Run) -> None:
 def _given(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
     """Those of the options that were given on the command line."""
     own = {"seeds": "seed", "metrics": "metric"}
+    if isinstance(options["prompts"], tuple):
+        own["prompts"] = "prompt"
     return {k: v for k, v in options.items() if _is_given(context, own.get(k, k))}
 
 
@@ -400,6 +406,7 @@ def sample(
     revision: common.Revision = None,
     variant: common.Variant = None,
     prompts: common.Prompts = None,
+    prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
@@ -450,7 +457,7 @@ def sample(
         dtype=dtype,
         revision=revision,
         variant=variant,
-        prompts=prompts,
+        prompts=common.one_of_prompts(prompt, prompts),
         negative_prompt=negative_prompt,
         offline=offline,
         compile=compile,

@@ -18,11 +18,14 @@ def stats(
         str,
         typer.Argument(
             help="Data set name (`mnist`), folder or zip of images, npz file of images, or npz file of `mu` and "
-            "`sigma`."
+            "`sigma`.",
+            autocompletion=common.complete("data set"),
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, with the suffix .safetensors.")],
-    features: Annotated[str, typer.Option("--features", help="Feature extractor.")] = "inception-v3-compat",
+    features: Annotated[
+        str, typer.Option("--features", help="Feature extractor.", autocompletion=common.choices(common.FEATURES))
+    ] = "inception-v3-compat",
     features_weights: Annotated[
         str | None, typer.Option("--features-weights", help="File with the extractor's weights.")
     ] = None,

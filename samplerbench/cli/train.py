@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from samplerbench.cli import common
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_BATCH, MAX_CHANNELS, MAX_SEED, MAX_TIMESTEPS, MAX_TRAINING_STEPS
 from samplerbench.text import note, say
@@ -34,7 +35,12 @@ Groups = Annotated[
 def _shared(
     out: Annotated[Path, typer.Option("--out", help="Folder to write. Training resumes from a checkpoint in it.")],
     data: Annotated[
-        str, typer.Option("--data", help="Data set name, or a folder of images (sub-folders are classes).")
+        str,
+        typer.Option(
+            "--data",
+            help="Data set name, or a folder of images (sub-folders are classes).",
+            autocompletion=common.complete("data set"),
+        ),
     ] = "digits",
     steps: Annotated[
         int,

@@ -50,7 +50,7 @@ def find_data(source: str) -> Callable[[], ImageSet]:
         raise UserError(f"{source} is not a data set: use a folder or zip of images, an npz file, or a name.")
     raise UserError(
         f'no data set "{shorten(source)}": it is neither a folder, a zip or an npz, nor one of '
-        f"{', '.join(sorted(known))}.{did_you_mean(source, known)}"
+        f"{', '.join(sorted(known))}.{did_you_mean(source.partition(':')[0], known)}"
     )
 
 

@@ -96,9 +96,13 @@ class Checkpoint:
             file: name of the configuration file.
 
         Raises:
-            UserError: if the file is missing or damaged.
+            UserError: if the file is missing, damaged or empty.
         """
         found = read_json(self.folder / part / file, f"{self.source} is incomplete")
+        if all(key.startswith("_") for key in found):
+            raise UserError(
+                f"{self.source} is incomplete: {part}/{file} is empty; write it with save_pretrained of diffusers."
+            )
         parameters = [] if cls is None else inspect.signature(cls.__init__).parameters.values()
         return {p.name: p.default for p in parameters if p.default is not p.empty} | found
 

@@ -9,8 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from samplerbench import registry
 from samplerbench.errors import UserError, argument
+from samplerbench.options import did_you_mean
 from samplerbench.untrusted import is_dir, is_file, read_json, shorten, user_path
+
+PIXEL = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ScoreSdeVePipeline")
+LATENT = ("LDMPipeline", "LatentDiffusionUncondPipeline")
+SUPPORTED = (*PIXEL, *LATENT, "DiTPipeline", "StableDiffusionPipeline")
+"""Class names of the supported pipelines of diffusers."""
 
 STEMS = ("diffusion_pytorch_model", "model")
 """File name stems of weights in diffusers and transformers."""
@@ -23,7 +30,7 @@ class LoadOptions:
     Attributes:
         revision: branch, tag or commit of a hub repository. None for the main branch.
         variant: variant of the weights, such as "fp16" or "non_ema", or "ema" for the folder `unet_ema`.
-        prompts: path of a text file with one prompt per line.
+        prompts: path of a text file with one prompt per line, or the prompts.
         negative_prompt: the negative prompt. None for the empty prompt.
         offline: whether to use only the local cache.
         show: whether the model is only shown, not sampled. If so, a text-to-image model requires no prompts.
@@ -33,7 +40,7 @@ class LoadOptions:
 
     revision: str | None = None
     variant: str | None = None
-    prompts: str | None = None
+    prompts: str | tuple[str, ...] | None = None
     negative_prompt: str | None = None
     offline: bool = False
     show: bool = False
@@ -158,14 +165,18 @@ def resolve_checkpoint(source: str, options: LoadOptions | None = None) -> tuple
     a_file = path.suffix.lower() in (".safetensors", ".json", ".bin", ".ckpt", ".pt", ".pth")
     looks_like_id = source.count("/") == 1 and not source.startswith((".", "/", "~")) and not a_file
     if is_file(path) or not looks_like_id:
+        word = source.partition(":")[0]
+        hint = "" if "/" in word or a_file else did_you_mean(word, {e.name for e in registry.entries("model")})
         raise UserError(
             f'no model "{source}": it is neither a folder, nor a hub id (owner/name), nor a name in '
-            "`samplerbench list models`."
+            f"`samplerbench list models`.{hint}"
         )
     folder = _fetch(source, options, ["*.json", "*.txt"])
     index = folder / "model_index.json"
     if index.exists():
-        parts = [name for name, value in read_json(index, source).items() if isinstance(value, list)]
+        content = read_json(index, source)
+        check_pipeline(source, content)  # before its weights are downloaded
+        parts = [name for name, value in content.items() if isinstance(value, list)]
         # These parts are large and not used.
         parts = [p for p in parts if p not in ("safety_checker", "feature_extractor", "image_encoder")]
         folder = _fetch(source, options, ["*.json", "*.txt", *_weight_patterns(parts, options.variant)])
@@ -174,10 +185,30 @@ def resolve_checkpoint(source: str, options: LoadOptions | None = None) -> tuple
     return folder, folder.name
 
 
+def check_pipeline(source: str, index: Mapping[str, Any]) -> str:
+    """Return the class name of a pipeline.
+
+    Args:
+        source: path or hub id, for error messages.
+        index: content of model_index.json.
+
+    Raises:
+        UserError: if the class is missing or not supported.
+    """
+    name = index.get("_class_name")
+    supported = f"supported pipelines: {', '.join(SUPPORTED[:-1])} and {SUPPORTED[-1]} (Stable Diffusion 1 and 2)"
+    if name is None:
+        raise UserError(f"{source}: model_index.json does not name its pipeline in _class_name; {supported}.")
+    if name not in SUPPORTED:
+        raise UserError(f"{source}: {shorten(str(name))} is not supported; {supported}.")
+    return str(name)
+
+
 def check_no_prompts(source: str, options: LoadOptions) -> None:
     """Raise UserError if prompts are given for a model that is not a text-to-image model."""
-    for name in ("prompts", "negative_prompt"):
-        if getattr(options, name) is not None:
+    prompts = "prompts" if isinstance(options.prompts, str) else "prompt"
+    for name, value in ((prompts, options.prompts), ("negative_prompt", options.negative_prompt)):
+        if value is not None:
             raise UserError(f"{argument(name)} requires a text-to-image model, but {source} is not one.")
 
 

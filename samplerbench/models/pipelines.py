@@ -7,11 +7,16 @@ import torch
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_CHANNELS
 from samplerbench.models.checkpoint import Checkpoint, open_checkpoint
-from samplerbench.models.files import LoadOptions, check_no_prompts, resolve_checkpoint
+from samplerbench.models.files import (
+    LATENT,
+    PIXEL,
+    LoadOptions,
+    check_no_prompts,
+    check_pipeline,
+    resolve_checkpoint,
+)
 from samplerbench.models.model import Model
 
-PIXEL = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ScoreSdeVePipeline")
-LATENT = ("LDMPipeline", "LatentDiffusionUncondPipeline")
 VE_SCHEDULER = "ScoreSdeVeScheduler"
 
 
@@ -36,8 +41,8 @@ def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, options
         check_no_prompts(source, options)
         return load_edm(source, device, dtype, options, found)
     checkpoint = open_checkpoint(source, options, found)
-    name = checkpoint.pipeline
-    if name not in ("StableDiffusionPipeline",):
+    name = check_pipeline(source, checkpoint.index)
+    if name != "StableDiffusionPipeline":
         check_no_prompts(source, options)
     if name in PIXEL:
         model = _pixel(checkpoint, device, dtype)
@@ -47,15 +52,10 @@ def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, options
         from samplerbench.models.dit import load_dit
 
         model = load_dit(checkpoint, device, dtype)
-    elif name == "StableDiffusionPipeline":
+    else:
         from samplerbench.models.stable_diffusion import load_stable_diffusion
 
         model = load_stable_diffusion(checkpoint, device, dtype)
-    else:
-        raise UserError(
-            f"{source} is a {name} with the network {checkpoint.kind('unet')}; supported pipelines: "
-            f"{', '.join(PIXEL)}, LDMPipeline, DiTPipeline and StableDiffusionPipeline."
-        )
     return model
 
 

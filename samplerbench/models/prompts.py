@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from samplerbench.errors import UserError, argument
 from samplerbench.models.checkpoint import Checkpoint
-from samplerbench.untrusted import read_text, reason, user_path
+from samplerbench.untrusted import read_text, reason, shorten, user_path
 
 AT_ONCE = 32
 """Number of prompts per batch of the text encoder."""
@@ -33,15 +34,18 @@ class Prompts:
         return hashlib.sha256("\n".join(self.lines).encode()).hexdigest()
 
 
-def read_prompts(file: str) -> Prompts:
+def read_prompts(file: str | Sequence[str]) -> Prompts:
     """Read prompts from a UTF-8 text file, one per line. Blank lines and surrounding whitespace are removed.
 
     Args:
-        file: path of the file.
+        file: path of the file, or the prompts themselves.
 
     Raises:
-        UserError: if the file cannot be read, or contains no prompts.
+        UserError: if the file cannot be read or contains no prompts, or if a given prompt is empty or has several
+            lines.
     """
+    if not isinstance(file, str):
+        return Prompts([_one_line(prompt) for prompt in file])
     try:
         text = read_text(user_path(file))
     except (OSError, ValueError) as error:
@@ -50,6 +54,15 @@ def read_prompts(file: str) -> Prompts:
     if not lines:
         raise UserError(f"{argument('prompts', str(file))}: the file contains no prompts; write one prompt per line.")
     return Prompts(lines)
+
+
+def _one_line(prompt: str) -> str:
+    """A prompt without surrounding whitespace."""
+    lines = prompt.strip().splitlines()
+    if len(lines) != 1:
+        what = "has several lines; write it on one line" if lines else "is empty; write some text"
+        raise UserError(f"{argument('prompt', shorten(prompt))} {what}.")
+    return lines[0]
 
 
 @dataclass

@@ -69,7 +69,8 @@ def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: t
     source, options = checkpoint.source, checkpoint.options
     if options.prompts is None and not options.show:
         raise UserError(
-            f"{source} is a text-to-image model; give a file with one prompt per line: {argument('prompts', 'FILE')}."
+            f"{source} is a text-to-image model; give a file with one prompt per line, {argument('prompts', 'FILE')}, "
+            f"or a prompt, {argument('prompt', 'TEXT')}."
         )
     prompts = None if options.prompts is None else read_prompts(options.prompts)
     checkpoint.require("unet", "UNet2DConditionModel")
