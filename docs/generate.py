@@ -212,7 +212,7 @@ Case, `-`, `_` and spaces do not matter, nor do the prefixes `sample_` and `k_` 
 
 def coming_from_page() -> str:
     """The names of samplers and spacings in other software."""
-    from samplerbench import foreign_names
+    from samplerbench_plugins import foreign_names
 
     lines = [MADE, COMING_FROM.rstrip()]
     for software in dict.fromkeys(row.software for row in foreign_names.TABLE):

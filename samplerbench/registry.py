@@ -26,7 +26,7 @@ from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from samplerbench import entry_point_guard, foreign_names, plugin_file
+from samplerbench import entry_point_guard, plugin_file
 from samplerbench.attributes import check_attributes
 from samplerbench.errors import SamplerbenchError, UserError
 from samplerbench.options import Configurable, build, did_you_mean, list_parameters, nearest, parameters_of
@@ -276,17 +276,28 @@ def name_elsewhere(name: str, kinds: Iterable[str]) -> str:
         kinds: the kinds in question. A sampler is also named where a spacing is required, and the reverse.
     """
     kinds = list(kinds)
+    if (table := _foreign_names()) is None:
+        return ""
     known = {kind: {e.name for e in entries(kind)} for kind in ("sampler", "spacing")}
     asked = [kind for kind in known if kind in kinds]
     for kind in asked:
-        if row := foreign_names.lookup(kind, name, known[kind]):
-            return row.message
+        if row := table.lookup(kind, name, known[kind]):
+            return str(row.message)
     for kind in [kind for kind in known if asked and kind not in asked]:
         if name in known[kind]:
             return f"it is a {kind} here."
-        if row := foreign_names.lookup(kind, name, known[kind]):
+        if row := table.lookup(kind, name, known[kind]):
             return f"it is the name of a {kind}: {row.message}"
     return ""
+
+
+def _foreign_names() -> Any:
+    """The module `foreign_names` beside the built-in samplers; None if they are not installed."""
+    modules = {e.value.partition(":")[0] for e in entries("sampler") if e.distribution == OWN}
+    for package in sorted({module.rpartition(".")[0] for module in modules} - {""}):
+        with suppress(ImportError):
+            return import_module(f"{package}.foreign_names")
+    return None
 
 
 def collision(named: Iterable[Entry]) -> str:

@@ -11,19 +11,20 @@ import pytest
 import test_scheduler_predictions
 import test_solvers_agree
 import torch
+from samplerbench_plugins import foreign_names
+from samplerbench_plugins.foreign_names import DIFFUSERS, K_DIFFUSION, TABLE, ForeignName
 from test_solvers_agree import difference, ours
 from torch import Tensor
 
 import samplerbench
-from samplerbench import foreign_names, registry
+from samplerbench import registry
 from samplerbench.bench.suite import load_suite
 from samplerbench.cli.app import main
 from samplerbench.errors import UserError
-from samplerbench.foreign_names import DIFFUSERS, K_DIFFUSION, TABLE, ForeignName
 from samplerbench.models.exact import ExactModel, exact
 from samplerbench.sampling.spacing import make_grid
 
-pytestmark = pytest.mark.filterwarnings("ignore::Warning:diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore::Warning:diffusers", "ignore:__array_wrap__:DeprecationWarning")
 
 TESTS = Path(__file__).parent
 STEPS = 8

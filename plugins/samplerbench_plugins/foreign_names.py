@@ -1,7 +1,7 @@
 """Names of samplers and spacings in other software, and what they are called here.
 
-`registry` names the equivalent in the error for an unknown name. A name of this table is not accepted in its place, so
-that a protocol has one name for each method. `docs/coming-from.md` is generated from the table.
+The registry names the equivalent in the error for an unknown name. A name of this table is not accepted as a spec, so
+that protocols have one name for each method. `docs/coming-from.md` is generated from the table.
 """
 
 from __future__ import annotations
