@@ -195,10 +195,10 @@ samplerbench: no sampler "dpmpp_2m": it is called dpm++ here.
 Case, `-`, `_` and spaces do not matter, nor do the prefixes `sample_` and `k_` and the suffix `_gpu`. In
 `DPM++ 2M Karras` the last word is the spacing: `--sampler dpm++ --spacing karras`.
 
-- **Same as** is what gives the same images with the same network, noise and grid: a scheduler of diffusers, or, if a
-  test is named, a formula or published algorithm written out in that test. `tests/test_foreign_names.py` runs every
-  scheduler of this column and compares the images to a relative difference of 10⁻⁴. If the column is empty, the spec
-  is the nearest method, and the note names the difference.
+- **Same as** names a scheduler of diffusers that gives the same images with the same network, noise and grid:
+  `tests/test_foreign_names.py` runs each of them and compares the images to a relative difference of 10⁻⁴. For methods
+  that diffusers does not have, the column names a test, which compares the method with its formula or its paper. If the
+  column is empty, the spec is a scheduler of diffusers or the nearest method, and the note names the difference.
 - **The default spacing differs.** These programs take the spacing from a separate setting. To compare with them, set
   `--spacing`, for example `trailing` for `timestep_spacing=trailing`.
 - **The noise differs.** A stochastic sampler is the same method, but its images differ from those of another program,

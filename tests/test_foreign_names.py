@@ -44,7 +44,7 @@ def error_of(kind: str, name: str) -> str:
 # --- The table ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", [row for row in TABLE if row.spec], ids=identify)
+@pytest.mark.parametrize("row", {(row.kind, row.spec): row for row in TABLE if row.spec}.values(), ids=identify)
 def test_every_spec_of_the_table_is_one(row: ForeignName) -> None:
     registry.parse(row.kind, row.spec)
     if row.spacing:
@@ -77,7 +77,10 @@ def of_the_papers(name: str) -> list[dict[str, Any]]:
     return [registry.parse("sampler", spec).parameters for spec in specs]
 
 
-@pytest.mark.parametrize("row", [row for row in TABLE if row.shown_by.startswith("test_")], ids=identify)
+TESTED = {(row.spec, row.shown_by): row for row in TABLE if row.shown_by.startswith("test_")}
+
+
+@pytest.mark.parametrize("row", TESTED.values(), ids=identify)
 def test_what_a_row_refers_to_tests_its_spec(row: ForeignName) -> None:
     file, _, function = row.shown_by.partition("::")
     source = (TESTS / file).read_text("utf-8")
