@@ -1,4 +1,4 @@
-"""Write the pages that are made from the code: docs/cli.md, docs/api.md and docs/builtin.md.
+"""Write the pages that are made from the code: docs/cli.md, docs/api.md, docs/builtin.md and docs/coming-from.md.
 
 python docs/generate.py            # writes them
 python docs/generate.py --check    # exit code 1 if one of them is not what the code says
@@ -175,6 +175,58 @@ def builtin_page() -> str:
                 default = show_value(p.default) or '""'
                 cells = (f"`{p.name}`", p.type_name, p.range, f"`{default}`", p.help)
                 lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+# --- Names in other software ---------------------------------------------------------------------------------------
+
+
+COMING_FROM = """
+# Names in other software
+
+What samplers and spacings of k-diffusion, ComfyUI, Stable Diffusion web UI (A1111), diffusers and papers are called
+here. These names are not accepted as specs, but the error for an unknown name gives the equivalent:
+
+```text
+samplerbench run --sampler dpmpp_2m --steps 20
+samplerbench: no sampler "dpmpp_2m": it is called dpm++ here.
+```
+
+Case, `-`, `_` and spaces do not matter, nor do the prefixes `sample_` and `k_` and the suffix `_gpu`. In
+`DPM++ 2M Karras` the last word is the spacing: `--sampler dpm++ --spacing karras`.
+
+- **Same as** names a scheduler of diffusers that gives the same images with the same network, noise and grid:
+  `tests/test_foreign_names.py` runs each of them and compares the images to a relative difference of 10⁻⁴. For methods
+  that diffusers does not have, the column names a test, which compares the method with its formula or its paper. If the
+  column is empty, the spec is a scheduler of diffusers or the nearest method, and the note names the difference.
+- **The default spacing differs.** These programs take the spacing from a separate setting. To compare with them, set
+  `--spacing`, for example `trailing` for `timestep_spacing=trailing`.
+- **The noise differs.** A stochastic sampler is the same method, but its images differ from those of another program,
+  because the random numbers differ.
+- Every supported scheduler of diffusers is also available unchanged, as
+  [`diffusers/NAME`](builtin.md#sampler-diffusers).
+
+[Accuracy of the solvers](solvers.md#differences-from-diffusers-and-the-papers) gives the size of the differences.
+"""
+
+
+def coming_from_page() -> str:
+    """The names of samplers and spacings in other software."""
+    from samplerbench_plugins import foreign_names
+
+    lines = [MADE, COMING_FROM.rstrip()]
+    for software in dict.fromkeys(row.software for row in foreign_names.TABLE):
+        lines += ["", f"## {software}"]
+        for kind in ("sampler", "spacing"):
+            rows = [row for row in foreign_names.TABLE if (row.software, row.kind) == (software, kind)]
+            if rows:
+                lines += ["", f"| {kind} there | here | same as | note |", "| --- | --- | --- | --- |"]
+            for row in rows:
+                names = ", ".join(f"`{name}`" for name in row.names)
+                spec = f"`{row.spec}`" if row.spec else "not available"
+                spec += f" with the spacing `{row.spacing}`" if row.spacing else ""
+                shown_by = f"`{row.shown_by}`" if row.shown_by else ""
+                lines.append("| " + " | ".join(_cell(cell) for cell in (names, spec, shown_by, row.note)) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -365,7 +417,12 @@ def _anchor(heading: str) -> str:
 
 def pages() -> dict[Path, str]:
     """The generated pages and their text."""
-    return {HERE / "cli.md": cli_page(), HERE / "api.md": api_page(), HERE / "builtin.md": builtin_page()}
+    return {
+        HERE / "cli.md": cli_page(),
+        HERE / "api.md": api_page(),
+        HERE / "builtin.md": builtin_page(),
+        HERE / "coming-from.md": coming_from_page(),
+    }
 
 
 def main() -> None:

@@ -209,7 +209,8 @@ def find(kind: str, name: str) -> Entry:
         name: a registered name, a former name (`aliases`), or `PATH.py:CLASS`.
 
     Raises:
-        UserError: no such name, with a suggestion; a name that two distributions register; or no such file.
+        UserError: no such name, with a suggestion, or with the equivalent of a name of other software; a name that two
+            distributions register; or no such file.
     """
     if file := plugin_file.split(name):
         version = plugin_file.source_hash(plugin_file.content(file[0]))
@@ -221,6 +222,8 @@ def find(kind: str, name: str) -> Entry:
     named = [e for e in registered if e.name == name]
     if not named:
         known = sorted({e.name for e in registered})
+        if foreign := name_elsewhere(name, [kind]):
+            raise UserError(f'no {kind} "{shorten(name)}": {foreign}')
         meant = current_name(kind, nearest(name, [*known, *aliases(kind)]))
         suggestion = f' Did you mean "{meant}"?' if meant else ""
         raise UserError(f'no {kind} "{shorten(name)}".{suggestion} Known: {", ".join(known) or "none"}.')
@@ -263,6 +266,38 @@ def current_spec(kind: str, spec: str) -> str:
         return spec
     former = split(spec)[0]
     return current_name(kind, former) + spec.strip()[len(former) :]
+
+
+def name_elsewhere(name: str, kinds: Iterable[str]) -> str:
+    """What a name of other software is called here, as the end of an error message; "" if it is not known.
+
+    Args:
+        name: a name that is not registered as any of `kinds`.
+        kinds: the kinds in question. A sampler is also named where a spacing is required, and the reverse.
+    """
+    kinds = list(kinds)
+    if (table := _foreign_names()) is None:
+        return ""
+    known = {kind: {e.name for e in entries(kind)} for kind in ("sampler", "spacing")}
+    asked = [kind for kind in known if kind in kinds]
+    for kind in asked:
+        if row := table.lookup(kind, name, known[kind]):
+            return str(row.message)
+    for kind in [kind for kind in known if asked and kind not in asked]:
+        if name in known[kind]:
+            return f"it is a {kind} here."
+        if row := table.lookup(kind, name, known[kind]):
+            return f"it is the name of a {kind}: {row.message}"
+    return ""
+
+
+def _foreign_names() -> Any:
+    """The module `foreign_names` beside the built-in samplers; None if they are not installed."""
+    modules = {e.value.partition(":")[0] for e in entries("sampler") if e.distribution == OWN}
+    for package in sorted({module.rpartition(".")[0] for module in modules} - {""}):
+        with suppress(ImportError):
+            return import_module(f"{package}.foreign_names")
+    return None
 
 
 def collision(named: Iterable[Entry]) -> str:
@@ -413,6 +448,8 @@ def kinds_of(spec: str, kinds: Iterable[str]) -> list[str]:
         return matching
     words = sorted(set().union(*known.values()))
     called = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
+    if foreign := name_elsewhere(name, kinds):
+        raise UserError(f'no {called} is called "{shorten(name)}": {foreign}')
     raise UserError(f'no {called} is called "{shorten(name)}".{did_you_mean(name, words)}')
 
 

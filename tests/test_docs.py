@@ -351,7 +351,7 @@ def generator() -> ModuleType:
 def test_generated_pages_are_what_the_code_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAMPLERBENCH_NO_PLUGINS", "1")
     pages = generator().pages()
-    assert {file.name for file in pages} == {"cli.md", "api.md", "builtin.md"}
+    assert {file.name for file in pages} == {"cli.md", "api.md", "builtin.md", "coming-from.md"}
     for file, text in pages.items():
         assert file.read_text("utf-8") == text, f"docs/{file.name} is stale; run: python docs/generate.py"
 

@@ -81,6 +81,8 @@ def show(
             return
         from samplerbench.options import did_you_mean
 
+        if foreign := registry.name_elsewhere(head, registry.BASES):
+            raise UserError(f'no plugin is called "{name}": {foreign}')
         known = sorted({e.name for kind in registry.BASES for e in registry.entries(kind)})
         raise UserError(
             f'no plugin is called "{name}".{did_you_mean(head, known)} `samplerbench list` lists the plugins.'
