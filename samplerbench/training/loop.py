@@ -474,7 +474,7 @@ def _load_checkpoint(
         raise UserError(f"the checkpoint {file} is damaged ({reason(error)}); remove it to start anew.") from None
     asked = json.loads(json.dumps(fixed))
     # A constant learning rate does not depend on the number of steps, so a training can be made longer.
-    free = {"steps"} if asked["schedule"] == "constant" else set()
+    free = {"steps"} if asked.get("schedule") == "constant" else set()
     differing = [k for k in asked if k in made_with and made_with[k] != asked[k] and k not in free]
     if made_for != what or differing:
         other = ", ".join(f"{k} {made_with[k]}" for k in differing) or f"for {made_for}"
@@ -482,7 +482,7 @@ def _load_checkpoint(
             f"the checkpoint {file} was made with {other}; use the same settings, or another {argument('out')} to "
             "start anew."
         )
-    if result.steps > asked["steps"]:
+    if result.steps > asked.get("steps", result.steps):
         raise UserError(
             f"the checkpoint {file} has {result.steps} steps; use {argument('steps', result.steps)} or more, or "
             f"another {argument('out')} to start anew."
