@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -537,9 +538,12 @@ def test_a_lost_process_ends_the_run_on_both_nodes_with_the_sentence(tmp_path: P
     assert [process.returncode for process in nodes] == [1, 1], printed
     for lines in (text.rstrip().splitlines() for text in printed):
         assert lines[-1].startswith("samplerbench: a process of this run has ended unexpectedly (see above). Nothing ")
-    named = f"process {rank} (pid {lost.pid} on {socket.gethostname()}) of this run has ended unexpectedly."
-    assert named in printed[0 if rank else 1]
-    assert printed[0].count("of this run has ended unexpectedly. Nothing") <= 1
+    # By then the launcher may have ended the other process of that node too.
+    lines_of = [
+        re.findall(r"^samplerbench: process .* of this run ha(?:s|ve) ended .*", text, re.M) for text in printed
+    ]
+    assert f"process {rank} (pid {lost.pid} on {socket.gethostname()})" in lines_of[0 if rank else 1][0]
+    assert len(lines_of[0]) <= 1
 
 
 @pytest.mark.slow

@@ -132,8 +132,8 @@ class Team:
             lost = [] if self.presence is None else [self.presence.name(rank) for rank in self.lost()]
             who = " and ".join(lost) or "another process"
             raise LostProcess(
-                f"{who} of this run has ended unexpectedly. Nothing finished is lost: run the same command again to "
-                "continue."
+                f"{who} of this run {'have' if len(lost) > 1 else 'has'} ended unexpectedly. Nothing finished is lost: "
+                "run the same command again to continue."
             ) from error
 
     def share(self, first: int, last: int) -> range:
