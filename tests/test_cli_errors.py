@@ -113,7 +113,7 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
             "-s ddim --data digts",
             'no data set "digts": it is neither a folder, a zip or an npz, nor one of ',
         ),
-        ("-s ddim --data absent.safetensors", "absent.safetensors is not a reference file of `samplerbench stats`: "),
+        ("-s ddim --data absent.safetensors", "absent.safetensors does not exist; create it with "),
         ("-s ddim --model digits:rounding=up", "model digits: rounding=up: "),
         ("-s ddim --model absent/folder/deep", 'no model "absent/folder/deep": it is neither a folder, nor a hub id'),
         ("-s ddim --model no-such-name", 'no model "no-such-name": it is neither a folder, nor a hub id'),

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from samplerbench.cli.app import main
 from samplerbench.data import ImageSet, load_data
+from samplerbench.errors import UserError
 from samplerbench.models.schedule import alphas_cumprod
 from samplerbench.training.augment import random_shift
+from samplerbench.training.classifier import ClassifierTask
 from samplerbench.training.loop import StepRandom, TrainSettings, fit
 from samplerbench.training.unet import UNetSettings, UNetTask
 
@@ -104,6 +106,30 @@ def test_a_run_that_was_stopped_and_resumed_saves_the_same_weights(
     assert fit(Curve(data, [4.0, 5.0]), data, settings, stopped, held_out=held_out).resumed
     assert (whole / WEIGHTS).read_bytes() == (stopped / WEIGHTS).read_bytes()
     assert card(whole)["held_out"] == card(stopped)["held_out"]
+
+
+def test_a_training_does_not_resume_with_or_without_held_out_images_if_it_began_otherwise(
+    data: ImageSet, held_out: ImageSet, tmp_path: Path
+) -> None:
+    with_images, without = tmp_path / "with", tmp_path / "without"
+    fit(Curve(data, [1.0] * 5), data, SHORT, with_images, held_out=held_out)
+    fit(Curve(data, []), data, SHORT, without)
+    with pytest.raises(UserError, match=r"was made with held_out digits \w+; use the same settings"):
+        fit(Curve(data, []), data, SHORT, with_images)
+    with pytest.raises(UserError, match="was made with held_out none; use the same settings"):
+        fit(Curve(data, [1.0]), data, SHORT, without, held_out=held_out)
+
+
+def test_held_out_images_that_cannot_be_evaluated_are_refused_before_training(
+    data: ImageSet, held_out: ImageSet, tmp_path: Path
+) -> None:
+    unlabelled = replace(held_out, labels=None, classes=None)
+    with pytest.raises(UserError, match="a network with 10 classes requires held-out images with labels"):
+        fit(Curve(data, []), data, SHORT, tmp_path, held_out=unlabelled)
+    assert not list(tmp_path.iterdir())
+    classifier = ClassifierTask(data, (8, 8))
+    with pytest.raises(UserError, match="cannot be used for the kind of network classifier"):
+        fit(classifier, data, SHORT, tmp_path, held_out=held_out)
 
 
 class Zero(nn.Module):

@@ -141,7 +141,7 @@ fid = [[10.0, nan], [30.0, 20.0]]
     [
         ("fid = [[10.0, nan], [30.0, 20.0]]", "fid = [[10.0, nan]]", 10, "this grid has 2 rows"),
         ("[30.0, 20.0]", "[30.0]", 10, "this grid has 2 rows"),
-        ("fid =", "fidd =", 10, 'there is no metric "fidd"'),
+        ("fid =", "fidd =", 10, 'no metric "fidd"'),
         ('source = "A paper, table 1"', "", 8, "source"),
         ("steps = [2, 3]", 'steps = [2, 3]\nspacings = ["karras", "trailing"]', 11, "belong to one spacing"),
         ("[30.0, 20.0]", '["x", 20.0]', 10, "number"),

@@ -23,7 +23,7 @@ from samplerbench.boundary import plugin_call
 from samplerbench.data.pixels import dequantise, quantise
 from samplerbench.errors import SamplerbenchError, Stopped, UserError
 from samplerbench.metrics.guarded import Guarded
-from samplerbench.metrics.metric import Accumulator, Batch, Context, Metric
+from samplerbench.metrics.metric import Accumulator, Batch, Context, Metric, need_samples
 from samplerbench.metrics.reference import Reference
 from samplerbench.metrics.summary import summarise_blocks
 from samplerbench.models.model import Model, check_guidance
@@ -227,12 +227,11 @@ class CellRun:
         model, measurement = self.model, self.session.measurement
         part = Part(pixels=torch.empty(0, *model.image_shape, dtype=torch.uint8))
         accumulators = self._accumulators()
-        of = [metric.of for metric in measurement.metrics]
         share = self.team.share(first, last)
         within = torch.arange(share.start, share.stop)
-        if "samples" in of or not of:
+        if need_samples(measurement.metrics):
             self._sample(block, within, accumulators, part)
-        if "data" in of:
+        if any(metric.of == "data" for metric in measurement.metrics):
             self._take_in_data(block, within, accumulators, part)
         part.states = [accumulator.state() for accumulator in accumulators]
         return part

@@ -13,7 +13,7 @@ from samplerbench.bench.cell_run import SOLUTIONS, solution_cell
 from samplerbench.bench.generate import SamplerOnModel, prepare
 from samplerbench.bench.prepare import Prepared, check_measurement
 from samplerbench.boundary import plugin_call
-from samplerbench.metrics.metric import names_of
+from samplerbench.metrics.metric import names_of, need_samples
 from samplerbench.models.sample import start_batch
 from samplerbench.sampling import Generator, Step
 from samplerbench.sampling.guidance import evaluations_of
@@ -85,8 +85,7 @@ def estimate(prepared: Prepared) -> Estimate:
         return Row(cell, tuple(metrics), nfe, measured, images, nfe * images * evaluation)
 
     rows = []
-    of = [metric.of for metric in prepared.metrics]
-    sampled = "samples" in of or not of
+    sampled = need_samples(prepared.metrics)
     for cell, *_ in prepared.runs:
         if cell.error is not None:  # this cell fails immediately
             continue

@@ -155,7 +155,8 @@ class PluginGenerator:
 
     def __init__(self, model: Model, generator: Generator) -> None:
         self.model, self.generator = model, generator
-        self.network: nn.Module = generator.network or nn.Identity()
+        network = generator.network
+        self.network: nn.Module = nn.Identity() if network is None else network
         self.beside: tuple[nn.Module, ...] = ()
         self.bound_evaluations = generator.bound_evaluations
 

@@ -454,7 +454,7 @@ def check_reference(model: Model, data: str | None) -> None:
     if source and not source.endswith(".safetensors"):
         find_data(source)
     elif source and not is_file(source):
-        raise UserError(f"{shorten(source)} is not a reference file of `samplerbench stats`: there is no such file.")
+        raise UserError(f"{shorten(source)} does not exist; create it with `samplerbench stats`.")
 
 
 def pick_reference(model: Model, data: str | None, extractor: Extractor) -> Reference:

@@ -209,7 +209,7 @@ class Suite:
             metric = registry.current_name("metric", metric)
             known = {e.name for e in registry.entries("metric")}
             if metric not in known:
-                raise self.error(here, f'there is no metric "{metric}".{did_you_mean(metric, known)}')
+                raise self.error(here, f'no metric "{metric}".{did_you_mean(metric, known)}')
             if len(grid.spacings) != 1:
                 raise self.error(here, "published values belong to one spacing; this grid has several.")
             if len(values) != len(rows) or any(len(row) != len(columns) for row in values):

@@ -291,6 +291,15 @@ def names_of(metrics: Sequence[Metric]) -> list[str]:
     return [m.spec if labels.count(m.label()) > 1 else m.label() for m in metrics]
 
 
+def need_samples(metrics: Sequence[Metric]) -> bool:
+    """Return whether a run with these metrics samples images. It does not if all metrics measure the data.
+
+    Args:
+        metrics: all metrics of a run.
+    """
+    return not metrics or any(metric.of == "samples" for metric in metrics)
+
+
 def check_requirements(
     metric: Metric,
     *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,12 @@ class LatentUNetTask(UNetTask):
         latents = (mean + deviation * random.normal(*mean.shape[1:])) * self.factor
         return super().loss(network, latents, labels, random)
 
-    def evaluate(self, network: nn.Module, data: ImageSet) -> float:
-        """Raises UserError: the bound is of images with 256 levels."""
+    def evaluator(self, data: ImageSet) -> Callable[[nn.Module], float]:
+        """See `Task.evaluator`. The bound is defined for images with 256 levels, not for latents.
+
+        Raises:
+            UserError: always.
+        """
         raise UserError(f"{argument('held_out')} requires a network in pixel space; leave it out.")
 
     def identity(self) -> dict[str, Any]:

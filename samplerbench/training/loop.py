@@ -11,7 +11,7 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -101,15 +101,16 @@ class Task(ABC):
         """The input of `loss` for the images at `index` (B,) int64: images in [-1, 1], (B, C, H, W)."""
         return dequantise(data.images[index].to(device))
 
-    def evaluate(self, network: nn.Module, data: ImageSet) -> float:
-        """A value of the network on held-out images for early stopping. Lower is better.
+    def evaluator(self, data: ImageSet) -> Callable[[nn.Module], float]:
+        """A function that evaluates the network on held-out images, for early stopping. Lower values are better.
+
+        The function is called with the network with its EMA weights, in evaluation mode.
 
         Args:
-            network: the network with its EMA weights, in evaluation mode.
             data: the held-out images.
 
         Raises:
-            UserError: the task has no such value.
+            UserError: the task cannot be evaluated, or not on these images.
         """
         raise UserError(f"{argument('held_out')} cannot be used for the kind of network {self.what}.")
 
@@ -158,7 +159,8 @@ class HeldOut:
     """
 
     def __init__(self, task: Task, data: ImageSet, settings: TrainSettings) -> None:
-        self.task, self.data, self.settings = task, data, settings
+        self.data, self.settings = data, settings
+        self.value = task.evaluator(data)
         self.curve: list[tuple[int, float]] = []
         self.best: list[Tensor] = []
 
@@ -167,7 +169,7 @@ class HeldOut:
         from accelerate.utils import broadcast
 
         with _ema_weights(ema, network):
-            value = self.task.evaluate(network, self.data)
+            value = self.value(network)
         if accelerator.num_processes > 1:
             value = float(broadcast(torch.tensor(value, dtype=torch.float64, device=accelerator.device)))
         if not self.curve or value < self.lowest[1]:
@@ -205,7 +207,7 @@ def fit(
     """Train a network, and write the output folder. Training resumes from `out/checkpoint` if it exists.
 
     If the time limit is reached first, only the checkpoint is written. With held-out images, the EMA weights with the
-    lowest value on them (`Task.evaluate`) are saved instead of the last ones.
+    lowest value on them (`Task.evaluator`) are saved instead of the last ones.
 
     Args:
         task: the network and its loss.
@@ -239,8 +241,8 @@ def fit(
     fixed = {k: v for k, v in asdict(settings).items() if k in _FIXED}
     fixed |= {**task.identity(), "data": f"{data.name} {data.sha256[:12]}"}
     stopping = None if held_out is None else HeldOut(task, held_out, settings)
+    fixed |= {"held_out": "none" if held_out is None else f"{held_out.name} {held_out.sha256[:12]}"}
     if held_out is not None:
-        fixed |= {"held_out": f"{held_out.name} {held_out.sha256[:12]}"}
         fixed |= {"evaluate_every": settings.evaluate_every, "patience": settings.patience}
     checkpoint = out / "checkpoint" / "state.safetensors"
     first, before = 0, TrainResult(0, 0, 0.0, math.nan, False)
@@ -473,6 +475,7 @@ def _load_checkpoint(
     except (DamagedError, OSError, KeyError, ValueError) as error:
         raise UserError(f"the checkpoint {file} is damaged ({reason(error)}); remove it to start anew.") from None
     asked = json.loads(json.dumps(fixed))
+    made_with.setdefault("held_out", "none")  # before version 0.1.0 had early stopping
     # A constant learning rate does not depend on the number of steps, so a training can be made longer.
     free = {"steps"} if asked.get("schedule") == "constant" else set()
     differing = [k for k in asked if k in made_with and made_with[k] != asked[k] and k not in free]

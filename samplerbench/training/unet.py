@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,15 @@ class UNetTask(Task):
         # L_vlb is a sum over T levels, of which one is drawn: T times its mean estimates it.
         return (epsilon - noise).square().mean() + 0.001 * self.settings.timesteps * bound.mean()
 
+    def evaluator(self, data: ImageSet) -> Callable[[nn.Module], float]:
+        """See `Task.evaluator`. The value is the variational bound (`evaluate`)."""
+        if self.classes is not None and (data.classes is None or data.classes > self.classes):
+            raise UserError(
+                f"{argument('held_out', data.source)}: a network with {self.classes} classes requires held-out images "
+                "with labels of these classes."
+            )
+        return partial(self.evaluate, data=data)
+
     @torch.no_grad()
     def evaluate(self, network: nn.Module, data: ImageSet) -> float:
         """The variational bound of held-out images (Ho et al. 2020, eq. 5), in bits per dimension.
@@ -150,21 +161,22 @@ class UNetTask(Task):
         strata = (torch.arange(total) + torch.rand(total, generator=draws)) / total
         t = (strata * timesteps).long().clamp(max=timesteps - 1)[torch.randperm(total, generator=draws)]
         image = torch.arange(total) % len(data)
-        bars = self.alphas_cumprod
+        alphas_cumprod = self.alphas_cumprod
         x0 = dequantise(data.images)
         bound = 0.0
         for rows in torch.arange(total).split(1024):
             images, levels = x0[image[rows]].to(device), t[rows].to(device)
             noise = torch.randn(images.shape, generator=draws).to(device)
-            scale = bars[t[rows]].float().to(device)[:, None, None, None]
+            scale = alphas_cumprod[t[rows]].float().to(device)[:, None, None, None]
             noisy = scale.sqrt() * images + (1 - scale).sqrt() * noise
             labels = None if self.classes is None or data.labels is None else data.labels[image[rows]].to(device)
             output = network(noisy, levels, class_labels=labels).sample.float()
             epsilon, fraction = (
                 output.chunk(2, dim=1) if self.settings.learn_variance else (output, torch.full_like(output, -1.0))
             )
-            bound += float(variational_bound(bars, images, noisy, levels, epsilon, fraction).double().sum())
-        last = float(bars[-1])
+            terms = variational_bound(alphas_cumprod, images, noisy, levels, epsilon, fraction)
+            bound += float(terms.double().sum())
+        last = float(alphas_cumprod[-1])
         prior = 0.5 * (last * x0.double().square().mean() - last - math.log1p(-last)) / math.log(2)
         return timesteps * bound / total + float(prior)
 
