@@ -345,11 +345,11 @@ class Results(Sequence[Record], JupyterMixin):
         return plain | values | {f"{name}_sd": e["sd"] for name, e in record["metrics"].items() if "sd" in e}
 
 
-def _prepare(grid: Grid, model: str | Model, device: str, **asked: Any) -> Prepared:
+def _prepare(grid: Grid, model: str | Model, device: str, **fields: Any) -> Prepared:
     """Prepare a request with one grid. A loaded model is recorded under the source it was loaded from."""
     loaded = model if isinstance(model, Model) else None
     name = str(model.identity["source"]) if isinstance(model, Model) else model
-    return prepare(Request([grid], model=name, **asked), device, loaded)
+    return prepare(Request([grid], model=name, **fields), device, loaded)
 
 
 def _check_sources(prepared: Prepared) -> None:

@@ -279,11 +279,11 @@ def name_elsewhere(name: str, kinds: Iterable[str]) -> str:
     if (table := _foreign_names()) is None:
         return ""
     known = {kind: {e.name for e in entries(kind)} for kind in ("sampler", "spacing")}
-    asked = [kind for kind in known if kind in kinds]
-    for kind in asked:
+    requested = [kind for kind in known if kind in kinds]
+    for kind in requested:
         if row := table.lookup(kind, name, known[kind]):
             return str(row.message)
-    for kind in [kind for kind in known if asked and kind not in asked]:
+    for kind in [kind for kind in known if requested and kind not in requested]:
         if name in known[kind]:
             return f"it is a {kind} here."
         if row := table.lookup(kind, name, known[kind]):

@@ -121,3 +121,21 @@ def make_session(
         return engine.Session(measurement, engine.Execution(Store(tmp_path), batch_size, rerun))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def saved_pipelines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one saved pipeline of each kind, and a file of prompts; not to be changed."""
+    from support.pipelines import save_pipelines
+
+    return save_pipelines(tmp_path_factory.mktemp("saved"))
+
+
+@pytest.fixture
+def prompt_file(tmp_path: Path) -> str:
+    """A file with one prompt per line and empty lines between them."""
+    from support.pipelines import PROMPTS
+
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n\n".join(PROMPTS) + "\n", "utf-8")
+    return str(file)

@@ -26,7 +26,7 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
 )
-from test_pipelines import (
+from support.pipelines import (
     PROMPTS,
     SD_BETAS,
     SEED,

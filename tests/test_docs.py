@@ -282,7 +282,7 @@ def names_of(page: Path, folder: Path) -> dict[str, Any]:
     if page.name != "diffusers.md":
         return {"__name__": "page"}
     from diffusers import DDIMScheduler
-    from test_pipelines import tiny_stable_diffusion
+    from support.pipelines import tiny_stable_diffusion
 
     return {"__name__": "page", "pipe": tiny_stable_diffusion(folder, DDIMScheduler(clip_sample=False, steps_offset=1))}
 

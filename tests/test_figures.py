@@ -20,7 +20,7 @@ from PIL import Image
 from samplerbench_plugins.pf_ode import ProbabilityFlow
 from sklearn.datasets import load_digits
 from support.denoising import denoiser
-from test_pipelines import tiny_autoencoder, tiny_unet
+from support.pipelines import tiny_autoencoder, tiny_unet
 from torch import Tensor
 
 from samplerbench import cli

@@ -268,7 +268,7 @@ def test_colour_images_of_28_pixels_have_7x7_latents(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["learn_variance", "clip_sample", "flip"])
 def test_what_is_of_images_is_refused_for_latents(data: ImageSet, autoencoder: Path, option: str) -> None:
-    with pytest.raises(UserError, match=f"`{option}` is of images, and `autoencoder`"):
+    with pytest.raises(UserError, match=f"`{option}` applies to images, but `autoencoder`"):
         LatentUNetTask(data, replace(NETWORK, **{option: True}), str(autoencoder))
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import pytest
 import torch
 from conftest import CPU, run_images
@@ -20,164 +19,47 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DiTPipeline,
-    DiTTransformer2DModel,
     LDMPipeline,
     PNDMScheduler,
-    ScoreSdeVePipeline,
     ScoreSdeVeScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-    UNet2DModel,
     VQModel,
 )
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from support.denoising import denoiser
+from support.pipelines import (
+    PROMPTS,
+    SD_BETAS,
+    SEED,
+    STEPS,
+    UNET_WEIGHTS,
+    N,
+    assert_same,
+    configure,
+    load,
+    ours,
+    seeded,
+    start,
+    theirs,
+    tiny_autoencoder,
+    tiny_stable_diffusion,
+    tiny_transformer,
+    tiny_unet,
+    ve_pipeline,
+)
 from torch import Tensor, nn
 
 from samplerbench import cli, registry
 from samplerbench.bench import setup
-from samplerbench.bench.suite import load_suite
 from samplerbench.errors import UserError
-from samplerbench.models import Model, latent
+from samplerbench.models import latent
 from samplerbench.models.files import LoadOptions
-from samplerbench.models.prompts import read_prompts
 from samplerbench.models.schedule import VP_SCHEDULERS, read_schedule
 from samplerbench.sampling import Inputs
 from samplerbench.sampling.driver import drive
-from samplerbench.sampling.noise import Noise, Purpose, normal
+from samplerbench.sampling.noise import Noise
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:diffusers")
-
-N, STEPS, SEED = 3, 6, 5
-TOLERANCE = 2e-4  # in pixels of [-1, 1], before they are quantised: diffusers keeps its tables in float32
-SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-PROMPTS = ["a red cat", "two dogs", "the sea at midnight"]
-
-
-def seeded(make: Callable[[], nn.Module], out: str | None = None) -> Any:
-    """A random module; `out` is its last layer, which the default initialisation leaves almost silent."""
-    torch.manual_seed(0)
-    module = make()
-    if out is not None:
-        nn.init.normal_(module.get_submodule(out).weight, std=0.2)
-    return module.eval()
-
-
-def tiny_unet(channels: int = 4, out: int | None = None, size: int = 8, **more: Any) -> UNet2DModel:
-    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    sizes = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "sample_size": size}
-    channels_out = out or channels
-    return seeded(
-        lambda: UNet2DModel(in_channels=channels, out_channels=channels_out, **blocks, **sizes, **more), "conv_out"
-    )
-
-
-def tiny_autoencoder(channels: int = 3, latents: int = 4, cls: type = AutoencoderKL, **more: Any) -> Any:
-    """From images to latents of half the side."""
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    sizes = {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": latents}
-    return seeded(
-        lambda: cls(in_channels=channels, out_channels=channels, **blocks, **sizes, **more), "decoder.conv_out"
-    )
-
-
-def tiny_transformer(out: int = 8) -> DiTTransformer2DModel:
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "sample_size": 8, "patch_size": 2}
-    return seeded(lambda: DiTTransformer2DModel(in_channels=4, out_channels=out, norm_num_groups=4, **sizes))
-
-
-def save_tokenizer(folder: Path) -> Any:
-    """A CLIP tokenizer of single letters: no merges."""
-    from transformers import CLIPTokenizer
-
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"model_max_length": 16, "tokenizer_class": "CLIPTokenizer", "pad_token": "<|endoftext|>"})
-    )
-    return CLIPTokenizer.from_pretrained(folder)
-
-
-def tiny_stable_diffusion(folder: Path, scheduler: Any) -> StableDiffusionPipeline:
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    tokenizer = save_tokenizer(folder / "made")
-    config = CLIPTextConfig(
-        vocab_size=54,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        bos_token_id=52,
-        eos_token_id=53,
-        pad_token_id=53,
-    )
-    unet = seeded(
-        lambda: UNet2DConditionModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            cross_attention_dim=16,
-            attention_head_dim=4,
-            norm_num_groups=4,
-        ),
-        "conv_out",
-    )
-    # An untrained network hardly listens to the text; this one does.
-    for name, parameter in unet.named_parameters():
-        if "attn2" in name and parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.5)
-    return StableDiffusionPipeline(
-        vae=tiny_autoencoder(),
-        text_encoder=seeded(lambda: CLIPTextModel(config)),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-def load(folder: Path, **options: Any) -> Model:
-    return setup.load_model(str(folder), CPU, "fp32", LoadOptions(**options))
-
-
-def start(model: Model, n: int = N) -> Tensor:
-    """The z that our run of sample 0 … n-1 begins with."""
-    return normal(SEED, Purpose.PRIOR, torch.arange(n), 0, model.shape).float()
-
-
-def ours(model: Model, sampler: str, spacing: str | None, labels: Tensor | None = None, **more: Any) -> Tensor:
-    return run_images(model, sampler, spacing, STEPS, N, labels, seed=SEED, **more).clamp(-1, 1)
-
-
-def theirs(pipeline: Any, z: Tensor, monkeypatch: pytest.MonkeyPatch, **call: Any) -> Tensor:
-    """What the pipeline itself makes of z, in [-1, 1]."""
-    pipeline.set_progress_bar_config(disable=True)
-    module = sys.modules[type(pipeline).__module__]
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "randn_tensor", lambda *_, **__: z.clone(), raising=False)
-        images = pipeline(num_inference_steps=STEPS, output_type="np", **call).images
-    return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
-
-
-def assert_same(a: Tensor, b: Tensor) -> None:
-    assert a.shape == b.shape
-    between = b.abs() < 0.999
-    assert int(between.sum()) >= 20, "all is clipped, so there is nothing to compare"
-    assert float(b[between].std()) > 0.1
-    assert float((a - b).abs().max()) <= TOLERANCE
 
 
 # --- The schedule -------------------------------------------------------------------------------------------------
@@ -228,13 +110,6 @@ def test_only_an_interpolated_variance_is_one_we_can_use(tmp_path: Path, kind: s
 
 
 # --- Pixels, variance exploding -----------------------------------------------------------------------------------
-
-
-def ve_pipeline(correct_steps: int, **more: Any) -> ScoreSdeVePipeline:
-    unet = tiny_unet(3, time_embedding_type="fourier", center_input_sample=True)
-    return ScoreSdeVePipeline(
-        unet, ScoreSdeVeScheduler(sigma_min=0.02, sigma_max=0.5, correct_steps=correct_steps, **more)
-    )
 
 
 def test_levels_of_a_variance_exploding_model_are_geometric(tmp_path: Path) -> None:
@@ -425,9 +300,9 @@ def test_diffusion_transformers_equal_their_pipeline(
 
 
 @pytest.mark.parametrize("kind", ["transformer", "text", "ve"])
-def test_every_kind_runs_in_bfloat16(saved: Path, kind: str) -> None:
-    options = LoadOptions(prompts=str(saved / "prompts.txt")) if kind == "text" else LoadOptions()
-    model = setup.load_model(str(saved / kind), CPU, "bf16", options)
+def test_every_kind_runs_in_bfloat16(saved_pipelines: Path, kind: str) -> None:
+    options = LoadOptions(prompts=str(saved_pipelines / "prompts.txt")) if kind == "text" else LoadOptions()
+    model = setup.load_model(str(saved_pipelines / kind), CPU, "bf16", options)
     labels = None if kind == "ve" else torch.zeros(2, dtype=torch.int64)
     guidance = "none" if labels is None else "cfg:scale=2"
     images = run_images(model, "ddim", None, 2, 2, labels, guidance=guidance)
@@ -453,13 +328,6 @@ def test_a_transformer_s_learned_variance_is_used_by_ddpm(tmp_path: Path) -> Non
 
 
 # --- Text ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def prompt_file(tmp_path: Path) -> str:
-    file = tmp_path / "prompts.txt"
-    file.write_text("\n\n".join(PROMPTS) + "\n", "utf-8")
-    return str(file)
 
 
 @pytest.mark.parametrize(
@@ -575,12 +443,8 @@ def nudge(file: Path) -> None:
     save_file(weights | {name: weights[name] + 0.001}, file, {"format": "pt"})
 
 
-def configure(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
-
-
-def test_older_configurations_leave_out_what_is_the_default(saved: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(saved / "text", tmp_path / "model")
+def test_older_configurations_leave_out_what_is_the_default(saved_pipelines: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved_pipelines / "text", tmp_path / "model")
     for file, names in (
         ("unet/config.json", ("in_channels", "out_channels", "num_class_embeds")),
         ("vae/config.json", ("latent_channels", "scaling_factor", "shift_factor")),
@@ -588,19 +452,19 @@ def test_older_configurations_leave_out_what_is_the_default(saved: Path, tmp_pat
     ):
         settings = json.loads((folder / file).read_text("utf-8"))
         (folder / file).write_text(json.dumps({k: v for k, v in settings.items() if k not in names}))
-    found, whole = load(folder, show=True), load(saved / "text", show=True)
+    found, whole = load(folder, show=True), load(saved_pipelines / "text", show=True)
     assert differing(found.identity, whole.identity) == {"source"}
     assert found.shape == whole.shape
 
 
-def test_a_tokenizer_of_two_files_is_the_same_as_one_of_one(saved: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(saved / "text", tmp_path / "model")
+def test_a_tokenizer_of_two_files_is_the_same_as_one_of_one(saved_pipelines: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved_pipelines / "text", tmp_path / "model")
     shutil.rmtree(folder / "tokenizer")
-    shutil.copytree(saved / "made", folder / "tokenizer")
+    shutil.copytree(saved_pipelines / "made", folder / "tokenizer")
     (folder / "tokenizer/tokenizer.json").unlink(missing_ok=True)
     inputs = Inputs(1, prompts=torch.tensor([0]))
-    prompts = str(saved / "prompts.txt")
-    first, second = (load(f, prompts=prompts).condition(inputs)["text"] for f in (folder, saved / "text"))
+    prompts = str(saved_pipelines / "prompts.txt")
+    first, second = (load(f, prompts=prompts).condition(inputs)["text"] for f in (folder, saved_pipelines / "text"))
     assert torch.equal(first, second)
     (folder / "tokenizer/merges.txt").unlink()
     with pytest.raises(UserError, match=r"is incomplete: tokenizer/vocab.json or tokenizer/merges.txt is missing"):
@@ -708,200 +572,3 @@ def test_only_the_weights_that_are_read_are_fetched(pixel_folder: Path, monkeypa
     assert list(filter_repo_objects(files, allow_patterns=asked[0])) == ["unet/config.json"]
     wanted = [f"{stem}.safetensors", "unet/config.json", f"{stem}-00001-of-00002.safetensors"]
     assert list(filter_repo_objects(files, allow_patterns=asked[1])) == wanted
-
-
-# --- What is refused ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder of each kind."""
-    root = tmp_path_factory.mktemp("saved")
-    scheduler = DDIMScheduler(clip_sample=False, **SD_BETAS)
-    LDMPipeline(tiny_autoencoder(), tiny_unet(), scheduler).save_pretrained(root / "latent")
-    DiTPipeline(tiny_transformer(), tiny_autoencoder(), scheduler).save_pretrained(root / "transformer")
-    tiny_stable_diffusion(root, scheduler).save_pretrained(root / "text")
-    ve_pipeline(1).save_pretrained(root / "ve")
-    (root / "prompts.txt").write_text("a cat\n")
-    return root
-
-
-@pytest.mark.parametrize(
-    ("kind", "file", "change", "says"),
-    [
-        ("latent", "vqvae/diffusion_pytorch_model.safetensors", None, "incomplete: vqvae/diffusion_pytorch_model.saf"),
-        ("latent", "vqvae/config.json", None, "is incomplete: vqvae/config.json is not there"),
-        (
-            "latent",
-            "unet/config.json",
-            {"in_channels": 3, "out_channels": 3},
-            "requires 3 channels, but the latents of",
-        ),
-        ("latent", "unet/config.json", {"out_channels": 8}, "8 output channels, but variance type fixed_small with 4"),
-        (
-            "latent",
-            "model_index.json",
-            {"vqvae": ["diffusers", "AutoencoderTiny"]},
-            "with the vqvae AutoencoderTiny",
-        ),
-        ("latent", "model_index.json", {"unet": ["diffusers", "UNet1DModel"]}, "a LDMPipeline with the unet UNet1DMod"),
-        ("latent", "model_index.json", {"_class_name": "OtherPipeline"}, "OtherPipeline is not supported; supported"),
-        ("transformer", "transformer/config.json", {"out_channels": 5}, "has 5 output channels for 4 input channels; "),
-        ("transformer", "vae/config.json", {"latent_channels": 8}, "requires 4 channels, but the latents of the au"),
-        ("transformer", "transformer/diffusion_pytorch_model.safetensors", None, "is incomplete: transformer/diffusio"),
-        (
-            "text",
-            "text_encoder/model.safetensors",
-            None,
-            "is incomplete: text_encoder/model.safetensors does not exist",
-        ),
-        ("text", "tokenizer/tokenizer.json", None, "is incomplete: tokenizer/vocab.json or tokenizer/merges.txt is mi"),
-        ("text", "unet/config.json", {"in_channels": 9}, "the network requires 9 channels, but the latents of the "),
-        ("text", "unet/config.json", {"cross_attention_dim": 8}, "cross_attention_dim of the network is 8, but the "),
-        ("text", "unet/config.json", {"addition_embed_type": "text_time"}, "other than text are not supported .additi"),
-        ("text", "model_index.json", {"text_encoder": ["x", "T5EncoderModel"]}, "with the text_encoder T5EncoderModel"),
-        ("ve", "unet/config.json", {"out_channels": 6}, "6 output channels, but variance type fixed with 3 input"),
-        ("ve", "unet/config.json", {"num_class_embeds": 6}, "a variance-exploding network with class labels is not su"),
-    ],
-)
-def test_what_does_not_fit_together_is_refused_in_one_line(
-    saved: Path, tmp_path: Path, kind: str, file: str, change: dict[str, Any] | None, says: str
-) -> None:
-    folder = shutil.copytree(saved / kind, tmp_path / "model")
-    (folder / file).unlink() if change is None else configure(folder / file, **change)
-    with pytest.raises(UserError, match=says) as error:
-        load(folder, show=True)
-    assert str(error.value).startswith(str(folder))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "says"),
-    [
-        ("latent", ["--prompts", "prompts.txt"], "--prompts requires a text-to-image model, but latent is not one"),
-        (
-            "transformer",
-            ["--prompts", "prompts.txt"],
-            "--prompts requires a text-to-image model, but transformer is not one",
-        ),
-        ("digits", ["--prompts", "prompts.txt"], "--prompts requires a text-to-image model, but digits is not one"),
-        (
-            "digits",
-            ["--negative-prompt", "x"],
-            "--negative-prompt requires a text-to-image model, but digits is not one",
-        ),
-        ("digits", ["--variant", "fp16"], "--variant fp16 applies only to checkpoints; the model digits is built in"),
-        ("latent", ["--revision", "v1"], "--revision v1 requires a hub repository, but latent is a local folder"),
-        (
-            "text",
-            [],
-            "text is a text-to-image model; give a file with one prompt per line, --prompts FILE, or a prompt, "
-            "--prompt TEXT.",
-        ),
-        (
-            "text",
-            ["--prompt", "a cat", "--prompts", "prompts.txt"],
-            "--prompt and --prompts cannot be combined; use one of them.",
-        ),
-        ("text", ["--prompt", "a cat", "--prompt", "a\ndog"], "has several lines; write it on one line."),
-        ("text", ["--prompt", "a cat", "--labels", "1"], "--labels 1: the model has the labels 0 to 0."),
-        ("digits", ["--prompt", "a cat"], "--prompt requires a text-to-image model, but digits is not one"),
-        ("latent", ["--prompt", "a cat"], "--prompt requires a text-to-image model, but latent is not one"),
-        (
-            "text",
-            ["--labels", "balanced"],
-            "text is a text-to-image model; give a file with one prompt per line, --prompts",
-        ),
-        (
-            "text",
-            ["--prompts", "empty.txt"],
-            "--prompts empty.txt: the file contains no prompts; write one prompt per line.",
-        ),
-        ("text", ["--prompts", "absent.txt"], "--prompts absent.txt: the file cannot be read ("),
-        ("text", ["--prompts", "prompts.txt", "--labels", "1"], "--labels 1: the model has the labels 0 to 0."),
-        ("owner/absent", ["--offline"], 'the model "owner/absent" is not in the local cache and offline mode is on'),
-    ],
-)
-@pytest.mark.parametrize("command", [["run"], ["sample", "grid.png"]])
-def test_options_that_do_not_fit_the_model_are_refused_in_one_line(
-    saved: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    command: list[str],
-    kind: str,
-    options: list[str],
-    says: str,
-) -> None:
-    monkeypatch.chdir(saved)
-    Path("empty.txt").write_text("\n \n", encoding="utf-8")
-    with pytest.raises(SystemExit) as ended:
-        cli.main([*command, "-s", "ddim", "--steps", "2", "--model", kind, *options])
-    assert ended.value.code == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert says in err
-
-
-def test_a_suite_names_prompts_and_variants_too(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(saved)
-    text = 'model = "text"\nprompts = "prompts.txt"\nnegative_prompt = "fog"\nvariant = "fp16"\nrevision = "v1"\n'
-    Path("suite.toml").write_text(text + '[[grid]]\nsamplers = ["ddim"]\nsteps = [2]\n', encoding="utf-8")
-    assert load_suite(Path("suite.toml")).load == LoadOptions("v1", "fp16", "prompts.txt", "fog")
-
-
-def test_prompts_of_options_are_those_of_a_file(tmp_path: Path, prompt_file: str) -> None:
-    """The same protocol, so a cell with the same prompts is not run again."""
-    same = read_prompts([*PROMPTS[:-1], f" {PROMPTS[-1]} "])
-    assert same == read_prompts(prompt_file)
-    with pytest.raises(UserError, match=r'^prompt=" " is empty; write some text\.$'):
-        read_prompts(["a cat", " "])
-
-
-def test_prompts_are_given_by_options_and_override_those_of_a_suite(
-    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(saved)
-    Path("listed.toml").write_text(
-        'model = "text"\nprompts = ["a cat", "a dog"]\n[[grid]]\nsamplers = ["ddim"]\nsteps = [2]\n', encoding="utf-8"
-    )
-    assert load_suite(Path("listed.toml")).load == LoadOptions(prompts=("a cat", "a dog"))
-    Path("wrong.toml").write_text("prompts = [1]\n[[grid]]\nsamplers = []\nsteps = [2]\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"^wrong\.toml:1: prompts: give the name of a text file, or a list of prompts"):
-        load_suite(Path("wrong.toml"))
-    for given, labels in (([], 1), (["--prompt", "a fox", "--prompt", "fog", "--prompt", "x"], 2)):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(["run", "listed.toml", *given, "--labels", "9"])
-        assert ended.value.code == 2
-        assert f"the model has the labels 0 to {labels}." in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("kind", "lines"),
-    [
-        (
-            "latent",
-            ["images│3x16x16", "latents│4x8x8", "prediction│epsilon", "autoencoder│AutoencoderKL"],
-        ),
-        ("transformer", ["classes│1000, and none", "learned variance│yes", "betas│0.00085 to 0.012"]),
-        ("text", ["classes│prompts", "schedule│scaled_linear", "scaling factor│0.18215"]),
-        ("ve", ["images│3x8x8", "prediction│score", "sigma_max│0.5", "its own sampler│pc:M=1,snr=0.15"]),
-    ],
-)
-def test_show_tells_what_was_read(saved: Path, capsys: pytest.CaptureFixture[str], kind: str, lines: list[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["show", str(saved / kind)])
-    assert not ended.value.code
-    shown = capsys.readouterr().out.replace("│ ", "│").replace(" ", "")
-    for line in lines:
-        assert line.replace(" ", "") in shown
-
-
-def test_text_is_sampled_from_the_command_line(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(saved)
-    arguments = ["--model", "text", "--prompts", "prompts.txt", "-s", "ddim", "-g", "cfg:scale=3", "--steps", "2"]
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["sample", str(tmp_path / "grid.png"), *arguments, "--n", "2", "--npz", str(tmp_path / "x.npz")])
-    assert not ended.value.code
-    found = np.load(tmp_path / "x.npz")
-    assert found["images"].shape == (2, 16, 16, 3)
-    assert found["labels"].tolist() == [0, 0]

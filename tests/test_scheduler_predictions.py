@@ -12,7 +12,7 @@ import diffusers
 import pytest
 import torch
 from support.denoising import denoiser
-from test_pipelines import tiny_stable_diffusion
+from support.pipelines import tiny_stable_diffusion
 
 from samplerbench import registry
 from samplerbench.errors import UserError

@@ -144,8 +144,8 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
                 check_legacy(method, model)
         for spacing in grid.spacings:
 
-            def spacing_of(sampler: Sampler, asked: Spacing | None = spacing) -> Spacing:
-                return setup.pick_spacing(sampler, asked)
+            def spacing_of(sampler: Sampler, given: Spacing | None = spacing) -> Spacing:
+                return setup.pick_spacing(sampler, given)
 
             guided = [bound.get(guidance, guidance) for guidance in grid.guidances]
             found, gaps = plan(model, samplers, grid.steps, guided, spacing_of, grid.nfe)

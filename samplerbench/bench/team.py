@@ -91,8 +91,8 @@ class Team:
             if error is not None:
                 raise error
             return
-        told = None if error is None else (type(error), message_of(error).after(f"process {self.rank}: "))
-        for found in self.gather(told):
+        reported = None if error is None else (type(error), message_of(error).after(f"process {self.rank}: "))
+        for found in self.gather(reported):
             if found is not None:
                 kind, text = found
                 raise kind(text) from error

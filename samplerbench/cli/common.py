@@ -184,7 +184,7 @@ class Interrupts:
     def __init__(self, quiet: bool = False) -> None:
         self.count, self.quiet = 0, quiet
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether Ctrl-C has been pressed."""
         return self.count > 0
 

@@ -159,24 +159,24 @@ def run(
     options |= {"negative_prompt": negative_prompt, "compile": compile, "graphs": graphs}
     with _stdout_kept(as_json):  # plugins are imported
         if suite is not None:
-            asked = load_suite(suite)
+            request = load_suite(suite)
             if sampler or steps or nfe or guidance or spacing:
                 raise UserError(f"{suite} says which samplers and steps; leave --sampler, --steps and the like out.")
             # What is said on the command line goes before what the suite says.
-            asked = asked.replace(**_given(context, options), offline=offline)
+            request = request.replace(**_given(context, options), offline=offline)
         elif sampler:
-            asked = Request([_grid(sampler, steps, nfe, guidance, spacing)], **options, offline=offline)
+            request = Request([_grid(sampler, steps, nfe, guidance, spacing)], **options, offline=offline)
         else:
             raise UserError("name a sampler with --sampler, or a suite file; `samplerbench list samplers` shows them.")
     team, device = join_team(device)
     precision = mixed_precision()
-    if team.main and precision != "no" and asked.dtype == "fp32" and not _is_given(context, "dtype"):
+    if team.main and precision != "no" and request.dtype == "fp32" and not _is_given(context, "dtype"):
         note(
             f"note: the mixed_precision of accelerate's configuration ({precision}) does not apply to `run`; use "
             f"--dtype {precision if precision in PRECISIONS else 'bf16'}."
         )
     with _stdout_kept(as_json):
-        prepared = prepare(asked, device, team=team)
+        prepared = prepare(request, device, team=team)
     if dry_run:
         if team.main:
             _dry_run(prepared)
@@ -239,7 +239,7 @@ def _terminal(job: Run, log: Path, as_json: bool) -> Observer:
     watch = common.Interrupts(quiet)
 
     class Terminal(Observer):
-        cell, solution, stop = bars.cell, bars.solution, watch.asked
+        cell, solution, stop = bars.cell, bars.solution, watch.requested
 
         @contextmanager
         def running(self) -> Iterator[None]:
@@ -319,14 +319,14 @@ def _dry_run(prepared: Prepared) -> None:
 
     from samplerbench.bench.estimate import estimate
 
-    found, asked = estimate(prepared), prepared.request
+    expected, request = estimate(prepared), prepared.request
     table = Table(header_style="bold")
     for column in ("sampler", "spacing"):
         table.add_column(column, no_wrap=True)
     for column in ("steps", "NFE", "estimate"):
         table.add_column(column, justify="right")
     names = prepared.names
-    for row in found.rows:
+    for row in expected.rows:
         cell, known = row.cell, row.cell.pending
         guidance = names.plugin(known, "guidance")
         solution = f"converged solution of {', '.join(row.metrics)}" + (f" + {guidance}" if guidance else "")
@@ -339,15 +339,15 @@ def _dry_run(prepared: Prepared) -> None:
         )
     screen = console()
     screen.print(table)
-    seeds = len(asked.seeds)
+    seeds = len(request.seeds)
     screen.print(
-        f"{len(prepared.runs) * seeds} cells of {found.n} x {asked.blocks} images; about "
-        f"{found.seconds * seeds / 60:.1f} minutes of sampling on {prepared.model.device}, measured at "
-        f"{1 / found.evaluation:.0f} evaluations/s."
+        f"{len(prepared.runs) * seeds} cells of {expected.n} x {request.blocks} images; about "
+        f"{expected.seconds * seeds / 60:.1f} minutes of sampling on {prepared.model.device}, measured at "
+        f"{1 / expected.evaluation:.0f} evaluations/s."
     )
-    if any(row.metrics for row in found.rows):
+    if any(row.metrics for row in expected.rows):
         screen.print("A converged solution is computed once for all cells with the same guidance.")
-    if any(row.measured for row in found.rows):
+    if any(row.measured for row in expected.rows):
         screen.print("≈: measured on two images.")
     for cell in prepared.cells:
         if cell.error is not None:
@@ -447,7 +447,7 @@ def sample(
 
     if out.suffix.lower() != ".png":
         raise UserError(f"{out}: the grid is a PNG file; name one, like grid.png.")
-    asked = Request(
+    request = Request(
         [_grid([sampler], str(steps), None, [guidance], spacing)],
         model=model,
         labels=labels,
@@ -463,7 +463,7 @@ def sample(
         compile=compile,
         graphs=graphs,
     )
-    prepared = prepare(asked, device)
+    prepared = prepare(request, device)
     inputs = prepared.inputs(n)
     cell = prepared.cells[0]
     with (

@@ -58,13 +58,13 @@ class Subject:
                 pass
         if not first.steps:
             self.refuse("it yielded no step")
-        if not first.asked:
+        if not first.evaluations:
             self.refuse("it never asks the network")
-        if first.asked != second.asked:
+        if first.evaluations != second.evaluations:
             self.refuse("its noise levels depend on the image")
         if first.moved:
             self.refuse("it changes the state before its first evaluation, and a pipeline evaluates the network first")
-        return Plan(self, sigmas, first.asked, first.entries, first.costs())
+        return Plan(self, sigmas, first.evaluations, first.entries, first.costs())
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Plan:
     Attributes:
         subject: the sampler and the model.
         sigmas: (N+1,) float64, the grid.
-        asked: the noise level of each evaluation, one for each entry of `timesteps`.
+        evaluations: the noise level of each evaluation, one for each entry of `timesteps`.
         entries: for each evaluation, the index of the interval that starts with it, at the state with which the
             previous interval ended; None for all other evaluations.
         costs: the number of evaluations of each interval.
@@ -82,7 +82,7 @@ class Plan:
 
     subject: Subject
     sigmas: Tensor
-    asked: list[float]
+    evaluations: list[float]
     entries: list[int | None]
     costs: list[int]
 
@@ -95,7 +95,7 @@ class Plan:
     def timesteps(self) -> Tensor:
         """The timestep of each evaluation: int64 if all are timesteps of the model, else float32."""
         levels = self.subject.levels.tolist()
-        times = [timestep_at(levels, sigma) for sigma in self.asked]
+        times = [timestep_at(levels, sigma) for sigma in self.evaluations]
         return torch.tensor(times, dtype=torch.int64 if all(t.is_integer() for t in times) else torch.float32)
 
     @cached_property
@@ -127,7 +127,7 @@ class Plan:
             )
         if index:
             tail = self.subject.plan(self.sigmas[self.entries[index] :])
-            if tail.asked != self.asked[index:]:
+            if tail.evaluations != self.evaluations[index:]:
                 self.subject.refuse("it evaluates at other noise levels if it starts at a lower one")
         return index
 
@@ -193,7 +193,7 @@ class _Rehearsal(Bare):
         self.x = z * scale * math.sqrt(1 + float(sigmas[0]) ** 2)
         self.noise = _Dice(z)
         self.steps = 0
-        self.asked: list[float] = []
+        self.evaluations: list[float] = []
         self.entries: list[int | None] = []
         self.moved = False
         self._at: list[int] = []
@@ -214,13 +214,13 @@ class _Rehearsal(Bare):
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
         level = self.level(sigma)
         i, scaled = self.steps, x * (1 + level**2) ** -0.5
-        if not self.asked:
+        if not self.evaluations:
             start = self.x * (1 + float(self.sigmas[0]) ** 2) ** -0.5
             # With a tolerance: a sampler with its own grid computes this level differently.
             self.moved = not torch.allclose(scaled, start, rtol=1e-5, atol=1e-5)
         first = not self._at or self._at[-1] < i
         begins = first and i < len(self.sigmas) - 1 and level == float(self.sigmas[i]) and torch.equal(x, self.here)
-        self.asked.append(level)
+        self.evaluations.append(level)
         self.entries.append(i if begins else None)
         self._at.append(i)
         return Prediction(torch.tanh(scaled + 0.3), torch.sigmoid(scaled) if self.subject.learned else None)

@@ -43,7 +43,7 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether the sampler has finished."""
-        return self.index == len(self.plan.asked)
+        return self.index == len(self.plan.evaluations)
 
     def meet(self, sample: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> None:
         """Prepare for D at the pipeline's state: start, continue, or restart if the pipeline changed the state.
@@ -87,7 +87,7 @@ class Run:
 
     def _receive(self, state: State) -> None:
         """Store the state of the sampler. Raises UserError if it does not match the plan."""
-        expected = None if self.done else self.plan.asked[self.index]
+        expected = None if self.done else self.plan.evaluations[self.index]
         level = Bare(self.plan.subject).level(state.sigma)
         if (None if state.done else level) != expected:
             self.plan.subject.refuse("its noise levels depend on the image")

@@ -148,10 +148,10 @@ class Checkpoint:
 
     def _variant(self, part: str) -> tuple[str, str | None]:
         """The folder and the variant to load for a part. A part without the requested variant uses no variant."""
-        asked = self.options.variant
-        if asked == "ema" and (self.folder / f"{part}_ema").is_dir():
+        variant = self.options.variant
+        if variant == "ema" and (self.folder / f"{part}_ema").is_dir():
             return f"{part}_ema", None
-        return part, asked if asked and weight_files(self.folder / part, asked) else None
+        return part, variant if variant and weight_files(self.folder / part, variant) else None
 
     def check_variant(self, parts: list[str]) -> None:
         """Check that at least one part has the requested variant.
@@ -162,12 +162,12 @@ class Checkpoint:
         Raises:
             UserError: if no part has it.
         """
-        asked = self.options.variant
-        if asked is None or any(self._variant(part) != (part, None) for part in parts):
+        variant = self.options.variant
+        if variant is None or any(self._variant(part) != (part, None) for part in parts):
             return
         known = sorted({v for part in parts for v in known_variants(self.folder / part)})
         known += ["ema"] if any((self.folder / f"{part}_ema").is_dir() for part in parts) else []
-        raise UserError(f"{self.source} has no variant {asked}; available variants: {', '.join(known) or 'none'}.")
+        raise UserError(f"{self.source} has no variant {variant}; available variants: {', '.join(known) or 'none'}.")
 
     def _from_pretrained(self, cls: Any, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
         # diffusers and transformers name the same option differently.

@@ -200,8 +200,8 @@ def _time(value: float | None) -> str:
 
 def untimed_note(records: Sequence[Record]) -> str:
     """The note on rows whose time was measured under other conditions than those of the table."""
-    told = dict.fromkeys(describe_conditions(t) for r in records for t in timings_of(r))
-    where = "; ".join(name or "unknown conditions" for name in told)
+    conditions = dict.fromkeys(describe_conditions(t) for r in records for t in timings_of(r))
+    where = "; ".join(name or "unknown conditions" for name in conditions)
     count = f"{len(records)} row{'s' if len(records) != 1 else ''}"
     how = f"timed under other conditions ({where})" if where else "timed under changing conditions"
     return f"no time: {count} {how}; `samplerbench run … --rerun` measures the time again"

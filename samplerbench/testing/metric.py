@@ -311,8 +311,8 @@ def check_checkpoint(metric: Metric) -> str:
         after.update(second) if states else after.update(whole.batch)
         values.append(_value(after))
         names |= state.keys()
-    told = whole.require_same(values, "a checkpoint")
-    return f"{told}; the state is {', '.join(sorted(names))}"
+    figure = whole.require_same(values, "a checkpoint")
+    return f"{figure}; the state is {', '.join(sorted(names))}"
 
 
 def check_min_images(metric: Metric) -> str:
@@ -362,7 +362,7 @@ def check_no_state(metric: Metric) -> str:
 def check_lacking(metric: Metric) -> str:
     """Without labels, real images or a solver it works, or raises a one-line error."""
     n = _size(metric)
-    batch, told = _batch(metric, n), []
+    batch, needs = _batch(metric, n), []
     cases: list[tuple[str, Callable[[], float]]] = [
         ("labels", lambda: _measure(metric, [replace(batch, labels=None)], _context(n))),
         ("real images", lambda: _measure(metric, [batch], replace(_context(n), real=None))),
@@ -373,16 +373,16 @@ def check_lacking(metric: Metric) -> str:
         try:
             measured()
         except NotApplicableError:
-            told.append(what)
+            needs.append(what)
         except SamplerbenchError as error:
             line = str(error).strip()
             require(bool(line) and "\n" not in line, f"without {what} its error is not one line: {line!r}")
-            told.append(what)
+            needs.append(what)
         except AssertionError:
             raise
         except Exception as error:
             require(False, f"without {what} it raises {type(error).__name__}: {error}")
-    return f"needs {', '.join(told)}" if told else "needs none of them"
+    return f"needs {', '.join(needs)}" if needs else "needs none of them"
 
 
 def check_no_writes(metric: Metric) -> str:

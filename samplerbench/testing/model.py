@@ -162,8 +162,8 @@ def check_identity(source: ModelSource) -> str:
         require(False, f"the identity cannot be written as JSON: {error}")
     name, weights = identity.get("source"), identity.get("weights")
     require(isinstance(name, str) and bool(name), 'identity has no "source": what the model is called')
-    told = isinstance(weights, str) and re.fullmatch(r"[0-9a-f]{16,}", weights) is not None
-    require(told, f'identity["weights"] is {weights!r}; it is a hexadecimal hash of the weights, such as a sha256')
+    is_hash = isinstance(weights, str) and re.fullmatch(r"[0-9a-f]{16,}", weights) is not None
+    require(is_hash, f'identity["weights"] is {weights!r}; it is a hexadecimal hash of the weights, such as a sha256')
     return f"{name}, weights {str(weights)[:8]}"
 
 
@@ -181,28 +181,28 @@ def check_reload(source: ModelSource) -> str:
 
 def check_shape(source: ModelSource) -> str:
     """D has the shape and the dtype of the state."""
-    model, told = _model(source), []
+    model, shapes = _model(source), []
     for n in (1, 3):
         for sigma in _some(model, (0.0, 1.0)):
             x = _state(model, sigma, n)
             out = _denoise(model, x, sigma, _labels(model, n))
             require(out.shape == x.shape, f"D of {tuple(x.shape)} is {tuple(out.shape)}")
             require(out.dtype == x.dtype, f"D of a {x.dtype} state is {out.dtype}")
-        told.append(str(tuple(x.shape)))
-    return f"float32, {' and '.join(told)}"
+        shapes.append(str(tuple(x.shape)))
+    return f"float32, {' and '.join(shapes)}"
 
 
 def check_finite(source: ModelSource) -> str:
     """D is finite at the noise levels and between them."""
-    model, asked = _model(source), 0
+    model, count = _model(source), 0
     last = len(model.levels) - 1
     for i in sorted({round(part * last / 8) for part in range(9)}):
         level, after = float(model.levels[i]), float(model.levels[min(i + 1, last)])
         for sigma in dict.fromkeys((level, math.sqrt(level * after))):
             out = _denoise(model, _state(model, sigma, 2), sigma, _labels(model, 2))
             require(bool(out.isfinite().all()), f"D at σ = {sigma:.4g} is not finite")
-            asked += 1
-    return f"{asked} levels are finite"
+            count += 1
+    return f"{count} levels are finite"
 
 
 def check_batch_split(source: ModelSource) -> str:
@@ -328,8 +328,8 @@ def check_prior(source: ModelSource) -> str:
         more = float(scale.square().mean()) - sigma**2
         # At a large σ only the whole can be told: what is left of the difference is rounding.
         fits = [abs(more - e) <= 0.15 * e + 1e-5 * (1 + sigma**2) for e in expected.values()]
-        told = " or ".join(f"σ² + {e:.3g} ({why})" for why, e in expected.items())
-        require(any(fits), f"at σ = {sigma:.4g} the start has the variance σ² + {more:.3g}; it should be {told}")
+        choices = " or ".join(f"σ² + {e:.3g} ({why})" for why, e in expected.items())
+        require(any(fits), f"at σ = {sigma:.4g} the start has the variance σ² + {more:.3g}; it should be {choices}")
         shift = _rms(mean) / math.sqrt(1 + sigma**2)
         require(shift <= 1, f"at σ = {sigma:.4g} the start's mean is {_rms(mean):.3g}")
         if sigma == near:
@@ -358,15 +358,15 @@ def check_denoises(source: ModelSource) -> str:
     x0, labels, z, deviation = _noised(model)
     levels = model.levels.tolist()
     wanted = (deviation / 4, deviation / 2, deviation, 2 * deviation, 5 * deviation, 10 * deviation)
-    asked = [min(levels, key=lambda s, w=w: abs(math.log(s / w))) for w in wanted]  # type: ignore[misc]
-    told = []
-    for sigma in dict.fromkeys(s for s in asked if s <= 12 * deviation):
+    sigmas = [min(levels, key=lambda s, w=w: abs(math.log(s / w))) for w in wanted]  # type: ignore[misc]
+    ratios = []
+    for sigma in dict.fromkeys(s for s in sigmas if s <= 12 * deviation):
         error = _rms(_denoise(model, x0 + sigma * z, sigma, labels) - x0)
         trivial = min(sigma, deviation)
         text = f"at σ = {sigma:.3g} D is {error:.3g} from the real image, the state or the mean {trivial:.3g}"
         require(error <= SLACK * trivial, text)
-        told.append((error / trivial, sigma))
-    ratio, sigma = min(told)
+        ratios.append((error / trivial, sigma))
+    ratio, sigma = min(ratios)
     return f"{ratio:.2f} of the better of the two at σ = {sigma:.2g}"
 
 

@@ -109,7 +109,7 @@ def check_all_timesteps(sampler: Sampler) -> str:
 
 def check_nfe(sampler: Sampler) -> str:
     """The counted network evaluations equal the value of nfe()."""
-    model, told = _problem("mixture"), []
+    model, counts = _problem("mixture"), []
     for steps in (1, 2, 5, 9):
         _bind(sampler, model, _grid(sampler, model, steps))  # what is estimated once is not counted
         with Meter(model.network) as meter:
@@ -118,8 +118,8 @@ def check_nfe(sampler: Sampler) -> str:
         if said is None:
             return f"chooses its own steps; {counted:.1f} counted"
         require(counted == said, f"{steps} steps cost {counted:g} evaluations an image; nfe({steps}) says {said}")
-        told.append(f"{steps}→{said}")
-    return ", ".join(told)
+        counts.append(f"{steps}→{said}")
+    return ", ".join(counts)
 
 
 def check_first_evaluation(sampler: Sampler) -> str:

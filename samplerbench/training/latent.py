@@ -43,9 +43,10 @@ class LatentUNetTask(UNetTask):
             "flip": settings.flip,
             "shift": bool(settings.shift),
         }
-        if asked := [name for name, wanted in refused.items() if wanted]:
+        if unsupported := [name for name, wanted in refused.items() if wanted]:
             raise UserError(
-                f"{argument(asked[0])} is of images, and {argument('autoencoder')} trains on latents; leave it out."
+                f"{argument(unsupported[0])} applies to images, but {argument('autoencoder')} trains on latents; "
+                "leave it out."
             )
         self.autoencoder = load_autoencoder(autoencoder).to(device)
         config: Any = self.autoencoder.config

@@ -474,18 +474,18 @@ def _load_checkpoint(
             raise ValueError("its settings are no object, or its number of steps is below 0")
     except (DamagedError, OSError, KeyError, ValueError) as error:
         raise UserError(f"the checkpoint {file} is damaged ({reason(error)}); remove it to start anew.") from None
-    asked = json.loads(json.dumps(fixed))
+    current = json.loads(json.dumps(fixed))
     made_with.setdefault("held_out", "none")  # before version 0.1.0 had early stopping
     # A constant learning rate does not depend on the number of steps, so a training can be made longer.
-    free = {"steps"} if asked.get("schedule") == "constant" else set()
-    differing = [k for k in asked if k in made_with and made_with[k] != asked[k] and k not in free]
+    free = {"steps"} if current.get("schedule") == "constant" else set()
+    differing = [k for k in current if k in made_with and made_with[k] != current[k] and k not in free]
     if made_for != what or differing:
         other = ", ".join(f"{k} {made_with[k]}" for k in differing) or f"for {made_for}"
         raise UserError(
             f"the checkpoint {file} was made with {other}; use the same settings, or another {argument('out')} to "
             "start anew."
         )
-    if result.steps > asked.get("steps", result.steps):
+    if result.steps > current.get("steps", result.steps):
         raise UserError(
             f"the checkpoint {file} has {result.steps} steps; use {argument('steps', result.steps)} or more, or "
             f"another {argument('out')} to start anew."
