@@ -221,6 +221,38 @@ def test_a_generator_that_needs_labels_is_refused_without() -> None:
         samplerbench.sample(named("Grey"), n=2, labels="none", quiet=True)
 
 
+BROKEN_LABELS = """
+from dataclasses import dataclass
+import torch
+from samplerbench.sampling import Generator
+@dataclass(frozen=True)
+class Broken(Generator):
+    \"""States labels that cannot be used (unpublished).\"""
+    def images(self, index, inputs, seed):
+        return torch.rand(len(index), 1, 8, 8)
+    def labels(self, index, seed):
+        return {labels}
+"""
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ("torch.zeros(2, dtype=torch.int64)", "labels returned shape (2,); it must be an int64 tensor of shape (4,)"),
+        ("torch.zeros(len(index))", "labels returned shape (4,); it must be an int64 tensor of shape (4,)"),
+        ("[0, 0, 0, 0]", "it must be an int64 tensor of shape (4,), or None"),
+    ],
+)
+def test_a_generator_with_broken_labels_is_one_failed_cell(labels: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(BROKEN_LABELS.format(labels=labels), "utf-8")
+    records = evaluate([f"{file}:Broken", "ddim"], steps=2, n=4, metrics="label-accuracy")
+    assert says in records[0]["error"]
+    assert "error" not in records[1]
+    checks = {result.name: result for result in run_checks(registry.parse("generator", f"{file}:Broken"))}
+    assert not checks["labels"].passed
+
+
 def test_a_generator_with_broken_images_is_one_failed_cell(tmp_path: Path) -> None:
     file = tmp_path / "broken.py"
     file.write_text(
@@ -449,8 +481,7 @@ def test_the_estimate_of_a_metric_of_the_data_has_no_evaluations() -> None:
 
 
 def test_metrics_of_one_run_may_use_different_feature_spaces() -> None:
-    features = "benchmarks/models/mnist-features"
-    (both,) = evaluate("ddim", metrics=["fid", "fid:features=digits-cnn"], steps=2, n=80, features=features)
+    (both,) = evaluate("ddim", metrics=["fid", "fid:features=digits-cnn"], steps=2, n=80, features="mnist-cnn")
     (alone,) = evaluate("ddim", metrics="fid", steps=2, n=80)
     assert {name: entry["features"] for name, entry in both["metrics"].items()} == {
         "fid": "mnist-cnn",

@@ -17,6 +17,7 @@ from samplerbench import registry
 from samplerbench.cli.app import app
 from samplerbench.data import load_data
 from samplerbench.errors import UserError
+from samplerbench.metrics.extractors import load_extractor
 from samplerbench.metrics.memorisation import Authenticity, Nearest, as_points
 from samplerbench.metrics.metric import Batch, Context, Layer
 from samplerbench.metrics.neighbours import Neighbours
@@ -141,6 +142,15 @@ def test_training_images_are_copies_and_held_out_images_are_not(tmp_path: Path) 
 def test_real_images_stand_in_a_table_beside_samples() -> None:
     records = evaluate(["real:data=digits:split=held-out", "ddim"], steps=1, n=200, metrics="fid")
     assert records[0]["metrics"]["fid"]["value"] < records[1]["metrics"]["fid"]["value"]
+
+
+def test_real_images_are_measured_with_their_own_labels() -> None:
+    """Label accuracy is that of the classifier on real images, not of the requested labels, which have no effect."""
+    [record] = evaluate(["real:data=digits:split=held-out"], n=355, metrics=["label-accuracy"], batch_size=100)
+    held_out = load_data("digits:split=held-out")
+    logits = load_extractor("digits-cnn", torch.device("cpu"), metrics=["isc"]).all(held_out.images)["isc"]
+    expected = (logits.argmax(dim=1) == held_out.labels).double().mean()
+    assert record["metrics"]["label-accuracy"]["value"] == float(expected) > 0.95
 
 
 def test_no_real_image_is_used_twice() -> None:

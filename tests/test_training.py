@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -122,6 +123,36 @@ def test_with_a_constant_learning_rate_a_training_can_be_made_longer(data: Image
         fit(tiny_task(data), data, replace(settings, steps=10), longer)
 
 
+def test_a_cooldown_can_be_chosen_until_it_begins(data: ImageSet, tmp_path: Path) -> None:
+    """Resumed before the cooldown, a training has the weights of one that had it from the start."""
+    constant = replace(SHORT, schedule="constant", checkpoint_every=6)
+    planned = replace(constant, steps=24, cooldown=12)
+    whole, resumed, late = tmp_path / "whole", tmp_path / "resumed", tmp_path / "late"
+    fit(tiny_task(data), data, planned, whole)
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    fit(tiny_task(data), data, replace(constant, steps=12), resumed)
+    shutil.copytree(resumed, late)
+    fit(tiny_task(data, seed=99), data, planned, resumed)
+    assert (whole / weights).read_bytes() == (resumed / weights).read_bytes()
+    with pytest.raises(UserError, match=r"was made with steps 24, cooldown 12; use the same"):
+        fit(tiny_task(data), data, replace(constant, steps=30), resumed)
+    with pytest.raises(UserError, match=r"was made with steps 12, cooldown 0; use the same"):
+        fit(tiny_task(data), data, replace(constant, steps=20, cooldown=9), late)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"cooldown": 5}, "`cooldown=5` requires `schedule=constant`"),
+        ({"cooldown": 11, "schedule": "constant", "steps": 10}, "it must be at most `steps=10`"),
+    ],
+)
+def test_a_cooldown_that_does_not_fit_is_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError) as error:
+        TrainSettings(**settings)
+    assert says.replace("`", "") in str(error.value).replace('"', "").replace("`", "")
+
+
 def test_what_is_saved_is_the_average_of_the_weights(data: ImageSet, tmp_path: Path) -> None:
     seen: list[Tensor] = []
 
@@ -207,6 +238,11 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
     assert all(later < sooner for sooner, later in pairwise(rates[10:]))
     constant = TrainSettings(steps=110, lr=0.2, warmup=10, schedule="constant")
     assert {learning_rate(constant, step) for step in range(9, 110)} == {0.2}
+    cooled = replace(constant, cooldown=20)
+    rates = [learning_rate(cooled, step) for step in range(110)]
+    assert set(rates[9:91]) == {0.2}
+    assert rates[100] == pytest.approx(0.1)
+    assert rates[109] == pytest.approx(0.01)  # the last step still learns
 
 
 def test_the_card_tells_how_the_folder_was_made(data: ImageSet, trained: Path) -> None:

@@ -18,7 +18,8 @@ class RealImages(Generator):
     """Images of a data set in the place of samples: the floor of a metric, real against real.
 
     Sample i is image π(i) of the data set, with π a permutation that depends on the seed (Heusel et al. 2017 evaluate
-    real images in this way). No image occurs twice. The requested labels have no effect.
+    real images in this way). No image occurs twice. The requested labels have no effect: metrics use the data's own
+    labels, so that label accuracy is the classifier's accuracy on real images.
     """
 
     images_of: ClassVar[ImageSet]
@@ -40,9 +41,17 @@ class RealImages(Generator):
         return {"real images": self.images_of.sha256}
 
     def images(self, index: Tensor, inputs: Inputs, seed: int) -> Tensor:
+        chosen = self.images_of.images[self._rows(index, seed)]
+        return (chosen.to(index.device).float() / 127.5 - 1).clamp(-1, 1)
+
+    def labels(self, index: Tensor, seed: int) -> Tensor | None:
+        labels = self.images_of.labels
+        return None if labels is None else labels[self._rows(index, seed)]
+
+    def _rows(self, index: Tensor, seed: int) -> Tensor:
+        """π(i) for each index, (B,) on the CPU."""
         count = len(self.images_of)
         if int(index.max()) >= count:
             raise UserError(f"generator real: the data set has {count:,} images, too few for this run; use fewer.")
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**63))
-        chosen = self.images_of.images[order[index.cpu()]]
-        return (chosen.to(index.device).float() / 127.5 - 1).clamp(-1, 1)
+        return order[index.cpu()]

@@ -1,13 +1,18 @@
-"""The embedded digits model, classifier, features and reference, each with the card of its training."""
+"""The included models, classifiers and feature networks, each with the card of its training, and statistics."""
 
 from pathlib import Path
 
 from samplerbench.errors import UserError
 
+FEATURES = {"digits-cnn": "digits-features", "mnist-cnn": "mnist-features"}
+"""Folders of the included feature networks, by feature space."""
+
 REFERENCES = {
     ("digits-cnn", "digits"): "references/digits-all.safetensors",
     ("digits-cnn", "digits:split=train"): "references/digits-train.safetensors",
     ("digits-cnn", "digits:split=held-out"): "references/digits-held-out.safetensors",
+    ("mnist-cnn", "mnist"): "references/mnist-train.safetensors",
+    ("mnist-cnn", "mnist:split=test"): "references/mnist-test.safetensors",
 }
 """Files with the statistics of real images, by feature space and data set."""
 

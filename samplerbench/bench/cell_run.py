@@ -309,13 +309,14 @@ class CellRun:
         measurement = self.session.measurement
         given = measurement.inputs.rows(batch.index % self.n)
         complete = self._complete(batch.index, given)
+        own = batch.labels if given.labels is not None else None
         self._update(
             accumulators,
             "samples",
             Batch(
                 pixels,
                 torch.empty(len(pixels), 0),
-                given.labels,
+                given.labels if own is None else own,
                 batch.index,
                 batch.states,
                 batch.stochastic,

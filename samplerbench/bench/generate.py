@@ -37,6 +37,7 @@ class Batched:
         decoding: Time of decoding the states to images. None for a model in pixel space and for a generator.
         stochastic: Whether noise was drawn during sampling.
         uncounted: Cost that hooks cannot count because a CUDA graph was replayed.
+        labels: Labels of the images (B,), int64 on the CPU. None if the requested labels apply.
     """
 
     index: Tensor
@@ -46,6 +47,7 @@ class Batched:
     decoding: Span | None = None
     stochastic: bool = False
     uncounted: Cost = field(default_factory=Cost)
+    labels: Tensor | None = None
 
 
 class Generates(Protocol):
@@ -186,7 +188,20 @@ class PluginGenerator:
                 )
             if not bool(images.isfinite().all()):
                 raise RunError(f"generator {self.generator.label()}: an image is not finite.")
-            yield Batched(part, images, images, span.stop(), stochastic=True)
+            yield Batched(part, images, images, span.stop(), stochastic=True, labels=self._labels(on_device, seed))
+
+    def _labels(self, index: Tensor, seed: int) -> Tensor | None:
+        """The labels of the images that the generator states itself, (B,) int64 on the CPU, or None."""
+        with plugin_call(self.generator, "in labels"):
+            labels = self.generator.labels(index, seed)
+        if labels is None:
+            return None
+        if not isinstance(labels, Tensor) or labels.shape != index.shape or labels.dtype != torch.int64:
+            raise RunError(
+                f"generator {self.generator.label()}: labels returned {_what(labels)}; it must be an int64 tensor of "
+                f"shape {tuple(index.shape)}, or None."
+            )
+        return labels.cpu()
 
 
 class SamplerOnModel:

@@ -251,7 +251,9 @@ def measure_reference(prepared: Prepared) -> Measured:
     measured.spaces = _own_spaces(prepared)
     measured.named = {s: setup.named_data(model, s) for s in _sources(prepared)}
     reference = measured.reference
-    measured.n = _n(prepared) if reference is None or request.n is not None else setup.default_n(reference.data["n"])
+    measured.n = (
+        _n(prepared) if reference is None or request.n is not None else setup.default_n(model, reference.data["n"])
+    )
     if any(metric.of == "data" for metric in prepared.metrics):
         measured.data = setup.real_data(model, request.data, measured.n * request.blocks)
     return measured
@@ -299,7 +301,7 @@ def check_measurement(prepared: Prepared) -> int:
     real, n = setup.RealSizes(None, None), request.n
     if images is not None:
         real = setup.look_at_reference(model, request.data, request.features, request.features_weights)
-        n = setup.default_n(real.n) if n is None else n
+        n = setup.default_n(model, real.n) if n is None else n
     elif any(m.needs_features for m in prepared.metrics):
         setup.known_dimension(setup.features_name(model, request.features), request.features_weights)
     n = _n(prepared) if n is None else n
@@ -332,6 +334,8 @@ def _check_needs(prepared: Prepared) -> bool | None:
     setup.check_reference(model, request.data)
     images = setup.has_real_images(model, request.data)
     for metric in using:
+        if metric.needs_real_images:
+            setup.require_real_images(model, request.data, f"the metric {metric.label()}")
         _check(metric, has_real_images=images)
     return images
 
@@ -350,10 +354,10 @@ def _n(prepared: Prepared) -> int:
     request, model = prepared.request, prepared.model
     if request.n is not None:
         return request.n
-    found = setup.count_images(model, request.data)
-    if found is None:
+    count = setup.count_images(model, request.data) if model.default_n is None else None
+    if count is None and model.default_n is None:
         raise UserError(f"there are no real images to take the number of images from; set it with {argument('n')}.")
-    return setup.default_n(found)
+    return setup.default_n(model, count)
 
 
 def even_batches(n: int, batch_size: int, processes: int = 1) -> int:

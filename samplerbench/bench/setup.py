@@ -14,7 +14,7 @@ from torch import Tensor
 from samplerbench import plugin_file, registry
 from samplerbench.bench.session import NamedData, RealData
 from samplerbench.boundary import plugin_call
-from samplerbench.data import ImageSet, load_data
+from samplerbench.data import DataSource, ImageSet, load_data
 from samplerbench.data.load import find_data
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import RunError, UserError, argument
@@ -163,8 +163,7 @@ def named_data(model: Model, source: str) -> NamedData:
     """
     images = load_data(check_named_data(model, source))
     check_shape(model, images.shape_as_seen, images.name)
-    identity = {"name": images.name, "split": images.split, "n": len(images), "sha256": images.sha256}
-    return NamedData(images.images, identity)
+    return NamedData(images.images, images.identity)
 
 
 def real_data(model: Model, data: str | None, n: int) -> RealData:
@@ -182,10 +181,7 @@ def real_data(model: Model, data: str | None, n: int) -> RealData:
         UserError: If there are fewer than n images, or if their shape differs from that of the model.
     """
     source = reference_source(model, data)
-    if not has_real_images(model, data):
-        raise UserError(
-            f"a metric needs the real images, not their statistics alone: name the data with {argument('data')}."
-        )
+    require_real_images(model, data)
     images = load_data(source) if source else _drawn(model, max(n, DRAWS))
     if images.shape != model.image_shape:
         real, own = ("x".join(map(str, shape)) for shape in (images.shape, model.image_shape))
@@ -198,8 +194,7 @@ def real_data(model: Model, data: str | None, n: int) -> RealData:
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:n]
     labels = None if images.labels is None or model.classes is None or model.text else images.labels[order]
-    identity = {"name": images.name, "split": images.split, "n": len(images), "sha256": images.sha256}
-    return RealData(images.images[order], labels, identity)
+    return RealData(images.images[order], labels, images.identity)
 
 
 def pick_guidance(spec: str | Guidance | None) -> Guidance | None:
@@ -309,6 +304,9 @@ def look_at_reference(model: Model, data: str | None, features: str | None, weig
                 f"select the feature space of the statistics with {argument('features')}."
             )
         return RealSizes(None, d)
+    if weights is None and (included := _included(source, features_name(model, features))) is not None:
+        check_shape(model, included.shape, source)
+        return RealSizes(included.data["n"], dimension)
     images = load_data(source)
     check_shape(model, images.shape_as_seen, images.name)
     return RealSizes(len(images), dimension)
@@ -349,10 +347,7 @@ class RealImages:
         if self._features:
             return
         source = reference_source(self.model, self.data)
-        if not has_real_images(self.model, self.data):
-            raise UserError(
-                f"a metric needs the real images, not their statistics alone: name the data with {argument('data')}."
-            )
+        require_real_images(self.model, self.data)
         found = load_data(source) if source else _drawn(self.model)
         check_shape(self.model, found.shape_as_seen, found.name)
         parts = [self.extractor.all(part) for part in found.images.split(self.extractor.chunk)]
@@ -373,7 +368,32 @@ def has_real_images(model: Model, data: str | None) -> bool:
     source = reference_source(model, data)
     if source.endswith(".npz"):
         return not holds_only_statistics(user_path(source))
+    if (named := _included_data(source)) is not None:
+        return named.available()
     return not source.endswith(".safetensors")
+
+
+def require_real_images(model: Model, data: str | None, user: str = "a metric") -> None:
+    """Check that the real images are available, and not only their statistics.
+
+    Args:
+        model: The model.
+        data: Name or file of the real images or their statistics. If None, the training data of the model.
+        user: What needs the images, for the message.
+
+    Raises:
+        UserError: If only the statistics are available. For a data set by name, the error says where its files belong.
+    """
+    if has_real_images(model, data):
+        return
+    if (named := _included_data(reference_source(model, data))) is not None:
+        try:
+            named.load()
+        except UserError as error:
+            raise UserError(f"{user} needs the real images, and only their statistics are included: {error}") from None
+    raise UserError(
+        f"{user} needs the real images, and there are only their statistics: name the images with {argument('data')}."
+    )
 
 
 def check_shape(model: Model, shape: tuple[int, int, int] | None, name: str) -> None:
@@ -508,13 +528,27 @@ def embedded_reference(source: str, extractor: Extractor) -> Reference | None:
     Returns:
         The statistics, or None if there are none for this data set and these features.
     """
+    found = _included(source, extractor.name)
+    return found if found is not None and found.features == extractor.identity else None
+
+
+def _included(source: str, features: str) -> Reference | None:
+    """The included statistics of a data set in a feature space, or None."""
     from samplerbench.assets import REFERENCES, asset
 
-    if source.partition(":")[0] not in {name for _, name in REFERENCES}:
+    named = _included_data(source)
+    file = None if named is None else REFERENCES.get((features, named.spec))
+    return None if file is None else load_reference(asset(file))
+
+
+def _included_data(source: str) -> DataSource | None:
+    """The data set `source`, if there are included statistics of it. None for all other data."""
+    from samplerbench.assets import REFERENCES
+
+    if source.partition(":")[0] not in {name.partition(":")[0] for _, name in REFERENCES}:
         return None
-    file = REFERENCES.get((extractor.name, registry.parse("data set", source).spec))
-    found = None if file is None else load_reference(asset(file))
-    return found if found is not None and found.features == extractor.identity else None
+    named = registry.parse("data set", source)
+    return named if any(spec == named.spec for _, spec in REFERENCES) else None
 
 
 DRAWS = 10_000
@@ -526,10 +560,11 @@ def _drawn(model: Model, n: int = DRAWS) -> ImageSet:
     return ImageSet(str(model.identity["source"]), "draws", quantise(model.real(n)[0]), None, None)
 
 
-def default_n(real_images: int | None) -> int:
-    """Return the default number of images per block: the number of real images, at most 50,000.
+def default_n(model: Model, real_images: int | None) -> int:
+    """Return the default number of images per block: the model's, else the number of real images, at most 50,000.
 
     Args:
+        model: The model.
         real_images: Number of real images, or None if it is not known.
     """
-    return min(50_000, real_images or 50_000)
+    return model.default_n or min(50_000, real_images or 50_000)

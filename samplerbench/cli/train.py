@@ -61,6 +61,16 @@ def _shared(
     schedule: Annotated[
         Literal["constant", "cosine"], typer.Option("--schedule", help="Learning rate schedule after warm-up.")
     ] = "cosine",
+    cooldown: Annotated[
+        int,
+        typer.Option(
+            "--cooldown",
+            min=0,
+            max=MAX_TRAINING_STEPS,
+            help="Number of last steps in which the learning rate of `--schedule constant` falls linearly to 0. With "
+            "`--steps`, it can be set when training resumes.",
+        ),
+    ] = 0,
     weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="Weight decay of AdamW.")] = 0.0,
     ema_decay: Annotated[
         float,

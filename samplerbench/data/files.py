@@ -7,6 +7,7 @@ import math
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor
 
 from samplerbench.data.image_set import ImageSet
+from samplerbench.data.resize import ResizedSource
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_CLASSES, MAX_PIXELS
-from samplerbench.untrusted import is_file, reason, shorten
+from samplerbench.options import option
+from samplerbench.untrusted import is_dir, is_file, reason, shorten, user_path
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 IMAGES, LABELS = ("images", "arr_0"), ("labels", "arr_1")
@@ -31,8 +34,23 @@ MAX_FILE_BYTES = 2**30
 Open = Callable[[PurePosixPath], IO[bytes]]
 
 
-def load_folder(path: Path) -> ImageSet:
+@dataclass(frozen=True)
+class ImageFiles(ResizedSource):
+    """A folder or a zip archive of images, whose sub-folders are classes, resized by a rule."""
+
+    path: str = option("", "the folder or the archive")
+
+    def load(self) -> ImageSet:
+        path = user_path(self.path)
+        return load_folder(path, self) if is_dir(path) else load_zip(path, self)
+
+
+def load_folder(path: Path, resized: ResizedSource | None = None) -> ImageSet:
     """Load the images of a folder. Sub-folders are classes in alphabetical order; without sub-folders, no labels.
+
+    Args:
+        path: the folder.
+        resized: the rule by which images are resized. None: they keep their size.
 
     Raises:
         UserError: no images, a file that cannot be decoded, or images of several sizes.
@@ -41,11 +59,17 @@ def load_folder(path: Path) -> ImageSet:
         files = [PurePosixPath(f.relative_to(path).as_posix()) for f in path.rglob("*") if is_image(f) and is_file(f)]
     except OSError as error:
         raise UserError(f"the folder {path} cannot be read ({reason(error)}).") from None
-    return _classes_and_images(path, path.name, f"the folder {path}", files, lambda file: open(path / file, "rb"))
+    return _classes_and_images(
+        path, path.name, f"the folder {path}", files, lambda file: open(path / file, "rb"), resized
+    )
 
 
-def load_zip(path: Path) -> ImageSet:
+def load_zip(path: Path, resized: ResizedSource | None = None) -> ImageSet:
     """Load the images of a zip archive with the layout of `load_folder`. A single top-level folder is skipped.
+
+    Args:
+        path: the archive.
+        resized: the rule by which images are resized. None: they keep their size.
 
     Raises:
         UserError: as `load_folder`, or not a zip archive.
@@ -58,7 +82,7 @@ def load_zip(path: Path) -> ImageSet:
             base = PurePosixPath(next(iter(tops))) if wrapped else PurePosixPath()
             files = [n.relative_to(base) for n in members]
             return _classes_and_images(
-                path, path.stem, f"the archive {path}", files, lambda file: archive.open(members[base / file])
+                path, path.stem, f"the archive {path}", files, lambda file: archive.open(members[base / file]), resized
             )
     except UserError:
         raise
@@ -188,7 +212,14 @@ def is_image(file: PurePosixPath | Path) -> bool:
     return file.suffix.lower() in IMAGE_SUFFIXES
 
 
-def _classes_and_images(path: Path, name: str, shown: str, files: Iterable[PurePosixPath], opener: Open) -> ImageSet:
+def _classes_and_images(
+    path: Path,
+    name: str,
+    shown: str,
+    files: Iterable[PurePosixPath],
+    opener: Open,
+    resized: ResizedSource | None,
+) -> ImageSet:
     images = sorted(f for f in files if is_image(f))
     if not images:
         raise UserError(f"{shown} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
@@ -209,14 +240,24 @@ def _classes_and_images(path: Path, name: str, shown: str, files: Iterable[PureP
             yield str(path / file), io.BytesIO(data)
 
     labels = torch.tensor([numbers[f.parts[0]] for f in images]) if classes else None
-    return ImageSet(name, "all", stack_images(decoded()), labels, len(classes) or None, source=str(path))
+    rule = "" if resized is None else resized.rule
+    return ImageSet(
+        name,
+        "all",
+        stack_images(decoded(), resized),
+        labels,
+        len(classes) or None,
+        source=f"{path}:{rule}" if rule else str(path),
+        resized=rule,
+    )
 
 
-def stack_images(named: Iterable[tuple[str, Any]]) -> Tensor:
+def stack_images(named: Iterable[tuple[str, Any]], resized: ResizedSource | None = None) -> Tensor:
     """Decode images, and stack them as (n, C, H, W) uint8. Grey images have C = 1, all others are converted to RGB.
 
     Args:
         named: pairs of a name for error messages and a PIL image or a stream.
+        resized: the rule by which images are resized. None: they keep their size.
 
     Raises:
         UserError: an image that cannot be decoded, or that differs from the first in size or number of channels.
@@ -225,18 +266,20 @@ def stack_images(named: Iterable[tuple[str, Any]]) -> Tensor:
     arrays: list[np.ndarray] = []
     first = ""
     for name, item in named:
-        arrays.append(_decode(name, item))
+        arrays.append(_decode(name, item, resized))
         first = first or name
         if arrays[-1].shape != arrays[0].shape:
+            by_size = arrays[-1].ndim == arrays[0].ndim
+            advice = " To resize them, add a rule to the name of the data: DATA:resize=64." if by_size else ""
             raise UserError(
                 f"the image {name} is {_size(arrays[-1])}, but {first} is {_size(arrays[0])}; "
-                "all images of a data set must have the same size and number of channels."
+                f"all images of a data set must have the same size and number of channels.{advice}"
             )
     stack = torch.from_numpy(np.stack(arrays))
     return stack[:, None] if stack.ndim == 3 else stack.permute(0, 3, 1, 2).contiguous()
 
 
-def _decode(name: str, item: Any) -> np.ndarray:
+def _decode(name: str, item: Any, resized: ResizedSource | None) -> np.ndarray:
     """Decode a PIL image or a stream as uint8, (H, W) or (H, W, 3)."""
     from PIL import Image
 
@@ -248,7 +291,8 @@ def _decode(name: str, item: Any) -> np.ndarray:
                 if width * height > MAX_PIXELS:
                     raise ValueError(f"it has {width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are read")
                 image.load()
-                return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+                pixels = image.convert("L" if image.mode in ("1", "L") else "RGB")
+                return np.asarray(pixels if resized is None else resized.resized(pixels))
     except Image.UnidentifiedImageError:
         why = "unsupported image format"
     except Image.DecompressionBombError:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class ImageSet:
         classes: number of classes, or None.
         licence: licence of the images.
         source: argument of `load_data` that loads the same data set.
+        resized: rule by which the images were resized; empty if they have their own size.
 
     Raises:
         UserError: no images, or images or labels of another type, shape or range.
@@ -40,6 +41,7 @@ class ImageSet:
     classes: int | None
     licence: str = ""
     source: str = ""
+    resized: str = ""
 
     def __post_init__(self) -> None:
         shape = tuple(self.images.shape)
@@ -87,6 +89,12 @@ class ImageSet:
             digest.update(self.labels.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The data set in a protocol: name, split, number of images, hash, and the rule by which they were resized."""
+        fields = {"name": self.name, "split": self.split, "n": len(self), "sha256": self.sha256}
+        return fields | ({"resized": self.resized} if self.resized else {})
+
     def class_counts(self) -> list[int]:
         """The number of images of each class. Raises UserError for a data set without labels."""
         if self.labels is None or self.classes is None:
@@ -96,7 +104,7 @@ class ImageSet:
     def subset(self, index: Tensor, split: str) -> ImageSet:
         """The data set of the images at `index` (m,) int64."""
         labels = None if self.labels is None else self.labels[index]
-        return ImageSet(self.name, split, self.images[index], labels, self.classes, self.licence)
+        return replace(self, split=split, images=self.images[index], labels=labels, source="")
 
 
 @dataclass(frozen=True)
@@ -108,3 +116,7 @@ class DataSource(Configurable, ABC):
     @abstractmethod
     def load(self) -> ImageSet:
         """Load the data set. Raises UserError if it is not available, with instructions."""
+
+    def available(self) -> bool:
+        """Whether `load` can succeed. It is used for data sets whose statistics are included with samplerbench."""
+        return True

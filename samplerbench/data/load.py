@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from samplerbench import registry
 from samplerbench.boundary import plugin_call
-from samplerbench.data.files import load_folder, load_npz, load_zip
+from samplerbench.data.files import ImageFiles, load_folder, load_npz, load_zip
 from samplerbench.data.image_set import DataSource, ImageSet
 from samplerbench.errors import RunError, UserError
-from samplerbench.options import did_you_mean
+from samplerbench.options import build, did_you_mean
 from samplerbench.untrusted import is_dir, is_file, shorten, user_path
 
 
@@ -19,7 +20,8 @@ def load_data(source: str) -> ImageSet:
 
     Args:
         source: a name in `samplerbench list data`, with optional parameters (`mnist:split=test`, `hf:owner/name`); a
-            folder of images of one size, whose sub-folders are classes; a zip archive of such a folder; or an npz file.
+            folder of images of one size, whose sub-folders are classes; a zip archive of such a folder; or an npz
+            file. A folder or zip with a rule, `PATH:resize=64,crop=center`, can have images of several sizes.
 
     Raises:
         UserError: no such name or file, or one that cannot be used.
@@ -39,6 +41,8 @@ def find_data(source: str) -> Callable[[], ImageSet]:
     known = {entry.name for entry in registry.entries("data set")}
     if name in known and (name == source or ":" in source or not (is_dir(source) or is_file(source))):
         return partial(_load_named, registry.parse("data set", source))
+    if (files := _resized(source)) is not None:
+        return files.load
     path = user_path(source)
     if is_dir(path):
         return partial(load_folder, path)
@@ -52,6 +56,28 @@ def find_data(source: str) -> Callable[[], ImageSet]:
         f'no data set "{shorten(source)}": it is neither a folder, a zip or an npz, nor one of '
         f"{', '.join(sorted(known))}.{did_you_mean(source.partition(':')[0], known)}"
     )
+
+
+def _resized(source: str) -> ImageFiles | None:
+    """The folder or archive of a source with a rule, `PATH:resize=64,crop=center`. None for a source without a rule.
+
+    Raises:
+        UserError: an unknown parameter or an invalid value, or a file that is neither a folder nor a zip archive.
+    """
+    path, colon, rule = source.rpartition(":")
+    if not colon or "=" not in rule or is_dir(source) or is_file(source):
+        return None
+    if not is_dir(path) and not is_file(path):
+        return None
+    if is_file(path) and Path(path).suffix.lower() != ".zip":
+        raise UserError(f"{shorten(source)}: only a folder or a zip archive of images can be resized.")
+    arguments: dict[str, str] = {}
+    for part in rule.split(","):
+        name, equals, value = (text.strip() for text in part.partition("="))
+        if not equals or name in arguments or name == "path":
+            raise UserError(f"{shorten(source)}: write {shorten(path)}:resize=SIDE,crop=center,filter=bicubic.")
+        arguments[name] = value
+    return build(ImageFiles, arguments | {"path": path})
 
 
 def _load_named(named: DataSource) -> ImageSet:

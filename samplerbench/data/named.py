@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from samplerbench.data.image_set import DataSource, ImageSet
+from samplerbench.data.resize import ResizedSource
 from samplerbench.errors import UserError
 from samplerbench.options import did_you_mean, option
 from samplerbench.untrusted import reason, user_path
@@ -94,6 +95,14 @@ class TorchvisionSet(DataSource):
             source=f"{self.label()}:split={self.split}",
         )
 
+    def available(self) -> bool:
+        """Whether the files are there and complete. Nothing is downloaded."""
+        try:
+            replace(self, download=False).load()
+        except UserError:
+            return False
+        return True
+
     def _part(self) -> dict[str, Any]:
         return {"train": self.split == "train"}
 
@@ -141,7 +150,7 @@ class SVHN(TorchvisionSet):
 
 
 @dataclass(frozen=True)
-class HubDataset(DataSource):
+class HubDataset(ResizedSource):
     """An image data set of the Hugging Face Hub, or a folder that `datasets` loads. Requires the library `datasets`."""
 
     id: str = option("", "owner/name on the Hub, or a local folder", positional=True)
@@ -180,7 +189,8 @@ class HubDataset(DataSource):
             plain = found.cast_column(image, datasets.Image(decode=False))
         except Exception as error:  # a column of another type
             raise UserError(f"the data set {self.id}: {image} is not a column of images ({reason(error)}).") from None
-        images = stack_images((f"{self.id}[{i}]", _stream(row)) for i, row in enumerate(plain[image]))
+        named = ((f"{self.id}[{i}]", _stream(row)) for i, row in enumerate(plain[image]))
+        images = stack_images(named, self)
         labels = None if label is None else self._labels(found[label])
         classes = None if labels is None else int(getattr(found.features[label], "num_classes", labels.max() + 1))
         return ImageSet(
@@ -191,6 +201,7 @@ class HubDataset(DataSource):
             classes=classes,
             licence=str(found.info.license or ""),
             source=self.spec,
+            resized=self.rule,
         )
 
     def _labels(self, values: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Feature extractors by name: those of torch-fidelity's registry, and the embedded digits network."""
+"""Feature extractors by name: those of torch-fidelity's registry, and the included feature networks."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def load_extractor(
             is called DATA-cnn, after its data.
         device: device of the network.
         weights: the weights file, for a machine without network access: safetensors, or a state dict that
-            `torch.load(weights_only=True)` reads. For digits-cnn, a folder written by `samplerbench train features`.
+            `torch.load(weights_only=True)` reads. For digits-cnn and mnist-cnn, a folder written by `samplerbench train
+            features`.
             No code in the file is run.
         metrics: the layers to extract, by torch-fidelity's names (fid, kid, isc, prc). fid is always extracted.
 
@@ -139,11 +140,9 @@ def known_dimension(name: str, weights: str | None = None) -> int | None:
     Raises:
         UserError: an unknown name, or weights that do not exist.
     """
-    from samplerbench.assets import asset
-
     name, weights, cls = _find(name, weights)
-    if cls is _registry()[DIGITS]:
-        folder = asset("digits-features") if weights is None else user_path(weights)
+    if _is_feature_network(cls):
+        folder = cls.folder(weights)
         found = read_json(Path(folder) / "config.json", f"no feature network in {folder}").get("features")
         return found if isinstance(found, int) else None
     layer = str(cls.get_default_feature_layer_for_metric("fid"))
@@ -156,7 +155,7 @@ def _find(name: str, weights: str | None) -> tuple[str, str | None, Any]:
     if name not in registry and is_dir(name):
         folder = user_path(name)
         name, weights = trained_name(folder), str(folder)
-        cls = registry[DIGITS]
+        cls = registry[DIGITS]  # the network of that folder, whatever the class's own
     elif name not in registry:
         raise UserError(
             f'no feature extractor "{name}".{did_you_mean(name, registry)} Known: {", ".join(sorted(registry))}; '
@@ -197,7 +196,7 @@ def _plain_weights(cls: type, name: str, weights: str | None) -> Iterator[str | 
         UserError: the file is neither safetensors nor a state dict.
     """
     path = None if weights is None else user_path(weights)
-    if path is None or path.is_dir() or cls is _registry()[DIGITS]:
+    if path is None or path.is_dir() or _is_feature_network(cls):
         yield None if path is None else str(path)
         return
     if name.startswith("clip-"):
@@ -274,8 +273,19 @@ def _registry() -> dict[str, Any]:
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-    class DigitsExtractor(FeatureExtractorBase):
-        """The feature network with torch-fidelity's interface: maps uint8 RGB images to a tuple of features."""
+    from samplerbench.assets import FEATURES
+
+    class NetworkExtractor(FeatureExtractorBase):
+        """A feature network with torch-fidelity's interface: maps uint8 RGB images to a tuple of features."""
+
+        included: str
+
+        @classmethod
+        def folder(cls, weights: str | None) -> Path:
+            """The folder of the network: `weights`, or else the network that is included."""
+            from samplerbench.assets import asset
+
+            return asset(cls.included) if weights is None else user_path(weights)
 
         def __init__(
             self,
@@ -285,11 +295,10 @@ def _registry() -> dict[str, Any]:
             **_: Any,
         ) -> None:
             super().__init__(name, features_list)
-            from samplerbench.assets import asset
             from samplerbench.metrics.feature_network import FeatureNetwork
             from samplerbench.models.files import check_no_code, check_weights
 
-            folder = Path(feature_extractor_weights_path or asset("digits-features"))
+            folder = self.folder(feature_extractor_weights_path)
             if not (folder / "config.json").exists():
                 raise UserError(f"no feature network in {folder}; `samplerbench train features` makes one.")
             check_no_code(read_json(folder / "config.json", f"no feature network in {folder}"), str(folder))
@@ -317,11 +326,17 @@ def _registry() -> dict[str, Any]:
 
         @staticmethod
         def get_dummy_input_for_compile() -> Tensor:
-            return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+            return torch.zeros(1, 3, 28, 28, dtype=torch.uint8)
 
-    if DIGITS not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor(DIGITS, DigitsExtractor)
+    for name, folder in FEATURES.items():
+        if name not in FEATURE_EXTRACTORS_REGISTRY:
+            register_feature_extractor(name, type("NetworkExtractor", (NetworkExtractor,), {"included": folder}))
     return FEATURE_EXTRACTORS_REGISTRY
+
+
+def _is_feature_network(cls: Any) -> bool:
+    """Whether an extractor is a network of `samplerbench train features`."""
+    return hasattr(cls, "included")
 
 
 def extractor_names() -> list[str]:

@@ -51,9 +51,10 @@ class Reference:
 
     @property
     def label(self) -> str:
-        """`digits (all, 1797)`; without the number if it is unknown."""
+        """`digits (all, 1797)`, with the rule by which images were resized; without the number if it is unknown."""
         number = "" if self.data["n"] is None else f", {self.data['n']}"
-        return f"{self.data['name']} ({self.data['split']}{number})"
+        resized = f", {self.data['resized']}" if self.data.get("resized") else ""
+        return f"{self.data['name']} ({self.data['split']}{number}{resized})"
 
     def save(self, file: Path) -> None:
         """Write the mean (d,) and covariance (d, d) in float64, with the metadata and a digest, as safetensors."""
@@ -77,13 +78,13 @@ def measure(data: ImageSet, extractor: Extractor) -> Reference:
         images = "1 image" if len(data) == 1 else f"{len(data)} images"
         raise UserError(f"the data set {data.name} has {images}; a reference needs at least 2.")
     moments.mean, moments.scatter = moments.mean.cpu(), moments.scatter.cpu()
-    described = {"name": data.name, "split": data.split, "n": len(data), "sha256": data.sha256}
-    return Reference(moments, described, extractor.identity, data.shape_as_seen)
+    return Reference(moments, data.identity, extractor.identity, data.shape_as_seen)
 
 
 def measure_once(data: ImageSet, extractor: Extractor) -> Reference:
     """`measure`, cached in the user's cache under the hashes of the images and of the extractor's weights."""
     identity = [data.name, data.split, data.sha256, extractor.identity, str(extractor.device.type)]
+    identity += [data.resized] if data.resized else []
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
     file = cache_dir() / f"reference-{key}.safetensors"
     with contextlib.suppress(UserError, OSError):  # a damaged or unreadable cache file is replaced

@@ -86,6 +86,7 @@ class ReferenceData(_Strict):
 
     name: Text
     sha256: Text
+    resized: Text = _optional()
 
 
 class Protocol(_Strict):

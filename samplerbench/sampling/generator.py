@@ -60,6 +60,18 @@ class Generator(Bindable, ABC):
             Images in [-1, 1], (B, C, H, W), with the image shape of the model.
         """
 
+    def labels(self, index: Tensor, seed: int) -> Tensor | None:
+        """Labels of the images, for a generator that does not use the requested labels. Metrics use them instead.
+
+        Args:
+            index: sample indices, (B,) int64 on the device of the model.
+            seed: random seed.
+
+        Returns:
+            Class labels, (B,) int64. None, the default, if the requested labels apply.
+        """
+        return None
+
 
 def bind_generator(generator: Generator, model: ModelView) -> Generator:
     """Call `generator.bind(model)` and check the result. A generator that is bound to the model is returned unchanged.

@@ -87,6 +87,21 @@ def check_seed(generator: Generator) -> str:
     return "bit for bit"
 
 
+def check_labels(generator: Generator) -> str:
+    """Labels that it states itself are class labels, and that of image i is the same in any batch."""
+    bound, index = bind_generator(generator, _model()), torch.arange(BATCH)
+    labels = bound.labels(index, 0)
+    if labels is None:
+        return "the requested labels apply"
+    require(isinstance(labels, torch.Tensor), f"labels returned {type(labels).__name__}; it must be a tensor or None")
+    kind = f"{tuple(labels.shape)}, {labels.dtype}"
+    require(kind == f"({BATCH},), torch.int64", f"labels are {kind}; they must be ({BATCH},), torch.int64")
+    require(bool((labels >= 0).all()), f"the label {int(labels.min())} is negative")
+    alone = torch.cat([bound.labels(index[i : i + 1], 0) for i in range(BATCH)])  # type: ignore[misc]
+    require(torch.equal(labels, alone), "a label changes with the batch it is in")
+    return f"labels {', '.join(map(str, labels.tolist()))}"
+
+
 def check_nfe(generator: Generator) -> str:
     """The evaluations that are counted at `network` are the same for every image."""
     model = _model()
@@ -117,6 +132,7 @@ CHECKS: Checks = [
     ("images", check_images),
     ("batch-split", check_batch_split),
     ("seed", check_seed),
+    ("labels", check_labels),
     ("nfe", check_nfe),
     ("random-state", check_random_state),
 ]

@@ -45,6 +45,7 @@ def write_card(
             "class_counts": data.class_counts() if data.labels is not None else None,
             "sha256": data.sha256,
             "licence": data.licence,
+            **({"resized": data.resized} if data.resized else {}),
         },
         "training": {**asdict(settings), **result.record},
         "command": shlex.join(command),

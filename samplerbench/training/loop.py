@@ -137,11 +137,17 @@ def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
-    """The learning rate of a step: linear warm-up, then constant or a half cosine to zero."""
+    """The learning rate of a step: linear warm-up, then a half cosine to zero, or constant with a linear cooldown.
+
+    A constant rate with a cooldown reaches the loss of a cosine schedule of the same length, and the length need not
+    be known before the cooldown begins (Hägele et al. 2024).
+    """
     rate = settings.lr * min(1.0, (step + 1) / max(1, settings.warmup))
     if settings.schedule == "cosine" and step >= settings.warmup:
         span = max(1, settings.steps - settings.warmup)
         rate *= 0.5 * (1 + math.cos(math.pi * (step - settings.warmup) / span))
+    if (left := settings.steps - step) < settings.cooldown:
+        rate *= left / settings.cooldown
     return rate
 
 
@@ -420,7 +426,7 @@ class _Progress:
 
 # What must not change between the parts of one run. The rest (how often to save or draw) may.
 _FIXED = {
-    *("steps", "batch_size", "lr", "warmup", "schedule"),
+    *("steps", "batch_size", "lr", "warmup", "schedule", "cooldown"),
     *("weight_decay", "ema_decay", "grad_clip", "mixed_precision", "seed"),
 }
 
@@ -476,8 +482,11 @@ def _load_checkpoint(
         raise UserError(f"the checkpoint {file} is damaged ({reason(error)}); remove it to start anew.") from None
     current = json.loads(json.dumps(fixed))
     made_with.setdefault("held_out", "none")  # before version 0.1.0 had early stopping
-    # A constant learning rate does not depend on the number of steps, so a training can be made longer.
-    free = {"steps"} if current.get("schedule") == "constant" else set()
+    made_with.setdefault("cooldown", 0)
+    # Before the cooldown, a constant learning rate does not depend on the number of steps.
+    constant = current.get("schedule") == "constant"
+    begun = any(result.steps > s.get("steps", 0) - s["cooldown"] for s in (current, made_with) if s.get("cooldown"))
+    free = {"steps", "cooldown"} if constant and not begun else set()
     differing = [k for k in current if k in made_with and made_with[k] != current[k] and k not in free]
     if made_for != what or differing:
         other = ", ".join(f"{k} {made_with[k]}" for k in differing) or f"for {made_for}"
