@@ -114,7 +114,8 @@ def test_the_noise_has_a_variance_of_one_for_every_process(source: str, mixture:
     _, found = sample("ddim", 2, model=model, x_T=z, spacing="trailing", return_trajectory=True)
     sigma = float(found.sigmas[0])
     scale = (1 + sigma**2) ** 0.5 if source == "vp" else 1 + sigma
-    torch.testing.assert_close(found.x[0], (scale * z).to(found.x.dtype))
+    assert found.x.dtype == model.state_dtype
+    torch.testing.assert_close(found.x[0], (scale * z).to(model.state_dtype))
     assert sigma > 100
 
 
