@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 from samplerbench import entry_point_guard
 
 if TYPE_CHECKING:
-    from samplerbench.api import Results, evaluate, load_model, sample
+    from samplerbench.api import Results, Trajectory, evaluate, initial_noise, load_model, sample
 
 entry_point_guard.watch()
 
 __version__ = "0.1.0"
-__all__ = ["Results", "__version__", "evaluate", "load_model", "sample"]
+__all__ = ["Results", "Trajectory", "__version__", "evaluate", "initial_noise", "load_model", "sample"]
 
 
 def __getattr__(name: str) -> Any:
     """The Python API, imported when it is asked for: `import samplerbench` alone imports no torch."""
     if name == "diffusers":
         return import_module("samplerbench.diffusers")
-    if name in ("Results", "evaluate", "load_model", "sample"):
+    if name in __all__:
         from samplerbench import api
 
         return getattr(api, name)

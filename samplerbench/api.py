@@ -1,32 +1,39 @@
-"""The Python API: `load_model`, `sample` and `evaluate`."""
+"""The Python API: `load_model`, `sample`, `initial_noise` and `evaluate`."""
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
+from rich.console import Group
 from rich.jupyter import JupyterMixin
 from torch import Tensor
 
 from samplerbench.bench import engine, setup
 from samplerbench.bench.cell import describe_plugin
+from samplerbench.bench.labels import given_labels
 from samplerbench.bench.prepare import Prepared, prepare
 from samplerbench.bench.request import Grid, Request, check_whole, one_grid
 from samplerbench.bench.run import Observer, Run
 from samplerbench.data.pixels import quantise
-from samplerbench.errors import UserError
-from samplerbench.limits import MAX_IMAGES
+from samplerbench.errors import ArgumentTypeError, UserError, argument
+from samplerbench.limits import MAX_IMAGES, MAX_SEED
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Model
+from samplerbench.models.sample import start_noise
 from samplerbench.options import Configurable
 from samplerbench.registry import current_name
+from samplerbench.results.groups import comparable
+from samplerbench.results.selection import matching, union
 from samplerbench.results.store import Store
 from samplerbench.sampling import Guidance, Sampler, Spacing
-from samplerbench.text import printable
+from samplerbench.sampling.trajectory import Trajectory, join
+from samplerbench.text import literal, printable
 from samplerbench.untrusted import user_path
 
 if TYPE_CHECKING:
@@ -41,9 +48,9 @@ Record = dict[str, Any]
 
 
 def load_model(
-    source: str = "digits",
+    source: str | Path = "digits",
     *,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     dtype: str = "fp32",
     revision: str | None = None,
     variant: str | None = None,
@@ -71,40 +78,90 @@ def load_model(
         The loaded model.
 
     Raises:
+        ArgumentTypeError: If an argument has the wrong type.
         UserError: If the model, device or dtype does not exist, or if the checkpoint cannot be used.
     """
+    source, device = _source(source), _device_name(device)
     given = prompts if prompts is None or isinstance(prompts, str) else tuple(prompts)
     options = LoadOptions(revision, variant, given, negative_prompt, offline, compile=compile, graphs=graphs)
     return setup.load_model(source, setup.pick_device(device), dtype, options)
 
 
+@overload
 def sample(
     sampler: str | Sampler,
     steps: int = 50,
     *,
-    n: int = 16,
-    model: str | Model = "digits",
+    n: int | None = None,
+    model: str | Path | Model = "digits",
     guidance: str | Guidance = "none",
     spacing: str | Spacing | None = None,
-    labels: str | int | None = None,
+    labels: str | int | Sequence[int] | Tensor | None = None,
+    x_T: Tensor | None = None,
+    output_type: Literal["uint8", "float", "state"] = "uint8",
+    return_trajectory: Literal[False] = False,
     seed: int = 0,
     batch_size: int | Literal["auto"] = 256,
     dtype: str = "fp32",
-    device: str = "auto",
+    device: str | torch.device = "auto",
     quiet: bool = False,
-) -> Tensor:
+) -> Tensor: ...
+@overload
+def sample(
+    sampler: str | Sampler,
+    steps: int = 50,
+    *,
+    n: int | None = None,
+    model: str | Path | Model = "digits",
+    guidance: str | Guidance = "none",
+    spacing: str | Spacing | None = None,
+    labels: str | int | Sequence[int] | Tensor | None = None,
+    x_T: Tensor | None = None,
+    output_type: Literal["uint8", "float", "state"] = "uint8",
+    return_trajectory: Literal[True],
+    seed: int = 0,
+    batch_size: int | Literal["auto"] = 256,
+    dtype: str = "fp32",
+    device: str | torch.device = "auto",
+    quiet: bool = False,
+) -> tuple[Tensor, Trajectory]: ...
+def sample(
+    sampler: str | Sampler,
+    steps: int = 50,
+    *,
+    n: int | None = None,
+    model: str | Path | Model = "digits",
+    guidance: str | Guidance = "none",
+    spacing: str | Spacing | None = None,
+    labels: str | int | Sequence[int] | Tensor | None = None,
+    x_T: Tensor | None = None,
+    output_type: Literal["uint8", "float", "state"] = "uint8",
+    return_trajectory: bool = False,
+    seed: int = 0,
+    batch_size: int | Literal["auto"] = 256,
+    dtype: str = "fp32",
+    device: str | torch.device = "auto",
+    quiet: bool = False,
+) -> Tensor | tuple[Tensor, Trajectory]:
     """Sample images.
 
-    Image i depends only on the seed and on i. It does not depend on n or on the batch size.
+    Image i depends only on the seed, on i, and on row i of `labels` and `x_T`. It does not depend on n or on the batch
+    size.
 
     Args:
         sampler: A spec (`"ddim:eta=0.5"`, `"./mine.py:Mine"`) or an instance.
         steps: Number of steps.
-        n: Number of images.
+        n: Number of images. If None, the number of `labels` or of rows of `x_T`, else 16.
         model: The source of a model (see `load_model`), or a loaded model.
         guidance: A spec or an instance. "none" disables guidance.
         spacing: A spec or an instance. If None, the default spacing of the sampler is used.
-        labels: "balanced", "none" or a single label. If None, "balanced" for models with classes, else "none".
+        labels: "balanced", "none", a single label, or a list of n labels, one for each image. For a text-to-image
+            model, a label is the index of a prompt. If None, "balanced" for models with classes, else "none".
+        x_T: Initial noise z ~ N(0, I), (n, *model.shape), with a variance of 1 for every model, like `latents` of
+            diffusers. It is scaled to the first noise level of the run. If None, `initial_noise` is used.
+        output_type: "uint8" for pixels, "float" for images before rounding and clamping, or "state" for the final
+            states of the sampler, which are latents if the model has an autoencoder.
+        return_trajectory: Whether to return the states of all steps, too. They are kept in memory.
         seed: Seed of all noise.
         batch_size: Images per batch. "auto" measures which size is fastest.
         dtype: Precision of the network. Ignored for a loaded model.
@@ -112,25 +169,120 @@ def sample(
         quiet: Whether to hide the progress bar.
 
     Returns:
-        Images (n, C, H, W), uint8, on the CPU: round(clamp(x, -1, 1)·127.5 + 127.5).
+        Images (n, C, H, W) on the CPU. "uint8" is round(clamp(x, -1, 1)·127.5 + 127.5), "float" is x in the dtype of
+        the state, nominally in [-1, 1]. "state" has the shape (n, *model.shape). With `return_trajectory`, a tuple of
+        the images and a `Trajectory`.
 
     Raises:
+        ArgumentTypeError: If an argument has the wrong type. It is a UserError and a TypeError.
         UserError: If an argument is invalid.
         RunError: If the sampler fails.
     """
     from samplerbench.notebook import progress_bars
 
+    if output_type not in _OUTPUT_TYPES:
+        raise UserError(f"{argument('output_type', output_type)}: choose one of {', '.join(_OUTPUT_TYPES)}.")
     grid = Grid([sampler], [steps], [], [guidance], [spacing])
-    n = check_whole("n", n, 1, MAX_IMAGES)  # required here, optional in a run
-    prepared = _prepare(grid, model, device, labels=labels, n=n, seeds=(seed,), batch_size=batch_size, dtype=dtype)
-    inputs = prepared.inputs(n)
+    listed = labels if isinstance(labels, Iterable) and not isinstance(labels, str) else None
+    n = _number_of_images(n, listed, x_T)
+    mode = labels if listed is None else None
+    prepared = _prepare(grid, model, device, labels=mode, n=n, seeds=(seed,), batch_size=batch_size, dtype=dtype)
     cell = prepared.cells[0]
+    if output_type == "state":
+        cell.sampler  # noqa: B018 - raises for a generator, which has no states
+    inputs = prepared.inputs(n) if listed is None else prepared.inputs_of(n, given_labels(listed, prepared.classes))
+    start = None if x_T is None else _checked_noise(x_T, n, prepared.model)
+    images: list[Tensor] = []
+    trajectories: list[Trajectory] = []
     with (
         progress_bars(1, quiet).running() as progress,
         progress.cell(cell.title, cell.steps, n, prepared.batch_size) as on_step,
     ):
-        batches = engine.generate(prepared.model, cell, torch.arange(n), inputs, seed, prepared.batch_size, on_step)
-        return torch.cat([quantise(batch.images).cpu() for batch in batches])
+        for batch in engine.generate(
+            prepared.model,
+            cell,
+            torch.arange(n),
+            inputs,
+            seed,
+            prepared.batch_size,
+            on_step,
+            decode=output_type != "state",
+            start=start,
+            record=return_trajectory,
+        ):
+            images.append((quantise(batch.images) if output_type == "uint8" else batch.images).cpu())
+            trajectories += [] if batch.trajectory is None else [batch.trajectory]
+    made = torch.cat(images)
+    return (made, join(trajectories)) if return_trajectory else made
+
+
+_OUTPUT_TYPES = ("uint8", "float", "state")
+
+
+def initial_noise(
+    n: int = 16,
+    *,
+    model: str | Path | Model = "digits",
+    seed: int = 0,
+    dtype: str = "fp32",
+    device: str | torch.device = "auto",
+) -> Tensor:
+    """Draw the noise that `sample` starts from: `sample(..., x_T=initial_noise(n, model=model))` changes nothing.
+
+    Row i depends only on the seed and on i.
+
+    Args:
+        n: Number of rows.
+        model: The source of a model (see `load_model`), or a loaded model.
+        seed: Seed of the noise.
+        dtype: Precision of the network. Ignored for a loaded model.
+        device: Device of the model. Ignored for a loaded model.
+
+    Returns:
+        z ~ N(0, I), (n, *model.shape) on the CPU, in the dtype of the state: float64 for "fp64", otherwise float32.
+
+    Raises:
+        UserError: If an argument is invalid.
+    """
+    n, seed = check_whole("n", n, 1, MAX_IMAGES), check_whole("seed", seed, 0, MAX_SEED)
+    loaded = model if isinstance(model, Model) else load_model(model, device=device, dtype=dtype)
+    return start_noise(loaded, torch.arange(n, device=loaded.device), seed).cpu()
+
+
+def _number_of_images(n: int | None, labels: Iterable[Any] | None, x_T: Tensor | None) -> int:
+    """Return the number of images. Raise UserError if arguments with a row for each image disagree."""
+    sizes: dict[str, int] = {}
+    for name, rows in (("labels", labels), ("x_T", x_T)):
+        if rows is not None:
+            if not isinstance(rows, Sized) or (isinstance(rows, Tensor) and rows.ndim == 0):
+                what = "a tensor" if name == "x_T" else "a list of labels"
+                raise ArgumentTypeError(f"{argument(name)} is of type {type(rows).__name__}; give {what}.")
+            if not len(rows):
+                raise UserError(f"{argument(name)} is empty; give one row for each image.")
+            sizes[name] = len(rows)
+    if n is None:
+        n = next(iter(sizes.values()), 16)
+    n = check_whole("n", n, 1, MAX_IMAGES)
+    for name, size in sizes.items():
+        if size != n:
+            rows_given = f"{size} row{'s' if size > 1 else ''}"
+            raise UserError(f"{argument(name)} has {rows_given}, but {argument('n', n)}; give one row for each image.")
+    return n
+
+
+def _checked_noise(x_T: Tensor, n: int, model: Model) -> Tensor:
+    """Return the initial noise in the dtype of the states."""
+    if not isinstance(x_T, Tensor):
+        raise ArgumentTypeError(f"{argument('x_T')} is of type {type(x_T).__name__}; give a tensor.")
+    if not x_T.is_floating_point():
+        kind = str(x_T.dtype).removeprefix("torch.")
+        raise ArgumentTypeError(f"{argument('x_T')} is a tensor of {kind}; give floating-point numbers.")
+    expected = (n, *model.shape)
+    if x_T.shape != expected:
+        raise UserError(f"{argument('x_T')} has the shape {tuple(x_T.shape)}; it must have the shape {expected}.")
+    if not bool(x_T.isfinite().all()):
+        raise UserError(f"{argument('x_T')} contains NaN or infinity; give finite numbers.")
+    return x_T.detach().to(model.state_dtype)
 
 
 def evaluate(
@@ -140,7 +292,7 @@ def evaluate(
     nfe: int | Sequence[int] = (),
     guidances: str | Guidance | Sequence[str | Guidance] = "none",
     spacing: str | Spacing | None = None,
-    model: str | Model = "digits",
+    model: str | Path | Model = "digits",
     metrics: str | Metric | Sequence[str | Metric] = "fid",
     n: int | None = None,
     blocks: int = 1,
@@ -148,7 +300,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int | Literal["auto"] = 256,
     dtype: str = "fp32",
-    device: str = "auto",
+    device: str | torch.device = "auto",
     features: str | None = None,
     features_weights: str | None = None,
     data: str | None = None,
@@ -186,6 +338,7 @@ def evaluate(
         One record per cell. The record of a failed cell has an "error" and no metrics.
 
     Raises:
+        ArgumentTypeError: If an argument has the wrong type. It is a UserError and a TypeError.
         UserError: If an argument is invalid.
         RunError: If every cell fails. The message is that of the first failure.
     """
@@ -281,6 +434,9 @@ class Results(Sequence[Record], JupyterMixin):
     def table(self, metric: str | None = None) -> Any:
         """Create a table of a metric with one row per sampler and one column per number of steps.
 
+        Results of different protocols are not comparable: each group of comparable results has a table of its own,
+        under the fields in which the groups differ.
+
         Args:
             metric: Name of the metric. If None, the first metric.
 
@@ -292,7 +448,11 @@ class Results(Sequence[Record], JupyterMixin):
         """
         from samplerbench.report.table import steps_table
 
-        return _Shown(steps_table(self.records, self._metric(metric)))
+        name = self._metric(metric)
+        parts = [(title, part) for title, part in comparable(self.records) if any(name in r["metrics"] for r in part)]
+        if len(parts) == 1:
+            return _Shown(steps_table(parts[0][1], name))
+        return _Shown(Group(*(Group(literal(title, "italic"), steps_table(part, name)) for title, part in parts)))
 
     def to_pandas(self) -> DataFrame:
         """Convert the results to a pandas DataFrame.
@@ -320,16 +480,103 @@ class Results(Sequence[Record], JupyterMixin):
             horizontal: Horizontal axis: "nfe", "steps" or "seconds_per_image".
 
         Returns:
-            A matplotlib figure that is not registered with pyplot.
+            A matplotlib figure. A notebook displays it, and `figure.savefig(FILE)` writes it. It is not registered with
+            pyplot.
 
         Raises:
-            UserError: If the results do not contain the metric.
+            UserError: If the results do not contain the metric, or if they are not all comparable.
         """
         from samplerbench.report.plots import metric_figure
-        from samplerbench.results.groups import group
+        from samplerbench.results.groups import differing, group, shared_protocol
 
         name = self._metric(metric)
-        return metric_figure(group([r for r in self.records if name in r["metrics"]])[0], name, horizontal)
+        groups = group([r for r in self.records if name in r["metrics"]])
+        if len(groups) > 1:
+            fields = differing([shared_protocol(g.records[0]) for g in groups]) or ["the parameters of a metric"]
+            raise UserError(
+                f"these results are in {len(groups)} groups that are not comparable, because they differ in "
+                f"{', '.join(fields)}; plot each of `groups()` on its own."
+            )
+        return metric_figure(groups[0], name, horizontal)
+
+    def filter(
+        self,
+        where: Callable[[Record], bool] | None = None,
+        *,
+        sampler: str | Sampler | Sequence[str | Sampler] | None = None,
+        guidance: str | Guidance | Sequence[str | Guidance] | None = None,
+        spacing: str | Spacing | Sequence[str | Spacing] | None = None,
+        steps: int | Sequence[int] | None = None,
+        nfe: int | Sequence[int] | None = None,
+        seed: int | Sequence[int] | None = None,
+        n: int | Sequence[int] | None = None,
+        model: str | Sequence[str] | None = None,
+        labels: str | int | Sequence[str | int] | None = None,
+    ) -> Results:
+        """Select cells. All conditions must hold. A list selects the cells with any of its values.
+
+        Args:
+            where: Function that is called with each record and returns whether to keep it.
+            sampler: Specs or instances. The parameters must be equal: "ddim" does not select "ddim:eta=0.5".
+            guidance: Specs or instances. "none" selects cells without guidance.
+            spacing: Specs or instances. "none" selects samplers that choose their own noise levels.
+            steps: Numbers of steps.
+            nfe: Network evaluations per image: the budget of a cell, or the counted evaluations of a cell without one.
+            seed: Seeds.
+            n: Numbers of images per block.
+            model: Sources of models.
+            labels: "balanced", "none" or single labels.
+
+        Returns:
+            The selected cells, in their order. They may be none.
+
+        Raises:
+            ArgumentTypeError: If an argument has the wrong type.
+        """
+        if where is not None and not callable(where):
+            raise ArgumentTypeError(
+                f"{argument('where')} is of type {type(where).__name__}; give a function of a record, or the name of a "
+                "field, as in sampler=..."
+            )
+        found = self.records
+        given = {"sampler": sampler, "guidance": guidance, "spacing": spacing, "steps": steps, "nfe": nfe}
+        for field, value in (given | {"seed": seed, "n": n, "model": model, "labels": labels}).items():
+            if value is not None:
+                found = matching(found, field, value)
+        return Results([record for record in found if where is None or where(record)])
+
+    def join(self, *others: Results) -> Results:
+        """Join these results with others. `a + b` is `a.join(b)`.
+
+        A cell that occurs more than once, with the same protocol and budget, is kept once: the first record, or the
+        first one without an error. Results of different protocols may be joined. `table` and `groups` keep them apart.
+
+        Args:
+            *others: Other results.
+
+        Returns:
+            The joined results, in order of appearance.
+
+        Raises:
+            ArgumentTypeError: If an argument is not a `Results`.
+        """
+        for other in others:
+            if not isinstance(other, Results):
+                raise ArgumentTypeError(f"`join` was given a value of type {type(other).__name__}; give `Results`.")
+        return Results(union([self.records, *(other.records for other in others)]))
+
+    def __add__(self, other: Results) -> Results:
+        return self.join(other) if isinstance(other, Results) else NotImplemented
+
+    def groups(self) -> list[Results]:
+        """Split the results into groups of comparable ones. They have the same protocol, except for the sampler.
+
+        Records that differ only in their metrics are merged.
+
+        Returns:
+            The groups, in order of appearance.
+        """
+        return [Results(part) for _, part in comparable(self.records)]
 
     def _metric(self, name: str | None) -> str:
         if not self.metrics:
@@ -345,11 +592,27 @@ class Results(Sequence[Record], JupyterMixin):
         return plain | values | {f"{name}_sd": e["sd"] for name, e in record["metrics"].items() if "sd" in e}
 
 
-def _prepare(grid: Grid, model: str | Model, device: str, **fields: Any) -> Prepared:
+def _prepare(grid: Grid, model: str | Path | Model, device: str | torch.device, **fields: Any) -> Prepared:
     """Prepare a request with one grid. A loaded model is recorded under the source it was loaded from."""
     loaded = model if isinstance(model, Model) else None
-    name = str(model.identity["source"]) if isinstance(model, Model) else model
-    return prepare(Request([grid], model=name, **fields), device, loaded)
+    name = str(model.identity["source"]) if isinstance(model, Model) else _source(model)
+    return prepare(Request([grid], model=name, **fields), _device_name(device), loaded)
+
+
+def _source(model: Any) -> str:
+    """Return the source of a model as text."""
+    if not isinstance(model, str | os.PathLike):
+        raise ArgumentTypeError(
+            f"{argument('model')} is of type {type(model).__name__}; give the name of a model, a checkpoint folder, or "
+            "what `load_model` returns."
+        )
+    return os.fspath(model)
+
+
+def _device_name(device: Any) -> str:
+    if not isinstance(device, str | torch.device):
+        raise ArgumentTypeError(f'{argument("device")} is of type {type(device).__name__}; give text, such as "cuda".')
+    return str(device)
 
 
 def _check_sources(prepared: Prepared) -> None:
@@ -365,5 +628,6 @@ def _check_sources(prepared: Prepared) -> None:
 
 
 def _list(value: Any) -> list[Any]:
-    """Return a single value or a sequence as a list."""
-    return [value] if isinstance(value, str | int | Configurable) else list(value)
+    """Return a single value or the values of a sequence as a list. The request checks their types."""
+    single = isinstance(value, str | Configurable | type | Mapping) or not isinstance(value, Iterable)
+    return [value] if single else list(value)

@@ -189,6 +189,10 @@ class UserError(SamplerbenchError, ValueError):
     exit_code = 2
 
 
+class ArgumentTypeError(UserError, TypeError):
+    """An argument of the wrong type, such as a number where a spec is required. Exit code 2."""
+
+
 class LaunchError(UserError):
     """The launcher is configured for something that is not supported. All processes raise the same error."""
 

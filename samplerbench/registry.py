@@ -28,7 +28,7 @@ from urllib.request import url2pathname
 
 from samplerbench import entry_point_guard, plugin_file
 from samplerbench.attributes import check_attributes
-from samplerbench.errors import SamplerbenchError, UserError
+from samplerbench.errors import ArgumentTypeError, SamplerbenchError, UserError
 from samplerbench.options import Configurable, build, did_you_mean, list_parameters, nearest, parameters_of
 from samplerbench.portable import end_session, new_session
 from samplerbench.text import note
@@ -373,7 +373,7 @@ def parse(kind: str, spec: str | Configurable) -> Any:
     """
     if isinstance(spec, Configurable):
         if not isinstance(spec, _base(kind)):
-            raise UserError(f"{spec.spec} is a {spec.kind}, but a {kind} is required here.")
+            raise ArgumentTypeError(f"{spec.spec} is a {spec.kind}, but a {kind} is required here.")
         parameters_of(type(spec))  # raises if its parameters are unknown
         check_attributes(spec)
         return spec

@@ -33,7 +33,7 @@ PAGES += sorted((ROOT / "docs").glob("*.md"), key=lambda page: (page.name == "cl
 FOLDERS_WITH_PAGES = (".github", "benchmarks", "docs", "plugins", "samplerbench")
 LINKING = [*ROOT.glob("*.md"), *(page for name in FOLDERS_WITH_PAGES for page in (ROOT / name).rglob("*.md"))]
 """Every page of the repository, those of networks and examples included."""
-LONG = {"README", "choosing", "cli", "lectures", "models", "plugins", "reading-a-table", "tutorial"}
+LONG = {"README", "choosing", "cli", "lectures", "models", "plugins", "python", "reading-a-table", "tutorial"}
 """Pages with many commands, half a minute of them."""
 LANGUAGES = {"bash", "python", "toml", "text", "diff"}
 

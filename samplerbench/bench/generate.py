@@ -17,12 +17,13 @@ from samplerbench.boundary import plugin_call, shown
 from samplerbench.errors import OutOfMemoryError, RunError, SamplerbenchError, argument, is_out_of_memory
 from samplerbench.models.model import Model
 from samplerbench.models.runner import how_run
-from samplerbench.models.sample import bind, start_batch
+from samplerbench.models.sample import bind, start_batch, states_of_noise
 from samplerbench.sampling import Generator, Inputs, Step
 from samplerbench.sampling.cost import Cost
 from samplerbench.sampling.driver import OnStep, Walk
 from samplerbench.sampling.generator import bind_generator
 from samplerbench.sampling.guidance import bind_guidance
+from samplerbench.sampling.trajectory import Recorder, Trajectory
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Batched:
         stochastic: Whether noise was drawn during sampling.
         uncounted: Cost that hooks cannot count because a CUDA graph was replayed.
         labels: Labels of the images (B,), int64 on the CPU. None if the requested labels apply.
+        trajectory: All states of the batch, if they were requested. Otherwise None.
     """
 
     index: Tensor
@@ -48,6 +50,7 @@ class Batched:
     stochastic: bool = False
     uncounted: Cost = field(default_factory=Cost)
     labels: Tensor | None = None
+    trajectory: Trajectory | None = None
 
 
 class Generates(Protocol):
@@ -93,7 +96,7 @@ class Generates(Protocol):
         """
 
 
-def prepare(model: Model, cell: Cell) -> Generates:
+def prepare(model: Model, cell: Cell, start: Tensor | None = None, record: bool = False) -> Generates:
     """Bind the sampler or generator of a cell to the model.
 
     A plugin may evaluate the network when it is bound. Call this function outside the meter, because these evaluations
@@ -102,17 +105,21 @@ def prepare(model: Model, cell: Cell) -> Generates:
     Args:
         model: The model.
         cell: The cell.
+        start: Noise of unit variance for the initial states (n, *shape), one row for each index that is generated. If
+            None, it is drawn from the seed and the indices.
+        record: Whether the batches have a trajectory.
 
     Returns:
         The bound sampler or generator.
 
     Raises:
-        SamplerbenchError: If the cell could not be planned, or if a plugin cannot be bound.
+        SamplerbenchError: If the cell could not be planned, if a plugin cannot be bound, or if a generator is given
+            initial noise or asked for a trajectory.
     """
     cell.check()
-    if isinstance(cell.method, Generator):
+    if isinstance(cell.method, Generator) and start is None and not record:
         return PluginGenerator(model, bind_generator(cell.method, model))
-    return SamplerOnModel(model, bound_cell(model, cell))
+    return SamplerOnModel(model, bound_cell(model, cell), start, record)
 
 
 def bound_cell(model: Model, cell: Cell) -> Cell:
@@ -142,9 +149,11 @@ def generate(
     batch_size: int,
     on_step: OnStep | None = None,
     decode: bool = True,
+    start: Tensor | None = None,
+    record: bool = False,
 ) -> Iterator[Batched]:
-    """Generate images of a cell in batches: `prepare(model, cell).generate(...)`. See `Generates.generate`."""
-    yield from prepare(model, cell).generate(index, inputs, seed, batch_size, on_step, decode)
+    """Generate images of a cell in batches. See `prepare` for `start` and `record`, else `Generates.generate`."""
+    yield from prepare(model, cell, start, record).generate(index, inputs, seed, batch_size, on_step, decode)
 
 
 class PluginGenerator:
@@ -213,10 +222,12 @@ class SamplerOnModel:
     Args:
         model: The model.
         cell: The cell, bound to the model.
+        start: Noise of unit variance for the initial states, or None. See `prepare`.
+        record: Whether the batches have a trajectory.
     """
 
-    def __init__(self, model: Model, cell: Cell) -> None:
-        self.model, self.cell = model, cell
+    def __init__(self, model: Model, cell: Cell, start: Tensor | None = None, record: bool = False) -> None:
+        self.model, self.cell, self.start, self.record = model, cell, start, record
         self.network = model.network
         self.beside = () if cell.guidance is None else tuple(cell.guidance.networks)
         plugins = (cell.sampler, cell.guidance, cell.spacing)
@@ -238,7 +249,8 @@ class SamplerOnModel:
         queued: _Queued | None = None
         for rows in torch.arange(len(index)).split(batch_size):
             with explain_memory(len(rows)):
-                made = self._queue(index[rows], inputs.rows(rows).to(device), seed, batch_size, on_step, decode)
+                z = None if self.start is None else self.start[rows].to(device)
+                made = self._queue(index[rows], inputs.rows(rows).to(device), seed, batch_size, on_step, decode, z)
             if device.type != "cuda":
                 yield made.batch
                 continue
@@ -249,14 +261,24 @@ class SamplerOnModel:
             yield queued.checked()
 
     def _queue(
-        self, part: Tensor, inputs: Inputs, seed: int, batch_size: int, on_step: OnStep | None, decode: bool
+        self,
+        part: Tensor,
+        inputs: Inputs,
+        seed: int,
+        batch_size: int,
+        on_step: OnStep | None,
+        decode: bool,
+        z: Tensor | None,
     ) -> _Queued:
         model = self.model
         rows = part.to(model.device)
-        replay = self._replay(rows, inputs, seed, batch_size) if how_run(model.network).graphs else None
+        # A captured run draws its own start, and keeps only its last state.
+        captured = how_run(model.network).graphs and z is None and not self.record
+        replay = self._replay(rows, inputs, seed, batch_size) if captured else None
+        trajectory: Trajectory | None = None
         sampling = Span(model.device)
         if replay is None:
-            walked, draws = self._walk(rows, inputs, seed, on_step)
+            walked, draws, trajectory = self._walk(rows, inputs, seed, on_step, z)
             uncounted = Cost()
         else:
             walked, draws = replay(rows, inputs), replay.draws
@@ -281,14 +303,27 @@ class SamplerOnModel:
         if model.device.type == "cuda":
             arrived = torch.cuda.Event()
             arrived.record()
-        batch = Batched(part, images, walked.x, sampling, decoding, draws > 0, uncounted)
+        batch = Batched(part, images, walked.x, sampling, decoding, draws > 0, uncounted, trajectory)
         return _Queued(batch, walked, finite, arrived)
 
-    def _walk(self, rows: Tensor, inputs: Inputs, seed: int, on_step: OnStep | None = None) -> tuple[Walk, int]:
-        """Sample the rows (B,) on the device. Return the walk and the number of noise draws."""
-        cell = self.cell
-        batch = start_batch(self.model, cell.sampler, cell.sigmas, rows, inputs, guidance=cell.guidance, seed=seed)
-        return batch.walk(on_step), batch.noise.draws
+    def _walk(
+        self, rows: Tensor, inputs: Inputs, seed: int, on_step: OnStep | None = None, z: Tensor | None = None
+    ) -> tuple[Walk, int, Trajectory | None]:
+        """Sample the rows (B,) on the device. Return the walk, the number of noise draws, and the trajectory."""
+        cell, model = self.cell, self.model
+        first = float(cell.sigmas[0])
+        x = None if z is None else states_of_noise(model, first, z)
+        batch = start_batch(model, cell.sampler, cell.sigmas, rows, inputs, guidance=cell.guidance, seed=seed, x=x)
+        if not self.record:
+            return batch.walk(on_step), batch.noise.draws, None
+        recorder = Recorder(first, batch.x)
+
+        def both(number: int, step: Step) -> None:
+            recorder.step(number, step)
+            if on_step is not None:
+                on_step(number, step)
+
+        return batch.walk(both), batch.noise.draws, recorder.trajectory()
 
     def _replay(self, rows: Tensor, inputs: Inputs, seed: int, batch_size: int) -> Replay | None:
         """Return the captured run for this batch size, from the second batch on. None if nothing is captured."""
@@ -303,7 +338,7 @@ class SamplerOnModel:
         if known[key] is _FIRST and len(rows) < batch_size:
             return None  # only a full batch is captured
         if known[key] is _FIRST:
-            known[key] = capture(self.model, lambda r, given: self._walk(r, given, seed), rows, inputs)
+            known[key] = capture(self.model, lambda r, given: self._walk(r, given, seed)[:2], rows, inputs)
         return known[key]
 
 

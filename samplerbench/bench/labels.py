@@ -8,7 +8,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from samplerbench.errors import UserError, argument
+from samplerbench.errors import ArgumentTypeError, UserError, argument
 from samplerbench.untrusted import shorten
 
 
@@ -56,6 +56,36 @@ def parse_label(mode: str) -> int | Literal["balanced", "none"]:
         return int(mode)
     except ValueError:
         raise UserError(f'{argument("labels", shorten(mode))}: give "balanced", "none" or one label.') from None
+
+
+def given_labels(labels: Sequence[int] | Tensor, classes: int | None) -> Tensor:
+    """Check a list of labels, one for each sample.
+
+    Args:
+        labels: Labels, n whole numbers.
+        classes: Number of classes, or None if neither the model nor a classifier has classes.
+
+    Returns:
+        Labels (n,), int64.
+
+    Raises:
+        ArgumentTypeError: If a label is not a whole number.
+        UserError: If a label is out of range, or there are no classes.
+    """
+    if isinstance(labels, Tensor) and labels.ndim != 1:
+        raise UserError(f"{argument('labels')} has the shape {tuple(labels.shape)}; give one label for each image.")
+    values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    for i, label in enumerate(values):
+        if isinstance(label, bool) or not hasattr(label, "__index__"):
+            raise ArgumentTypeError(
+                f"{argument('labels')}: label {i} is of type {type(label).__name__}; give whole numbers."
+            )
+    if classes is None:
+        raise UserError(f"{argument('labels')}: the model has no classes; use {argument('labels', 'none')}.")
+    for label in values:
+        if not 0 <= label < classes:
+            raise UserError(f"{argument('labels', label)}: the model has the labels 0 to {classes - 1}.")
+    return torch.tensor([int(label) for label in values])
 
 
 def make_labels(mode: str, n: int, classes: int | None, counts: Sequence[int] | None) -> Tensor | None:

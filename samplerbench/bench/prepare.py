@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from torch import Tensor
+
 from samplerbench.bench import setup
 from samplerbench.bench.cell import Cell
 from samplerbench.bench.labels import make_labels
@@ -98,7 +100,21 @@ class Prepared:
         Raises:
             UserError: If the model, a guidance or a generator does not support them.
         """
-        chosen = make_labels(self.mode, n, self.classes, self.model.class_counts)
+        return self.inputs_of(n, make_labels(self.mode, n, self.classes, self.model.class_counts))
+
+    def inputs_of(self, n: int, chosen: Tensor | None) -> Inputs:
+        """Create the inputs of n samples with given labels.
+
+        Args:
+            n: Number of samples.
+            chosen: Labels, or indices of prompts for a text-to-image model, (n,) int64. None for no labels.
+
+        Returns:
+            The inputs, n rows.
+
+        Raises:
+            UserError: If the model, a guidance or a generator does not support them.
+        """
         inputs = Inputs(n, prompts=chosen) if self.model.text else Inputs(n, labels=chosen)
         self.model.check_inputs(inputs)
         for guidance in self.guidances:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StrictBool, V
 
 from samplerbench import plugin_file, registry
 from samplerbench.bench.labels import parse_label
-from samplerbench.errors import Argument, Message, UserError, argument, message_of
+from samplerbench.errors import Argument, ArgumentTypeError, Message, UserError, argument, message_of
 from samplerbench.limits import MAX_BATCH, MAX_CLASSES, MAX_IMAGES, MAX_SEED, MAX_STEPS
 from samplerbench.metrics.metric import Metric
 from samplerbench.models.files import LoadOptions
@@ -38,6 +38,10 @@ class RequestError(UserError):
         self.place = place
 
 
+class RequestTypeError(RequestError, ArgumentTypeError):
+    """A field of a request with a value of the wrong type."""
+
+
 class Checked(BaseModel):
     """Base class of the parts of a request. They are immutable and validated on creation.
 
@@ -54,7 +58,9 @@ class Checked(BaseModel):
             first = error.errors(include_url=False)[0]
             reason = first.get("ctx", {}).get("error")
             inside = reason.place if isinstance(reason, RequestError) else ()
-            raise RequestError(_explain(type(self), first), (*first["loc"], *inside)) from reason
+            wrong_type = isinstance(reason, TypeError) or first["type"].endswith("_type")
+            kind = RequestTypeError if wrong_type else RequestError
+            raise kind(_explain(type(self), first), (*first["loc"], *inside)) from reason
 
     def replace(self, **changes: Any) -> Self:
         """Return a validated copy with some fields replaced.
@@ -102,22 +108,25 @@ def check_whole(name: str, value: Any, least: int, most: int) -> int:
         The value.
 
     Raises:
-        UserError: If the value is not a whole number or is out of bounds.
+        ArgumentTypeError: If the value is not a whole number.
+        UserError: If the value is out of bounds.
     """
     given = _given(name, value)
+    wrong_type = isinstance(value, bool) or not isinstance(value, int)
     if name == "seed":
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise UserError(f"{given}: give a whole number from {least} to {most}.")
-        return value
+        if wrong_type or not least <= value <= most:
+            kind = ArgumentTypeError if wrong_type else UserError
+            raise kind(f"{given}: give a whole number from {least} to {most}.")
+        return int(value)
     unit = {"steps": "step", "nfe": "evaluation"}.get(name, "image" if name in ("n", "batch_size") else "block")
-    if isinstance(value, bool) or not isinstance(value, int):
+    if wrong_type:
         choice = ', or "auto"' if name == "batch_size" else ""
-        raise UserError(f"{given}: give a whole number of at least {least}{choice}.")
+        raise ArgumentTypeError(f"{given}: give a whole number of at least {least}{choice}.")
     if value < least:
         raise UserError(f"{given}: at least {least} {unit} is needed.")
     if value > most:
         raise UserError(f"{given}: at most {most:,}{' images' if unit == 'image' else ''} are possible.")
-    return value
+    return int(value)
 
 
 def _whole(name: str, least: int, most: int) -> PlainValidator:
@@ -131,7 +140,7 @@ def _plugin(kind: str, absent: tuple[str | None, ...] = ()) -> PlainValidator:
         if any(value is word or (isinstance(value, str) and value == word) for word in absent):
             return None
         if not isinstance(value, str | Configurable):
-            raise UserError(f"{_given(kind, value)}: give a name, with parameters if need be: name:parameter=value.")
+            raise ArgumentTypeError(_no_plugin(kind, value))
         if isinstance(value, str) and not value.strip():
             raise UserError(f"{argument(kind)} is empty; name a {kind}, or leave it out.")
         if kind == "sampler":
@@ -139,6 +148,15 @@ def _plugin(kind: str, absent: tuple[str | None, ...] = ()) -> PlainValidator:
         return registry.parse(kind, value)
 
     return PlainValidator(parse)
+
+
+def _no_plugin(kind: str, value: Any) -> str:
+    """Create the message for a value that is neither a spec nor an instance of a plugin."""
+    if isinstance(value, type) and issubclass(value, Configurable):
+        return f"{argument(kind)} is the class {value.__name__}; give an instance of it, as in {value.__name__}()."
+    shown = isinstance(value, int | float)
+    given = f"{_given(kind, value)}" if shown else f"{argument(kind)} is of type {type(value).__name__}"
+    return f"{given}: give a name, with parameters if need be: name:parameter=value."
 
 
 def _kind_of_method(value: str | Configurable) -> str:
@@ -155,7 +173,7 @@ def _labels(value: Any) -> str | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise UserError(f'{_given("labels", value)}: give "balanced", "none" or one label.')
+        raise ArgumentTypeError(f'{_given("labels", value)}: give "balanced", "none" or one label.')
     if isinstance(value, int) and value > MAX_CLASSES:
         raise UserError(f"{_given('labels', value)}: at most {MAX_CLASSES:,} labels are possible.")
     parse_label(str(value))
@@ -166,7 +184,7 @@ def _prompts(value: Any) -> str | tuple[str, ...] | None:
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list | tuple) or not value or not all(isinstance(prompt, str) for prompt in value):
-        raise UserError(f"{_given('prompts', value)}: give the name of a text file, or a list of prompts.")
+        raise ArgumentTypeError(f"{_given('prompts', value)}: give the name of a text file, or a list of prompts.")
     return tuple(value)
 
 
@@ -176,7 +194,7 @@ def _batch_size(value: Any) -> int | Literal["auto"]:
 
 def _dtype(value: Any) -> str:
     if not isinstance(value, str):
-        raise UserError(f"{_given('dtype', value)}: give text.")
+        raise ArgumentTypeError(f"{_given('dtype', value)}: give text.")
     check_dtype(value)
     return value
 

@@ -31,6 +31,8 @@ from samplerbench.sampling.guidance import Guidance, guide
 from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.process import Process
 from samplerbench.sampling.view import Estimates
+from samplerbench.text import printable
+from samplerbench.untrusted import shorten
 
 if TYPE_CHECKING:
     from samplerbench.models.latent import Autoencoder
@@ -92,6 +94,30 @@ class Model(ABC):
     draws: bool = False
     identity: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # `@dataclass` writes a __repr__ with every weight of the network, unless the class has one already.
+        cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        """Describe the model in five lines: source, state, noise levels, conditions and data."""
+        size = sum(p.numel() for p in self.network.parameters())
+        precision = str(self.dtype).removeprefix("torch.")
+        latent = "" if self.autoencoder is None else f", decoded to images {tuple(self.image_shape)}"
+        least, most = float(self.levels.min()), float(self.levels.max())
+        condition = "none"
+        if self.classes is not None:
+            known = f"{self.classes} {'prompts' if self.text else 'labels'}"
+            condition = f"{known}, {'with' if self.null else 'without'} an unconditional prediction"
+        lines = [
+            f"{type(self).__name__}: {self.identity.get('source', 'unknown source')}, {size:,} parameters",
+            f"  state: {tuple(self.shape)}, {precision} on {self.device}{latent}",
+            f"  noise levels: {len(self.levels):,}, σ from {least:.4g} to {most:.4g}, {self.process.name}",
+            f"  conditions: {condition}",
+            f"  training data: {self.data or 'unknown'}; feature space: {self.features or 'unknown'}",
+        ]
+        return "\n".join(shorten(printable(line), 120) for line in lines)
 
     @abstractmethod
     def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:

@@ -167,7 +167,20 @@ def start_states(model: Model, sigma: float, index: Tensor, seed: int = 0, dtype
     Returns:
         Initial states, (B, *shape) on the device of index.
     """
-    z = start_noise(model, index, seed, dtype)
+    return states_of_noise(model, sigma, start_noise(model, index, seed, dtype))
+
+
+def states_of_noise(model: Model, sigma: float, z: Tensor) -> Tensor:
+    """Scale noise to the initial states of a run.
+
+    Args:
+        model: the model.
+        sigma: initial noise level.
+        z: noise of unit variance, (B, *shape).
+
+    Returns:
+        Initial states, (B, *shape).
+    """
     with plugin_call(_name(model), "in prior"):
         return model.prior(z, sigma)
 
@@ -176,4 +189,13 @@ def _name(model: Model) -> str:
     return f"model {model.identity.get('source', type(model).__name__)}"
 
 
-__all__ = ["BatchRun", "bind", "sample_states", "start_batch", "start_noise", "start_states", "state_dtype"]
+__all__ = [
+    "BatchRun",
+    "bind",
+    "sample_states",
+    "start_batch",
+    "start_noise",
+    "start_states",
+    "state_dtype",
+    "states_of_noise",
+]

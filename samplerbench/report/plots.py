@@ -99,11 +99,12 @@ def _lines(
     log_x: bool = True,
 ) -> Figure:
     import matplotlib
-    from matplotlib.figure import Figure
+
+    from samplerbench.report.notebook_figure import NotebookFigure
 
     entry = next(r["metrics"][metric] for r in group.records if metric in r["metrics"])
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(6.4, max(3.6, 0.22 * len(found))), layout="constrained")
+        figure = NotebookFigure(SETTINGS, figsize=(6.4, max(3.6, 0.22 * len(found))), layout="constrained")
         axes = figure.subplots()
         for i, s in enumerate(found):
             look = style(i)

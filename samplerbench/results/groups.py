@@ -89,11 +89,48 @@ def group(records: Sequence[Record]) -> list[Group]:
     for record in sorted(records, key=row_order):
         found[json.dumps(_key(record, records), sort_keys=True)].append(record)
     members = sorted(found.values(), key=lambda group: -len(group))
+    return [
+        Group(title, shared_protocol(rows[0]), rows, _labels(rows))
+        for title, rows in zip(_titles(members, records), members, strict=True)
+    ]
+
+
+def _titles(members: Sequence[Sequence[Record]], records: Sequence[Record]) -> list[str]:
+    """The fields in which each group differs from the others; "" for a single group."""
     keys = [_key(group[0], records) for group in members]
     fields = differing(keys)
-    titles = [", ".join(f"{name} = {_short(dict(flatten(key)).get(name))}" for name in fields) for key in keys]
+    return [", ".join(f"{name} = {_short(dict(flatten(key)).get(name))}" for name in fields) for key in keys]
+
+
+def comparable(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+    """Split the records of one or several runs into those that one table may hold, in their order.
+
+    Records that differ only in their metrics are merged. A budget that is too small for a sampler belongs to every
+    table with this budget.
+
+    Args:
+        records: the records, also those of failed cells and of budgets that are too small.
+
+    Returns:
+        For each table the fields in which it differs from the others, as in `Group.title`, and its records.
+    """
+    measured = [r for r in records if "protocol" in r]
+    budgets = dict.fromkeys(r.get("budget") for r in measured)
+    # The same result under two budgets is in two columns, so only records of one budget are merged.
+    merged = [r for b in budgets for r in merge_metrics([r for r in measured if r.get("budget") == b])]
+    place = {(r["protocol"], r.get("budget")): i for i, r in reversed(list(enumerate(measured)))}
+    found: dict[str, list[Record]] = defaultdict(list)
+    for record in sorted(merged, key=lambda r: place[r["protocol"], r.get("budget")]):
+        found[json.dumps(_key(record, merged), sort_keys=True)].append(record)
+    members = list(found.values())
+    unmet = [r for r in records if "protocol" not in r]
+    if not members:
+        return [("", unmet)] if unmet else []
+    titles = _titles(members, merged)
+    columns = [{r.get("budget") for r in group} for group in members]
     return [
-        Group(title, shared_protocol(rows[0]), rows, _labels(rows)) for title, rows in zip(titles, members, strict=True)
+        (title, group + [r for r in unmet if len(members) == 1 or r.get("budget") in budgets])
+        for title, group, budgets in zip(titles, members, columns, strict=True)
     ]
 
 
