@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import os
 import re
 import sys
 import unicodedata
@@ -119,11 +120,15 @@ def literal(text: object, style: str = "") -> Text:
 
 
 def console(width: int = 140, stderr: bool = False) -> Console:
-    """A console that does not render markup and emoji codes. Without a terminal, it has at least `width` columns."""
+    """A console that does not render markup and emoji codes.
+
+    Without a terminal, it has at least `width` columns, or the number in the environment variable COLUMNS.
+    """
     from rich.console import Console
 
     made = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
-    if not made.is_terminal:
+    columns = os.environ.get("COLUMNS", "")
+    if not made.is_terminal and not (columns.isdecimal() and int(columns) > 0):
         made.width = max(made.width, width)
     return made
 

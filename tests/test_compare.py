@@ -84,7 +84,8 @@ def test_ties_with_the_best_are_marked_and_others_are_not() -> None:
     lines = {
         line.split("│")[1].strip(): line.split("│")[2].strip() for line in capture.get().splitlines() if "│" in line
     }
-    assert lines["best"] == "1.10 ± 0.1000"
+    assert lines["best"] == "* 1.10 ± 0.1000"
+    assert "* the best of its column" in capture.get()
     assert lines["tied"].startswith("≈ 1.13")
     assert lines["worse"].startswith("2.12")
     assert lines["real against real, 100 each"] == "3.00 ± 0.500"

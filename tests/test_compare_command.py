@@ -174,3 +174,13 @@ def test_the_comparison_fits_into_80_columns() -> None:
     assert sum(line.startswith("FID ↓") for line in lines) == 3
     assert max(map(len, lines)) <= 80
     assert len({line.index(word) for line in lines for word in ("better", "worse", "≈ tied") if word in line}) == 1
+
+
+def test_a_change_of_kid_is_not_in_percent(tmp_path: Path) -> None:
+    """KID is unbiased, so it may be 0 or negative; a share of it means nothing."""
+    for name, fid, kid in (("one", 4.0, 0.001), ("two", 5.0, 0.5)):
+        put(tmp_path / name, record(metrics={"fid": fid, "kid": kid, "kid:degree=2": kid, "other": kid - 0.01}))
+    shown = CliRunner().invoke(app, ["compare", str(tmp_path / "one"), str(tmp_path / "two")]).output
+    lines = {line.split()[0]: line for line in shown.splitlines() if "↓" in line}
+    assert "+1 (+25%)" in lines["FID"]
+    assert "%" not in lines["KID"] + lines["KID:degree=2"] + lines["other"]

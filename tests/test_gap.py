@@ -83,7 +83,7 @@ def test_gap_prints_no_note_and_no_reference_of_fid(tmp_path: Path, capsys: pyte
     out, err = capsys.readouterr()
     assert "singular" not in err
     assert "against" not in out
-    assert re.search(r"^GAP ↓\s*$", out, re.MULTILINE)
+    assert re.search(r"^Gap ↓\s*$", out, re.MULTILINE)
     assert "failed" not in out + err
     assert err.count("computing the converged solution for 3 images") == 1
     # The stochastic sampler's cell is empty.

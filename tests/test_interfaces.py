@@ -471,7 +471,7 @@ def test_the_command_prints_a_table_for_each_metric(tmp_path: Path, capsys: pyte
     printed = capsys.readouterr().out
     tables, cells = printed[: printed.index("NFE")], printed[printed.index("NFE") :]
     for parameters in (":images=2", ":images=4"):
-        assert tables.count(f"GAP{parameters} ↓") == cells.count(f"gap{parameters}") == 1
+        assert tables.count(f"Gap{parameters} ↓") == cells.count(f"gap{parameters}") == 1
 
 
 def test_the_estimate_of_a_metric_of_the_data_has_no_evaluations() -> None:

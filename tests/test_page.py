@@ -160,11 +160,67 @@ def test_a_heading_sorts_by_number_both_ways(opened: Any) -> None:
     assert [float(text.split()[0]) for text in column(opened, 4)] == [4.2, 5.1, 9.1, 30.1]
 
 
-def test_the_filter_keeps_rows_that_hold_every_word(opened: Any) -> None:
+def texts(browser: Any, selector: str) -> list[str]:
+    """The texts of all elements of a selector."""
+    return [element.text for element in browser.find_elements("css selector", selector)]
+
+
+def test_the_filter_keeps_cells_that_have_every_word_everywhere(opened: Any) -> None:
     opened.find_element("id", "filter").send_keys("DDIM 5.10")
     assert column(opened, 0) == ["ddim"]
     assert column(opened, 2) == ["10"]
-    assert opened.find_element("id", "count").text == "1 of 4"
+    assert opened.find_element("id", "count").text == "1 of 4 cells"
+    assert [(c["name"], c["x"]) for c in curves(opened)] == [("ddim", [10])]
+    assert texts(opened, "#matrix thead th")[1:] == ["10"]
+    assert texts(opened, "#matrix tbody tr") == ["ddim 5.10 ± 0.10"]
+    assert texts(opened, "#grids thead th")[1:] == ["10"]
+    assert texts(opened, "#grids tbody th") == ["ddim"]
+    assert texts(opened, "#story")[0].startswith("Lowest FID of all rows: ")
+
+
+def test_a_number_in_the_filter_is_a_whole_number_of_the_cell(opened: Any) -> None:
+    """The hash of a cell, or a longer number, may contain the digits."""
+    for word, expected in (
+        ("5", {("ddim", "5"), ("heun", "9")}),
+        ("9", {("heun", "9")}),
+        ("4", set()),
+        ("hash", set()),
+    ):
+        field = opened.find_element("id", "filter")
+        field.clear()
+        field.send_keys(word)
+        assert set(zip(column(opened, 0), column(opened, 3), strict=True)) == expected, word
+    assert texts(opened, "#matrix tbody tr") == ["no cell matches"]
+    assert curves(opened) == []
+
+
+def test_the_samples_have_the_columns_of_the_table(opened: Any) -> None:
+    """5 steps of Heun are 9 evaluations, so the table has the columns of NFE."""
+    heads = texts(opened, "#matrix thead th")
+    assert heads == ["sampler \\ NFE", "5", "9", "10"]
+    assert texts(opened, "#grids thead th") == heads
+    places = {}
+    for row in opened.find_elements("css selector", "#grids tbody tr"):
+        cells = row.find_elements("css selector", "td")
+        places[row.find_element("css selector", "th").text] = [
+            head for head, cell in zip(heads[1:], cells, strict=True) if cell.find_elements("css selector", "img")
+        ]
+    assert places == {"ddim": ["5", "10"], "heun": ["9"], HOSTILE: ["10"]}
+
+
+def test_a_generator_has_no_steps_and_is_a_line_across_the_plot(browser: Any, tmp_path: Path) -> None:
+    gap = record("ddim", 10, metrics={"gap": [0.5] * 3})
+    gap["metrics"]["gap"] |= {"features": "", "reference": ""}
+    made = [record("ddim", 5), record("ddim", 20), record("real", None, nfe=0, spacing=None), gap]
+    (tmp_path / "page.html").write_text(page(group(made), [], {}), "utf-8")
+    browser.get((tmp_path / "page.html").as_uri())
+    assert texts(browser, "#metrics button") == ["FID ↓", "Gap ↓"]
+    assert texts(browser, "#matrix thead th")[1:] == ["5", "20", "–"]
+    assert ("real", "–", "–") in set(zip(*(column(browser, i) for i in (0, 1, 2)), strict=True))
+    (real,) = [c for c in curves(browser) if c["name"] == "real"]
+    assert (real["x"], real["y"]) == ([5, 20], pytest.approx([4.0, 4.0]))
+    press(browser, "[data-value='gap']")
+    assert texts(browser, "#matrix caption") == ["Gap ↓"]
 
 
 def test_the_switches_change_the_plot_and_the_table(opened: Any) -> None:
@@ -175,7 +231,7 @@ def test_the_switches_change_the_plot_and_the_table(opened: Any) -> None:
     press(opened, "[data-value='seconds_per_image']")
     (ddim,) = [c for c in curves(opened) if c["name"] == "ddim"]
     assert (ddim["x"], ddim["y"]) == (pytest.approx([0.005, 0.01]), pytest.approx([0.6, 0.8]))
-    assert opened.find_element("css selector", "#matrix caption").text.startswith("ACC ↑")
+    assert opened.find_element("css selector", "#matrix caption").text.startswith("acc ↑")
     assert opened.find_element("css selector", "[data-value='acc']").get_attribute("aria-pressed") == "true"
 
 
@@ -224,12 +280,31 @@ def test_the_theme_switch_changes_the_colours(opened: Any) -> None:
     assert opened.execute_script(ask) == before
 
 
-def test_a_phone_scrolls_down_only(opened: Any) -> None:
+@pytest.fixture
+def phone(opened: Any) -> Iterator[Any]:
+    """The page on a screen of 390 × 844 pixels."""
     metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    try:
-        wait = webdriver_wait(opened)
-        wait.until(lambda d: d.execute_script("return document.querySelector('#plot .main-svg').clientWidth") < 390)
-        assert opened.execute_script("return document.documentElement.scrollWidth") == 390
-    finally:
-        opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    wait = webdriver_wait(opened)
+    wait.until(lambda d: d.execute_script("return document.querySelector('#plot .main-svg').clientWidth") < 390)
+    yield opened
+    opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def right_edge(browser: Any, selector: str) -> float:
+    """The horizontal position at which the first element of a selector ends, in pixels."""
+    ask = "return document.querySelector(arguments[0]).getBoundingClientRect().right"
+    return float(browser.execute_script(ask, selector))
+
+
+def test_a_phone_scrolls_down_only(phone: Any) -> None:
+    assert phone.execute_script("return document.documentElement.scrollWidth") == 390
+
+
+def test_a_phone_shows_the_chosen_metric_and_the_samples_without_scrolling_sideways(phone: Any) -> None:
+    for metric, title in (("fid", "FID ↓"), ("acc", "acc ↑")):
+        press(phone, f"[data-value='{metric}']")
+        assert texts(phone, "#cells thead th")[:3] == ["Sampler", "NFE", title]
+        assert right_edge(phone, "#cells tbody td:nth-child(3)") <= 390
+    assert right_edge(phone, "#grids img") <= 390
+    assert texts(phone, "#grids thead th") == ["sampler \\ NFE", "5", "9", "10"]

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 from samplerbench.cli.app import app
 from samplerbench.errors import UserError
-from samplerbench.report.formats import finite, latex, latex_document, markdown, rows, tex, to_csv
+from samplerbench.registry import entries
+from samplerbench.report.formats import finite, latex, latex_document, markdown, payload, rows, tex, to_csv
 from samplerbench.report.load import load
 from samplerbench.report.matrix import default_axis, matrix
 from samplerbench.report.plots import figures, metric_figure, samples_figure, save
@@ -30,6 +31,7 @@ from samplerbench.report.sheet import block, tiles
 from samplerbench.report.style import style
 from samplerbench.report.terminal import text_plot
 from samplerbench.results.groups import Group, group
+from samplerbench.results.names import METRIC_TITLES, metric_title
 from samplerbench.results.record import schema_errors
 
 HOSTILE = "<script>alert(1)</script>|a_b&$%#{}~^\\"
@@ -172,6 +174,36 @@ def test_columns_are_budgets_where_steps_cost_differently() -> None:
 
 def test_a_sampler_with_its_own_steps_has_its_own_column_at_the_end() -> None:
     assert matrix(one(record("pf-ode", None), record("ddim", 50)), "fid", "nfe").heads == ["50", "own"]
+
+
+def test_a_generator_has_neither_steps_nor_a_spacing() -> None:
+    """`real` and the prior of an autoencoder have no noise levels; an adaptive solver chooses its own."""
+    real, own = record("real", None, nfe=0, spacing=None), record("pf-ode", None, spacing=None)
+    assert matrix(one(real, record("ddim", 50)), "fid", "nfe").heads == ["50", "–"]
+    assert matrix(one(real, own), "fid", "nfe").heads == ["own"]
+    data = payload([one(real, own)], [])["groups"][0]["records"]
+    assert {r["sampler"]: (r["steps_label"], r["spacing_label"]) for r in data} == {
+        "real": ("–", "–"),
+        "pf-ode": ("own", "own"),
+    }
+
+
+def test_real_images_as_a_row_are_in_the_table_of_the_samplers() -> None:
+    real = record("real", None, nfe=0, spacing=None, protocol={"real images": "f00d"})
+    assert len(group([real, record("ddim")])) == 1
+
+
+def test_metrics_have_the_names_of_papers_and_plugins_their_own() -> None:
+    titles = {name: metric_title(name) for name in ("fid", "kid", "gap:images=4", "label-accuracy", "./LPIPS.py:Lpips")}
+    assert list(titles.values()) == ["FID", "KID", "Gap:images=4", "Label accuracy", "./LPIPS.py:Lpips"]
+    assert metric_title("my-metric") == "my-metric"
+    assert set(METRIC_TITLES) <= {entry.name for entry in entries("metric")}
+
+
+def test_the_title_of_a_metric_without_features_has_none() -> None:
+    made = record(metrics={"gap": 0.5})
+    made["metrics"]["gap"] |= {"features": "", "reference": ""}
+    assert metric_figure(one(made), "gap", "nfe").axes[0].get_title("left").endswith("float32")
 
 
 # Text formats
@@ -344,7 +376,7 @@ def test_metrics_with_similar_names_have_figures_of_their_own() -> None:
     made = one(record(metrics={"x:a=1": 1.0, "x:a=-1": 2.0}))
     found = figures(made, {})
     drawn = {found[name]().axes[0].get_ylabel() for name in ("x-a-1-vs-nfe", "x-a-1-2-vs-nfe")}
-    assert {label.split(" ")[0] for label in drawn} == {"X:a=1", "X:a=-1"}
+    assert {label.split(" ")[0] for label in drawn} == {"x:a=1", "x:a=-1"}
 
 
 def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
@@ -428,11 +460,30 @@ def test_the_command_writes_everything(tmp_path: Path) -> None:
         "plots/fid-vs-seconds-per-image.png",
     }  # fmt: skip
     assert "FID ↓ (digits-cnn features" in shown
-    assert "4.00 ± 0.10" in shown
+    assert "* 4.00 ± 0.10" in shown
+    assert "* the best of its column" in shown
     assert {r["label"] for r in json.loads((out / "report.json").read_text("utf-8"))["groups"][0]["records"]} == {
         "a",
         "b",
     }
+
+
+def test_the_width_of_a_pipe_is_that_of_columns_and_nothing_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of 8 columns and two long titles; without COLUMNS a pipe has 140 columns."""
+    made = [record("s" * 40, steps, metrics={"fid": [123.4 + steps, 125.0]}) for steps in range(1, 9)]
+    put(tmp_path, *made, record("b", n=16, model="m" * 60, protocol={"model": {"source": "q" * 60, "weights": "v"}}))
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = run(str(tmp_path), "--format", "md").output
+    lines = [line for line in narrow.splitlines() if not line.startswith(str(tmp_path)[:5])]
+    assert max(map(len, lines)) <= 80
+    assert "…" not in narrow.replace("q" * 12 + "…", "").replace("m" * 12 + "…", "")
+    monkeypatch.delenv("COLUMNS")
+    wide = run(str(tmp_path), "--format", "md").output
+    assert 80 < max(map(len, wide.splitlines())) <= 140
+    for text in ("124.7", "128.2"):
+        assert any(text in line for line in lines), text
 
 
 def test_two_protocols_and_a_damaged_cell_are_told_and_the_rest_is_rendered(tmp_path: Path) -> None:
@@ -477,5 +528,5 @@ def test_only_the_metrics_asked_for_are_reported(tmp_path: Path) -> None:
     put(tmp_path, record(metrics={"fid": 1.0, "acc": 0.5}))
     run(str(tmp_path), "--format", "md", "--metric", "acc")
     text = (tmp_path / "report" / "report.md").read_text("utf-8")
-    assert "ACC ↑" in text
+    assert "acc ↑" in text
     assert "FID" not in text

@@ -90,7 +90,8 @@ class Cell:
             "budget": self.budget,
             "metrics": {},
             "pending": True,
-            "protocol_fields": plugin_parameters(self.method, self.guidance, self.spacing),
+            "protocol_fields": plugin_parameters(self.method, self.guidance, self.spacing)
+            | ({"sigmas": [0.0]} if isinstance(self.method, Generator) else {}),
         }
 
 

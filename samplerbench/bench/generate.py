@@ -303,7 +303,7 @@ class SamplerOnModel:
         if model.device.type == "cuda":
             arrived = torch.cuda.Event()
             arrived.record()
-        batch = Batched(part, images, walked.x, sampling, decoding, draws > 0, uncounted, trajectory)
+        batch = Batched(part, images, walked.x, sampling, decoding, draws > 0, uncounted, trajectory=trajectory)
         return _Queued(batch, walked, finite, arrived)
 
     def _walk(

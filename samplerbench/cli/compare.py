@@ -74,6 +74,11 @@ VERDICTS = {"better": ("better", "green"), "worse": ("worse", "red"), "cannot be
 """The text and colour of each verdict in the terminal."""
 
 
+def _is_ratio(metric: str, a: float, b: float) -> bool:
+    """Whether a change from a to b can be given in percent. KID is unbiased, so it can be 0 or negative."""
+    return metric.partition(":")[0] != "kid" and a > 0 and b >= 0
+
+
 def _show(paired: object, problems: list[str]) -> None:
     """Print a heading for each pair of cells, and a row for each metric. The rows fit into 80 columns."""
     from rich.cells import cell_len
@@ -88,7 +93,7 @@ def _show(paired: object, problems: list[str]) -> None:
     heads = [literal(head, "dim") for head in ("", "A", "B", "B - A", "95% interval", "")]
     lines: list[list[Text]] = []
     for row in paired.rows:
-        change = f"{row.change:+.3g}" + (f" ({row.change / abs(row.a):+.0%})" if row.a else "")
+        change = f"{row.change:+.3g}" + (f" ({row.change / row.a:+.0%})" if _is_ratio(row.metric, row.a, row.b) else "")
         interval = ""
         if row.margin is not None:
             interval = f"{row.change - row.margin:+.3g} … {row.change + row.margin:+.3g}"

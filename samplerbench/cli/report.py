@@ -115,12 +115,13 @@ def _write(groups: list[Any], loaded: Any, wanted: list[str], out: Path, by: Any
 
         for number, group in enumerate(groups, 1):
             end = f"-{number}" if len(groups) > 1 else ""
-            for stem, draw in figures(group, loaded.pictures).items():
+            for stem, draw in figures(group, loaded.pictures, by=by).items():
                 files += save(draw(), out / "plots" / f"{stem}{end}")
     return files
 
 
 def _print(groups: list[Any], problems: list[str], by: Any, plot: bool | None) -> None:
+    from samplerbench.cli.results import SEPARATE
     from samplerbench.report import terminal
     from samplerbench.report.formats import AXIS_NAMES, matrices
     from samplerbench.report.series import series
@@ -130,10 +131,10 @@ def _print(groups: list[Any], problems: list[str], by: Any, plot: bool | None) -
     plot = out.is_terminal if plot is None else plot
     width = max(20, min(64, out.width - 12))
     if len(groups) > 1:
-        out.print(f"{len(groups)} protocols; their results are not comparable with each other:", style="yellow")
+        out.print(SEPARATE.format(count=len(groups)), style="yellow")
     for group in groups:
         if group.title:
-            out.rule(literal(group.title, "bold"), align="left")
+            out.print(literal(group.title, "bold"))
         out.print(literal(group.describe(), "dim"))
         for table in matrices(group, by):
             out.print(terminal.matrix_table(table))

@@ -11,7 +11,7 @@ import typer
 
 from samplerbench.errors import UserError
 from samplerbench.portable import remove_file
-from samplerbench.text import console, note, one_line, print_json, printable, say
+from samplerbench.text import console, literal, note, one_line, print_json, printable, say
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Manage a folder of results.")
 
@@ -29,6 +29,12 @@ def _store(folder: Path) -> Any:
 
 MIN_DIGITS = 4
 """The minimum number of digits of a key."""
+SEPARATE = "{count} protocols; their results are not comparable with each other:"
+
+
+def _key_length(stems: list[str]) -> int:
+    """The number of digits that tells the results of a folder apart, at least 8."""
+    return next((n for n in range(8, 20) if len({stem[:n] for stem in stems}) == len(stems)), 20)
 
 
 def _one(folder: Path, key: str) -> Any:
@@ -52,30 +58,36 @@ def _one(folder: Path, key: str) -> Any:
 
 @app.command("ls")
 def ls(folder: Folder = Path("results")) -> None:
-    """List the results of a folder, including damaged and unfinished ones."""
+    """List the results of a folder with their keys, including damaged and unfinished ones.
+
+    Results of different protocols are in separate lists, as in the tables of `samplerbench report`. The key of a result
+    is the argument of `results show` and `results rm`.
+    """
     from rich.text import Text
 
-    from samplerbench.report.table import long_table, steps_table
-    from samplerbench.results.names import row_order, versions_of, with_current_names
-    from samplerbench.results.timings import common_conditions, describe_conditions, under
+    from samplerbench.report.table import long_table
+    from samplerbench.results.groups import group
+    from samplerbench.results.names import versions_of, with_current_names
+    from samplerbench.results.timings import describe_conditions, under
 
-    store = _store(folder)
-    entries = list(store.entries())
-    whole = [with_current_names(e.record) | {"key": e.file.stem[:8]} for e in entries if e.record is not None]
-    whole.sort(key=row_order)
+    entries = list(_store(folder).entries())
+    digits = _key_length([e.file.stem for e in entries])
+    whole = [with_current_names(e.record) | {"key": e.file.stem[:digits]} for e in entries if e.record is not None]
     damaged = [e for e in entries if e.record is None]
     out = console(160)
-    if whole:
-        conditions = common_conditions(whole)
-        out.print(long_table([under(r, conditions) for r in whole]))
-        if timed := describe_conditions(conditions):
-            out.print(Text(printable(f"times: {timed}"), style="dim"))
-        for made_by, count in versions_of(whole).items():
-            out.print(Text(printable(f"made by {made_by}: {count} result{'s' * (count != 1)}"), style="dim"))
-    for metric in dict.fromkeys(m for r in whole for m in r["metrics"]):
-        references = {(r["protocol_fields"].get("reference") or {}).get("sha256") for r in whole}
-        if len(references) == 1 and len({r["n"] for r in whole}) == 1:
-            out.print(steps_table(whole, metric))
+    groups = group(whole, merge=False)
+    if len(groups) > 1:
+        out.print(Text(SEPARATE.format(count=len(groups)), style="yellow"))
+    for one in groups:
+        if one.title:
+            out.print(literal(one.title, "bold"))
+        out.print(literal(one.describe(), "dim"))
+        out.print(long_table([under(r, one.conditions) for r in one.records], keys=True))
+        if timed := describe_conditions(one.conditions):
+            out.print(literal(f"times: {timed}", "dim"))
+        out.print()
+    for made_by, count in versions_of(whole).items():
+        out.print(literal(f"made by {made_by}: {count} result{'s' * (count != 1)}", "dim"))
     for entry in damaged:
         out.print(Text(printable(f"{entry.problem}: {entry.file.name}"), style="red"))
     for file in sorted(folder.glob("*.damaged")):

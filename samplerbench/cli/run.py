@@ -318,6 +318,7 @@ def _dry_run(prepared: Prepared) -> None:
     from rich.table import Table
 
     from samplerbench.bench.estimate import estimate
+    from samplerbench.results.names import steps_label
 
     expected, request = estimate(prepared), prepared.request
     table = Table(header_style="bold")
@@ -332,8 +333,8 @@ def _dry_run(prepared: Prepared) -> None:
         solution = f"converged solution of {', '.join(row.metrics)}" + (f" + {guidance}" if guidance else "")
         table.add_row(
             literal(solution if row.metrics else names.row(known)),
-            literal(names.plugin(known, "spacing") or "own"),
-            str(cell.steps or "own"),
+            literal(names.spacing(known)),
+            steps_label(known),
             f"≈ {row.nfe:.0f}" if row.measured else str(row.nfe),
             f"{row.seconds:.0f} s",
         )

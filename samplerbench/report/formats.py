@@ -10,11 +10,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from samplerbench.report.matrix import Axis, Entry, Matrix, default_axis, matrix
+from samplerbench.report.matrix import Axis, Entry, Matrix, column, default_axis, matrix
 from samplerbench.report.reproduce import command
 from samplerbench.report.table import measured_in
 from samplerbench.results.groups import Group, metric_specs
-from samplerbench.results.names import RowNames, metric_title
+from samplerbench.results.names import RowNames, metric_title, own_head, steps_label
 from samplerbench.results.record import Record
 from samplerbench.results.timings import seconds_per_image, timings_of, under
 from samplerbench.text import csv_cell, printable
@@ -187,8 +187,10 @@ def payload(groups: Sequence[Group], problems: Sequence[str], by: Axis | None = 
                 "description": group.describe(),
                 "times": group.describe_times(),
                 "axis": by or default_axis(group),
+                "columns": list(dict.fromkeys(head for _, head in sorted(columns.values()))),
                 "metrics": {
-                    m: {key: r["metrics"][m][key] for key in ("better", "features", "reference")}
+                    m: {"title": metric_title(m)}
+                    | {key: r["metrics"][m][key] for key in ("better", "features", "reference")}
                     for m in group.metrics()
                     for r in [next(r for r in group.records if m in r["metrics"])]
                 },
@@ -197,17 +199,26 @@ def payload(groups: Sequence[Group], problems: Sequence[str], by: Axis | None = 
                     {
                         **{k: v for k, v in finite(_own_times(r)).items() if k != "seal"},
                         "label": group.label(r),
-                        "spacing_label": names.plugin(r, "spacing"),
+                        "column": columns[r["protocol"]][1],
+                        "steps_label": steps_label(r),
+                        "spacing_label": names.spacing(r),
                         "seconds_per_image": group.seconds_per_image(r),
                         "command": command(r),
                     }
                     for r in group.records
                 ],
             }
-            for group, names in ((group, RowNames(group.records)) for group in groups)
+            for group, names, columns in ((g, RowNames(g.records), _columns(g, by)) for g in groups)
         ],
         "problems": list(problems),
     }
+
+
+def _columns(group: Group, by: Axis | None) -> dict[str, tuple[float, str]]:
+    """The column of each result in a table of all metrics: protocol hash → its place and its heading."""
+    found = {r["protocol"]: column(r, by or default_axis(group)) for r in group.records}
+    own = own_head([r for r in group.records if found[r["protocol"]] is None])
+    return {key: (math.inf, own) if place is None else (place, str(place)) for key, place in found.items()}
 
 
 def _table(table: Matrix) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from samplerbench.report.table import format_value
 from samplerbench.results.groups import Group
+from samplerbench.results.names import own_head
 from samplerbench.results.record import Record
 
 Axis = Literal["steps", "nfe"]
@@ -55,7 +56,8 @@ class Matrix:
     @property
     def heads(self) -> list[str]:
         """Column headings."""
-        return ["own" if c is None else str(c) for c in self.columns]
+        own = [row[-1].record for _, row in self.rows if self.columns[-1:] == [None] and row[-1] is not None]
+        return [own_head(own) if c is None else str(c) for c in self.columns]
 
     @property
     def notes(self) -> list[str]:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samplerbench.report.matrix import Axis, column, default_axis
 from samplerbench.report.series import Horizontal, Series, measured_order, pareto, series, sweeps
 from samplerbench.report.sheet import block, tiles
 from samplerbench.report.style import style
 from samplerbench.results.groups import Group
-from samplerbench.results.names import metric_title
+from samplerbench.results.names import metric_title, own_head
 from samplerbench.text import printable
 
 if TYPE_CHECKING:
@@ -34,8 +35,10 @@ SETTINGS: dict[Any, Any] = {
 }
 
 
-def figures(group: Group, pictures: dict[str, Path], metrics: Sequence[str] = ()) -> dict[str, Callable[[], Figure]]:
-    """The figures of a group: file stem → function that draws the figure."""
+def figures(
+    group: Group, pictures: dict[str, Path], metrics: Sequence[str] = (), by: Axis | None = None
+) -> dict[str, Callable[[], Figure]]:
+    """The figures of a group: file stem → function that draws the figure. by: the columns of the samples."""
     found: dict[str, Callable[[], Figure]] = {}
     chosen = list(metrics or group.metrics())
     stems = [re.sub(r"[^A-Za-z0-9]+", "-", metric) for metric in chosen]
@@ -48,7 +51,7 @@ def figures(group: Group, pictures: dict[str, Path], metrics: Sequence[str] = ()
         if sweeps(group, metric):
             found[f"{stem}-vs-guidance"] = lambda m=metric: guidance_figure(group, m)  # type: ignore[misc]
     if any(r["protocol"] in pictures for r in group.records):
-        found["samples"] = lambda: samples_figure(group, pictures)
+        found["samples"] = lambda: samples_figure(group, pictures, by)
     return found
 
 
@@ -135,7 +138,7 @@ def _lines(
         arrow = "↓" if entry["better"] == "lower" else "↑"
         axes.set_xlabel(name)
         axes.set_ylabel(printable(f"{metric_title(metric)} {arrow}"))
-        title = printable(f"{group.describe()}; {entry['features']}")
+        title = printable("; ".join(filter(None, [group.describe(), entry["features"]])))
         if name == AXES["seconds_per_image"] and group.describe_times():
             title += f"\n{printable(group.describe_times())}"
         axes.set_title(title, fontsize=8, color="#555555", loc="left")
@@ -158,8 +161,10 @@ def _plain_ticks(axis: Any, values: Sequence[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def samples_figure(group: Group, pictures: dict[str, Path], count: int = 6, across: int = 3) -> Figure:
-    """The first images of every cell: rows samplers, columns steps, the same x_T in the same place of each.
+def samples_figure(
+    group: Group, pictures: dict[str, Path], by: Axis | None = None, count: int = 6, across: int = 3
+) -> Figure:
+    """The first images of every cell, in the columns of the table, with the same x_T in the same place of each.
 
     Only the results of the first seed, since another seed is another x_T.
     """
@@ -167,8 +172,10 @@ def samples_figure(group: Group, pictures: dict[str, Path], count: int = 6, acro
     from matplotlib.figure import Figure
 
     seed = group.records[0]["seed"]
+    axis = by or default_axis(group)
     shown = [r for r in group.records if r["protocol"] in pictures and r["seed"] == seed]
-    columns = sorted({r["steps"] for r in shown}, key=lambda s: (s is None, s))
+    places = {column(r, axis) for r in shown}
+    columns: list[int | None] = [*sorted(c for c in places if c is not None), *([None] if None in places else [])]
     rows = list(dict.fromkeys(group.label(r) for r in shown))
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(1.4 * len(columns) + 1.6, 1.0 * len(rows) + 0.5), layout="constrained")
@@ -176,16 +183,18 @@ def samples_figure(group: Group, pictures: dict[str, Path], count: int = 6, acro
         for line in grid:
             for axes in line:
                 _bare(axes)
-        for r in shown:
+        cells = {(group.label(r), column(r, axis)): r for r in sorted(shown, key=lambda r: r["nfe"])}
+        for (row, place), r in cells.items():
             images = tiles(pictures[r["protocol"]], r, count)
-            axes = grid[rows.index(group.label(r))][columns.index(r["steps"])]
+            axes = grid[rows.index(row)][columns.index(place)]
             if images:
                 axes.imshow(block(images, across), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         for i, name in enumerate(rows):
             grid[i][0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-        for j, steps in enumerate(columns):
-            title = "own steps" if steps is None else f"{steps} step{'s' if steps != 1 else ''}"
-            grid[0][j].set_title(title, fontsize=8)
+        own = own_head([r for r in shown if column(r, axis) is None])
+        for j, place in enumerate(columns):
+            unit = "NFE" if axis == "nfe" else "step" if place == 1 else "steps"
+            grid[0][j].set_title(own if place is None else f"{place} {unit}", fontsize=8)
     return figure
 
 

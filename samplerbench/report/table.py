@@ -10,11 +10,12 @@ from rich.console import Group
 from rich.text import Text
 
 from samplerbench.report.wide import WideTable
-from samplerbench.results.names import RowNames, metric_title
+from samplerbench.results.names import RowNames, metric_title, own_head, steps_label
 from samplerbench.results.record import Record
 from samplerbench.results.timings import describe_conditions, timings_of
 from samplerbench.text import literal
 
+BEST_NOTE = "* the best of its column"
 FLOOR_NOTE = (
     "real against real: the FID between two disjoint random sets of {size} real images each; rows are measured against "
     "all real images, so a row may be lower"
@@ -67,7 +68,7 @@ def _columns(records: Sequence[Record], by_cost: bool) -> list[int | None]:
 
 
 def steps_table(records: Sequence[Record], metric: str, floor: tuple[float, float, int] | None = None) -> Group:
-    """The table of a metric: rows are samplers, columns are steps. The best value of each column is bold.
+    """The table of a metric: rows are samplers, columns are steps. The best value of each column is bold, with a *.
 
     Args:
         records: the results.
@@ -79,9 +80,10 @@ def steps_table(records: Sequence[Record], metric: str, floor: tuple[float, floa
     space = measured_in(found["features"], found["reference"]) if found else ""
     budgets = any(r.get("budget") is not None for r in records)
     columns, names = _columns(records, budgets), row_names(records)
-    heads = ["own" if column is None else str(column) for column in columns]
-    table = WideTable(["sampler \\ NFE" if budgets else "sampler \\ steps", *heads])
     by_column = [(column_of(r, budgets), r) for r in records]
+    own = own_head([r for column, r in by_column if column is None])
+    heads = [own if column is None else str(column) for column in columns]
+    table = WideTable(["sampler \\ NFE" if budgets else "sampler \\ steps", *heads])
     best = {column: _best([r for c, r in by_column if c == column], metric, arrow == "↓") for column in columns}
     places = {(name, column_of(r, budgets)): r for name, r in reversed(list(zip(names, records, strict=True)))}
     for name in dict.fromkeys(names):
@@ -90,7 +92,7 @@ def steps_table(records: Sequence[Record], metric: str, floor: tuple[float, floa
             record = places.get((name, column))
             cells.append(_cell(record, metric, best[column]))
         table.add_row(literal(name), *cells)
-    notes = []
+    notes = [BEST_NOTE] if any(value is not None for value in best.values()) else []
     if any("sd" in (_value(r, metric) or {}) for r in records):
         notes.append(
             "mean ± standard deviation over blocks; ≈ not significantly different from the best (paired blocks, 95%)"
@@ -125,7 +127,7 @@ def _best(column: Sequence[Record], metric: str, lower: bool) -> dict[str, Any] 
 
 
 def _cell(record: Record | None, metric: str, best: dict[str, Any] | None) -> Text:
-    """The text of a cell: bold for the best of its column, ≈ if it does not differ significantly from the best."""
+    """The text of a cell: bold with a * for the best of its column, ≈ if it does not differ significantly from it."""
     if record is None:
         return Text("")
     if "unmet" in record:
@@ -141,7 +143,7 @@ def _cell(record: Record | None, metric: str, best: dict[str, Any] | None) -> Te
     if best is None or not math.isfinite(entry["value"]):
         return Text(text)
     if entry["value"] == best["value"]:
-        return Text(text, "bold green")
+        return Text(f"* {text}", "bold green")
     if "blocks" in entry and len(entry["blocks"]) == len(best.get("blocks", [])):
         from samplerbench.results.compare import paired_difference
 
@@ -151,22 +153,28 @@ def _cell(record: Record | None, metric: str, best: dict[str, Any] | None) -> Te
     return Text(text)
 
 
-def long_table(records: Sequence[Record]) -> WideTable:
-    """One row per cell, with costs and metrics. Cells that differ only in their budget are merged."""
+def long_table(records: Sequence[Record], keys: bool = False) -> WideTable:
+    """One row per cell, with costs and metrics. Cells that differ only in their budget are merged.
+
+    Args:
+        records: the results.
+        keys: show the field `key` of each result in the first column.
+    """
     records = _sampled(records)
     metrics = list(dict.fromkeys(m for r in records for m in r["metrics"]))
     spacings = RowNames(records)
     extra = any(r.get("classifier_forward") for r in records)
     decoded = any(r.get("decoder_passes") for r in records)
-    heads = ["sampler", "spacing", "steps", "NFE", *metrics, "seconds", "images/s"]
+    heads = ["key"] if keys else []
+    heads += ["sampler", "spacing", "steps", "NFE", *metrics, "seconds", "images/s"]
     heads += ["classifier passes"] if extra else []
     heads += ["decoder passes", "decoder seconds"] if decoded else []
-    table = WideTable(heads, fixed=4, left=2)
+    table = WideTable(heads, fixed=1 if keys else 4, left=2 + keys, name=int(keys))
     for name, r in zip(row_names(records), records, strict=True):
-        steps = "own" if r["steps"] is None else str(r["steps"])
-        start = literal(name), literal(spacings.plugin(r, "spacing") or "own"), steps
+        key = [literal(r["key"])] if keys else []
+        start = [*key, literal(name), literal(spacings.spacing(r)), literal(steps_label(r))]
         if "unmet" in r:
-            table.add_row(start[0], "", "", Text(f"> {r['budget']}", "dim"))
+            table.add_row(*key, literal(name), "", "", Text(f"> {r['budget']}", "dim"))
             continue
         if "error" in r:
             table.add_row(*start, Text("failed", "red"))

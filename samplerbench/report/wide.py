@@ -13,7 +13,7 @@ from rich.text import Text
 from samplerbench.text import literal
 
 NAME_WIDTH = 26
-"""Minimum width of the first column, whose text wraps."""
+"""Minimum width of the column of names, whose text wraps."""
 FRAME = 3  # characters around a cell: a space on each side, and a border
 
 
@@ -24,11 +24,12 @@ class WideTable:
         heads: the column headings.
         fixed: number of first columns that each part repeats, if there is space.
         left: number of first columns that are left-aligned.
+        name: index of the column whose text wraps.
     """
 
-    def __init__(self, heads: list[str], fixed: int = 1, left: int = 1) -> None:
+    def __init__(self, heads: list[str], fixed: int = 1, left: int = 1, name: int = 0) -> None:
         self.heads = [literal(head) for head in heads]
-        self.fixed, self.left = fixed, left
+        self.fixed, self.left, self.name = fixed, left, name
         self.rows: list[list[Text]] = []
         self.sections: set[int] = set()
         self.caption = ""
@@ -48,7 +49,7 @@ class WideTable:
         widths = self._widths()
         if sum(widths) + FRAME * len(widths) + 1 <= width:
             return [list(range(len(widths)))]
-        widths[0] = self._name_width(widths)
+        widths[self.name] = self._name_width(widths)
         count = self.fixed
         while count > 1 and sum(widths[:count]) + max(widths[count:], default=0) + FRAME * (count + 1) + 1 > width:
             count -= 1
@@ -70,14 +71,14 @@ class WideTable:
         return [max(cell_len(line[i].plain) for line in lines) for i in range(len(self.heads))]
 
     def _name_width(self, widths: list[int]) -> int:
-        return min(widths[0], NAME_WIDTH)
+        return min(widths[self.name], NAME_WIDTH)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | Text]:
         parts, widths = self.parts(options.max_width), self._widths()
         for columns in parts:
             table = Table(header_style="bold")
             for i in columns:
-                width = self._name_width(widths) if i == 0 and len(parts) > 1 else None
+                width = self._name_width(widths) if i == self.name and len(parts) > 1 else None
                 justify: Literal["left", "right"] = "left" if i < self.left else "right"
                 table.add_column(self.heads[i], justify=justify, width=width, overflow="fold")
             for number, row in enumerate(self.rows):

@@ -16,7 +16,9 @@ from samplerbench.results.timings import common_conditions, describe_conditions,
 from samplerbench.text import printable
 
 # Fields in which the rows of a table may differ. All other fields of the protocol must be equal.
-PER_ROW = frozenset({"sampler", "guidance", "spacing", "sigmas", "classifier", "seed", "metrics", "metric sources"})
+PER_ROW = frozenset(
+    {"sampler", "guidance", "spacing", "sigmas", "classifier", "seed", "metrics", "metric sources", "real images"}
+)
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,17 @@ def shared_protocol(record: Record) -> dict[str, Any]:
     return {k: v for k, v in record["protocol_fields"].items() if k not in PER_ROW}
 
 
-def group(records: Sequence[Record]) -> list[Group]:
+def group(records: Sequence[Record], merge: bool = True) -> list[Group]:
     """Group results by protocol, the largest group first. Titles name the fields in which the groups differ.
 
     Results with different parameters of the same metric are in different groups.
+
+    Args:
+        records: the results.
+        merge: merge results that differ only in their metrics.
     """
     found: dict[str, list[Record]] = defaultdict(list)
-    records = merge_metrics(records)
+    records = merge_metrics(records) if merge else records
     for record in sorted(records, key=row_order):
         found[json.dumps(_key(record, records), sort_keys=True)].append(record)
     members = sorted(found.values(), key=lambda group: -len(group))

@@ -52,16 +52,59 @@ class RowNames:
         words += [k if v is None else f"{k}={v}" for k, v in said.items() if k not in known and k not in hide]
         return head + (":" + ",".join(words) if words else "")
 
+    def spacing(self, record: Record) -> str:
+        """The name of a record's spacing; "own" for a sampler that chooses its noise levels; "–" for a generator."""
+        return self.plugin(record, "spacing") or (NO_STEPS if is_generator(record) else "own")
+
     def row(self, record: Record, hide: Collection[str] = ()) -> str:
         """The name of a row: sampler and guidance, as in `ddim:eta=0.5 + cfg:scale=2`."""
         guidance = self.plugin(record, "guidance", hide)
         return self.plugin(record, "sampler") + (f" + {guidance}" if guidance else "")
 
 
+METRIC_TITLES = {
+    "authenticity": "Authenticity",
+    "fid": "FID",
+    "fid-inf": "FID∞",
+    "gap": "Gap",
+    "inception-score": "Inception score",
+    "kid": "KID",
+    "label-accuracy": "Label accuracy",
+    "nearest": "Nearest",
+    "precision": "Precision",
+    "recall": "Recall",
+}
+"""The names of the built-in metrics in headings, as papers write them."""
+
+
 def metric_title(name: str) -> str:
-    """The name of a metric as a title: `FID`, `GAP:images=4`. Parameters and the path of a file are unchanged."""
+    """The name of a metric as a heading: `FID`, `Gap:images=4`. The names of plugins and of files are unchanged."""
     label, colon, parameters = name.partition(":")
-    return name if plugin_file.split(name) else f"{label.upper()}{colon}{parameters}"
+    return name if plugin_file.split(name) else f"{METRIC_TITLES.get(label, label)}{colon}{parameters}"
+
+
+NO_STEPS = "–"
+"""The steps and the spacing of a generator, which has neither."""
+
+
+def is_generator(record: Record) -> bool:
+    """Whether a result is that of a generator, such as `real`: it has no noise levels and evaluates no network.
+
+    An adaptive solver also has no number of steps, but it has noise levels.
+    """
+    if record["steps"] is not None:
+        return False
+    return record.get("nfe") == 0 or (record.get("protocol_fields") or {}).get("sigmas") == [0.0]
+
+
+def steps_label(record: Record) -> str:
+    """The number of steps as text: `10`; "own" for a sampler that chooses its steps; "–" for a generator."""
+    return str(record["steps"]) if record["steps"] is not None else NO_STEPS if is_generator(record) else "own"
+
+
+def own_head(records: Sequence[Record]) -> str:
+    """The heading of the column of results without a number of steps: "–" if all are of generators, else "own"."""
+    return NO_STEPS if all(map(is_generator, records)) else "own"
 
 
 def versions_of(records: Sequence[Record]) -> dict[str, int]:

@@ -4,6 +4,7 @@
   const $ = (id) => document.getElementById(id);
   const AXES = { nfe: "NFE", steps: "steps", seconds_per_image: "seconds per image" };
   const { colours, symbols, dashes } = data.style;
+  const narrow = matchMedia("(max-width: 900px)");
   const state = { group: 0, metric: "", x: "nfe", hidden: new Set(), words: [], sort: "", down: false };
 
   // Names come from files: they become text nodes, never markup.
@@ -16,8 +17,10 @@
     element.append(...children);
     return element;
   };
-  // The name of a metric as a title: FID, GAP:images=4. Parameters and the path of a file are unchanged.
-  const metricTitle = (name) => /[/\\]|\.py/.test(name.split(":")[0]) ? name : name.replace(/^[^:]*/, (label) => label.toUpperCase());
+  const metricTitle = (name) => group().metrics[name].title;
+  const arrow = (name) => (lower(name) ? "↓" : "↑");
+  // A long name may be broken after its punctuation.
+  const breakable = (name) => name.split(/(?<=[:=,/;+])/).flatMap((part) => [part, make("wbr")]);
   // Plotly reads a few tags in its texts.
   const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const group = () => data.groups[state.group];
@@ -27,7 +30,15 @@
     const colour = colours[i % colours.length];
     return { colour: dark() && colour === "#4D4D4D" ? "#C4C4C4" : colour, symbol: symbols[i % symbols.length], dash: dashes[i % dashes.length] };
   };
-  const shown = () => group().records.filter((r) => !state.hidden.has(r.label));
+  // A word of the filter is a part of a name, a number that the cell has, or the first digits of its key.
+  const matches = (r, word) => {
+    const names = [r.label, r.spacing_label, r.guidance ?? ""].join(" ").toLowerCase();
+    const numbers = [r.steps_label, nfe(r), String(r.budget ?? ""), ...Object.values(r.metrics).map((e) => number(e.value))];
+    if (numbers.includes(word) || (word.length > 3 && r.protocol.startsWith(word))) return true;
+    return /^[\d.]+$/.test(word) ? names.split(/[^\d.]+/).includes(word) : names.includes(word);
+  };
+  const isShown = (r) => !state.hidden.has(r.label) && state.words.every((word) => matches(r, word));
+  const shown = () => group().records.filter(isShown);
   const number = (v) => {
     if (v === null || v === undefined) return "nan";
     const a = Math.abs(v);
@@ -41,7 +52,11 @@
     return ` ± ${value.includes("e") ? number(e.sd) : e.sd.toFixed((value.split(".")[1] ?? "").length)}`;
   };
   const cost = (v) => (v === null || v === undefined ? "" : v < 0.01 ? v.toPrecision(2) : number(v));
-  const steps = (r) => (r.steps === null ? "own" : String(r.steps));
+  const nfe = (r) => (Number.isInteger(r.nfe) ? String(r.nfe) : r.nfe.toFixed(1));
+  // "10 steps", "own steps" of an adaptive solver; nothing for a generator, which has no steps.
+  const isGenerator = (r) => r.steps_label === "–";
+  const withSteps = (r) => (isGenerator(r) ? "" : `${r.steps_label} step${r.steps === 1 ? "" : "s"}`);
+  const titled = (r) => [r.label, withSteps(r)].filter(Boolean).join(", ");
   const lower = (metric) => group().metrics[metric].better === "lower";
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -67,7 +82,7 @@
     $("group-choice").hidden = data.groups.length < 2;
     $("protocol").textContent = group().description + (group().title ? "; " + group().title : "") + (group().times ? "; times: " + group().times : "");
     const names = Object.keys(group().metrics);
-    segments("metrics", names.map((m) => [m, `${metricTitle(m)} ${lower(m) ? "↓" : "↑"}`]), state.metric, (m) => { state.metric = m; draw(); });
+    segments("metrics", names.map((m) => [m, `${metricTitle(m)} ${arrow(m)}`]), state.metric, (m) => { state.metric = m; draw(); });
     segments("axes", Object.entries(AXES), state.x, (x) => { state.x = x; draw(); });
     $("samplers").replaceChildren(...labels().map((label) =>
       make("button", {
@@ -86,13 +101,13 @@
     if (table) table.columns.forEach((column, j) => {
       const best = table.rows.find((row) => row.cells[j] && row.cells[j].best);
       const ties = table.rows.filter((row) => row.cells[j] && row.cells[j].tied).length;
-      if (best && column !== "own") bests.push({ column, best, text: best.cells[j].text, ties });
+      if (best && !["own", "–"].includes(column)) bests.push({ column, best, text: best.cells[j].text, ties });
     });
-    const word = lower(metric) ? "Lowest" : "Highest";
+    const word = (lower(metric) ? "Lowest" : "Highest") + ` ${metricTitle(metric)}${group().records.every(isShown) ? "" : " of all rows"}: `;
     const parts = [];
     const unit = table && table.axis === "nfe" ? "NFE" : "steps";
     bests.slice(-5).forEach(({ column, best, text, ties }, i) => {
-      parts.push(i ? " · " : `${word} ${metricTitle(metric)}: `, make("span", { class: "part" }, `${column} ${unit} `, make("b", {}, `${best.label} ${text.split(" ±")[0]}`), ties ? ` (${ties} tied)` : ""));
+      parts.push(i ? " · " : word, make("span", { class: "part" }, `${column} ${unit} `, make("b", {}, `${best.label} ${text.split(" ±")[0]}`), ties ? ` (${ties} tied)` : ""));
     });
     $("story").replaceChildren(...parts);
   }
@@ -100,22 +115,29 @@
   function drawPlot() {
     const metric = state.metric;
     const traces = [];
+    const visible = shown().filter((r) => r.metrics[metric] && r.metrics[metric].value !== null);
+    // A generator has no evaluations and no steps: its value is a horizontal line over the range of the others.
+    const across = state.x === "seconds_per_image" ? [] : visible.filter((r) => !isGenerator(r) && r[state.x] !== null).map((r) => r[state.x]);
+    const flat = (r) => isGenerator(r) && across.length > 0;
     for (const label of labels()) {
-      const rows = shown().filter((r) => r.label === label && r.metrics[metric] && r.metrics[metric].value !== null && r[state.x] !== null);
+      const rows = visible.filter((r) => r.label === label && (flat(r) || r[state.x] !== null)).flatMap((r) => (flat(r)
+        ? [{ ...r, [state.x]: Math.min(...across) }, { ...r, [state.x]: Math.max(...across) }] : [r]));
       rows.sort((a, b) => a[state.x] - b[state.x]);
       if (!rows.length) continue;
       const { colour, symbol, dash } = look(label);
       traces.push({
-        type: "scatter", mode: "lines+markers", name: plain(label), x: rows.map((r) => r[state.x]), y: rows.map((r) => r.metrics[metric].value),
+        type: "scatter", mode: rows.some(flat) ? "lines" : "lines+markers", name: plain(label), x: rows.map((r) => r[state.x]), y: rows.map((r) => r.metrics[metric].value),
         error_y: { type: "data", array: rows.map((r) => r.metrics[metric].sd ?? 0), visible: rows.some((r) => r.metrics[metric].sd), thickness: 1, width: 3 },
         line: { color: colour, width: 2, dash }, marker: { color: colour, symbol, size: 8 },
-        customdata: rows.map((r) => [number(r.metrics[metric].value), spread(r.metrics[metric]), steps(r), r.nfe, cost(r.seconds_per_image)]),
-        hovertemplate: `<b>${plain(label)}</b><br>${plain(metricTitle(metric))} %{customdata[0]}%{customdata[1]}<br>%{customdata[2]} steps, %{customdata[3]} NFE, %{customdata[4]} s per image<extra></extra>`,
+        customdata: rows.map((r) => [number(r.metrics[metric].value), spread(r.metrics[metric]), [withSteps(r), `${nfe(r)} NFE`, r.seconds_per_image === null ? "" : `${cost(r.seconds_per_image)} s per image`].filter(Boolean).join(", ")]),
+        hovertemplate: `<b>${plain(label)}</b><br>${plain(metricTitle(metric))} %{customdata[0]}%{customdata[1]}<br>%{customdata[2]}<extra></extra>`,
       });
     }
     const ys = traces.flatMap((t) => t.y);
     const xs = traces.flatMap((t) => t.x);
     const log = (values) => values.length > 0 && values.every((v) => v > 0);
+    // Around a single value, Plotly's own logarithmic axis has several decades.
+    const single = (values, isLog) => (isLog && new Set(values).size === 1 ? { range: [Math.log10(values[0] / 2), Math.log10(values[0] * 2)] } : {});
     const ticks = (values, isLog) => {
       const range = values.length ? Math.max(...values) / Math.min(...values) : 1;
       if (!isLog || range > 1000) return {};
@@ -129,50 +151,58 @@
     const layout = {
       margin: { l: 10, r: 12, t: 12, b: 10 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",
       font: { family: "system-ui, sans-serif", size: 12, color: css("--quiet") }, hoverlabel: { bgcolor: css("--paper"), font: { color: css("--ink") }, align: "left" },
-      xaxis: { ...line, ...ticks(xs, logX), type: logX ? "log" : "linear", title: { text: AXES[state.x] === "NFE" ? "network evaluations per image (NFE)" : AXES[state.x] } },
-      yaxis: { ...line, ...ticks(ys, logY), type: logY ? "log" : "linear", title: { text: plain(`${metricTitle(metric)} ${lower(metric) ? "↓" : "↑"}`) } },
+      annotations: traces.length ? [] : [{ text: "no values to show", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }],
+      xaxis: { ...line, ...ticks(xs, logX), ...single(xs, logX), visible: traces.length > 0, type: logX ? "log" : "linear", title: { text: AXES[state.x] === "NFE" ? "network evaluations per image (NFE)" : AXES[state.x] } },
+      yaxis: { ...line, ...ticks(ys, logY), visible: traces.length > 0, type: logY ? "log" : "linear", title: { text: plain(`${metricTitle(metric)} ${arrow(metric)}`) } },
     };
-    $("plot").setAttribute("aria-label", `${metric} against ${AXES[state.x]}; the table below holds the same numbers`);
+    $("plot").setAttribute("aria-label", `${metricTitle(metric)} against ${AXES[state.x]}; the table below holds the same numbers`);
     Plotly.react("plot", traces, layout, { displaylogo: false, responsive: true, displayModeBar: false });
   }
 
   function drawMatrix() {
     const table = group().tables.find((t) => t.metric === state.metric);
     const { features, reference } = group().metrics[state.metric];
-    const body = table.rows.filter((row) => !state.hidden.has(row.label)).map((row) => make("tr", {},
-      make("th", { scope: "row" }, row.label),
-      ...row.cells.map((cell) => {
-        if (!cell) return make("td", {}, "");
+    const space = [features && `${features} features`, reference && `against ${reference}`].filter(Boolean).join(", ");
+    const visible = new Map(shown().map((r) => [r.protocol, r]));
+    const has = (cell) => cell !== null && visible.has(cell.protocol);
+    const rows = table.rows.filter((row) => row.cells.some(has));
+    const kept = table.columns.map((_, j) => j).filter((j) => rows.some((row) => has(row.cells[j])));
+    const body = rows.map((row) => make("tr", {},
+      make("th", { scope: "row" }, ...breakable(row.label)),
+      ...kept.map((j) => row.cells[j]).map((cell) => {
+        if (!has(cell)) return make("td", {}, "");
         const [value, sd] = cell.text.split(" ± ");
-        const record = group().records.find((r) => r.protocol === cell.protocol);
+        const record = visible.get(cell.protocol);
         const mark = cell.tied ? "≈ " : "";
         return make("td", cell.best ? { class: "best" } : {},
           make("button", { type: "button", title: "Protocol and command", onclick: () => details(record) }, mark + value, ...(sd ? [make("span", { class: "sd" }, ` ± ${sd}`)] : [])));
       })));
     $("matrix").replaceChildren(
-      make("caption", {}, `${metricTitle(state.metric)} ${lower(state.metric) ? "↓" : "↑"} `, make("small", {}, `${features} features, against ${reference}`)),
-      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, `sampler \\ ${table.axis === "nfe" ? "NFE" : "steps"}`), ...table.columns.map((c) => make("th", { scope: "col" }, c)))),
-      make("tbody", {}, ...body));
+      make("caption", {}, `${metricTitle(state.metric)} ${arrow(state.metric)} `, make("small", {}, space)),
+      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, `sampler \\ ${table.axis === "nfe" ? "NFE" : "steps"}`), ...kept.map((j) => make("th", { scope: "col" }, table.columns[j])))),
+      make("tbody", {}, ...(rows.length ? body : [make("tr", {}, make("th", { scope: "row" }, "no cell matches"))])));
     const best = table.rows.some((row) => row.cells.some((c) => c && c.best)) ? ["bold: the best of its column"] : [];
-    $("notes").textContent = [...best, ...table.notes].join("; ");
+    const partly = best.length && !group().records.every(isShown) ? ["hidden rows are compared too"] : [];
+    $("notes").textContent = rows.length ? [...best, ...partly, ...table.notes].join("; ") : "";
   }
 
-  const columns = () => [
-    ["sampler", "Sampler", (r) => r.label, (r) => r.label],
-    ["spacing", "Spacing", (r) => r.spacing_label || "own", (r) => r.spacing_label || "own"],
-    ["steps", "Steps", (r) => r.steps ?? Infinity, steps],
-    ["nfe", "NFE", (r) => r.nfe, (r) => (Number.isInteger(r.nfe) ? String(r.nfe) : r.nfe.toFixed(1))],
-    ...Object.keys(group().metrics).map((m) => [`metric:${m}`, `${metricTitle(m)} ${lower(m) ? "↓" : "↑"}`, (r) => r.metrics[m]?.value ?? null,
-      (r) => (r.metrics[m] ? number(r.metrics[m].value) + spread(r.metrics[m]) : "")]),
-    ["seconds", "s / image", (r) => r.seconds_per_image, (r) => cost(r.seconds_per_image)],
-  ];
+  // A phone shows about three columns: the sampler, its evaluations and the chosen metric.
+  const columns = () => {
+    const sampler = ["sampler", "Sampler", (r) => r.label, (r) => r.label];
+    const spacing = ["spacing", "Spacing", (r) => r.spacing_label, (r) => r.spacing_label];
+    const count = ["steps", "Steps", (r) => r.steps ?? Infinity, (r) => r.steps_label];
+    const evaluations = ["nfe", "NFE", (r) => r.nfe, nfe];
+    const metric = (m) => [`metric:${m}`, `${metricTitle(m)} ${arrow(m)}`, (r) => r.metrics[m]?.value ?? null,
+      (r) => (r.metrics[m] ? number(r.metrics[m].value) + spread(r.metrics[m]) : "")];
+    const seconds = ["seconds", "s / image", (r) => r.seconds_per_image, (r) => cost(r.seconds_per_image)];
+    const metrics = Object.keys(group().metrics);
+    if (!narrow.matches) return [sampler, spacing, count, evaluations, ...metrics.map(metric), seconds];
+    return [sampler, evaluations, metric(state.metric), count, spacing, ...metrics.filter((m) => m !== state.metric).map(metric), seconds];
+  };
 
   function drawCells() {
     const all = columns();
-    const rows = shown().filter((r) => {
-      const text = [...all.map((c) => c[3](r)), r.guidance ?? "", r.protocol].join(" ").toLowerCase();
-      return state.words.every((w) => text.includes(w));
-    });
+    const rows = shown();
     const sorted = all.find((c) => c[0] === state.sort);
     if (sorted) rows.sort((a, b) => {
       const [x, y] = [sorted[2](a), sorted[2](b)];
@@ -180,7 +210,7 @@
       const order = typeof x === "string" ? x.localeCompare(y, "en", { numeric: true }) : x === y ? 0 : x < y ? -1 : 1;
       return state.down ? -order : order;
     });
-    const head = make("tr", {}, ...all.map(([key, name]) => make("th", { scope: "col", "aria-sort": key === state.sort ? (state.down ? "descending" : "ascending") : "none" },
+    const head = make("tr", {}, ...all.map(([key, name]) => make("th", { scope: "col", class: key === "spacing" ? "text" : null, "aria-sort": key === state.sort ? (state.down ? "descending" : "ascending") : "none" },
       make("button", {
         type: "button", "data-sort": key, onclick: () => {
           state.down = state.sort === key && !state.down;
@@ -189,24 +219,32 @@
           [...$("cells").querySelectorAll("thead button")].find((b) => b.dataset.sort === key).focus();
         },
       }, name))), make("th", { scope: "col" }, "Reproduce"));
-    const body = rows.map((r) => make("tr", {}, ...all.map((c, i) => (i ? make("td", {}, c[3](r)) : make("th", { scope: "row" }, c[3](r)))),
-      make("td", {}, make("button", { type: "button", class: "open", "aria-label": `Protocol and command of ${r.label}, ${steps(r)} steps`, onclick: () => details(r) }, "Details"))));
-    $("cells").replaceChildren(make("caption", {}, make("small", {}, "Press a heading to sort; Details has the protocol, the versions and the command.")), make("thead", {}, head), make("tbody", {}, ...body));
-    $("count").textContent = `${rows.length} of ${group().records.length}`;
+    const body = rows.map((r) => make("tr", {}, ...all.map((c, i) => (i ? make("td", { class: c[0] === "spacing" ? "text" : null }, c[3](r)) : make("th", { scope: "row" }, ...breakable(c[3](r))))),
+      make("td", {}, make("button", { type: "button", class: "open", "aria-label": `Protocol and command of ${titled(r)}`, onclick: () => details(r) }, "Details"))));
+    $("cells").replaceChildren(make("thead", {}, head), make("tbody", {}, ...body));
+    $("count").textContent = `${rows.length} of ${group().records.length} cells`;
   }
 
   function drawGrids() {
     const rows = shown().filter((r) => data.pictures[r.protocol]);
     $("grids-section").hidden = !rows.length;
-    const heads = [...new Set(rows.map((r) => r.steps ?? Infinity))].sort((a, b) => a - b);
-    $("grids").replaceChildren(
-      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "sampler \\ steps"), ...heads.map((s) => make("th", { scope: "col" }, s === Infinity ? "own" : String(s))))),
-      make("tbody", {}, ...[...new Set(rows.map((r) => r.label))].map((label) => make("tr", {}, make("th", { scope: "row" }, label), ...heads.map((s) => {
-        const r = rows.find((row) => row.label === label && (row.steps ?? Infinity) === s);
-        if (!r) return make("td");
-        const name = `Samples of ${label}, ${steps(r)} steps`;
-        return make("td", {}, make("button", { type: "button", "aria-label": `${name}: enlarge`, onclick: () => details(r) }, make("img", { src: data.pictures[r.protocol], alt: name, loading: "lazy" })));
-      })))));
+    // Where two results of a row are in one column, the one with more evaluations is shown, as in the table.
+    const places = new Map([...rows].sort((a, b) => a.nfe - b.nfe).map((r) => [JSON.stringify([r.label, r.column]), r]));
+    const heads = group().columns.filter((c) => rows.some((r) => r.column === c));
+    const cell = (r) => {
+      if (!r) return make("td");
+      const name = `Samples of ${titled(r)}`;
+      return make("td", {}, make("button", { type: "button", "aria-label": `${name}: enlarge`, onclick: () => details(r) }, make("img", { src: data.pictures[r.protocol], alt: name, loading: "lazy" })));
+    };
+    const corner = `sampler \\ ${group().axis === "nfe" ? "NFE" : "steps"}`;
+    const head = heads.map((c) => make("th", { scope: "col" }, c));
+    const lines = [...new Set(rows.map((r) => r.label))].map((label) => [label, heads.map((c) => cell(places.get(JSON.stringify([label, c]))))]);
+    // On a phone the name stands above its pictures, so that they have the whole width.
+    $("grids").replaceChildren(...(narrow.matches
+      ? [make("thead", {}, make("tr", {}, make("th", { class: "corner", colspan: String(heads.length) }, corner)), make("tr", {}, ...head)),
+        ...lines.map(([label, cells]) => make("tbody", {}, make("tr", {}, make("th", { scope: "rowgroup", colspan: String(heads.length) }, make("span", {}, make("span", {}, ...breakable(label))))), make("tr", {}, ...cells)))]
+      : [make("thead", {}, make("tr", {}, make("th", { class: "corner", scope: "col" }, corner), ...head)),
+        make("tbody", {}, ...lines.map(([label, cells]) => make("tr", {}, make("th", { scope: "row" }, label), ...cells)))]));
   }
 
   function details(r) {
@@ -218,10 +256,10 @@
         }
       },
     }, "Copy");
-    const facts = [["Finished", r.finished ?? "unknown"], ["On", [r.device, r.threads && `${r.threads} threads`, `batches of ${r.batch_size ?? "?"}`].filter(Boolean).join(", ")],
+    const facts = [["Finished", r.finished ?? "unknown"], ["On", [r.device, r.threads && `${r.threads} thread${r.threads === 1 ? "" : "s"}`, `batches of ${r.batch_size ?? "?"}`].filter(Boolean).join(", ")],
       ["Time", `${number(r.seconds)} s sampling, ${number(r.metric_seconds)} s metrics`], ["Versions", Object.entries(r.versions).map((v) => v.join(" ")).join(", ")],
-      ["Blocks", Object.entries(r.metrics).filter((m) => m[1].blocks).map(([m, e]) => `${m}: ${e.blocks.map(number).join(", ")}`).join("; ") || "one"], ["Hash", r.protocol]];
-    $("details-title").textContent = `${r.label}, ${steps(r)} steps`;
+      ["Blocks", Object.entries(r.metrics).filter((m) => m[1].blocks).map(([m, e]) => `${metricTitle(m)}: ${e.blocks.map(number).join(", ")}`).join("; ") || "one"], ["Hash", r.protocol]];
+    $("details-title").textContent = titled(r);
     $("details-body").replaceChildren(
       ...(data.pictures[r.protocol] ? [make("img", { src: data.pictures[r.protocol], alt: `Samples of ${r.label}` })] : []),
       make("h3", {}, "How to reproduce"), make("pre", { class: "command", id: "command" }, r.command), ...(r.command.startsWith("#") ? [] : [copy]),
@@ -241,11 +279,12 @@
 
   const dark = () => (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
   const nameTheme = () => { $("theme").textContent = dark() ? "Light" : "Dark"; $("theme").setAttribute("aria-label", `Switch to ${dark() ? "light" : "dark"} colours`); };
+  narrow.addEventListener("change", () => draw());
   $("theme").addEventListener("click", () => { document.documentElement.dataset.theme = dark() ? "light" : "dark"; nameTheme(); draw(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { nameTheme(); draw(); });
   $("group").append(...data.groups.map((g, i) => make("option", { value: String(i) }, `${g.title || g.description} (${g.records.length} cells)`)));
   $("group").addEventListener("change", () => { state.group = Number($("group").value); state.hidden.clear(); state.x = group().axis; draw(); });
-  $("filter").addEventListener("input", () => { state.words = $("filter").value.toLowerCase().split(/\s+/).filter(Boolean); drawCells(); });
+  $("filter").addEventListener("input", () => { state.words = $("filter").value.toLowerCase().split(/\s+/).filter(Boolean); draw(); });
   $("close").addEventListener("click", () => $("details").close());
   $("details").addEventListener("click", (event) => { if (event.target === $("details")) $("details").close(); });
   state.x = group().axis;
