@@ -156,7 +156,7 @@ class Tradeoff:
         return [point for point in self.points if point.optimal]
 
     def series(self) -> list[Series]:
-        """One series for each row of the table."""
+        """One series for each row of the table, in the order of the table."""
         rows: dict[str, list[Point]] = defaultdict(list)
         for point in self.points:
             rows[point.label].append(point)
@@ -167,7 +167,8 @@ class Tradeoff:
                 [p.value for p in points],
                 [p.record["metrics"][self.metric].get("sd") for p in points],
             )
-            for label, points in rows.items()
+            for label in self.group.rows()
+            if (points := rows.get(label))
         ]
 
 
