@@ -5,8 +5,8 @@ A batch is sampled as in a run, by `Generates.generate`. The measurement has thr
 1. Warm-up: for each configuration, a few batches. The first one compiles and initialises what is needed.
 2. Rounds: in each round, every configuration samples one batch. Every second round runs in reverse order, so that a
    machine that becomes slower favours no configuration. Percentiles and throughput are computed from these batches.
-3. Stages: for each configuration, a few batches with synchronisation before and after each network call, for the time
-   of encoder, network and decoder. These batches are not part of the percentiles.
+3. Stages: a few more rounds with synchronisation before and after each network call, for the time of encoder, network
+   and decoder. These batches are not part of the percentiles.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from samplerbench.models.model import Model
 from samplerbench.models.runner import how_run
 from samplerbench.results.latency import Latency, Stages, summarised
 from samplerbench.sampling import Inputs
+from samplerbench.sampling.cost import Cost
 from samplerbench.sampling.guidance import evaluations_of
 from samplerbench.sampling.meter import Meter
 
@@ -58,10 +59,7 @@ class Configuration:
         inputs: Labels or prompts of a batch. Set by the warm-up.
         first: Time of the first batch, in seconds.
         seconds: Time of each measured batch, in seconds.
-        stages: Time of the stages.
-        nfe: Network evaluations per image.
-        calls: Network calls per batch.
-        decoded: Images decoded per image.
+        parts: Time and counts of the stages.
         device_bytes: Peak memory on the GPU. None on a CPU.
         host_bytes: Peak memory on the host.
         error: The error that ended the measurement, or None.
@@ -74,10 +72,7 @@ class Configuration:
     inputs: Inputs | None = None
     first: float = 0.0
     seconds: list[float] = field(default_factory=list)
-    stages: Stages | None = None
-    nfe: float = 0.0
-    calls: float = 0.0
-    decoded: float = 0.0
+    parts: _Parts | None = None
     device_bytes: int | None = None
     host_bytes: int = 0
     error: SamplerbenchError | None = None
@@ -189,11 +184,10 @@ def measure_latency(
     # From small to large: a compiled network pads a batch to a larger size that is already compiled.
     for configuration in sorted(found, key=_rows):
         measurement.warm_up(configuration, warmup)
-    for number in range(repeats):
+    for number in range(repeats + STAGE_BATCHES):
+        measure = measurement.time if number < repeats else measurement.divide
         for configuration in found if number % 2 == 0 else reversed(found):
-            measurement.time(configuration)
-    for configuration in sorted(found, key=_rows):
-        measurement.divide(configuration)
+            measure(configuration)
     conditions = _conditions(prepared, warmup)
     return [_outcome(configuration, conditions, price) for configuration in found]
 
@@ -231,22 +225,22 @@ class _Measurement:
                 configuration.seconds.append(self._batch(configuration, configuration.method))
 
     def divide(self, configuration: Configuration) -> None:
-        """Measure the stages and count the evaluations."""
+        """Measure the stages of one batch and count its evaluations."""
         method = configuration.method
         if method is None:
             return
-        decoder = None if self.model.autoencoder is None else self.model.autoencoder.decoder
-        parts, total = _Parts(self.model.device, method.network, method.beside), 0.0
+        if isinstance(method, SamplerOnModel):
+            # Hooks are not called while a graph is replayed. The first batch of a new instance is not replayed.
+            method = SamplerOnModel(self.model, method.cell)
+        if configuration.parts is None:
+            configuration.parts = _Parts(self.model.device, method.network, method.beside)
+        parts, decoder = configuration.parts, None
+        if self.model.autoencoder is not None:
+            decoder = self.model.autoencoder.decoder
         with _failure_kept(configuration), Meter(method.network, method.beside, decoder) as meter, parts:
-            for _ in range(STAGE_BATCHES):
-                # Hooks are not called while a graph is replayed. The first batch of a new instance is not replayed.
-                if isinstance(method, SamplerOnModel):
-                    method = SamplerOnModel(self.model, method.cell)
-                total += self._batch(configuration, method, parts)
-            cost = meter.cost.per_image(configuration.batch_size * STAGE_BATCHES)
-            configuration.nfe, configuration.decoded = cost["nfe"], cost["decoder_passes"]
-            configuration.calls = parts.calls / STAGE_BATCHES
-            configuration.stages = parts.stages(total, STAGE_BATCHES)
+            parts.total += self._batch(configuration, method, parts)
+            parts.batches += 1
+            parts.cost += meter.cost
 
     def _batch(self, configuration: Configuration, method: Generates, parts: _Parts | None = None) -> float:
         """Run one batch and return its time in seconds."""
@@ -304,7 +298,9 @@ def sample_images(
 
 
 class _Parts:
-    """Measures the time of the stages with hooks that synchronise the device. Use it as a context manager.
+    """Measures the time of the stages with hooks that synchronise the device. Use it as a context manager for a batch.
+
+    Times and counts are summed over the batches.
 
     Args:
         device: The device.
@@ -318,7 +314,7 @@ class _Parts:
         self.seconds = {"network": 0.0, "guidance": 0.0, "encoder": 0.0}
         self.decoder: float | None = None
         self.has_encoder = False
-        self.calls = 0
+        self.calls, self.batches, self.total, self.cost = 0, 0, 0.0, Cost()
         self._handles: list[RemovableHandle] = []
         self._begun = 0.0
 
@@ -332,6 +328,7 @@ class _Parts:
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
+        self._handles = []
 
     @contextmanager
     def encoding(self) -> Iterator[None]:
@@ -340,27 +337,22 @@ class _Parts:
         yield
         self.seconds["encoder"] += self._elapsed()
 
-    def stages(self, total: float, batches: int) -> Stages:
-        """Return the mean time of the stages.
-
-        Args:
-            total: Time of all batches, in seconds.
-            batches: Number of batches.
-        """
+    def stages(self) -> Stages:
+        """Return the mean time of the stages of a batch."""
         encoder = self.seconds["encoder"] if self.has_encoder else None
         guidance = self.seconds["guidance"] if self.modules["guidance"] else None
         network = self.seconds["network"]
-        rest = max(0.0, total - network - sum(part or 0.0 for part in (encoder, guidance, self.decoder)))
+        rest = max(0.0, self.total - network - sum(part or 0.0 for part in (encoder, guidance, self.decoder)))
 
         def mean(seconds: float | None) -> float | None:
-            return None if seconds is None else seconds / batches
+            return None if seconds is None else seconds / self.batches
 
         return Stages(
             encoder=mean(encoder),
-            network=network / batches,
+            network=network / self.batches,
             guidance=mean(guidance),
             decoder=mean(self.decoder),
-            rest=rest / batches,
+            rest=rest / self.batches,
         )
 
     def _start(self, *_: object) -> None:
@@ -426,18 +418,20 @@ def _outcome(configuration: Configuration, conditions: dict[str, Any], price: fl
     c = configuration
     if c.error is not None:
         return Outcome(c.cell, c.batch_size, c.title, error=c.error)
+    assert c.parts is not None
+    cost = c.parts.cost.per_image(c.batch_size * c.parts.batches)
     latency = summarised(
         sampler=c.cell.method.spec,
         guidance=None if c.cell.guidance is None else c.cell.guidance.spec,
         spacing=None if c.cell.spacing is None else c.cell.spacing.spec,
         steps=c.cell.steps,
-        nfe=c.nfe,
-        network_calls=c.calls,
-        decoder_passes=c.decoded,
+        nfe=cost["nfe"],
+        network_calls=c.parts.calls / c.parts.batches,
+        decoder_passes=cost["decoder_passes"],
         batch_size=c.batch_size,
         first_seconds=c.first,
         seconds=c.seconds,
-        stages=c.stages,
+        stages=c.parts.stages(),
         peak_device_bytes=c.device_bytes,
         peak_host_bytes=c.host_bytes,
         price=price,
