@@ -24,14 +24,17 @@ from support.synthetic_results import put, record
 from test_pipelines import tiny_stable_diffusion
 from torch import Tensor
 
-from samplerbench.bench import engine, memory
+from samplerbench.bench import engine, generate, memory
 from samplerbench.bench import latency as bench
 from samplerbench.bench.latency import STAGE_BATCHES, measure_latency, prepare_latency, sample_images
 from samplerbench.bench.prepare import Prepared, prepare
+from samplerbench.bench.replay import _unseen
 from samplerbench.bench.request import Grid, Request
 from samplerbench.cli.app import main
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import UserError
+from samplerbench.models import Model
+from samplerbench.models.runner import Runner
 from samplerbench.report.html import page
 from samplerbench.report.latency import (
     Tradeoff,
@@ -54,7 +57,8 @@ from samplerbench.results.latency import (
     summarised,
 )
 from samplerbench.results.seal import digest
-from samplerbench.sampling import Denoiser, Sampler, Step
+from samplerbench.sampling import Denoiser, Inputs, Sampler, Step
+from samplerbench.sampling.cost import Cost
 from samplerbench.sampling.noise import Noise
 
 MODEL = "exact:mixture"
@@ -219,6 +223,29 @@ def test_guidance_networks_are_a_stage_of_their_own() -> None:
     assert outcome.latency.network_calls == 2
 
 
+def test_graphs_are_replayed_in_the_rounds_and_not_in_the_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hooks do not see what a graph replays; here a run without hooks stands for the graph."""
+    ready, replayed = prepared(steps=3, model=MODEL), []
+    ready.model.network = Runner(ready.model.network, torch.device("cpu"), graphs=True)
+
+    def capture(model: Model, run: Any, rows: Tensor, inputs: Inputs) -> Any:
+        def replay(rows: Tensor, inputs: Inputs) -> Any:
+            replayed.append(len(rows))
+            with _unseen(model.network):
+                return run(rows, inputs)[0]
+
+        replay.draws, replay.cost = 0, Cost()  # type: ignore[attr-defined]
+        return replay
+
+    monkeypatch.setattr(generate, "capture", capture)
+    outcomes = measure_latency(ready, [2, 4], repeats=5, warmup=2)
+    assert sorted(replayed) == [2] * 6 + [4] * 6  # the second batch of the warm-up, and the rounds
+    for outcome in outcomes:
+        assert outcome.latency is not None
+        assert outcome.latency.graphs
+        assert (outcome.latency.nfe, outcome.latency.network_calls) == (3, 3)
+
+
 def test_the_settings_are_checked() -> None:
     for settings, line in (
         (([], 1, 1), "`batch_size` is missing; give at least one."),
@@ -304,6 +331,18 @@ def test_the_peak_on_the_host_is_the_largest_reading(monkeypatch: pytest.MonkeyP
         process.rss = 7
     assert (peak.host_bytes, peak.device_bytes) == (9, None)
     assert not peak._thread.is_alive()
+
+
+def test_the_peak_on_a_gpu_is_without_what_others_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    reset: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 1000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 300)
+    gpu = torch.device("cuda:0")
+    with memory.PeakMemory(gpu, kept=memory.allocated(gpu) - 100) as peak:
+        assert reset == [gpu]
+    assert peak.device_bytes == 800
+    assert memory.allocated(torch.device("cpu")) == 0
 
 
 # The file
