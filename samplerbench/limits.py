@@ -12,6 +12,8 @@ MAX_IMAGES = 100_000_000
 """Maximum number of images of a run, over all blocks."""
 MAX_BATCH = 1_000_000
 """Maximum batch size."""
+MAX_REPEATS = 100_000
+"""Maximum number of measured batches of one latency."""
 MAX_SEED = 2**64 - 1
 """Maximum seed. Seeds are unsigned 64-bit integers, the key of the counter-based generator."""
 MAX_CLASSES = 1_000_000

@@ -49,6 +49,7 @@ SKIPPED = {
     r"^python docs/generate.py": "the page's freshness has a test of its own here",
     r"ddim-table1-cifar10.toml": "needs a checkpoint of the hub",
     r"cifar10-32x32.npz": "needs Inception's weights and published statistics",
+    r"figure pareto pareto.png": "needs latencies of the same folder; docs/latency.md measures them first",
     r"check my-metric my-model": "stands for plugins of one's own; tests/test_new.py checks two of these names",
 }
 """Commands that are not run, by what they match, and why."""
@@ -89,9 +90,9 @@ def shortened(arguments: list[str]) -> list[str]:
     At most two numbers of steps, each at most MOST_STEPS, or of evaluations, at most 2 * MOST_STEPS; at most
     MOST_IMAGES images a block (two, where they are sampled one by one; 20 for `kid`, which needs two of each class)
     and two blocks; no more than five Langevin steps a level. `gap` solves one image of one block, to two digits,
-    and so does `rk45`. Suites are listed (--dry-run, small batches), not run. Training takes two steps, that of a
-    classifier or of features on the reader's own images instead of all digits. A report leaves out its plots, and a
-    figure has two rows and few columns: both have tests of their own.
+    and so does `rk45`. A latency is that of two batches. Suites are listed (--dry-run, small batches), not run.
+    Training takes two steps, that of a classifier or of features on the reader's own images instead of all digits. A
+    report leaves out its plots, and a figure has two rows and few columns: both have tests of their own.
     """
     command, rest = arguments[0], [re.sub(r"T=\d\d+", "T=5", a) for a in arguments]
     rest = [re.sub(r"solver=rk45$", "solver=rk45,rtol=0.01,atol=0.01", a) for a in rest]
@@ -109,6 +110,11 @@ def shortened(arguments: list[str]) -> list[str]:
         _cap(rest, "--blocks", 1 if solved else 2)
         if "--dry-run" in rest:
             rest += ["--batch-size", str(MOST_IMAGES)]
+    elif command == "latency":
+        _cap_list(rest, "--steps", MOST_STEPS)
+        _cap_list(rest, "--nfe", 2 * MOST_STEPS)
+        _cap(rest, "--repeats", 2, add=True)
+        rest += [] if "--steps" in rest or "--nfe" in rest else ["--steps", str(MOST_STEPS)]
     elif command == "train":
         _cap(rest, "--steps", 2, add=True)
         _cap(rest, "--batch-size", 8, add=True)
@@ -117,7 +123,7 @@ def shortened(arguments: list[str]) -> list[str]:
             rest = ["my-images" if a == "digits" else a for a in rest]
     elif command == "report" and "--format" not in rest:
         rest += ["--format", "md,latex,csv,json,html"]
-    elif command == "figure":
+    elif command == "figure" and arguments[1] != "pareto":
         _cap_list(rest, "--steps", MOST_STEPS, add=arguments[1] != "forward")
         _cap(rest, "--n", 2, add=True)
         _cap(rest, "--points", 2, add=arguments[1] == "interpolate")

@@ -13,8 +13,8 @@ import samplerbench
 from samplerbench import api, registry
 from samplerbench.bench.prepare import prepare
 from samplerbench.bench.request import Grid, Request
+from samplerbench.cli.common import grid as grid_of_options
 from samplerbench.cli.figure import Canvas
-from samplerbench.cli.run import _grid as grid_of_options
 from samplerbench.diffusers import SamplerScheduler
 from samplerbench.errors import UserError
 from samplerbench.models import Model

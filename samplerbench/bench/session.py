@@ -166,7 +166,7 @@ class Measurement:
             "n": self.n,
             "blocks": self.blocks,
             "seed": self.seed,
-            "dtype": "tf32" if how.precision == "tf32" else str(self.model.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.model),
             **({"compile": True} if how.compiled else {}),
             "metrics": [m.spec for m in self.metrics],
             **metric_sources(self.metrics, self.stratified),
@@ -264,6 +264,15 @@ class Measurement:
             return fields | dict(bind_generator(cell.method, self.model).bound_identity)
         guidance = bind_guidance(cell.guidance, self.model)
         return fields if guidance is None else fields | dict(guidance.bound_identity)
+
+
+def dtype_name(model: Model) -> str:
+    """Return the precision of the network as recorded in a protocol: "tf32", or the dtype of the weights.
+
+    Args:
+        model: The model.
+    """
+    return "tf32" if how_run(model.network).precision == "tf32" else str(model.dtype).removeprefix("torch.")
 
 
 def is_stratified(model: Model, inputs: Inputs, mode: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from samplerbench.cli import check, compare, figure, listing, new, plugins, report, results, run, stats, train
+from samplerbench.cli import check, compare, figure, latency, listing, new, plugins, report, results, run, stats, train
 from samplerbench.cli.spelling import with_options
 from samplerbench.errors import LaunchError, SamplerbenchError, UserError
 from samplerbench.portable import Replaced
@@ -38,6 +38,7 @@ app.command("new")(new.new)
 app.command("stats")(stats.stats)
 app.command("report")(report.report)
 app.command("compare")(compare.compare)
+app.command("latency")(latency.latency)
 app.add_typer(figure.app, name="figure")
 app.add_typer(results.app, name="results")
 app.add_typer(train.app, name="train")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from samplerbench.cli.numbers import parse_steps
 from samplerbench.errors import UserError
 from samplerbench.progress import Progress as Progress
 from samplerbench.text import note
+
+if TYPE_CHECKING:
+    from samplerbench.bench.request import Grid
 
 
 def complete(*kinds: str) -> Any:
@@ -65,6 +69,14 @@ Samplers = Annotated[
 Steps = Annotated[
     str | None,
     typer.Option("--steps", help="Comma-separated numbers of steps: `10,20,50`. Default: 50, unless --nfe is set."),
+]
+Budgets = Annotated[
+    str | None,
+    typer.Option(
+        "--nfe",
+        help="Comma-separated budgets of network function evaluations (NFE). Each sampler takes the most steps "
+        "that fit.",
+    ),
 ]
 Guidances = Annotated[
     list[str],
@@ -161,6 +173,17 @@ Device = Annotated[str, typer.Option("--device", help="Device: auto, cpu, cuda, 
 Out = Annotated[
     Path, typer.Option("--out", "-o", help="Folder for the results: one JSON file and one PNG of samples per cell.")
 ]
+
+
+def grid(samplers: list[str], steps: str | None, nfe: str | None, guidances: list[str], spacing: str | None) -> Grid:
+    """The grid of the options. Raises UserError."""
+    from samplerbench.bench.request import one_grid
+
+    if nfe is not None and steps is not None:
+        parse_steps(nfe, "--nfe")
+        raise UserError("--steps and --nfe cannot be combined; use one of them.")
+    numbers = () if steps is None else parse_steps(steps)
+    return one_grid(samplers, numbers, () if nfe is None else parse_steps(nfe, "--nfe"), guidances, spacing)
 
 
 def one_of_prompts(prompt: Sequence[str], prompts: str | None) -> str | tuple[str, ...] | None:

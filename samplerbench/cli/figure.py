@@ -1,4 +1,4 @@
-"""`samplerbench figure steps | trajectory | interpolate | guidance | forward`: figures for teaching."""
+"""`samplerbench figure`: figures for teaching, and the Pareto front of quality and latency."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from samplerbench.cli import common
 from samplerbench.cli.numbers import parse_steps
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_BATCH, MAX_STEPS
-from samplerbench.text import console, json_text, say
+from samplerbench.text import console, json_text, note, say
 
 if TYPE_CHECKING:
     from samplerbench.figures.panel import Drawing
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Draw figures for teaching: steps, trajectory, interpolation, guidance, forward process. The suffix of the "
-    "file sets the format: .png and .svg for still figures, .gif and .apng for animations.",
+    help="Draw figures for teaching: steps, trajectory, interpolation, guidance, forward process; and the Pareto front "
+    "of quality and latency. The suffix of the file sets the format: .png and .svg for still figures, .gif and .apng "
+    "for animations.",
 )
 
 OneSampler = Annotated[
@@ -375,6 +376,76 @@ def guidance(
         reason = "--guidance none: there is nothing to scale" if specs else "--scales is empty"
         raise UserError(f"{reason}; write --guidance NAME --scales 0,1,2,4,8.")
     canvas.still(still(canvas.scene([sampler], [steps], specs, spacing)))
+
+
+@app.command()
+def pareto(
+    out: Annotated[Path, typer.Argument(help="File to write: .png or .svg.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of results of `samplerbench run` and `samplerbench latency`.")
+    ] = Path("results"),
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            "--metric",
+            help="The metric to show. Default: the first metric of the results.",
+            autocompletion=common.complete("metric"),
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            "-b",
+            min=1,
+            max=MAX_BATCH,
+            help="Batch size to show. Default: the smallest.",
+        ),
+    ] = None,
+) -> None:
+    """A metric over milliseconds per image, with the Pareto front: no other sampler is both faster and better.
+
+    The metric is from the results of `run`, the time from `latency`. Both commands need the same samplers, steps or
+    budgets, guidance, model and `--dtype`.
+
+    Example: `samplerbench figure pareto pareto.png results --metric fid --batch-size 1`
+    """
+    from samplerbench.figures.output import pick_format
+    from samplerbench.registry import current_name
+    from samplerbench.report.latency import front_table, tradeoff_figure, tradeoffs
+    from samplerbench.report.load import load
+    from samplerbench.report.plots import render
+    from samplerbench.results.files import write_atomically
+    from samplerbench.results.groups import group
+    from samplerbench.results.latency import LATENCY_FILE, read_latencies
+
+    form = pick_format(out, False)
+    if form not in ("png", "svg"):
+        raise UserError(f"{out}: this figure cannot be animated; write a .png or .svg file.")
+    groups, latencies = group(load(folder).records), read_latencies(folder)
+    if not latencies:
+        raise UserError(f"{folder} has no {LATENCY_FILE}; `samplerbench latency … --out {folder}` writes it.")
+    if metric is not None:
+        metric = current_name("metric", metric)
+        known = list(dict.fromkeys(name for found in groups for name in found.metrics()))
+        if metric not in known:
+            raise UserError(f"--metric {metric}: the results have {', '.join(known)}.")
+    sizes = sorted({latency.batch_size for latency in latencies})
+    if batch_size is not None and batch_size not in sizes:
+        raise UserError(f"--batch-size {batch_size}: {LATENCY_FILE} has {', '.join(map(str, sizes))}.")
+    found = [t for one in groups for t in tradeoffs(one, latencies, [] if metric is None else [metric])]
+    found = [t for t in found if batch_size is None or t.batch_size == batch_size]
+    if not found:
+        raise UserError(
+            f"{folder}: no result has the sampler, steps, guidance, weights and dtype of a latency; use the same "
+            "options for `samplerbench run` and `samplerbench latency`."
+        )
+    first = found[0]
+    write_atomically(out, render(tradeoff_figure(first), form))
+    console().print(front_table(first))
+    for other in (t for t in found[1:] if (t.metric, t.batch_size) == (first.metric, first.batch_size)):
+        note(f"not shown: {other.group.title + '; ' if other.group.title else ''}{other.conditions}")
+    say(out)
 
 
 @_figure(n=8)

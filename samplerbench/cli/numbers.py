@@ -1,4 +1,7 @@
-"""Numbers that the command line takes as text: `--steps 10,20,50`, `--batch-size auto`. Bounds are a `Request`'s."""
+"""Numbers that the command line takes as text: `--steps 10,20,50`, `--batch-size auto`, `--price 2.5/h`.
+
+Bounds are a `Request`'s.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,14 @@ def parse_batch_size(text: str) -> int | Literal["auto"]:
         return _whole(text)
     except ValueError:
         raise UserError(f'--batch-size {shorten(text)}: it is a whole number, or "auto".') from None
+
+
+def parse_price(text: str) -> float:
+    """`2.5/h` as a price per hour. Raises UserError for anything else, and for 0."""
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)/h", text)
+    if found is None or not float(found[1]):
+        raise UserError(f"--price {shorten(text)}: write a positive price per hour, without a currency: --price 2.5/h.")
+    return float(found[1])
 
 
 def _whole(text: str) -> int:

@@ -105,17 +105,19 @@ def _write(groups: list[Any], loaded: Any, wanted: list[str], out: Path, by: Any
     if "html" in wanted:
         from samplerbench.report.html import page
 
-        texts["report.html"] = page(groups, loaded.problems, loaded.pictures, by)
+        texts["report.html"] = page(groups, loaded.problems, loaded.pictures, by, loaded.latencies)
     files = []
     for name, text in texts.items():
         write_atomically(out / name, text.encode("utf-8", errors="replace"))
         files.append(out / name)
     if "plots" in wanted:
+        from samplerbench.report.latency import tradeoff_figures, tradeoffs
         from samplerbench.report.plots import figures, save
 
         for number, group in enumerate(groups, 1):
             end = f"-{number}" if len(groups) > 1 else ""
-            for stem, draw in figures(group, loaded.pictures, by=by).items():
+            latency = tradeoff_figures(tradeoffs(group, loaded.latencies))
+            for stem, draw in (figures(group, loaded.pictures, by=by) | latency).items():
                 files += save(draw(), out / "plots" / f"{stem}{end}")
     return files
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samplerbench.cli import common
-from samplerbench.cli.numbers import parse_batch_size, parse_steps
+from samplerbench.cli.numbers import parse_batch_size
 from samplerbench.cli.spelling import with_options
 from samplerbench.errors import LostProcess, Stopped, UserError
 from samplerbench.launcher import PRECISIONS, mixed_precision
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from samplerbench.bench.engine import Outcome
     from samplerbench.bench.last_word import LastWord
     from samplerbench.bench.prepare import Prepared
-    from samplerbench.bench.request import Grid
     from samplerbench.bench.run import Observer, Run
 
 
@@ -34,14 +33,7 @@ def run(
     ] = None,
     sampler: common.Samplers = [],  # noqa: B006
     steps: common.Steps = None,
-    nfe: Annotated[
-        str | None,
-        typer.Option(
-            "--nfe",
-            help="Comma-separated budgets of network function evaluations (NFE). Each sampler takes the most steps "
-            "that fit.",
-        ),
-    ] = None,
+    nfe: common.Budgets = None,
     guidance: common.Guidances = [],  # noqa: B006 - Typer copies it
     spacing: common.Spacing = None,
     model: common.ModelName = "digits",
@@ -165,7 +157,7 @@ def run(
             # What is said on the command line goes before what the suite says.
             request = request.replace(**_given(context, options), offline=offline)
         elif sampler:
-            request = Request([_grid(sampler, steps, nfe, guidance, spacing)], **options, offline=offline)
+            request = Request([common.grid(sampler, steps, nfe, guidance, spacing)], **options, offline=offline)
         else:
             raise UserError("name a sampler with --sampler, or a suite file; `samplerbench list samplers` shows them.")
     team, device = join_team(device)
@@ -300,17 +292,6 @@ def _is_given(context: typer.Context, name: str) -> bool:
 def _exit_code(failed: Sequence[Outcome]) -> int:
     """1 if a cell failed while it ran; 2 if all were asked for what cannot be."""
     return 1 if any(o.error is not None and o.error.exit_code == 1 for o in failed) else 2
-
-
-def _grid(samplers: list[str], steps: str | None, nfe: str | None, guidances: list[str], spacing: str | None) -> Grid:
-    """The grid of the command's options."""
-    from samplerbench.bench.request import one_grid
-
-    if nfe is not None and steps is not None:
-        parse_steps(nfe, "--nfe")
-        raise UserError("--steps and --nfe cannot be combined; use one of them.")
-    numbers = () if steps is None else parse_steps(steps)
-    return one_grid(samplers, numbers, () if nfe is None else parse_steps(nfe, "--nfe"), guidances, spacing)
 
 
 def _dry_run(prepared: Prepared) -> None:
@@ -449,7 +430,7 @@ def sample(
     if out.suffix.lower() != ".png":
         raise UserError(f"{out}: the grid is a PNG file; name one, like grid.png.")
     request = Request(
-        [_grid([sampler], str(steps), None, [guidance], spacing)],
+        [common.grid([sampler], str(steps), None, [guidance], spacing)],
         model=model,
         labels=labels,
         n=n,

@@ -36,6 +36,7 @@ class LoadOptions:
         show: whether the model is only shown, not sampled. If so, a text-to-image model requires no prompts.
         compile: whether to compile the network with torch.compile.
         graphs: whether to run whole batches as CUDA graphs.
+        keep_text_encoder: whether a text-to-image model keeps its text encoder, to measure its time.
     """
 
     revision: str | None = None
@@ -46,6 +47,7 @@ class LoadOptions:
     show: bool = False
     compile: bool = False
     graphs: bool = False
+    keep_text_encoder: bool = False
 
 
 def hash_files(files: Iterable[Path]) -> str:

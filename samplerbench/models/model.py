@@ -190,6 +190,20 @@ class Model(ABC):
         """Return the condition tensors without label and prompt. Other inputs are kept."""
         return {}
 
+    def encode_prompts(self, inputs: Inputs, unconditional: bool = False) -> Tensor | None:
+        """Encode the prompts of a batch again, to measure the time of the text encoder.
+
+        Sampling uses the embeddings that were computed when the model was loaded.
+
+        Args:
+            inputs: prompts of the batch, B rows.
+            unconditional: whether to encode the negative prompt too.
+
+        Returns:
+            Embeddings of the B prompts, followed by that of the negative prompt. None for a model without text encoder.
+        """
+        return None
+
     def alpha(self, sigma: float) -> float:
         """The scale α(σ) of the network's coordinates, y = α(σ) x."""
         return self.process.alpha(sigma)

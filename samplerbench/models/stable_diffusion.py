@@ -15,7 +15,7 @@ from samplerbench.models.discrete import DiscreteVP
 from samplerbench.models.latent import load_autoencoder
 from samplerbench.models.model import Condition
 from samplerbench.models.preconditioning import DISCRETE
-from samplerbench.models.prompts import load_text_encoder, read_prompts
+from samplerbench.models.prompts import TextEncoder, load_text_encoder, read_prompts
 from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.process import VARIANCE_PRESERVING
 
@@ -33,11 +33,13 @@ class StableDiffusion(DiscreteVP):
         embeddings: embeddings of the prompts, (K, L, d) on the CPU, because there may be many prompts.
         null_embedding: embedding of the negative or empty prompt, (1, L, d).
         prompts: the K prompts.
+        text_encoder: the text encoder, if `keep_text_encoder` is set. Otherwise None, to free its memory.
     """
 
     embeddings: Tensor = field(default_factory=lambda: torch.empty(0))
     null_embedding: Tensor = field(default_factory=lambda: torch.empty(0))
     prompts: tuple[str, ...] = ()
+    text_encoder: TextEncoder | None = None
 
     def condition(self, inputs: Inputs) -> Condition:
         if inputs.prompts is None:
@@ -46,6 +48,14 @@ class StableDiffusion(DiscreteVP):
 
     def null_condition(self, inputs: Inputs) -> Condition:
         return {"text": self.null_embedding.expand(len(inputs), -1, -1)}
+
+    def encode_prompts(self, inputs: Inputs, unconditional: bool = False) -> Tensor | None:
+        if self.text_encoder is None:
+            return None
+        lines = [] if inputs.prompts is None else [self.prompts[i] for i in inputs.prompts.tolist()]
+        if unconditional or not lines:
+            lines.append(self.identity["negative prompt"])
+        return self.text_encoder.encode(lines)
 
     def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         return self.network(x.to(self.dtype), time, encoder_hidden_states=condition["text"]).sample
@@ -124,5 +134,6 @@ def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: t
         embeddings=embeddings.to(dtype),
         prompts=() if prompts is None else tuple(prompts.lines),
         null_embedding=null_embedding.to(device, dtype),
+        text_encoder=text if options.keep_text_encoder else None,
         **made,
     )

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from samplerbench.report.formats import payload
+from samplerbench.report.latency import html_section, tradeoffs
 from samplerbench.report.matrix import Axis
 from samplerbench.report.sheet import block, data_uri, tiles
 from samplerbench.report.style import COLOURS
 from samplerbench.results.groups import Group
+from samplerbench.results.latency import Latency
 from samplerbench.text import printable, printable_data
 
 # Plotly's names of the marks in style.py, and their outlines within a circle of radius 5.
@@ -35,7 +37,13 @@ DASHES = ("solid", "dash", "dashdot", "dot")
 SAMPLES = 16  # images of each cell on the page
 
 
-def page(groups: Sequence[Group], problems: Sequence[str], pictures: dict[str, Path], by: Axis | None = None) -> str:
+def page(
+    groups: Sequence[Group],
+    problems: Sequence[str],
+    pictures: dict[str, Path],
+    by: Axis | None = None,
+    latencies: Sequence[Latency] = (),
+) -> str:
     """The HTML page: tables, plot, samples, protocols and commands, with all scripts, styles and images embedded.
 
     All names are data: without characters that cannot be seen, escaped in the markup, and set as text nodes by the
@@ -56,6 +64,7 @@ def page(groups: Sequence[Group], problems: Sequence[str], pictures: dict[str, P
         "problems": f'<div class="problems" role="note">Left out of this report:<ul>{listed}</ul></div>'
         if listed
         else "",
+        "latency": html_section([t for group in groups for t in tradeoffs(group, latencies)]),
     }
     # Replace in one pass, so that inserted text is not replaced again.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: fill[found[1]], _template("page.html"))

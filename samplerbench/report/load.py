@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from samplerbench.errors import UserError
 from samplerbench.results.files import LARGEST_TEXT, is_regular, read_regular
+from samplerbench.results.latency import Latency, read_latencies
 from samplerbench.results.names import with_current_names
 from samplerbench.results.record import Record
 
@@ -23,12 +24,14 @@ class Loaded:
         records: the valid records.
         pictures: protocol hash → PNG of samples.
         problems: one line for each damaged, unfinished or failed cell.
+        latencies: latencies that `samplerbench latency` measured.
     """
 
     folder: Path
     records: list[Record]
     pictures: dict[str, Path]
     problems: list[str]
+    latencies: list[Latency] = field(default_factory=list)
 
 
 def load(folder: Path) -> Loaded:
@@ -60,7 +63,12 @@ def load(folder: Path) -> Loaded:
     if not records:
         amiss = f" ({'; '.join(problems)})" if problems else ""
         raise UserError(f"{folder} holds no whole result{amiss}; `samplerbench run … --out {folder}` makes some.")
-    return Loaded(folder, records, pictures, problems)
+    latencies: list[Latency] = []
+    try:
+        latencies = read_latencies(folder)
+    except UserError as error:
+        problems.append(f"left out: {str(error).rstrip('.')}")
+    return Loaded(folder, records, pictures, problems, latencies)
 
 
 def _failed(log: Path) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from samplerbench.report.matrix import Axis, column, default_axis
@@ -57,18 +58,24 @@ def figures(
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write STEM.svg and STEM.png."""
-    import matplotlib
-
     from samplerbench.results.files import write_atomically
 
     files = []
-    with matplotlib.rc_context(SETTINGS):
-        for suffix, metadata in ((".svg", {"Date": None}), (".png", {})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix[1:], dpi=160, bbox_inches="tight", metadata=metadata)
-            files.append(stem.with_name(stem.name + suffix))
-            write_atomically(files[-1], buffer.getvalue())
+    for form in ("svg", "png"):
+        files.append(stem.with_name(f"{stem.name}.{form}"))
+        write_atomically(files[-1], render(figure, form))
     return files
+
+
+def render(figure: Figure, form: str) -> bytes:
+    """A figure as SVG or PNG, the same bytes for the same figure."""
+    import matplotlib
+
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if form == "svg" else {}
+    with matplotlib.rc_context(SETTINGS):
+        figure.savefig(buffer, format=form, dpi=160, bbox_inches="tight", metadata=metadata)
+    return buffer.getvalue()
 
 
 def metric_figure(group: Group, metric: str, horizontal: Horizontal) -> Figure:
@@ -80,27 +87,41 @@ def metric_figure(group: Group, metric: str, horizontal: Horizontal) -> Figure:
     front = None
     if horizontal == "seconds_per_image":
         front = pareto([p for s in found for p in zip(s.x, s.y, strict=True)], lower)
-    return _lines(group, metric, found, AXES[horizontal], notes, front)
+    times = group.describe_times() if horizontal == "seconds_per_image" else ""
+    return metric_lines(group, metric, found, AXES[horizontal], notes, front, subtitle=times)
 
 
 def guidance_figure(group: Group, metric: str) -> Figure:
     """A metric over the guidance scale."""
-    return _lines(group, metric, sweeps(group, metric), "guidance scale", {}, None, log_x=False)
+    return metric_lines(group, metric, sweeps(group, metric), "guidance scale", log_x=False)
 
 
 def _better(group: Group, metric: str) -> str:
     return str(next(r["metrics"][metric]["better"] for r in group.records if metric in r["metrics"]))
 
 
-def _lines(
+def metric_lines(
     group: Group,
     metric: str,
     found: list[Series],
     name: str,
-    notes: dict[str, str],
-    front: list[tuple[float, float]] | None,
+    notes: Mapping[str, str] = MappingProxyType({}),
+    front: list[tuple[float, float]] | None = None,
     log_x: bool = True,
+    subtitle: str = "",
 ) -> Figure:
+    """A metric as one line for each row.
+
+    Args:
+        group: the results.
+        metric: name of the metric.
+        found: the lines.
+        name: label of the horizontal axis.
+        notes: additions to the labels of lines.
+        front: points of the Pareto front. None for no front.
+        log_x: whether the horizontal axis is logarithmic.
+        subtitle: second line of the title.
+    """
     import matplotlib
 
     from samplerbench.report.notebook_figure import NotebookFigure
@@ -139,8 +160,7 @@ def _lines(
         axes.set_xlabel(name)
         axes.set_ylabel(printable(f"{metric_title(metric)} {arrow}"))
         title = printable("; ".join(filter(None, [group.describe(), entry["features"]])))
-        if name == AXES["seconds_per_image"] and group.describe_times():
-            title += f"\n{printable(group.describe_times())}"
+        title += f"\n{printable(subtitle)}" if subtitle else ""
         axes.set_title(title, fontsize=8, color="#555555", loc="left")
         figure.legend(loc="outside right center", fontsize=8, handlelength=3)
     return figure

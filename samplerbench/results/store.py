@@ -13,6 +13,7 @@ from samplerbench.errors import RunError, UserError, argument
 from samplerbench.portable import remove_file
 from samplerbench.results.claims import Claims
 from samplerbench.results.files import LARGEST_TEXT, read_regular, refuse_links, set_aside, write_atomically
+from samplerbench.results.latency import LATENCY_FILE
 from samplerbench.results.names import with_current_names
 from samplerbench.results.record import Record, schema_errors
 from samplerbench.results.seal import digest
@@ -91,9 +92,10 @@ class Store:
         note(f"warning: {file.name} is not used: {problem}; {where}, and its cell starts from the beginning.")
 
     def entries(self) -> Iterator[Entry]:
-        """All files *.json of the folder, sorted by name, valid or not. No file is changed."""
+        """All result files *.json of the folder, sorted by name, valid or not. No file is changed."""
         for file in sorted(self.folder.glob("*.json")):
-            yield read(file)
+            if file.name != LATENCY_FILE:
+                yield read(file)
 
     def records(self) -> Iterator[tuple[Path, Record | None]]:
         """Pairs of a file and its record, in which metrics have their current names; None for invalid files."""
