@@ -53,9 +53,9 @@ class NotebookProgress:
             yield self
 
     @contextmanager
-    def cell(self, title: str, steps: int | None, n: int, batch_size: int) -> Iterator[Any]:
+    def cell(self, title: str, steps: int | None, n: int, batch_size: int, blocks: int = 1) -> Iterator[Any]:
         """Context manager for one cell. Yields the callback `on_step` of the driver."""
-        total = None if steps is None else steps * -(-n // batch_size)
+        total = None if steps is None else steps * blocks * -(-n // batch_size)
         begun, taken = time.monotonic(), 0
         with self._bar(
             total=total, desc=printable(title), unit="step", leave=self.cells == 1, disable=self.quiet

@@ -75,10 +75,9 @@ class Progress:
         return Group(self.table(), self.bars)
 
     @contextmanager
-    def cell(self, title: str, steps: int | None, n: int, batch_size: int) -> Iterator[Any]:
+    def cell(self, title: str, steps: int | None, n: int, batch_size: int, blocks: int = 1) -> Iterator[Any]:
         """Context manager for one cell. Yields the callback `on_step` of the driver."""
-        batches = -(-n // batch_size)
-        total = None if steps is None else steps * batches
+        total = None if steps is None else steps * blocks * -(-n // batch_size)
         task = self.bars.add_task(printable(title), total=total, rate="")
         started, taken = time.monotonic(), 0
 

@@ -186,7 +186,7 @@ def test_results_are_a_sequence(measured: Results) -> None:
 
 
 def test_the_table_is_the_terminal_s(measured: Results) -> None:
-    for shown, name in ((measured, "FID"), (measured.table("inception-score"), "INCEPTION-SCORE")):
+    for shown, name in ((measured, "FID"), (measured.table("inception-score"), "Inception score")):
         console = Console(width=120, record=True, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         console.print(shown)
         text = console.export_text()

@@ -17,6 +17,7 @@ from samplerbench.bench.run import Observer, Run
 from samplerbench.cli.app import main
 from samplerbench.errors import Stopped, UserError
 from samplerbench.metrics.metric import check_requirements
+from samplerbench.progress import Progress
 from samplerbench.results.seal import digest
 from samplerbench.results.store import Store
 
@@ -35,7 +36,7 @@ class Diary(Observer):
         self.lines.append("end")
 
     @contextmanager
-    def cell(self, title: str, steps: int | None, n: int, batch_size: int) -> Iterator[Any]:
+    def cell(self, title: str, steps: int | None, n: int, batch_size: int, blocks: int = 1) -> Iterator[Any]:
         yield lambda index, step: None
 
     def done(self, outcome: engine.Outcome, title: str) -> None:
@@ -46,9 +47,9 @@ class Diary(Observer):
         return self.left <= 0
 
 
-def prepared(**asked: Any) -> Prepared:
-    request = Request([Grid(["ddim", "heun"], [2])], **{"model": "exact:mixture", "n": 4, "metrics": ["gap"]} | asked)
-    return prepare(request, "cpu")
+def prepared(**fields: Any) -> Prepared:
+    grids = fields.pop("grids", [Grid(["ddim", "heun"], [2])])
+    return prepare(Request(grids, **{"model": "exact:mixture", "n": 4, "metrics": ["gap"]} | fields), "cpu")
 
 
 def test_every_cell_runs_once_under_every_seed(tmp_path: Path) -> None:
@@ -133,3 +134,27 @@ def test_what_a_plugin_prints_while_it_is_imported_is_not_in_the_json(
     out, err = capsys.readouterr()
     assert (ended.value.code, len(json.loads(out))) == (0, 1)
     assert "printed" in err
+
+
+@pytest.mark.parametrize(("n", "blocks", "batch_size"), [(5, 2, 4), (4, 3, 4), (7, 1, 3), (3, 2, 64)])
+def test_the_bar_of_a_cell_ends_at_its_total(
+    n: int, blocks: int, batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block has its own batches, and the last one of a block can be small."""
+    bars = Progress(1)
+    ended: list[tuple[float, float | None]] = []
+    remove = bars.bars.remove_task
+
+    def removed(task: Any) -> None:
+        ended.append((bars.bars.tasks[-1].completed, bars.bars.tasks[-1].total))
+        remove(task)
+
+    monkeypatch.setattr(bars.bars, "remove_task", removed)
+
+    class Shown(Observer):
+        cell = bars.cell
+
+    job = prepared(grids=[Grid(["ddim"], [3])], n=n, blocks=blocks, batch_size=batch_size)
+    Run(job, Store(tmp_path)).run(Shown())
+    (done,) = ended
+    assert done[0] == done[1] == 3 * blocks * -(-n // batch_size)

@@ -29,14 +29,17 @@ class Observer:
         """Return a context manager that is active while the cells run."""
         return nullcontext()
 
-    def cell(self, title: str, steps: int | None, n: int, batch_size: int) -> AbstractContextManager[OnStep | None]:
+    def cell(
+        self, title: str, steps: int | None, n: int, batch_size: int, blocks: int = 1
+    ) -> AbstractContextManager[OnStep | None]:
         """Return a context manager that is active while a cell runs.
 
         Args:
             title: Title of the cell.
             steps: Number of steps. None if the sampler chooses its own steps.
-            n: Number of images over all blocks.
+            n: Number of images per block.
             batch_size: Images per batch, summed over all processes.
+            blocks: Number of blocks.
 
         Returns:
             A context manager. Its value is called after each step of the sampler, unless it is None.
@@ -168,9 +171,9 @@ class Run:
 
     def _run_unit(self, unit: Sequence[int], observer: Observer, wait: bool) -> None:
         session, cell = self.jobs[unit[0]].session, self.jobs[unit[0]].cell
-        images, size = self.measured.n * self.prepared.request.blocks, self.prepared.batch_size * self.team.size
+        size, blocks = self.prepared.batch_size * self.team.size, self.prepared.request.blocks
         title = self.prepared.title(cell)
-        with observer.cell(title, cell.steps, images, size) as on_step:
+        with observer.cell(title, cell.steps, self.measured.n, size, blocks) as on_step:
             outcome = engine.run_cell(session, cell, on_step, wait)
             cells = [self.jobs[place].cell for place in unit]
             for place, found in zip(unit, engine.under_budgets(outcome, cells), strict=True):
