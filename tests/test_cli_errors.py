@@ -17,6 +17,7 @@ import typer
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
+from samplerbench import registry
 from samplerbench.bench import engine
 from samplerbench.cli import common
 from samplerbench.cli.app import FIRST_COMMANDS, app, main
@@ -524,7 +525,7 @@ def test_the_shell_completes_what_is_registered() -> None:
         ("show", "name", "kar", ["karras"]),
         ("show", "name", "mni", ["mnist"]),
         ("check", "spec", "cf", ["cfg"]),
-        ("check", "spec", "mni", []),
+        ("check", "spec", "mni", ["mnist"]),
         ("run", "features", "dinov2-vit-b", ["dinov2-vit-b-14"]),
         ("run", "data", "mn", ["mnist"]),
         ("run", "dtype", "fp", ["fp16", "fp32", "fp64"]),
@@ -553,6 +554,25 @@ def test_an_option_is_completed(command: str, parameter: str, start: str, words:
 def test_the_completed_words_are_those_of_the_library() -> None:
     assert set(common.DTYPES) == PRECISIONS.keys()
     assert set(common.FEATURES) >= _registry().keys()
+
+
+def test_the_list_shows_feature_spaces_and_schedulers(capsys: pytest.CaptureFixture[str]) -> None:
+    def listed(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["list", *arguments])
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    everything = listed()
+    assert all(name in everything for name in common.FEATURES)
+    assert "`samplerbench list schedulers` lists them" in everything
+    assert listed("features").startswith("features\n clip-rn101, ")
+    names = listed("schedulers").split()
+    assert {"diffusers/DDIMScheduler", "diffusers/DPMSolverMultistepScheduler"} <= set(names)
+    for name in names:  # each can be named as a sampler
+        registry.parse("sampler", name)
+    assert "diffusers/DDIMInverseScheduler" not in names  # it is no sampler
+    assert listed("generators").startswith("generators")
 
 
 def test_completion_imports_neither_torch_nor_diffusers() -> None:

@@ -228,8 +228,8 @@ def test_two_runs_at_once_have_each_their_own_noise(model: ExactModel) -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("NoSuchScheduler", 'diffusers has no scheduler "NoSuchScheduler"; an example: diffusers/DDIMScheduler'),
-        ("UNet2DModel", 'diffusers has no scheduler "UNet2DModel"'),
+        ("NoSuchScheduler", 'diffusers has no scheduler "NoSuchScheduler".'),
+        ("DDIMSheduler", 'diffusers has no scheduler "DDIMSheduler". Did you mean "DDIMScheduler"'),
         ("DDIMScheduler:eta=1", 'diffusers/DDIMScheduler has no parameter "eta" to set here; it takes clip_sample,'),
         ("DDIMScheduler:prediction_type=sample", 'no parameter "prediction_type" to set here'),
         ("DDIMScheduler:beta_schedule=scaled_linear", 'no parameter "beta_schedule" to set here'),

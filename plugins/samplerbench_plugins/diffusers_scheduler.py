@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
@@ -48,6 +49,21 @@ class DiffusersScheduler(Sampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._settings(self._class())
+
+    @classmethod
+    def schedulers(cls) -> list[str]:
+        """The names of the schedulers of the installed diffusers that are supported."""
+        import diffusers
+
+        supported = []
+        for name in dir(diffusers):
+            if name.endswith("Scheduler") and not name.startswith("_"):
+                try:
+                    cls(scheduler=name)
+                except UserError:
+                    continue
+                supported.append(name)
+        return supported
 
     def nfe(self, steps: int) -> int:
         made = self._class()(**self._settings(self._class()))
@@ -98,7 +114,12 @@ class DiffusersScheduler(Sampler):
         if missing := [name for name in getattr(cls, "_backends", ()) if find_spec(name) is None]:
             raise UserError(f"diffusers/{self.scheduler} requires {' and '.join(missing)}, which is not installed.")
         if cls is None or not (inspect.isclass(cls) and issubclass(cls, diffusers.SchedulerMixin)):
-            raise UserError(f'diffusers has no scheduler "{self.scheduler}"; an example: diffusers/DDIMScheduler.')
+            known = [name for name in dir(diffusers) if name.endswith("Scheduler")]
+            near = "".join(f' Did you mean "{name}"?' for name in get_close_matches(self.scheduler, known, 1, 0.8))
+            raise UserError(
+                f'diffusers has no scheduler "{self.scheduler}".{near} '
+                "`samplerbench list schedulers` lists the supported ones."
+            )
         needed = {"trained_betas", "prediction_type"} - set(_known(cls))
         if needed:
             raise UserError(

@@ -44,9 +44,10 @@ FEATURES = (
     "dinov2-vit-l-14",
     "dinov2-vit-s-14",
     "inception-v3-compat",
+    "mnist-cnn",
     "vgg16",
 )
-"""The feature extractors, for completion: torch-fidelity lists its own only after torch is imported."""
+"""The feature extractors, for completion and lists: torch-fidelity lists its own only after torch is imported."""
 
 DTYPES = ("fp32", "tf32", "bf16", "fp16", "fp64")
 """The values of --dtype, for completion: they are defined in a module that imports torch."""

@@ -11,7 +11,9 @@ from samplerbench.errors import UserError
 from samplerbench.text import console, literal, note, printable
 from samplerbench.untrusted import is_dir
 
-Plural = Literal["samplers", "guidances", "spacings", "models", "metrics", "data"]
+Plural = Literal[
+    "samplers", "guidances", "spacings", "generators", "models", "metrics", "data", "features", "schedulers"
+]
 
 
 def list_plugins(
@@ -19,14 +21,18 @@ def list_plugins(
 ) -> None:
     """List the installed plugins: name, description, distribution, and the error of a broken plugin.
 
-    This process imports neither torch nor the plugins.
+    `features` lists the feature spaces, and `schedulers` the schedulers of diffusers that are supported as samplers.
     """
     from rich.table import Table
 
     from samplerbench import registry
 
     out = console(160)
-    kinds = [kind] if kind else list(registry.KINDS)
+    if kind == "schedulers":
+        for name in registry.get("sampler", "diffusers").schedulers():  # type: ignore[attr-defined]
+            out.print(literal(f"diffusers/{name}"))
+        return
+    kinds = [kind] if kind in registry.KINDS else [] if kind else list(registry.KINDS)
     found = {plural: registry.entries(registry.KINDS[plural]) for plural in kinds}
     broken = registry.failures(e for entries in found.values() for e in entries)
     for plural, entries in found.items():
@@ -44,7 +50,14 @@ def list_plugins(
         out.print()
     for folder in [] if registry.no_plugins() else registry.unreadable():
         note(f"unreadable distribution: {folder}; reinstall or remove it.")
-    if kind == "models" or kind is None:
+    if kind in ("features", None):
+        out.print("features", style="bold")
+        out.print(literal(" " + ", ".join(common.FEATURES)))
+        out.print("A feature space can also be a folder written by `samplerbench train features`.", style="dim")
+        out.print()
+    if kind in ("samplers", None):
+        out.print("Schedulers of diffusers are samplers, too: `samplerbench list schedulers` lists them.", style="dim")
+    if kind in ("models", None):
         out.print(
             "A model can also be a checkpoint folder or a Hub repository id (owner/name): --model PATH.", style="dim"
         )
