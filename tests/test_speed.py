@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import gc
 import json
+import logging
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -590,3 +592,14 @@ def test_graphs_are_asked_for_where_the_model_is_loaded(monkeypatch: pytest.Monk
     monkeypatch.setattr(setup, "set_precision", lambda dtype, device: torch.float32)
     loaded = setup.load_model("digits", torch.device("cuda"), "fp32", LoadOptions(graphs=True))
     assert how_run(loaded.network) == HowRun("fp32", graphs=True)
+
+
+def test_notices_of_the_compiler_are_not_shown() -> None:
+    """torch.compile explains at length how it traces functions of diffusers; a user can do nothing about it."""
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        setup.quiet_libraries()
+        for module in ("torch._dynamo.variables.functions", "torch.nn.functional"):
+            warnings.warn_explicit("x", UserWarning, "file.py", 1, module=module)
+    assert [str(w.message) for w in shown] == ["x"]  # that of torch.nn alone
+    assert logging.getLogger("torch.utils.cpp_extension").level == logging.ERROR

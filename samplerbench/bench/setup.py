@@ -40,7 +40,9 @@ from samplerbench.untrusted import is_dir, is_file, shorten, user_path
 def quiet_libraries() -> None:
     """Disable the progress bars and notices of other libraries."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    for name in ("diffusers", "transformers", "huggingface_hub", "accelerate"):
+    # Notices of torch.compile: how it traces functions of diffusers, and that there is no CUDA on a CPU.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._dynamo\.")
+    for name in ("diffusers", "transformers", "huggingface_hub", "accelerate", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from diffusers.utils import logging as diffusers_logging
