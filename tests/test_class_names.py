@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CPU
-from diffusers import DDIMScheduler, DiTPipeline
+from diffusers import DDIMScheduler, DiTPipeline, UNet2DModel
 from PIL import Image
 from support.pipelines import tiny_autoencoder, tiny_transformer
 
@@ -30,6 +30,7 @@ from samplerbench.data import ImageSet, load_data
 from samplerbench.errors import ArgumentTypeError, UserError
 from samplerbench.models import Model
 from samplerbench.models.checkpoint import read_card
+from samplerbench.models.edm import EDMPreconditioned
 from samplerbench.training.loop import TrainSettings, fit
 from samplerbench.training.unet import UNetSettings, UNetTask
 
@@ -246,15 +247,19 @@ def test_a_cell_by_name_and_by_number_is_the_same_cell(mixture: Model, tmp_path:
 # --- Cards ----------------------------------------------------------------------------------------------------------
 
 
+def train(out: Path, conditional: bool = True) -> Path:
+    """A U-Net of a folder with the classes "7", "Dog" and "cat"."""
+    data = load_data(str(write_images(out / "pets")))
+    torch.manual_seed(0)
+    task = UNetTask(data, UNetSettings(channels=(8, 8), groups=4, head_dim=4, class_conditional=conditional))
+    fit(task, data, TrainSettings(steps=1, batch_size=2, cpu=True), out / "model")
+    return out / "model"
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A class-conditional U-Net of a folder with the classes "7", "Dog" and "cat"."""
-    data = load_data(str(write_images(tmp_path_factory.mktemp("images") / "pets")))
-    out = tmp_path_factory.mktemp("trained")
-    torch.manual_seed(0)
-    task = UNetTask(data, UNetSettings(channels=(8, 8), groups=4, head_dim=4))
-    fit(task, data, TrainSettings(steps=1, batch_size=2, cpu=True), out)
-    return out
+    """A class-conditional U-Net."""
+    return train(tmp_path_factory.mktemp("trained"))
 
 
 def command(*arguments: str) -> int:
@@ -268,6 +273,20 @@ def test_training_stores_the_names_and_the_model_has_them(trained: Path) -> None
     card = json.loads((trained / "samplerbench.json").read_text("utf-8"))
     assert card["data"]["class_names"] == ["7", "Dog", "cat"]
     assert setup.load_model(str(trained), CPU, "fp32").class_names == ("7", "Dog", "cat")
+
+
+def test_an_unconditional_model_of_named_data_has_no_names(tmp_path: Path) -> None:
+    folder = train(tmp_path, conditional=False)
+    assert read_card(folder, "it")["data"]["class_names"] == ["7", "Dog", "cat"]
+    model = setup.load_model(str(folder), CPU, "fp32")
+    assert (model.classes, model.class_names) == (None, ())
+
+
+def test_an_edm_network_has_the_names_of_its_card(trained: Path, tmp_path: Path) -> None:
+    network = UNet2DModel.from_pretrained(trained / "unet")
+    EDMPreconditioned.around(network, sigma_data=0.5, null_label=3).save_pretrained(tmp_path)
+    shutil.copy(trained / "samplerbench.json", tmp_path)
+    assert setup.load_model(str(tmp_path), CPU, "fp32").class_names == ("7", "Dog", "cat")
 
 
 def test_the_command_line_accepts_names(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
