@@ -96,7 +96,7 @@ def sample(
     model: str | Path | Model = "digits",
     guidance: str | Guidance = "none",
     spacing: str | Spacing | None = None,
-    labels: str | int | Sequence[int] | Tensor | None = None,
+    labels: str | int | Sequence[str | int] | Tensor | None = None,
     x_T: Tensor | None = None,
     output_type: Literal["uint8", "float", "state"] = "uint8",
     return_trajectory: Literal[False] = False,
@@ -115,7 +115,7 @@ def sample(
     model: str | Path | Model = "digits",
     guidance: str | Guidance = "none",
     spacing: str | Spacing | None = None,
-    labels: str | int | Sequence[int] | Tensor | None = None,
+    labels: str | int | Sequence[str | int] | Tensor | None = None,
     x_T: Tensor | None = None,
     output_type: Literal["uint8", "float", "state"] = "uint8",
     return_trajectory: Literal[True],
@@ -133,7 +133,7 @@ def sample(
     model: str | Path | Model = "digits",
     guidance: str | Guidance = "none",
     spacing: str | Spacing | None = None,
-    labels: str | int | Sequence[int] | Tensor | None = None,
+    labels: str | int | Sequence[str | int] | Tensor | None = None,
     x_T: Tensor | None = None,
     output_type: Literal["uint8", "float", "state"] = "uint8",
     return_trajectory: bool = False,
@@ -155,8 +155,9 @@ def sample(
         model: The source of a model (see `load_model`), or a loaded model.
         guidance: A spec or an instance. "none" disables guidance.
         spacing: A spec or an instance. If None, the default spacing of the sampler is used.
-        labels: "balanced", "none", a single label, or a list of n labels, one for each image. For a text-to-image
-            model, a label is the index of a prompt. If None, "balanced" for models with classes, else "none".
+        labels: "balanced", "none", a single label, or a list of n labels, one for each image. A label is a number, or
+            the name of a class for a model with class names. For a text-to-image model, a label is the index of a
+            prompt. If None, "balanced" for models with classes, else "none".
         x_T: Initial noise z ~ N(0, I), (n, *model.shape), with a variance of 1 for every model, like `latents` of
             diffusers. It is scaled to the first noise level of the run. If None, `initial_noise` is used.
         output_type: "uint8" for pixels, "float" for images before rounding and clamping, or "state" for the final
@@ -190,7 +191,10 @@ def sample(
     cell = prepared.cells[0]
     if output_type == "state":
         cell.sampler  # noqa: B018 - raises for a generator, which has no states
-    inputs = prepared.inputs(n) if listed is None else prepared.inputs_of(n, given_labels(listed, prepared.classes))
+    if listed is None:
+        inputs = prepared.inputs(n)
+    else:
+        inputs = prepared.inputs_of(n, given_labels(listed, prepared.classes, prepared.model.class_names))
     start = None if x_T is None else _checked_noise(x_T, n, prepared.model)
     images: list[Tensor] = []
     trajectories: list[Trajectory] = []
@@ -322,7 +326,8 @@ def evaluate(
         metrics: Specs or instances.
         n: Images per block. If None, the number of real images, at most 50,000.
         blocks: Number of disjoint blocks of n images. With several blocks, results have a standard deviation.
-        labels: "balanced", "none" or a single label. If None, "balanced" for models with classes, else "none".
+        labels: "balanced", "none", a single label, or the name of a class for a model with class names. If None,
+            "balanced" for models with classes, else "none".
         seed: Seed of all noise.
         batch_size: Images per batch. "auto" measures which size is fastest.
         dtype: Precision of the network. Ignored for a loaded model.
@@ -525,7 +530,7 @@ class Results(Sequence[Record], JupyterMixin):
             seed: Seeds.
             n: Numbers of images per block.
             model: Sources of models.
-            labels: "balanced", "none" or single labels.
+            labels: "balanced", "none" or single labels. Records contain the number of a class, not its name.
 
         Returns:
             The selected cells, in their order. They may be none.

@@ -294,7 +294,15 @@ CARD: dict[str, Any] = {
     "null_label": 3,
     "feature_space": "digits-cnn",
     "command": "samplerbench train unet",
-    "data": {"name": "mine", "split": "all", "source": "mine", "images": 9, "class_counts": [3, 3, 3]},
+    "data": {
+        "name": "mine",
+        "split": "all",
+        "source": "mine",
+        "images": 9,
+        "classes": 3,
+        "class_counts": [3, 3, 3],
+        "class_names": ["cat", "dog", "rat"],
+    },
 }
 
 

@@ -140,7 +140,7 @@ def test_a_spec_is_parsed_once_and_an_instance_travels(monkeypatch: pytest.Monke
         (lambda: Request([], n=10**5, blocks=10**5), (), "100000 x 100000 images: at most 100,000,000 are possible."),
         (lambda: Request([], seeds=[0, -1]), ("seeds", 1), "seed=-1: give a whole number from 0 to "),
         (lambda: Request([], seeds=[]), ("seeds",), "`seeds` is empty"),
-        (lambda: Request([], labels="seven"), ("labels",), 'labels="seven": give "balanced", "none" or one label.'),
+        (lambda: Request([], labels=" "), ("labels",), 'labels=" ": give "balanced", "none" or one label.'),
         (lambda: Request([], labels=True), ("labels",), "labels=True: give "),
         (lambda: Request([], dtype="fp8"), ("dtype",), 'dtype="fp8": choose one of fp32'),
         (

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samplerbench.bench import setup
 from samplerbench.bench.cell import Cell
-from samplerbench.bench.labels import make_labels
+from samplerbench.bench.labels import make_labels, parse_label
 from samplerbench.bench.plan import Unmet, plan
 from samplerbench.bench.request import Published, Request
 from samplerbench.bench.session import (
@@ -150,6 +150,8 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
                     setup.pick_spacing(method, spacing)
     if model is None:
         model = setup.load_model(request.model, setup.pick_device(device), request.dtype, request.load)
+    # The protocol has the number of a class, also where the request has its name.
+    requested = None if request.labels is None else str(parse_label(request.labels, model.class_names))
     cells: dict[str, Cell] = {}
     unmet: list[Unmet] = []
     bound: dict[Guidance | None, Guidance | None] = {}
@@ -177,7 +179,7 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
                 ]
     guidances = list(bound)
     classes = setup.label_classes(model, guidances)
-    mode = request.labels or ("none" if classes is None else "balanced")
+    mode = requested or ("none" if classes is None else "balanced")
     batch_size = (team or Team()).tell(_batch_size(request, model, guidances))
     prepared = Prepared(
         request,

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StrictBool, ValidationError, model_validator
 
 from samplerbench import plugin_file, registry
-from samplerbench.bench.labels import parse_label
 from samplerbench.errors import Argument, ArgumentTypeError, Message, UserError, argument, message_of
 from samplerbench.limits import MAX_BATCH, MAX_CLASSES, MAX_IMAGES, MAX_SEED, MAX_STEPS
 from samplerbench.metrics.metric import Metric
@@ -176,8 +175,9 @@ def _labels(value: Any) -> str | None:
         raise ArgumentTypeError(f'{_given("labels", value)}: give "balanced", "none" or one label.')
     if isinstance(value, int) and value > MAX_CLASSES:
         raise UserError(f"{_given('labels', value)}: at most {MAX_CLASSES:,} labels are possible.")
-    parse_label(str(value))
-    return str(value)
+    if isinstance(value, str) and not value.strip():
+        raise UserError(f'{_given("labels", value)}: give "balanced", "none" or one label.')
+    return str(value)  # the name of a class is resolved with the model
 
 
 def _prompts(value: Any) -> str | tuple[str, ...] | None:
@@ -279,7 +279,8 @@ class Request(Checked):
     Attributes:
         grids: The combinations to run.
         model: A registered name with parameters, a checkpoint folder, or a hub id.
-        labels: "balanced", "none" or a single label. If None, "balanced" for models with classes, else "none".
+        labels: "balanced", "none", a single label, or the name of a class. If None, "balanced" for models with
+            classes, else "none".
         n: Images per block. If None, the number of real images, at most 50,000.
         blocks: Number of disjoint blocks of n images.
         seeds: Seeds of all noise. All cells are run for each seed.

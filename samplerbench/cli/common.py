@@ -134,8 +134,8 @@ Labels = Annotated[
     str | None,
     typer.Option(
         "--labels",
-        help="Class labels: `balanced` (proportions of the data), `none`, or one label. Default: balanced if the model "
-        "has classes.",
+        help="Class labels: `balanced` (proportions of the data), `none`, one label, or the name of a class if the "
+        "model has class names (`samplerbench show MODEL`). Default: balanced if the model has classes.",
     ),
 ]
 Seed = Annotated[

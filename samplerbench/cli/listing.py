@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from samplerbench.cli import common
 from samplerbench.errors import UserError
 from samplerbench.text import console, literal, note, printable
-from samplerbench.untrusted import is_dir
+from samplerbench.untrusted import is_dir, shorten
 
 Plural = Literal[
     "samplers", "guidances", "spacings", "generators", "models", "metrics", "data", "features", "schedulers"
@@ -137,6 +138,12 @@ def _show_plugin(out: Any, entry: Any) -> None:
         out.print(f"Default spacing: {printable(spacing)}")
 
 
+def _first_names(names: Sequence[str], most: int = 5) -> str:
+    """The first class names with their labels: `0 airplane; 1 automobile; …`."""
+    named = [f"{label} {shorten(name, 60)}" for label, name in enumerate(names) if name]
+    return "; ".join(named[:most]) + ("; …" if len(named) > most else "")
+
+
 def _show_checkpoint(out: Any, source: str, revision: str | None, variant: str | None, offline: bool) -> None:
     import torch
     from rich.table import Table
@@ -153,6 +160,7 @@ def _show_checkpoint(out: Any, source: str, revision: str | None, variant: str |
         "images": "x".join(map(str, model.image_shape)),
         **({"latents": "x".join(map(str, model.shape))} if model.autoencoder is not None else {}),
         "classes": classes,
+        **({"class names": _first_names(model.class_names)} if any(model.class_names) else {}),
         "noise levels": f"{len(levels)}, σ from {float(levels[0]):.4g} to {float(levels[-1]):.4g}",
         "learned variance": "yes" if model.learned_variance else "no",
         "classifier": "yes" if model.classifier_folder else "no",

@@ -20,6 +20,7 @@ from samplerbench.data.resize import ResizedSource
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_CLASSES, MAX_PIXELS
 from samplerbench.options import option
+from samplerbench.text import is_unicode
 from samplerbench.untrusted import is_dir, is_file, reason, shorten, user_path
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
@@ -249,6 +250,8 @@ def _classes_and_images(
         len(classes) or None,
         source=f"{path}:{rule}" if rule else str(path),
         resized=rule,
+        # A file name on Linux can be any bytes. A name that is not Unicode cannot be written to a model card.
+        class_names=tuple(name if is_unicode(name) else "" for name in classes),
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_CLASSES
 from samplerbench.options import Configurable
+from samplerbench.text import is_unicode
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,11 @@ class ImageSet:
         licence: licence of the images.
         source: argument of `load_data` that loads the same data set.
         resized: rule by which the images were resized; empty if they have their own size.
+        class_names: name of each class, "" for a class without a name; several names of one class are separated by
+            commas. Empty if unknown.
 
     Raises:
-        UserError: no images, or images or labels of another type, shape or range.
+        UserError: no images, or images, labels or names of another type, shape or range.
     """
 
     name: str
@@ -42,6 +45,7 @@ class ImageSet:
     licence: str = ""
     source: str = ""
     resized: str = ""
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shape = tuple(self.images.shape)
@@ -49,6 +53,11 @@ class ImageSet:
             raise UserError(
                 f"the data set {self.name}: the images are {self.images.dtype} of shape {shape}; they must be uint8 "
                 "(n, C, H, W) with C = 1 or 3, and not empty."
+            )
+        if self.class_names and not self._names_are_valid():
+            raise UserError(
+                f"the data set {self.name}: class_names must be a tuple with one text for each class; the number of "
+                f"classes is {self.classes}."
             )
         if self.labels is None:
             return
@@ -66,6 +75,12 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def _names_are_valid(self) -> bool:
+        names: Any = self.class_names
+        if not isinstance(names, tuple) or len(names) != self.classes:
+            return False
+        return all(isinstance(name, str) and is_unicode(name) for name in names)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ from samplerbench.data.image_set import DataSource, ImageSet
 from samplerbench.data.resize import ResizedSource
 from samplerbench.errors import UserError
 from samplerbench.options import did_you_mean, option
+from samplerbench.text import is_unicode
 from samplerbench.untrusted import reason, user_path
 
 ROOT_VARIABLE = "SAMPLERBENCH_DATA"
@@ -85,14 +86,16 @@ class TorchvisionSet(DataSource):
         elif images.shape[-1] in (1, 3):
             images = images.permute(0, 3, 1, 2)
         labels = torch.as_tensor(found.targets if hasattr(found, "targets") else found.labels, dtype=torch.int64)
+        classes = int(labels.max()) + 1
         return ImageSet(
             name=self.label(),
             split=self.split,
             images=images.contiguous(),
             labels=labels,
-            classes=int(labels.max()) + 1,
+            classes=classes,
             licence=self.licence,
             source=f"{self.label()}:split={self.split}",
+            class_names=_class_names(getattr(found, "classes", ()), classes),
         )
 
     def available(self) -> bool:
@@ -202,6 +205,7 @@ class HubDataset(ResizedSource):
             licence=str(found.info.license or ""),
             source=self.spec,
             resized=self.rule,
+            class_names=() if label is None else _class_names(getattr(found.features[label], "names", ()), classes),
         )
 
     def _labels(self, values: Any) -> Tensor:
@@ -224,6 +228,21 @@ class HubDataset(ResizedSource):
                 f"the data set {self.id} has several columns of {what} ({', '.join(fitting)}); choose with {what}=NAME."
             )
         return fitting[0] if fitting else None
+
+
+def _class_names(names: Any, classes: int | None) -> tuple[str, ...]:
+    """The class names of a library's data set; empty unless there is one for each class.
+
+    MNIST of torchvision has the names "0 - zero", "1 - one", …: the number is removed.
+
+    Args:
+        names: the names, in the order of the labels. None if the data set has no names.
+        classes: number of classes.
+    """
+    named = [str(name) for name in names or ()]
+    if len(named) != classes:
+        return ()
+    return tuple(name.removeprefix(f"{k} - ") if is_unicode(name) else "" for k, name in enumerate(named))
 
 
 def _stream(row: Any) -> Any:

@@ -237,6 +237,11 @@ def read_card(folder: Path, source: str) -> dict[str, Any]:
         sound = isinstance(counts, list) and 1 <= len(counts) <= MAX_CLASSES
         if not sound or not all(type(c) is int and 0 <= c <= MAX_IMAGES for c in counts) or not sum(counts):
             raise inner.refusal("class_counts", counts, "a list of image counts, not all 0")
+    names = inner.values.get("class_names")
+    if names is not None:
+        classes = inner.integer("classes", 1, MAX_CLASSES)
+        if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
+            raise inner.refusal("class_names", names, f"a list of {classes:,} strings, one for each class")
     if data and data.get("name") is None:
         raise inner.refusal("name", None, "the name of the data set")
     return card

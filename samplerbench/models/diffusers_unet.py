@@ -10,7 +10,7 @@ from torch import Tensor
 
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_CHANNELS, MAX_CLASSES
-from samplerbench.models.checkpoint import Checkpoint, open_checkpoint
+from samplerbench.models.checkpoint import CARD, Checkpoint, open_checkpoint
 from samplerbench.models.discrete import DiscreteVP
 from samplerbench.models.fields import Fields
 from samplerbench.models.files import LoadOptions
@@ -122,7 +122,7 @@ def unet_model(
         preconditioning=DISCRETE[schedule.prediction],
         rounding=rounding,
         null_label=null_label,
-        **card_fields(checkpoint, part.module),
+        **card_fields(checkpoint, part.module, classes),
     )
 
 
@@ -169,13 +169,29 @@ def identity_of(checkpoint: Checkpoint, weights: str) -> dict[str, Any]:
     }
 
 
-def card_fields(checkpoint: Checkpoint, network: torch.nn.Module) -> dict[str, Any]:
-    """The fields of a model about its training, from the samplerbench card if there is one."""
+def card_fields(checkpoint: Checkpoint, network: torch.nn.Module, classes: int | None = None) -> dict[str, Any]:
+    """The fields of a model about its training, from the samplerbench card if there is one.
+
+    Args:
+        checkpoint: the opened pipeline.
+        network: the network.
+        classes: number of labels of the model. None for a model without labels, which has no class names.
+
+    Raises:
+        UserError: if the card has class names for another number of classes.
+    """
     card, data = checkpoint.card, checkpoint.card.get("data", {})
+    names = () if classes is None else tuple(data.get("class_names") or ())
+    if names and len(names) != classes:
+        raise UserError(
+            f"{checkpoint.source} has a damaged card: {CARD} has {len(names)} class names, but the model has "
+            f"{classes} classes."
+        )
     return {
         "data": data.get("source") or data.get("name"),
         "features": card.get("feature_space"),
         "class_counts": data.get("class_counts"),
+        "class_names": names,
         "notes": {
             "parameters": f"{sum(p.numel() for p in network.parameters()):,}",
             "data": f"{data['name']} ({data.get('split')}), {data.get('images')} images" if data else "not stated",

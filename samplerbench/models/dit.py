@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from samplerbench.limits import MAX_CHANNELS, MAX_CLASSES
 from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.models.diffusers_unet import card_fields, identity_of, load_schedule
 from samplerbench.models.discrete import DiscreteVP
+from samplerbench.models.fields import Fields
 from samplerbench.models.latent import load_autoencoder
 from samplerbench.models.model import Condition
 from samplerbench.models.preconditioning import DISCRETE
@@ -51,8 +53,8 @@ def load_dit(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -
         dtype: dtype of the network's weights.
 
     Raises:
-        UserError: if the number of output channels is not supported. See also `Checkpoint.load`, `read_schedule` and
-            `load_autoencoder`.
+        UserError: if the number of output channels is not supported. See also `Checkpoint.load`, `read_schedule`,
+            `load_autoencoder` and `class_names`.
     """
     from diffusers import DiTTransformer2DModel
 
@@ -70,10 +72,12 @@ def load_dit(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -
             f"{source}: the network has {out} output channels for {channels} input channels; it must have {channels}, "
             f"or {2 * channels} with a learned variance."
         )
+    named = class_names(checkpoint, classes)
     size = config.sides("sample_size")
     autoencoder, latent = load_autoencoder(checkpoint, "vae", channels, size, device, dtype)
     part = checkpoint.load("transformer", DiTTransformer2DModel, dtype, device)
     learned = out == 2 * channels
+    made = card_fields(checkpoint, part.module, classes)
     return DiT(
         network=part.module,
         shape=(channels, *size),
@@ -93,5 +97,33 @@ def load_dit(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -
         | {"variance": "learned_range" if learned else schedule.variance}
         | latent,
         preconditioning=DISCRETE[schedule.prediction],
-        **card_fields(checkpoint, part.module),
+        **(made | ({"class_names": named} if named else {})),
     )
+
+
+def class_names(checkpoint: Checkpoint, classes: int) -> tuple[str, ...]:
+    """Read the class names of a `DiTPipeline`: `id2label` in model_index.json, {"0": "tench, Tinca tinca", …}.
+
+    Args:
+        checkpoint: the opened pipeline.
+        classes: number of labels of the model.
+
+    Returns:
+        The name of each class, "" for a class without a name. Several names of one class are separated by commas.
+        Empty if the pipeline has no names.
+
+    Raises:
+        UserError: if `id2label` is not an object of labels and names, or has a label that the model does not have.
+    """
+    index = Fields(checkpoint.index, f"{checkpoint.source}: model_index.json")
+    given = index.values.get("id2label")
+    if given is None:
+        return ()
+    valid = isinstance(given, dict) and all(
+        re.fullmatch("[0-9]{1,7}", label) and int(label) < classes and isinstance(name, str)
+        for label, name in given.items()
+    )
+    if not valid:
+        raise index.refusal("id2label", given, f"an object with names of the labels 0 to {classes - 1}")
+    names = {int(label): name for label, name in given.items()}
+    return tuple(names.get(label, "") for label in range(classes)) if any(names.values()) else ()

@@ -173,6 +173,7 @@ def load_edm(
     inner = Fields(part.module.network.config, f"{source}: unet in config.json")
     height, width = inner.sides("sample_size")
     embeds = inner.integer_or_none("num_class_embeds", 0, MAX_CLASSES)
+    classes = embeds - (null is not None) if embeds else None
     return EDM(
         network=part.module,
         shape=(inner.integer("in_channels", 1, MAX_CHANNELS), height, width),
@@ -180,9 +181,9 @@ def load_edm(
         process=VARIANCE_EXPLODING,
         device=device,
         dtype=dtype,
-        classes=embeds - (null is not None) if embeds else None,
+        classes=classes,
         null=null is not None,
         identity=identity_of(checkpoint, part.sha256) | {"prediction": "edm", "levels": LEVELS, **settings},
         null_label=null,
-        **card_fields(checkpoint, part.module),
+        **card_fields(checkpoint, part.module, classes),
     )

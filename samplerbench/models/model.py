@@ -65,6 +65,8 @@ class Model(ABC):
         data: name of the training data set. None if unknown.
         features: name of the default feature space for metrics. None if unknown.
         class_counts: number of training images per class. None if unknown.
+        class_names: name of each class, "" for a class without a name. Several names of one class are separated by
+            commas, as in "tench, Tinca tinca". Empty if unknown.
         default_n: number of images per block where none is set. None: the number of real images.
         draws: whether `real` draws from the exact distribution, so that the model can be its own reference.
         identity: protocol fields of the model.
@@ -90,6 +92,7 @@ class Model(ABC):
     data: str | None = None
     features: str | None = None
     class_counts: list[int] | None = None
+    class_names: tuple[str, ...] = ()
     default_n: int | None = None
     draws: bool = False
     identity: dict[str, Any] = field(default_factory=dict)

@@ -43,6 +43,7 @@ def write_card(
             "shape": list(data.shape),
             "classes": data.classes,
             "class_counts": data.class_counts() if data.labels is not None else None,
+            **({"class_names": list(data.class_names)} if data.class_names else {}),
             "sha256": data.sha256,
             "licence": data.licence,
             **({"resized": data.resized} if data.resized else {}),
