@@ -48,6 +48,7 @@ SKIPPED = {
     r"^torchrun": "starts processes on two machines; tests/test_accelerate.py runs two launchers on one",
     r"^python docs/generate.py": "the page's freshness has a test of its own here",
     r"ddim-table1-cifar10.toml": "needs a checkpoint of the hub",
+    r"--data mnist --channels|stats mnist": "needs MNIST's files; tests/test_mnist_model.py measures without them",
     r"cifar10-32x32.npz": "needs Inception's weights and published statistics",
     r"figure pareto pareto.png": "needs latencies of the same folder; docs/latency.md measures them first",
     r"check my-metric my-model": "stands for plugins of one's own; tests/test_new.py checks two of these names",
