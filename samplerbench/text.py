@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import codecs
 import io
+import itertools
 import json
 import os
 import re
+import shutil
 import sys
+import textwrap
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +35,7 @@ INVISIBLE = frozenset(
 )  # fmt: skip
 MARKS = 4  # maximum number of combining marks on one letter; more of them cover adjacent lines
 ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+DOCSTRING = 100  # columns: the 120 of a source file without the indentation, and some that an author left free
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
@@ -103,13 +107,38 @@ def one_line(text: object) -> str:
 
 
 def note(message: object, gap: bool = False) -> None:
-    """Print `samplerbench: MESSAGE` as one line to stderr. gap: print an empty line first, after a ^C."""
-    print(("\n" if gap else "") + "samplerbench: " + one_line(message), file=sys.stderr)
+    """Print `samplerbench: MESSAGE` as one line to stderr. gap: print an empty line first, after a ^C.
+
+    On a terminal the line is wrapped between words.
+    """
+    line = "samplerbench: " + one_line(message)
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+    print(("\n" if gap else "") + line, file=sys.stderr)
 
 
 def say(text: object, error: bool = False) -> None:
     """Print a text of one or more lines to stdout, or to stderr if `error`, and flush."""
     print(printable(text, lines=True), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def unwrapped(text: str, width: int) -> str:
+    """Undo the line breaks of a docstring that is wider than `width`, so that a console wraps whole paragraphs.
+
+    A line break is undone if the next word did not fit into DOCSTRING columns; the others, as after a formula, remain.
+    """
+    lines = text.split("\n")
+    if max(map(len, lines)) <= width:
+        return text
+    joined = [lines[0]]
+    for before, line in itertools.pairwise(lines):
+        word = line.partition(" ")[0]
+        if word and len(before) + 1 + len(word) > DOCSTRING:
+            joined[-1] += f" {line}"
+        else:
+            joined.append(line)
+    return "\n".join(joined)
 
 
 def literal(text: object, style: str = "") -> Text:

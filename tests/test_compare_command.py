@@ -182,5 +182,5 @@ def test_a_change_of_kid_is_not_in_percent(tmp_path: Path) -> None:
         put(tmp_path / name, record(metrics={"fid": fid, "kid": kid, "kid:degree=2": kid, "other": kid - 0.01}))
     shown = CliRunner().invoke(app, ["compare", str(tmp_path / "one"), str(tmp_path / "two")]).output
     lines = {line.split()[0]: line for line in shown.splitlines() if "↓" in line}
-    assert "+1 (+25%)" in lines["FID"]
+    assert "+1.00 (+25%)" in lines["FID"]
     assert "%" not in lines["KID"] + lines["KID:degree=2"] + lines["other"]

@@ -33,7 +33,18 @@ PAGES += sorted((ROOT / "docs").glob("*.md"), key=lambda page: (page.name == "cl
 FOLDERS_WITH_PAGES = (".github", "benchmarks", "docs", "plugins", "samplerbench")
 LINKING = [*ROOT.glob("*.md"), *(page for name in FOLDERS_WITH_PAGES for page in (ROOT / name).rglob("*.md"))]
 """Every page of the repository, those of networks and examples included."""
-LONG = {"README", "choosing", "cli", "lectures", "models", "plugins", "python", "reading-a-table", "tutorial"}
+LONG = {
+    "README",
+    "choosing",
+    "cli",
+    "first-hour",
+    "lectures",
+    "models",
+    "plugins",
+    "python",
+    "reading-a-table",
+    "tutorial",
+}
 """Pages with many commands, half a minute of them."""
 LANGUAGES = {"bash", "python", "toml", "text", "diff"}
 
@@ -47,6 +58,8 @@ SKIPPED = {
     r"^accelerate launch": "starts processes; tests/test_resume.py runs two",
     r"^torchrun": "starts processes on two machines; tests/test_accelerate.py runs two launchers on one",
     r"^python docs/generate.py": "the page's freshness has a test of its own here",
+    r"^python docs/(pictures|transcripts).py": "takes minutes; tests/test_site.py tests the scripts",
+    r"^python -m mkdocs": "tests/test_site.py builds the site",
     r"ddim-table1-cifar10.toml": "needs a checkpoint of the hub",
     r"--data mnist --channels|stats mnist": "needs MNIST's files; tests/test_mnist_model.py measures without them",
     r"cifar10-32x32.npz": "needs Inception's weights and published statistics",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from samplerbench.report.terminal import matrix_table
 from samplerbench.report.wide import FRAME, NAME_WIDTH, WideTable
 from samplerbench.results.groups import group
 from samplerbench.results.store import Store
+from samplerbench.text import note, unwrapped
 
 METRICS = {"fid": [123.4, 125.0], "label-accuracy": [0.0773, 0.0901], "gap": [1e-5, 3e-5]}
 RECORDS = [
@@ -81,3 +83,25 @@ def test_the_table_that_fills_in_while_a_run_goes_on_can_be_drawn(tmp_path: Path
     assert [line.split("│")[1:4] for line in printed if line.startswith("│")] == [
         [f" {name.ljust(15)} ", " … ", " … "] for name in ("ddim:eta=0", "ddim:eta=0.5")
     ]
+
+
+def test_a_docstring_is_wrapped_as_paragraphs_where_it_does_not_fit() -> None:
+    wide = "Its formula:\nx ← " + "a " * 50 + "b\ncontinues here. A second sentence.\n\n- an item"
+    assert unwrapped(wide, 120) == wide
+    assert unwrapped(wide, 80) == wide.replace("b\ncontinues", "b continues")
+    formulas = "x ← " + "y " * 40 + "\nand z\n  indented"
+    assert unwrapped(formulas, 60) == formulas  # the next word would have fitted: the break is meant
+
+
+def test_a_message_is_wrapped_between_words_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    message = "one two three four five six seven eight ./a/path/of/more/than/forty/columns/my-file.py"
+    note(message)
+    assert capsys.readouterr().err == f"samplerbench: {message}\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    note(message)
+    printed = capsys.readouterr().err.splitlines()
+    assert " ".join(printed) == f"samplerbench: {message}"
+    assert [len(line) <= 40 for line in printed] == [True, True, False]

@@ -79,6 +79,11 @@ def _is_ratio(metric: str, a: float, b: float) -> bool:
     return metric.partition(":")[0] != "kid" and a > 0 and b >= 0
 
 
+def _signed(value: float) -> str:
+    """Three significant digits with the sign: `-3.70`, `+129`."""
+    return f"{value:+#.3g}".rstrip(".")
+
+
 def _show(paired: object, problems: list[str]) -> None:
     """Print a heading for each pair of cells, and a row for each metric. The rows fit into 80 columns."""
     from rich.cells import cell_len
@@ -93,10 +98,10 @@ def _show(paired: object, problems: list[str]) -> None:
     heads = [literal(head, "dim") for head in ("", "A", "B", "B - A", "95% interval", "")]
     lines: list[list[Text]] = []
     for row in paired.rows:
-        change = f"{row.change:+.3g}" + (f" ({row.change / row.a:+.0%})" if _is_ratio(row.metric, row.a, row.b) else "")
+        change = _signed(row.change) + (f" ({row.change / row.a:+.0%})" if _is_ratio(row.metric, row.a, row.b) else "")
         interval = ""
         if row.margin is not None:
-            interval = f"{row.change - row.margin:+.3g} … {row.change + row.margin:+.3g}"
+            interval = f"{_signed(row.change - row.margin)} … {_signed(row.change + row.margin)}"
         title = f"{metric_title(row.metric)} {'↓' if row.better == 'lower' else '↑'}"
         numbers = (format_value(row.a), format_value(row.b), change, interval)
         verdict = literal(*VERDICTS.get(row.verdict, (row.verdict, "")))

@@ -9,7 +9,7 @@ import typer
 
 from samplerbench.cli import common
 from samplerbench.errors import UserError
-from samplerbench.text import console, literal, note, printable
+from samplerbench.text import console, literal, note, printable, unwrapped
 from samplerbench.untrusted import is_dir, shorten
 
 Plural = Literal[
@@ -118,7 +118,7 @@ def _show_plugin(out: Any, entry: Any) -> None:
     cls: Any = registry.load(entry)
     out.print(literal(entry.name, "bold cyan").append(f"  {entry.kind}, from {printable(entry.origin)}", "not bold"))
     out.print()
-    out.print(printable(inspect.getdoc(cls) or "(no description)", lines=True))
+    out.print(printable(unwrapped(inspect.getdoc(cls) or "(no description)", out.width), lines=True))
     out.print()
     known = parameters_of(cls)
     if not known:
