@@ -266,7 +266,7 @@ def test_a_classifier_of_other_images_or_labels_is_one_line(digits: Model, folde
 
 
 def test_no_folder_and_no_such_label_are_one_line(digits: Model, folder: str) -> None:
-    with pytest.raises(UserError, match="give it with weights=FOLDER"):
+    with pytest.raises(UserError, match="image-classifier:weights=FOLDER"):
         bind_guidance(registry.parse("guidance", "image-classifier"), digits)
     guidance = bind_guidance(registry.parse("guidance", f"image-classifier:weights={folder}"), exact("gaussian"))
     with pytest.raises(UserError, match="the classifier has the labels 0 to 1"):

@@ -46,7 +46,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     write_atomically(file, b"old")
     monkeypatch.setattr(os, broken, full)
     with pytest.raises(
-        RunError, match=r"cannot write .*x.json: No space left on device; free some space .* or choose another path"
+        RunError, match=r"cannot write .*x.json: No space left on device; free some space .* or choose another `out`"
     ) as caught:
         write_atomically(file, b"new")
     assert "\n" not in str(caught.value)
@@ -77,7 +77,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line_before_anything_begins(t
     occupied = tmp_path / "file"
     occupied.write_text("x")
     for folder in (occupied, occupied / "below"):
-        with pytest.raises(UserError, match=r"cannot write .*; choose another path") as caught:
+        with pytest.raises(UserError, match=r"cannot write .*; choose another `out`") as caught:
             Store(folder).prepare()
         assert "\n" not in str(caught.value)
     assert occupied.read_text("utf-8") == "x"
