@@ -110,7 +110,8 @@ class Parameter:
     def describe(self) -> str:
         """`eta: float, ≥ 0, ≤ 1, default 0.0`."""
         bounds = f", {self.range}" if self.bounds else ""
-        return f"{self.name}: {self.type_name}{bounds}, default {show_value(self.default)}"
+        default = show_value(self.default) or '""'
+        return f"{self.name}: {self.type_name}{bounds}, default {default}"
 
     def convert(self, value: Any) -> Any:
         """Convert a value to the type of the parameter. Raises ValueError with a reason."""
@@ -131,8 +132,37 @@ class Parameter:
         try:
             return pydantic.TypeAdapter(annotated).validate_python(value)
         except pydantic.ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise ValueError(reason[0].lower() + reason[1:]) from None
+            raise ValueError(explain(error.errors()[0])) from None
+
+
+_LIMITS = {
+    "greater_than_equal": ("at least", "ge"),
+    "less_than_equal": ("at most", "le"),
+    "greater_than": ("greater than", "gt"),
+    "less_than": ("less than", "lt"),
+}
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text"}
+
+
+def explain(error: Mapping[str, Any]) -> str:
+    """The reason of a validation error, without a full stop: `it must be at most 1`, `give a whole number`.
+
+    Args:
+        error: an entry of `pydantic.ValidationError.errors()`.
+    """
+    kind, values = error["type"], error.get("ctx", {})
+    if kind in _LIMITS:
+        words, name = _LIMITS[kind]
+        limit = values[name]
+        return f"it must be {words} {f'{limit:,}' if isinstance(limit, int) else show_value(limit)}"
+    if kind == "finite_number":
+        return "give a finite number"
+    if kind == "literal_error":
+        return "choose one of " + values["expected"].replace("'", "").replace(" or ", ", ")
+    head, _, tail = kind.partition("_")
+    if head in _TYPES and tail in ("parsing", "type", "from_float", "parsing_size"):
+        return f"give {_TYPES[head]}"
+    return str(error["msg"][0].lower() + error["msg"][1:])
 
 
 def _type_name(annotation: Any) -> str:
@@ -371,10 +401,8 @@ def build(
         if short is not None and _is_number(value):
             slots, short = [short.name], None
         if not slots:
-            raise UserError(
-                f'{cls.kind} {cls.label()}: "{shorten(value)}" has no name; write parameter=value. '
-                f"{list_parameters(cls)}"
-            )
+            problem = f"has no value; write {value}=VALUE" if value in known else "has no name; write parameter=value"
+            raise UserError(f'{cls.kind} {cls.label()}: "{shorten(value)}" {problem}. {list_parameters(cls)}')
         values[slots.pop(0)] = value
     for name, value in arguments.items():
         if rest is not None and (name not in known or name == rest):

@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -225,11 +226,21 @@ def find(kind: str, name: str) -> Entry:
         if foreign := name_elsewhere(name, [kind]):
             raise UserError(f'no {kind} "{shorten(name)}": {foreign}')
         meant = current_name(kind, nearest(name, [*known, *aliases(kind)]))
-        suggestion = f' Did you mean "{meant}"?' if meant else ""
+        suggestion = _several(kind, name, known) or (f' Did you mean "{meant}"?' if meant else "")
         raise UserError(f'no {kind} "{shorten(name)}".{suggestion} Known: {", ".join(known) or "none"}.')
     if len(named) > 1:
         raise UserError(f'the {kind} name "{name}" is {collision(named)}.')
     return named[0]
+
+
+def _several(kind: str, name: str, known: Iterable[str]) -> str:
+    """The advice for several names in one spec, such as `ddim,ddpm`, and for a number; "" for other names."""
+    parts = name.replace(",", " ").split()
+    if len(parts) > 1 and set(parts) <= set(known):
+        return f" Write each {kind} as a spec of its own."
+    if re.fullmatch(r"[0-9.]+", name) and kind == "guidance":
+        return f" Write the name before the scale, as in cfg:{name}."
+    return ""
 
 
 def aliases(kind: str) -> dict[str, str]:
@@ -384,7 +395,7 @@ def parse(kind: str, spec: str | Configurable) -> Any:
     positional, arguments = [] if first is None else [first], {}
     for part in filter(None, (p.strip() for p in tail.split(","))):
         key, equals, value = part.partition("=")
-        if not equals:
+        if not equals or not key.strip():
             positional.append(part)
         elif key.strip() in arguments:
             raise UserError(f"{kind} {name}: {shorten(key.strip())} is given twice. {list_parameters(cls)}")

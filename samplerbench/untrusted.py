@@ -143,7 +143,7 @@ def read_json(file: Path, complaint: str) -> dict[str, Any]:
             raise ValueError("it is not a JSON object")
         return content
     except FileNotFoundError:
-        raise UserError(f"{complaint}: {shown} is not there.") from None
+        raise UserError(f"{complaint}: {shown} does not exist.") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{complaint}: {shown} cannot be read ({reason(error)}).") from None
 
@@ -157,6 +157,11 @@ def reason(error: BaseException) -> str:
             raise
         text = "(its message cannot be shown)"
     return " ".join(text.split()) or type(error).__name__
+
+
+def no_folder(folder: Path) -> str:
+    """The start of an error for a path that is not a folder: it is a file, or it does not exist."""
+    return f"{folder} is a file, not a folder" if folder.exists() else f"the folder {folder} does not exist"
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:

@@ -27,6 +27,9 @@ CPU = torch.device("cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
+# The width of output in a pipe is the default: pytest-xdist may tell its workers that of the terminal.
+os.environ.pop("COLUMNS", None)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

@@ -129,7 +129,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         ("{taken}", 'the {kind} name "{taken}" is registered twice, by broken-{kind} 1.0 '),
         ("{kind}-nothing", "the {kind} {kind}-nothing of broken-{kind} 1.0 is not a samplerbench."),
-        ("{kind}-default", "{kind} {kind}-default: eta=2: input should be less than or equal to 1."),
+        ("{kind}-default", "{kind} {kind}-default: eta=2: it must be at most 1."),
         ("{kind}-raising", "the {kind} {kind}-raising cannot be created: RuntimeError: no licence"),
     ],
     ids=["import-error", "collision", "wrong-base", "bad-default", "raises"],

@@ -500,7 +500,7 @@ def test_a_folder_of_leases_behind_a_link_is_refused(claims: Claims, tmp_path: P
 
 def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write .*choose another `out`"):
+    with pytest.raises(UserError, match=r"cannot write .*choose another path"):
         Claims(tmp_path / "file" / ".locks").take(KEY)
 
 

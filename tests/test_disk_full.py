@@ -57,7 +57,7 @@ def test_a_folder_that_was_never_writable_is_bad_input(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(UserError, match="choose another `out`") as caught:
+    with pytest.raises(UserError, match="choose another path") as caught:
         write_atomically(tmp_path / "x.json", b"new")
     assert caught.value.exit_code == 2
 

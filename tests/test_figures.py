@@ -275,8 +275,8 @@ def test_guidance_columns_are_the_guided_samples() -> None:
     assert list(panel.columns) == ["scale 0", "scale 3"]
     own = run_images(made.model, "ddim", "trailing", 4, 3, made.labels, guidance="cfg:scale=3")
     assert torch.equal(panel.images[:, 1], quantise(own))
-    assert guidance_specs("cfg", "0, 1.5") == ["cfg:scale=0", "cfg:scale=1.5"]
-    assert guidance_specs("classifier:weights=a", "2") == ["classifier:weights=a,scale=2"]
+    assert guidance_specs("cfg", ["0", "1.5"]) == ["cfg:scale=0", "cfg:scale=1.5"]
+    assert guidance_specs("classifier:weights=a", ["2"]) == ["classifier:weights=a,scale=2"]
 
 
 def test_the_forward_process_is_that_of_ddpm() -> None:
@@ -462,33 +462,33 @@ def test_latents_are_decoded(tmp_path: Path) -> None:
 
 
 ERRORS = {
-    "steps a.jpg -s ddim": "a.jpg: the suffix of a figure must be .png, .svg, .gif or .apng.",
-    "steps a -s ddim": "a: the suffix of a figure must be .png",
-    "steps a.svg -s ddim --animate": "a.svg: an SVG does not move",
-    "steps a.png -s ddim --n 0": "Invalid value for '--n'",
-    "steps a.png": "Missing option '--sampler'",
+    "steps a.jpg -s ddim": "a.jpg: the file must have the suffix .png, .svg, .gif or .apng.",
+    "steps a -s ddim": "a: the file must have the suffix .png",
+    "steps a.svg -s ddim --animate": "a.svg: an SVG file cannot be animated",
+    "steps a.png -s ddim --n 0": "--n 0: it must be at least 1.",
+    "steps a.png": "the option --sampler is missing.",
     "steps a.png -s ddmi": 'no sampler "ddmi". Did you mean "ddim"?',
     "steps a.png -s ddim --steps 0": "--steps 0: at least 1 step is needed.",
-    "trajectory a.png -s ddim --columns 1": "Invalid value for '--columns'",
-    "trajectory a.png -s ddim --columns 3 --sigmas 1": "--sigmas and --columns both say which levels to show",
+    "trajectory a.png -s ddim --columns 1": "--columns 1: it must be at least 2.",
+    "trajectory a.png -s ddim --columns 3 --sigmas 1": "--sigmas and --columns cannot be combined",
     "trajectory a.png -s ddim --sigmas 1,x": '--sigmas 1,x: "x" is not a number',
     "trajectory a.png -s ddim --sigmas -1": "--sigmas -1: give numbers from 0 to 1e12.",
     "trajectory a.png -s ddim --sigmas nan": "--sigmas nan: give numbers from 0 to 1e12.",
     "trajectory a.png -s ddim --sigmas ,": "--sigmas is empty",
     "trajectory a.png -s pf-ode:solver=rk45": "sampler pf-ode:solver=rk45 chooses its own steps",
     "interpolate a.png -s ddpm --round-trip none": "sampler ddpm draws noise on its way",
-    "interpolate a.png -s ddim --points 1": "Invalid value for '--points'",
-    "interpolate a.png -s ddim --round-trip x": '--round-trip x: "x" is not an integer',
+    "interpolate a.png -s ddim --points 1": "--points 1: it must be at least 2.",
+    "interpolate a.png -s ddim --round-trip x": '--round-trip x: "x" is not a whole number',
     "interpolate a.png -s ddim --data absent": 'no data set "absent"',
     "guidance a.png -s ddim -g cfg --model exact:gaussian": "guidance cfg requires a class-conditional model",
-    "guidance a.png -s ddim -g none": "--guidance none: there is nothing to scale",
+    "guidance a.png -s ddim -g none": "--guidance none has no scale",
     "guidance a.png -s ddim -g cfg --scales ,": "--scales is empty",
-    "guidance a.png -s ddim -g cfg --scales 1,x": "guidance cfg: scale=x: ",
+    "guidance a.png -s ddim -g cfg --scales 1,x": '--scales 1,x: "x" is not a number',
     "guidance a.png -s ddim -g cfg --labels none": "guidance cfg requires labels",
     "guidance a.gif -s ddim -g cfg": "a.gif: this figure cannot be animated",
     "forward a.png --timesteps 1000": "--timesteps 1000: the model has the timesteps 0 to 999.",
-    "forward a.png --timesteps 1.5": '--timesteps 1.5: "1.5" is not an integer',
-    "forward a.png --timesteps 1 --sigmas 1": "--timesteps, --sigmas and --columns all say",
+    "forward a.png --timesteps 1.5": '--timesteps 1.5: "1.5" is not a whole number',
+    "forward a.png --timesteps 1 --sigmas 1": "--timesteps, --sigmas and --columns cannot be combined",
     "forward a.png --n 2000": "digits:split=train has 1442 images; 2000 are needed here.",
     "forward a.png --model exact:gaussian,shape=3x4x4 --data digits": "digits has images of 1x8x8, the model makes 3x4",
     "forward a.png --model unknown": "the model does not say what it was trained on; name the real images with --data.",

@@ -251,7 +251,7 @@ def test_what_is_no_image_classifier_is_one_line(tmp_path: Path) -> None:
     ViTModel(vit(2)).save_pretrained(tmp_path / "headless")
     assert "2 tensors are missing from its weights" in refused(model, tmp_path / "headless")
     save_classifier(tmp_path / "bare", preprocessor=None)
-    assert "preprocessor_config.json is not there" in refused(model, tmp_path / "bare")
+    assert "preprocessor_config.json does not exist" in refused(model, tmp_path / "bare")
     save_classifier(tmp_path / "odd", preprocessor=PREPROCESSOR | {"size": {"longest_edge": 9}})
     assert "preprocessor_config.json: size has no shortest_edge; it must be" in refused(model, tmp_path / "odd")
     save_classifier(tmp_path / "two", preprocessor=PREPROCESSOR | {"image_std": [0.5, 0.5]})
@@ -266,7 +266,7 @@ def test_a_classifier_of_other_images_or_labels_is_one_line(digits: Model, folde
 
 
 def test_no_folder_and_no_such_label_are_one_line(digits: Model, folder: str) -> None:
-    with pytest.raises(UserError, match="give it with weights=FOLDER"):
+    with pytest.raises(UserError, match="image-classifier:weights=FOLDER"):
         bind_guidance(registry.parse("guidance", "image-classifier"), digits)
     guidance = bind_guidance(registry.parse("guidance", f"image-classifier:weights={folder}"), exact("gaussian"))
     with pytest.raises(UserError, match="the classifier has the labels 0 to 1"):

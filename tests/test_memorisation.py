@@ -173,7 +173,7 @@ def test_the_value_does_not_depend_on_the_batch_size(space: str) -> None:
 
 
 def test_a_model_that_does_not_say_what_it_was_trained_on_is_refused() -> None:
-    with pytest.raises(UserError, match="name the training images in the metric's spec: data=NAME"):
+    with pytest.raises(UserError, match=r"authenticity needs the training images.* authenticity:data=NAME"):
         evaluate("ddim", steps=2, n=4, metrics="authenticity", model="exact:gaussian")
 
 

@@ -285,7 +285,7 @@ def test_a_file_of_inception_weights_is_used(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("name", [INCEPTION, "digits-cnn"])
 def test_weights_that_are_absent_or_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"the weights .*absent.* of the features {name} are not there"):
+    with pytest.raises(UserError, match=f"the weights .*absent.* of the features {name} do not exist"):
         load_extractor(name, CPU, str(tmp_path / "absent"))
     file = tmp_path / "other.pth"
     torch.save({"weight": torch.zeros(1)}, file)

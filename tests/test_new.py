@@ -201,10 +201,10 @@ def test_a_class_is_not_called_as_something_the_file_uses() -> None:
         (("sampler", "plugins"), "the module samplerbench_plugins already exists"),
         (
             ("sampler", "mine", "--dir", "there"),
-            "there is there already; remove it, or name another folder with --dir.",
+            "there already exists; remove it, or choose another folder with --dir.",
         ),
         (("sampler", "mine", "--dir", "file/inside"), "file/inside cannot be written: Not a directory."),
-        (("solver", "mine"), "Invalid value for 'kind'"),
+        (("solver", "mine"), "KIND solver: choose one of sampler, "),
     ],
 )
 def test_what_it_refuses_is_one_line(

@@ -126,13 +126,13 @@ def test_bounds_hold_at_their_ends() -> None:
 
 def test_a_choice_is_refused_with_the_choices() -> None:
     message = refusal({"variance": "medium"})
-    assert "'small' or 'large'" in message
+    assert "choose one of small, large." in message
 
 
 def test_python_values_are_checked_as_strings_are() -> None:
     made = Solver(eta=1, order=3)
     assert type(made.eta) is float
-    with pytest.raises(UserError, match=r"eta=2: .*less than or equal to 1"):
+    with pytest.raises(UserError, match=r"eta=2: it must be at most 1"):
         Solver(eta=2)
     with pytest.raises(UserError, match="order=none"):
         Solver(order=None)
@@ -177,7 +177,7 @@ def test_choices_may_be_numbers() -> None:
         order: Literal[1, 2, 3] = option(2, "order")
 
     assert build(Multistep, {"order": "3"}) == Multistep(3)
-    assert "1, 2 or 3" in refusal({"order": "4"}, Multistep)
+    assert "choose one of 1, 2, 3." in refusal({"order": "4"}, Multistep)
 
 
 def test_a_parameter_given_twice_is_refused() -> None:

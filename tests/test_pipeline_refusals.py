@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::Warning:diffusers")
     ("kind", "file", "change", "says"),
     [
         ("latent", "vqvae/diffusion_pytorch_model.safetensors", None, "incomplete: vqvae/diffusion_pytorch_model.saf"),
-        ("latent", "vqvae/config.json", None, "is incomplete: vqvae/config.json is not there"),
+        ("latent", "vqvae/config.json", None, "is incomplete: vqvae/config.json does not exist"),
         (
             "latent",
             "unet/config.json",

@@ -859,6 +859,6 @@ def test_sys_exit_of_a_plugin_anywhere_is_a_failure(
     def leave(*_: Any, **__: Any) -> None:
         sys.exit(0)
 
-    monkeypatch.setattr(app, "app", leave)
+    monkeypatch.setattr(app, "command", lambda: leave)
     assert run("list") == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -61,7 +61,7 @@ PLUGINS = '''
         """No plugin."""
 '''
 WRONG = {
-    "default": "eta=2: input should be less than or equal to 1",
+    "default": "eta=2: it must be at most 1",
     "unhelpful": "the field eta has no help and no bounds",
     "raising": "it cannot be created with its defaults: RuntimeError: no [licence]",
     "abstract": "does not define steps",

@@ -72,10 +72,10 @@ def test_what_is_amiss_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_results_is_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match=r"the folder .* does not exist"):
         load(tmp_path / "none")
     (tmp_path / "x.json").write_text("[]")
-    with pytest.raises(UserError, match=r"no whole result \(damaged or edited, left out: x.json\)"):
+    with pytest.raises(UserError, match=r"no valid results \(damaged or edited, left out: x.json\)"):
         load(tmp_path)
 
 
@@ -508,7 +508,7 @@ def test_names_do_not_act_on_the_terminal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--format", "pdf"], "no such format"),
+        (["--format", "pdf"], "choose one of md, csv"),
         (["--metric", "kid"], "the results have fid"),
         (["--out", "."], "choose another"),
     ],

@@ -128,7 +128,7 @@ def test_a_spec_is_parsed_once_and_an_instance_travels(monkeypatch: pytest.Monke
         (lambda: Grid([5], [2]), ("samplers", 0), "sampler=5: give a name"),  # type: ignore[list-item]
         (lambda: Grid(["karras"], [2]), ("samplers", 0), 'no sampler "karras"'),
         (lambda: Grid([], [2]), ("samplers",), "`samplers` is empty; give at least one."),
-        (lambda: Grid("ddim", [2]), ("samplers",), 'samplers="ddim": give a list.'),
+        (lambda: Grid("ddim", [2]), ("samplers",), 'samplers="ddim": give a list: ["ddim"].'),
         (lambda: Grid(["ddim"], [2, True]), ("steps", 1), "steps=True: give a whole number"),
         (lambda: Grid(["ddim"], nfe=[0]), ("nfe", 0), "nfe=0: at least 1 evaluation is needed."),
         (lambda: Grid(["ddim"], [2], [2]), (), "`steps` and `nfe` cannot both be given"),
@@ -137,7 +137,11 @@ def test_a_spec_is_parsed_once_and_an_instance_travels(monkeypatch: pytest.Monke
         (lambda: Grid(["ddim"], [2], guidances=["cgf"]), ("guidances", 0), 'Did you mean "cfg"?'),
         (lambda: Request([], n=0), ("n",), "n=0: at least 1 image is needed."),
         (lambda: Request([], n="4"), ("n",), 'n="4": give a whole number of at least 1.'),
-        (lambda: Request([], n=10**5, blocks=10**5), (), "100000 x 100000 images: at most 100,000,000 are possible."),
+        (
+            lambda: Request([], n=10**5, blocks=10**5),
+            (),
+            "n=100000 and blocks=100000: these are 10,000,000,000 images; ",
+        ),
         (lambda: Request([], seeds=[0, -1]), ("seeds", 1), "seed=-1: give a whole number from 0 to "),
         (lambda: Request([], seeds=[]), ("seeds",), "`seeds` is empty"),
         (lambda: Request([], labels=" "), ("labels",), 'labels=" ": give "balanced", "none" or one label.'),

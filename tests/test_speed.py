@@ -181,7 +181,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
         (["--dtype", "fp8"], "--dtype fp8: choose one of fp32, tf32, bf16, fp16, fp64."),
         (["--graphs"], "--graphs requires an NVIDIA GPU."),
         (["--batch-size", "0"], "--batch-size 0: at least 1 image is needed."),
-        (["--batch-size", "big"], '--batch-size big: it is a whole number, or "auto".'),
+        (["--batch-size", "big"], '--batch-size big: give a whole number, or "auto".'),
     ],
 )
 def test_what_cannot_be_had_here_is_one_line(

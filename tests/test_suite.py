@@ -65,7 +65,7 @@ def test_the_projects_own_suites_are_valid() -> None:
         ("steps = [2, 3]", "steps = [2, 3]\nnfe = [4]", 5, "both steps and nfe"),
         ("nfe = [4]", "nfes = [4]", 11, 'Did you mean "nfe"'),
         ('"karras", "default"', '"karas", "default"', 12, 'Did you mean "karras"'),
-        ("eta = [0.0, 0.5]", "eta = [0.0, 1.5]", 13, "less than or equal to 1"),
+        ("eta = [0.0, 0.5]", "eta = [0.0, 1.5]", 13, "it must be at most 1"),
         ('samplers = ["ddim", "heun"]', "", 5, "samplers is missing in this [[grid]]; give at least one: samplers = ["),
         ('samplers = ["ddim", "heun"]', "samplers = []", 6, "samplers is empty; give at least one."),
         ("eta = [0.0, 0.5]", "eta = []", 14, "parameters.eta is empty; give at least one value."),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -272,8 +273,8 @@ def measure_reference(prepared: Prepared) -> Measured:
     measured.n = (
         _n(prepared) if reference is None or request.n is not None else setup.default_n(model, reference.data["n"])
     )
-    if any(metric.of == "data" for metric in prepared.metrics):
-        measured.data = setup.real_data(model, request.data, measured.n * request.blocks)
+    if of_data := [f"the metric {metric.label()}" for metric in prepared.metrics if metric.of == "data"]:
+        measured.data = setup.real_data(model, request.data, measured.n * request.blocks, of_data[0])
     return measured
 
 
@@ -291,7 +292,8 @@ def _own_spaces(prepared: Prepared) -> dict[str, FeatureSpace]:
             by_name.setdefault(metric.feature_space, []).append(metric)
     spaces = {}
     for name, metrics in by_name.items():
-        extractor = setup.pick_extractor(model, name, None, model.device, metrics)
+        with _naming(metrics[0]):
+            extractor = setup.pick_extractor(model, name, None, model.device, metrics)
         needed = any(m.needs_reference or m.needs_real_images for m in metrics)
         reference = setup.pick_reference(model, request.data, extractor) if needed else None
         images = any(m.needs_real_images for m in metrics)
@@ -343,9 +345,12 @@ def _check_needs(prepared: Prepared) -> bool | None:
     conditional = prepared.mode != "none"
     for metric in prepared.metrics:
         labels, prompts = conditional and not model.text, conditional and model.text
-        _check(metric, n=request.n, has_labels=labels, has_prompts=prompts)
-    for source in _sources(prepared):
-        setup.check_named_data(model, source)
+        _check(metric, n=request.n, has_labels=labels, has_prompts=prompts, has_classes=prepared.classes is not None)
+        if metric.data_source is not None:
+            setup.check_named_data(model, metric.data_source, metric.label())
+        if metric.needs_features and metric.feature_space:
+            with _naming(metric):
+                setup.known_dimension(metric.feature_space, None)
     needed = any(m.needs_reference or m.needs_real_images for m in using)
     if not using or (not needed and not _has_reference(model, request.data)):
         return None
@@ -356,6 +361,15 @@ def _check_needs(prepared: Prepared) -> bool | None:
             setup.require_real_images(model, request.data, f"the metric {metric.label()}")
         _check(metric, has_real_images=images)
     return images
+
+
+@contextmanager
+def _naming(metric: Metric) -> Iterator[None]:
+    """Add the name of a metric to the errors of the features that it selects itself."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"the metric {metric.label()}: {error}") from None
 
 
 def _check(metric: Metric, **known: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -13,7 +14,7 @@ from samplerbench.limits import MAX_BATCH, MAX_CLASSES, MAX_IMAGES, MAX_SEED, MA
 from samplerbench.metrics.metric import Metric
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.runner import check_dtype
-from samplerbench.options import Configurable, did_you_mean, show_value
+from samplerbench.options import Configurable, did_you_mean, explain, show_value
 from samplerbench.sampling import Generator, Guidance, Sampler, Spacing
 from samplerbench.untrusted import shorten
 
@@ -80,9 +81,11 @@ def _explain(cls: type[BaseModel], error: Any) -> Message | str:
     if error["type"] in ("missing", "too_short"):
         what = "missing" if error["type"] == "missing" else "empty"
         return f"{argument(name)} is {what}; give at least one."
-    wanted = {"string_type": "give text", "bool_type": "give true or false", "tuple_type": "give a list"}
-    reason = wanted.get(error["type"], error["msg"][0].lower() + error["msg"][1:])
-    return f"{_given(name, error['input'])}: {reason}."
+    value = error["input"]
+    if error["type"] == "tuple_type":
+        example = f": [{json.dumps(value)}]" if isinstance(value, str | int | float) else ""
+        return f"{_given(name, value)}: give a list{example}."
+    return f"{_given(name, value)}: {explain(error)}."
 
 
 def _given(name: str, value: Any) -> Argument:
@@ -326,7 +329,8 @@ class Request(Checked):
     def _is_possible(self) -> Self:
         n = self.n or 1
         if n * self.blocks > MAX_IMAGES:
-            raise UserError(f"{n} x {self.blocks} images: at most {MAX_IMAGES:,} are possible.")
+            sizes = f"{argument('n', n)} and {argument('blocks', self.blocks)}"
+            raise UserError(f"{sizes}: these are {n * self.blocks:,} images; at most {MAX_IMAGES:,} are possible.")
         return self
 
     @property

@@ -65,11 +65,20 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    given = argument("device", name)
     try:
         device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"{given}: PyTorch has no such device; use auto, cpu, cuda, cuda:1, mps, ….") from None
+    cpu = argument("device", "cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"{given}: PyTorch cannot use a GPU on this machine; use {cpu}.")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise UserError(f"{given}: the last GPU of this machine is cuda:{count - 1}.")
+    try:
         torch.zeros(1, device=device).cpu()  # fails for "meta", whose tensors have no data
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"{argument('device', name)}: it cannot be used here ({str(error).splitlines()[0]}).") from None
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"{given}: PyTorch cannot use this device on this machine; use {cpu}.") from None
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # timing, copies and captures use the current device
     return device
@@ -128,12 +137,13 @@ def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOp
     return load_pipeline(source, device, dtype, options)
 
 
-def check_named_data(model: Model, source: str) -> str:
+def check_named_data(model: Model, source: str, metric: str = "") -> str:
     """Check that a data set that a metric selects itself exists. The data set is not read.
 
     Args:
         model: The model.
         source: Name of the data set. If empty, the training data of the model.
+        metric: Name of the metric, for the message.
 
     Returns:
         The name of the data set.
@@ -142,11 +152,17 @@ def check_named_data(model: Model, source: str) -> str:
         UserError: If the data set does not exist, or if the training data of the model is not known.
     """
     name = source or model.data
-    if not name:
+    if not name and metric:
         raise UserError(
-            "the model does not say what it was trained on; name the training images in the metric's spec: data=NAME."
+            f"the metric {metric} needs the training images, and the model does not say what it was trained on; name "
+            f"them with {metric}:data=NAME."
         )
-    find_data(name)
+    if not name:
+        raise UserError(f"the model does not say what it was trained on; name the real images with {argument('data')}.")
+    try:
+        find_data(name)
+    except UserError as error:
+        raise UserError(f"the metric {metric}: {error}" if metric else error.args[0]) from None
     return name
 
 
@@ -168,13 +184,14 @@ def named_data(model: Model, source: str) -> NamedData:
     return NamedData(images.images, images.identity)
 
 
-def real_data(model: Model, data: str | None, n: int) -> RealData:
+def real_data(model: Model, data: str | None, n: int, user: str = "a metric") -> RealData:
     """Load n real images in a fixed random order, for metrics that measure the data.
 
     Args:
         model: The model.
         data: Name or file of the real images or their statistics. If None, the training data of the model.
         n: Number of images.
+        user: What needs the images, for the message.
 
     Returns:
         The real images.
@@ -183,7 +200,7 @@ def real_data(model: Model, data: str | None, n: int) -> RealData:
         UserError: If there are fewer than n images, or if their shape differs from that of the model.
     """
     source = reference_source(model, data)
-    require_real_images(model, data)
+    require_real_images(model, data, user)
     images = load_data(source) if source else _drawn(model, max(n, DRAWS))
     if images.shape != model.image_shape:
         real, own = ("x".join(map(str, shape)) for shape in (images.shape, model.image_shape))
@@ -192,7 +209,7 @@ def real_data(model: Model, data: str | None, n: int) -> RealData:
         )
     if len(images) < n:
         raise UserError(
-            f"a metric needs {n:,} real images, and {images.name} has {len(images):,}; use a smaller {argument('n')}."
+            f"{user} needs {n:,} real images, and {images.name} has {len(images):,}; use a smaller {argument('n')}."
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:n]
     labels = None if images.labels is None or model.classes is None or model.text else images.labels[order]

@@ -18,8 +18,8 @@ from samplerbench import registry
 from samplerbench.bench.request import Grid, Published, Request, RequestError
 from samplerbench.errors import Argument, Message, UserError, spell
 from samplerbench.limits import MAX_CELLS, MAX_INTEGER
-from samplerbench.options import did_you_mean, show_value
-from samplerbench.untrusted import parse_toml, read_text, shorten, user_path
+from samplerbench.options import did_you_mean, explain, nearest, show_value
+from samplerbench.untrusted import parse_toml, read_text, reason, shorten, user_path
 
 Number = Annotated[float, Field(allow_inf_nan=True)] | Annotated[int, Field(ge=-(2**53), le=2**53)]
 Value = Annotated[float, Field(allow_inf_nan=False)] | Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]
@@ -87,13 +87,15 @@ def load_suite(file: Path) -> Request:
     """
     try:
         text = read_text(user_path(file))
+    except FileNotFoundError:
+        raise UserError(f"the suite {file} does not exist.") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"the suite {file} cannot be read: {error}") from None
+        raise UserError(f"the suite {file} cannot be read: {reason(error)}.") from None
     try:
         data = parse_toml(text)
     except ValueError as error:
         line = re.search(r"line (\d+)", str(error))
-        raise UserError(f"{file}:{line.group(1) if line else 1}: {error}") from None
+        raise UserError(f"{file}:{line.group(1) if line else 1}: it is not valid TOML: {reason(error)}.") from None
     return Suite(file, text, data).request()
 
 
@@ -164,7 +166,7 @@ class Suite:
     def _check_keys(self, table: dict[str, Any], known: Sequence[str], place: list[Any]) -> None:
         for key in table:
             if key not in known:
-                hint = f"{_elsewhere(key, inside=bool(place)) or did_you_mean(key, known)} Known: {', '.join(known)}."
+                hint = f"{_elsewhere(key, bool(place)) or did_you_mean(key, known)} Known: {', '.join(known)}."
                 raise self.error([*place, key], f'there is no key "{shorten(key)}" here.{hint}')
 
     def _grid(self, number: int, table: dict[str, Any]) -> Grid:
@@ -215,8 +217,9 @@ class Suite:
             if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
                 raise self.error(
                     here,
-                    f"{metric} has {len(values)} rows of {sorted({len(row) for row in values})} values; this grid has "
-                    f"{len(rows)} rows (samplers × parameters × guidances) of {len(columns)}.",
+                    f"published.{metric} has rows of lengths {[len(row) for row in values]}; this grid needs "
+                    f"{[len(columns)] * len(rows)}: one row for each sampler, parameter and guidance, and one value "
+                    "for each column.",
                 )
             assert table is not None
             for (sampler, guidance), row in zip(rows, values, strict=True):
@@ -242,8 +245,9 @@ def _elsewhere(key: str, inside: bool) -> str:
         key: The key.
         inside: Whether it was written in a `[[grid]]`.
     """
-    word = next((word for word in (key, f"{key}s") if word in (TOP if inside else KEYS)), None)
-    if word is None:
+    other = TOP if inside else KEYS
+    word = next((word for word in (key, f"{key}s") if word in other), nearest(key, (*TOP, *KEYS)))
+    if word not in other:
         return ""
     return f" Write {word} " + ("above the first [[grid]]." if inside else "in a [[grid]].")
 
@@ -276,7 +280,7 @@ def _explain(error: Any, place: list[Any]) -> str:
         return f"{names[-1]} is missing in [{'.'.join(names[:-1])}]; name the paper and the table as text."
     if error["type"] in ("dict_type", "model_type"):
         return f"{name}: write it as a table, [{name}]."
-    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}."
+    return f"{name}: {explain(error)}."
 
 
 def find_line(text: str, place: list[Any], value: str | None = None) -> int:

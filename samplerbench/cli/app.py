@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ import typer
 
 from samplerbench.cli import check, compare, figure, latency, listing, new, plugins, report, results, run, stats, train
 from samplerbench.cli.spelling import with_options
+from samplerbench.cli.usage import describe
 from samplerbench.errors import LaunchError, SamplerbenchError, UserError
 from samplerbench.portable import Replaced
 from samplerbench.text import note, one_line, say, tolerate_encoding
@@ -42,6 +44,12 @@ app.command("latency")(latency.latency)
 app.add_typer(figure.app, name="figure")
 app.add_typer(results.app, name="results")
 app.add_typer(train.app, name="train")
+
+
+@functools.cache
+def command() -> Any:
+    """The command of the application. Typer builds it from the signatures of all commands, which takes a while."""
+    return typer.main.get_command(app)
 
 
 def show_version(wanted: bool) -> None:
@@ -122,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     try:
         refuse_empty(given)
-        code = app(args=arguments, prog_name="samplerbench", standalone_mode=False)
+        code = command()(args=arguments, prog_name="samplerbench", standalone_mode=False)
     except SamplerbenchError as error:
         if os.environ.get("SAMPLERBENCH_DEBUG"):
             raise
@@ -133,10 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
         note(with_options(error))
         sys.exit(error.exit_code)
     except ClickException as error:
-        command = error.ctx.command_path if getattr(error, "ctx", None) else "samplerbench"
-        if message := error.format_message():  # empty where the help itself was printed
-            stop = "" if message.endswith((".", "?", "!")) else "."
-            note(f"{message}{stop} `{command} --help` shows the options.")
+        if line := describe(error, given, command()):
+            note(line)
         sys.exit(error.exit_code)
     except Replaced:
         raise

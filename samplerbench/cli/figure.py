@@ -299,6 +299,8 @@ def interpolate(
 
     moves = canvas.moves(animate)
     trips = [] if moves or round_trip == "none" else parse_steps(round_trip, "--round-trip")
+    if trips and min(trips) < 1:
+        raise UserError(f"--round-trip {min(trips)}: at least 1 step is needed.")
     points = points or (24 if moves else 9)
     scene = canvas.scene([sampler], [steps, *trips], [guidance], spacing, data)
     cells = {cell.steps: cell for cell in scene.cells}
@@ -371,10 +373,11 @@ def guidance(
 
     if canvas.moves(False):
         raise UserError(f"{canvas.out}: this figure cannot be animated; write a .png or .svg file.")
-    specs = guidance_specs(guidance, scales)
-    if guidance == "none" or not specs:
-        reason = "--guidance none: there is nothing to scale" if specs else "--scales is empty"
-        raise UserError(f"{reason}; write --guidance NAME --scales 0,1,2,4,8.")
+    if guidance == "none":
+        raise UserError("--guidance none has no scale; write --guidance NAME --scales 0,1,2,4,8.")
+    if "scale=" in guidance:
+        raise UserError(f"--guidance {guidance}: the scales are given by --scales; remove scale=.")
+    specs = guidance_specs(guidance, [f"{scale:g}" for scale in _numbers(scales, "--scales")])
     canvas.still(still(canvas.scene([sampler], [steps], specs, spacing)))
 
 
@@ -508,7 +511,7 @@ def forward(
     moves = canvas.moves(animate)
     chosen = _chosen_sigmas(sigmas, columns)
     if timesteps is not None and (sigmas is not None or columns is not None):
-        raise UserError("--timesteps, --sigmas and --columns all say which levels to show; give one of them.")
+        raise UserError("--timesteps, --sigmas and --columns cannot be combined; use one of them.")
     marks = None if timesteps is None else [int(t) for t in _numbers(timesteps, "--timesteps", whole=True)]
     scene = canvas.scene(data=data)
     levels = pick_levels(scene, columns or (50 if moves else 9), marks, chosen)
@@ -523,7 +526,7 @@ def _chosen_sigmas(sigmas: str | None, columns: int | None) -> list[float] | Non
     if sigmas is None:
         return None
     if columns is not None:
-        raise UserError("--sigmas and --columns both say which levels to show; give one of them.")
+        raise UserError("--sigmas and --columns cannot be combined; use one of them.")
     return _numbers(sigmas, "--sigmas")
 
 
@@ -534,7 +537,7 @@ def _numbers(text: str, flag: str, whole: bool = False) -> list[float]:
         try:
             number = int(part) if whole else float(part)
         except ValueError:
-            kind = "an integer" if whole else "a number"
+            kind = "a whole number" if whole else "a number"
             raise UserError(f'{flag} {text}: "{part}" is not {kind}; write {flag} 0,1,20.') from None
         if not 0 <= number <= 1e12:
             raise UserError(f"{flag} {part}: give numbers from 0 to 1e12.")

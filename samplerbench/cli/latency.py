@@ -83,7 +83,7 @@ def latency(
 
     if not sampler:
         raise UserError("name a sampler with --sampler; `samplerbench list samplers` shows them.")
-    sizes = parse_steps(batch_size, "--batch-size")
+    sizes = parse_steps(batch_size, "--batch-size", "1,4,16")
     cost = None if price is None else parse_price(price)
     check_settings(sizes, repeats, warmup, cost, graphs)
     with redirect_stdout(sys.stderr) if as_json else nullcontext():  # plugins may print

@@ -91,7 +91,7 @@ def show(
     named = [e for kind in registry.BASES for e in registry.entries(kind) if e.name == current[kind]]
     if not named:
         if is_dir(name) or name.count("/") == 1:
-            _show_checkpoint(out, name, revision, variant, offline)
+            out.print(_settings(name, revision, variant, offline))
             return
         from samplerbench.options import did_you_mean
 
@@ -102,9 +102,10 @@ def show(
             f'no plugin is called "{name}".{did_you_mean(head, known)} `samplerbench list` lists the plugins.'
         )
     for entry in dict.fromkeys((e.kind, e.name) for e in named):
+        table = _settings(name, revision, variant, offline) if entry[0] == "model" else None
         _show_plugin(out, registry.find(*entry))
-        if entry[0] == "model":
-            _show_checkpoint(out, name, revision, variant, offline)
+        if table is not None:
+            out.print(table)
 
 
 def _show_plugin(out: Any, entry: Any) -> None:
@@ -144,7 +145,8 @@ def _first_names(names: Sequence[str], most: int = 5) -> str:
     return "; ".join(named[:most]) + ("; …" if len(named) > most else "")
 
 
-def _show_checkpoint(out: Any, source: str, revision: str | None, variant: str | None, offline: bool) -> None:
+def _settings(source: str, revision: str | None, variant: str | None, offline: bool) -> Any:
+    """The table of a model's settings."""
     import torch
     from rich.table import Table
 
@@ -173,4 +175,4 @@ def _show_checkpoint(out: Any, source: str, revision: str | None, variant: str |
     table.add_column(overflow="fold")
     for key, value in rows.items():
         table.add_row(literal(key), literal(value))
-    out.print(table)
+    return table

@@ -69,7 +69,7 @@ def new(
         raise UserError(f"the module {_module(name)} already exists; choose a name other than {name}.")
     target = user_path(f"samplerbench-{name}" if folder is None else folder)
     if target.exists() or target.is_symlink():
-        raise UserError(f"{target} is there already; remove it, or name another folder with --dir.")
+        raise UserError(f"{target} already exists; remove it, or choose another folder with --dir.")
     files = render(kind, name)
     try:
         for path, text in files.items():

@@ -12,20 +12,27 @@ from samplerbench.errors import UserError
 from samplerbench.untrusted import shorten
 
 
-def parse_steps(text: str, option: str = "--steps") -> list[int]:
-    """`10,20,50` as numbers, without repetitions. Raises UserError for anything else."""
+def parse_steps(text: str, option: str = "--steps", example: str = "10,20,50", *, repeated: bool = False) -> list[int]:
+    """`10,20,50` as numbers. Raises UserError for anything else.
+
+    Args:
+        text: the text.
+        option: the option, for the message.
+        example: a correct value, for the message.
+        repeated: whether repeated numbers are kept.
+    """
     found: list[int] = []
     if not text.strip(" ,"):
-        raise UserError(f"{option} is empty; write {option} 10,20,50.")
+        raise UserError(f"{option} is empty; write {option} {example}.")
     for part in (p.strip() for p in text.split(",")):
         if not part:
-            raise UserError(f"{option} {shorten(text)}: a number is missing beside a comma; write {option} 10,20,50.")
+            raise UserError(f"{option} {shorten(text)}: a number is missing beside a comma; write {option} {example}.")
         try:
             number = _whole(part)
         except ValueError:
             what = f'{option} {shorten(text)}: "{shorten(part)}"'
-            raise UserError(f"{what} is not an integer; write {option} 10,20,50.") from None
-        if number not in found:
+            raise UserError(f"{what} is not a whole number; write {option} {example}.") from None
+        if repeated or number not in found:
             found.append(number)
     return found
 
@@ -37,7 +44,7 @@ def parse_batch_size(text: str) -> int | Literal["auto"]:
     try:
         return _whole(text)
     except ValueError:
-        raise UserError(f'--batch-size {shorten(text)}: it is a whole number, or "auto".') from None
+        raise UserError(f'--batch-size {shorten(text)}: give a whole number, or "auto".') from None
 
 
 def parse_price(text: str) -> float:

@@ -58,13 +58,15 @@ def report(
 
     wanted = [part.strip() for part in formats.split(",") if part.strip()]
     if unknown := [name for name in wanted if name not in FORMATS]:
-        raise UserError(f"--format {unknown[0]}: there is no such format; choose from {', '.join(FORMATS)}.")
+        raise UserError(f"--format {unknown[0]}: choose one of {', '.join(FORMATS)}.")
     target = folder / "report" if out is None else out
     if target.resolve() == folder.resolve():
         raise UserError(f"--out {target} is the folder of the results; choose another, to keep the two apart.")
     if out is None:
         refuse_links(target, folder)
     refuse_links(target / "plots", target)
+    if target.exists() and not target.is_dir():
+        raise UserError(f"--out {target}: it is a file, not a folder; choose another folder.")
     loaded = load(folder)
     groups = group(loaded.records)
     known = list(dict.fromkeys(m for g in groups for m in g.metrics()))

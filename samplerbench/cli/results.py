@@ -12,6 +12,7 @@ import typer
 from samplerbench.errors import UserError
 from samplerbench.portable import remove_file
 from samplerbench.text import console, literal, note, one_line, print_json, printable, say
+from samplerbench.untrusted import no_folder
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Manage a folder of results.")
 
@@ -23,7 +24,7 @@ def _store(folder: Path) -> Any:
     from samplerbench.results.store import Store
 
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}.")
+        raise UserError(f"{no_folder(folder)}.")
     return Store(folder)
 
 

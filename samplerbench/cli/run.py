@@ -151,9 +151,15 @@ def run(
     options |= {"negative_prompt": negative_prompt, "compile": compile, "graphs": graphs}
     with _stdout_kept(as_json):  # plugins are imported
         if suite is not None:
+            named = {"sampler": sampler, "steps": steps, "nfe": nfe, "guidance": guidance, "spacing": spacing}
+            if both := next((f"--{name}" for name, value in named.items() if value), None):
+                if not suite.exists():
+                    raise UserError(f'unexpected argument "{suite}"; write lists with commas: --steps 10,20,50.')
+                raise UserError(
+                    f"the suite {suite} and {both} cannot be combined; the suite names the samplers, steps, guidances "
+                    "and spacings."
+                )
             request = load_suite(suite)
-            if sampler or steps or nfe or guidance or spacing:
-                raise UserError(f"{suite} says which samplers and steps; leave --sampler, --steps and the like out.")
             # What is said on the command line goes before what the suite says.
             request = request.replace(**_given(context, options), offline=offline)
         elif sampler:
@@ -428,7 +434,11 @@ def sample(
     from samplerbench.results.files import write_atomically
 
     if out.suffix.lower() != ".png":
-        raise UserError(f"{out}: the grid is a PNG file; name one, like grid.png.")
+        raise UserError(f"{out}: the file must have the suffix .png, as in grid.png.")
+    if npz is not None and npz.suffix.lower() != ".npz":
+        raise UserError(f"--npz {npz}: the file must have the suffix .npz.")
+    if png_dir is not None and png_dir.exists() and not png_dir.is_dir():
+        raise UserError(f"--png-dir {png_dir}: it is a file, not a folder; choose another folder.")
     request = Request(
         [common.grid([sampler], str(steps), None, [guidance], spacing)],
         model=model,

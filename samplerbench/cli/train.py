@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from samplerbench.cli import common
+from samplerbench.cli.numbers import parse_steps
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_BATCH, MAX_CHANNELS, MAX_SEED, MAX_TIMESTEPS, MAX_TRAINING_STEPS
 from samplerbench.text import note, say
@@ -143,10 +144,19 @@ class Run:
         from samplerbench.training.loop import check_launch
 
         check_launch(self.settings)
+        self._check_out()
         start_the_others()
         images = load_data(self.source)
         torch.manual_seed(self.settings.seed)
         return images
+
+    def _check_out(self) -> None:
+        """Check that the output is a folder, and that no model of another origin is overwritten."""
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"--out {self.out}: it is a file, not a folder; choose another folder.")
+        models = [name for name in ("model_index.json", "config.json") if (self.out / name).exists()]
+        if models and not any((self.out / name).exists() for name in ("samplerbench.json", "checkpoint")):
+            raise UserError(f"--out {self.out}: the folder has another model ({models[0]}); choose another folder.")
 
     def hold_out(self, images: ImageSet, source: str | None, evaluate_every: int, patience: int) -> ImageSet | None:
         """Load the held-out images, and set how they are used."""
@@ -210,13 +220,11 @@ def _trains(without: tuple[str, ...] = (), **defaults: Any) -> Callable[[Callabl
 
 
 def _widths(text: str, flag: str = "--channels") -> tuple[int, ...]:
-    try:
-        widths = tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise typer.BadParameter(f"{flag} {text}: give whole numbers with commas, like 64,128") from None
-    if not all(0 <= number <= MAX_CHANNELS for number in widths):
-        raise typer.BadParameter(f"{flag} {text}: give numbers from 0 to {MAX_CHANNELS:,}")
-    return widths
+    least, example = (0, "0,1") if flag == "--attention" else (1, "64,128")
+    numbers = tuple(parse_steps(text, flag, example, repeated=True)) if text else ()
+    if not all(least <= number <= MAX_CHANNELS for number in numbers):
+        raise UserError(f"{flag} {text}: give numbers from {least} to {MAX_CHANNELS:,}.")
+    return numbers
 
 
 @_trains(steps=20_000, warmup=500)
@@ -309,10 +317,15 @@ def unet(
     """
     from samplerbench.training.unet import UNetSettings, UNetTask
 
+    widths = _widths(channels or ("64" if latents else "64,64"))
+    attended = _widths(("" if latents else "1") if attention is None else attention, "--attention")
+    if attention is not None and any(index >= len(widths) for index in attended):
+        last = len(widths) - 1
+        raise UserError(f"--attention {max(attended)}: --channels gives the resolutions 0 to {last}.")
     settings = UNetSettings(
-        channels=_widths(channels or ("64" if latents else "64,64")),
+        channels=widths,
         layers=layers or (2 if latents else 1),
-        attention=_widths(("" if latents else "1") if attention is None else attention, "--attention"),
+        attention=attended,
         head_dim=head_dim,
         groups=groups,
         dropout=dropout,

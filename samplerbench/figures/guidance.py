@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from samplerbench.figures.panel import Drawing, Panel
 from samplerbench.figures.scene import Scene, name_steps
 
 
-def guidance_specs(guidance: str, scales: str) -> list[str]:
-    """Specs for each scale: `cfg` and `0,1,2` give cfg:scale=0, cfg:scale=1 and cfg:scale=2."""
+def guidance_specs(guidance: str, scales: Sequence[str]) -> list[str]:
+    """Specs for each scale: `cfg` and the scales 0, 1, 2 give cfg:scale=0, cfg:scale=1 and cfg:scale=2."""
     joint = "," if ":" in guidance else ":"
-    return [f"{guidance}{joint}scale={part.strip()}" for part in scales.split(",") if part.strip()]
+    return [f"{guidance}{joint}scale={scale}" for scale in scales]
 
 
 def still(scene: Scene) -> Drawing:

@@ -46,8 +46,8 @@ def beside(scene: Scene, k: int) -> Beside:
     """
     (cell,) = scene.cells
     real = named_data(scene.model, scene.data or "")
+    neighbours = Neighbours(as_points(real.images))  # before the samples, because it checks the number of images
     samples = scene.pixels(scene.run(cell, scene.start(cell), scene.labels))
-    neighbours = Neighbours(as_points(real.images))
     distances, index = neighbours.nearest(as_points(samples), k)
     return Beside(samples, real.images[index], distances, neighbours.own[index[:, 0]], real.label)
 

@@ -22,7 +22,7 @@ def pick_format(out: Path, animate: bool) -> Format:
     """
     suffix = out.suffix.lower()
     if suffix == ".svg" and animate:
-        raise UserError(f"{out}: an SVG does not move; name a .gif, .apng or .png for {argument('animate')}.")
+        raise UserError(f"{out}: an SVG file cannot be animated; use .gif, .apng or .png with {argument('animate')}.")
     if suffix == ".png":
         return "apng" if animate else "png"
     if suffix == ".svg":
@@ -31,7 +31,7 @@ def pick_format(out: Path, animate: bool) -> Format:
         return "gif"
     if suffix == ".apng":
         return "apng"
-    raise UserError(f"{out}: the suffix of a figure must be .png, .svg, .gif or .apng.")
+    raise UserError(f"{out}: the file must have the suffix .png, .svg, .gif or .apng.")
 
 
 def render_still(drawing: Drawing, form: Literal["png", "svg"]) -> bytes:

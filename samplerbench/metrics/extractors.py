@@ -166,7 +166,7 @@ def _find(name: str, weights: str | None) -> tuple[str, str | None, Any]:
     if weights is not None and not weights.strip():
         raise UserError(f"{argument('features_weights')} is empty; name a weights file, or leave it out.")
     if weights is not None and not user_path(weights).exists():
-        raise UserError(f"the weights {weights} of the features {name} are not there.")
+        raise UserError(f"the weights {weights} of the features {name} do not exist.")
     return name, weights, cls
 
 

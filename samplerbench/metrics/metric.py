@@ -306,6 +306,7 @@ def check_requirements(
     n: int | None = None,
     dimension: int | None = None,
     has_labels: bool | None = None,
+    has_classes: bool | None = None,
     has_prompts: bool | None = None,
     has_truth: bool | None = None,
     labels: Tensor | None = None,
@@ -321,6 +322,7 @@ def check_requirements(
         n: generated images in a block.
         dimension: d, the number of features.
         has_labels: whether the generated images have labels.
+        has_classes: whether the model or its guidance has classes, so that they could have labels.
         has_prompts: whether they have prompts.
         has_truth: whether the truth behind each of them is known.
         labels: (n,) int64, where the number of images of each label is fixed (`Context.stratified`).
@@ -338,6 +340,8 @@ def check_requirements(
             f"{argument('n', n)}: the metric {name} needs at least {metric.min_images_per_feature} images per feature, "
             f"{metric.min_images_per_feature * dimension} for these {dimension} features."
         )
+    if metric.needs_labels and has_labels is False and has_classes is False:
+        raise UserError(f"the metric {name} needs labels, and this model has no classes; omit the metric.")
     if metric.needs_labels and has_labels is False:
         raise UserError(f"the metric {name} needs labels: use {argument('labels', 'balanced')} or a label.")
     if metric.needs_prompts and has_prompts is False:

@@ -189,7 +189,9 @@ def load_reference(file: Path) -> Reference:
         shape = json.loads(metadata["shape"]) if "shape" in metadata else None
         mean, covariance = mean.numpy(), covariance.numpy()  # bfloat16 and float8 have no numpy type
     except Exception as error:  # safetensors, json and numpy raise many types on a damaged or odd file
-        raise UserError(f"{file} is not a reference file of `samplerbench stats`: {_first_line(error)}") from None
+        raise UserError(
+            f"{file} is not a reference file of `samplerbench stats`: {_first_line(error).rstrip('.')}."
+        ) from None
     wrong = _wrong_identity(data, features, shape)
     if wrong:
         raise UserError(f"{file} is not a reference file of `samplerbench stats`: {wrong}")

@@ -43,7 +43,9 @@ def image_classifier_of(model: ModelView, weights: str, conditional: bool = Fals
         return load_image_classifier(weights, model)
     found = model.own_image_classifier()
     if found is None:
-        raise UserError("guidance by an image classifier requires its folder: give it with weights=FOLDER.")
+        raise UserError(
+            "guidance image-classifier requires the folder of a classifier: image-classifier:weights=FOLDER."
+        )
     return found
 
 

@@ -11,6 +11,7 @@ from samplerbench.results.files import LARGEST_TEXT, is_regular, read_regular
 from samplerbench.results.latency import Latency, read_latencies
 from samplerbench.results.names import with_current_names
 from samplerbench.results.record import Record
+from samplerbench.untrusted import no_folder
 
 LOG_LINE = re.compile(r"^\S+  (?P<title>.*? steps): (?P<rest>.*)$")
 
@@ -43,7 +44,7 @@ def load(folder: Path) -> Loaded:
     from samplerbench.results.store import Store
 
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; `samplerbench run … --out {folder}` makes one.")
+        raise UserError(f"{no_folder(folder)}; `samplerbench run … --out FOLDER` writes one with results.")
     records, pictures, problems = [], {}, []
     for entry in Store(folder).entries():
         file, record = entry.file, entry.record
@@ -62,7 +63,7 @@ def load(folder: Path) -> Loaded:
     problems += [f"failed: {line}" for line in _failed(folder / "run.log")]
     if not records:
         amiss = f" ({'; '.join(problems)})" if problems else ""
-        raise UserError(f"{folder} holds no whole result{amiss}; `samplerbench run … --out {folder}` makes some.")
+        raise UserError(f"{folder} has no valid results{amiss}; `samplerbench run … --out {folder}` writes some.")
     latencies: list[Latency] = []
     try:
         latencies = read_latencies(folder)

@@ -15,6 +15,7 @@ from samplerbench.errors import RunError, SamplerbenchError, UserError, argument
 from samplerbench.portable import remove_file, replace_file, retry
 
 _FULL = ("ENOSPC", "EDQUOT", "EFBIG")
+_BLOCKED = ("EEXIST", "ENOTDIR", "EISDIR")
 _DEVICE = ("EIO", "ESTALE", "ETIMEDOUT", "ENXIO", "ENODEV", "EREMOTEIO", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH")
 
 
@@ -29,12 +30,25 @@ def write_error(file: Path, error: OSError) -> SamplerbenchError:
     A full disk, an exceeded quota and a device that fails are failures of the run (`RunError`, exit code 1). A folder
     that was never writable is bad input (`UserError`, exit code 2).
     """
-    text = f"cannot write {file}: {error.strerror or error}; "
+    text = f"cannot write {file}: {_blocked(file, error) or error.strerror or error}; "
     if error.errno in error_numbers(*_FULL):
         return RunError(f"{text}free some space and run the same command again, or choose another {argument('out')}.")
     if error.errno in error_numbers(*_DEVICE):
         return RunError(f"{text}check the disk or the network and run the same command again.")
-    return UserError(f"{text}choose another {argument('out')}.")
+    return UserError(f"{text}choose another path.")
+
+
+def _blocked(file: Path, error: OSError) -> str:
+    """Why the path cannot be a file: it is a folder, or a folder of it is a file. "" for another error."""
+    if error.errno not in error_numbers(*_BLOCKED):
+        return ""
+    try:
+        if file.is_dir():
+            return "it is a folder"
+        parent = next((part for part in file.parents if part.is_file()), None)
+    except OSError:
+        return ""
+    return "" if parent is None else f"{parent} is a file, not a folder"
 
 
 LARGEST_TEXT = 64 * 2**20

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from samplerbench.errors import UserError, argument
+from samplerbench.options import did_you_mean
 from samplerbench.results.compare import difference
 from samplerbench.results.groups import metric_identities
 from samplerbench.results.names import RowNames, row_order
@@ -87,9 +88,10 @@ def parse_selection(text: str, name: str) -> dict[str, str]:
     for part in re.split(rf",(?=\s*(?:{names})=)", text) if text.strip() else []:
         key, equals, value = part.strip().partition("=")
         if not equals or key not in FIELDS:
-            raise UserError(
-                f"{argument(name, text)}: {part.strip()} is not FIELD=VALUE; the fields are {', '.join(FIELDS)}."
+            what = (
+                f'there is no field "{key}".{did_you_mean(key, FIELDS)} The' if equals else "it is not FIELD=VALUE; the"
             )
+            raise UserError(f"{argument(name, text)}: {what} fields are {', '.join(FIELDS)}.")
         found[key] = value.strip()
     return found
 
@@ -103,8 +105,10 @@ def select(records: Sequence[Record], text: str, name: str) -> list[Record]:
     wanted = parse_selection(text, name)
     found = [r for r in records if all(_matches(r.get(key), value) for key, value in wanted.items())]
     if not found:
-        specs = ", ".join(dict.fromkeys(str(r["sampler"]) for r in records))
-        raise UserError(f"{argument(name, text)}: no result matches; the samplers are {specs}.")
+        alone = (k for k, v in wanted.items() if not any(_matches(r.get(k), v) for r in records))
+        field = next(alone, "sampler")
+        present = ", ".join(dict.fromkeys("none" if r.get(field) is None else str(r[field]) for r in records))
+        raise UserError(f"{argument(name, text)}: no result matches; the results have {field}={present}.")
     return found
 
 
@@ -146,7 +150,10 @@ def pair(ones: Sequence[Record], twos: Sequence[Record], a: str, b: str, metrics
         )
     rows = [row for key in common for row in _compare(left[key], right[key], metrics, names)]
     if not rows:
-        raise UserError("the paired cells have no common metric" + (" of those requested." if metrics else "."))
+        if metrics:
+            names_of = dict.fromkeys(m for r in (*left.values(), *right.values()) for m in r["metrics"])
+            raise UserError(f"{argument('metric', metrics[0])}: the results have {', '.join(names_of)}.")
+        raise UserError("the paired cells have no metric in common; run them with the same metrics.")
     return Paired(
         rows,
         [title(r, names) for key, r in left.items() if key not in right],

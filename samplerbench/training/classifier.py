@@ -34,6 +34,9 @@ class ClassifierTask(Task):
             raise UserError(f"{data.name} has no labels to train a classifier on.")
         if not channels or any(width % 8 for width in channels):
             raise UserError(f"{argument('channels', channels)}: give multiples of 8, the normalisation's groups.")
+        if sigma_min >= sigma_max:
+            limit = argument("sigma_max", sigma_max)
+            raise UserError(f"{argument('sigma_min', sigma_min)}: it must be less than {limit}.")
         self.data, self.range = data, (sigma_min, sigma_max)
         pixels = dequantise(data.images)
         self.network: nn.Module = NoiseConditionalClassifier(

@@ -117,7 +117,7 @@ def load_autoencoder(folder: str) -> Any:
     path = user_path(folder)
     if not (path / "config.json").exists() or not list(path.glob("*.safetensors")):
         raise UserError(
-            f"no autoencoder in {folder}: config.json and weights in safetensors are not both there; "
+            f"no autoencoder in {folder}: config.json or its safetensors weights do not exist; "
             "`samplerbench train autoencoder` makes one."
         )
     complaint = f"{folder} cannot be loaded as an AutoencoderKL"
