@@ -139,8 +139,8 @@ fid = [[10.0, nan], [30.0, 20.0]]
 @pytest.mark.parametrize(
     ("old", "new", "line", "says"),
     [
-        ("fid = [[10.0, nan], [30.0, 20.0]]", "fid = [[10.0, nan]]", 10, "this grid has 2 rows"),
-        ("[30.0, 20.0]", "[30.0]", 10, "this grid has 2 rows"),
+        ("fid = [[10.0, nan], [30.0, 20.0]]", "fid = [[10.0, nan]]", 10, "this grid needs [2, 2]: one row for each"),
+        ("[30.0, 20.0]", "[30.0]", 10, "this grid needs [2, 2]: one row for each"),
         ("fid =", "fidd =", 10, 'no metric "fidd"'),
         ('source = "A paper, table 1"', "", 8, "source"),
         ("steps = [2, 3]", 'steps = [2, 3]\nspacings = ["karras", "trailing"]', 11, "belong to one spacing"),

@@ -494,7 +494,11 @@ def check_memorisation(source: ModelSource) -> str:
         raise NotApplicableError("it does not say what it was trained on")
     if math.prod(model.image_shape) > MOST_VALUES:
         raise NotApplicableError("its images are large: measure it with the metric authenticity")
-    real = Neighbours(as_points(load_data(model.data).images))
+    try:
+        training = load_data(model.data)
+    except UserError as error:
+        raise NotApplicableError(f"its training images are not available: {error}") from None
+    real = Neighbours(as_points(training.images))
     sigmas = make_grid(pick_spacing(Euler), model.levels, 25)
     inputs = _inputs(model, _labels(model, SAMPLED), SAMPLED)
     images = model.decode(sample_states(model, Euler(), sigmas, torch.arange(SAMPLED), inputs))
