@@ -228,6 +228,7 @@ from samplerbench.sampling import Generator
 @dataclass(frozen=True)
 class Broken(Generator):
     \"""States labels that cannot be used (unpublished).\"""
+    own_labels = True
     def images(self, index, inputs, seed):
         return torch.rand(len(index), 1, 8, 8)
     def labels(self, index, seed):
@@ -241,6 +242,8 @@ class Broken(Generator):
         ("torch.zeros(2, dtype=torch.int64)", "labels returned shape (2,); it must be an int64 tensor of shape (4,)"),
         ("torch.zeros(len(index))", "labels returned shape (4,); it must be an int64 tensor of shape (4,)"),
         ("[0, 0, 0, 0]", "it must be an int64 tensor of shape (4,), or None"),
+        ("index - 1", "labels returned values from -1 to 2; they must be 0 to 9"),
+        ("index + 7", "labels returned values from 7 to 10; they must be 0 to 9"),
     ],
 )
 def test_a_generator_with_broken_labels_is_one_failed_cell(labels: str, says: str, tmp_path: Path) -> None:

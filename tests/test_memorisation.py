@@ -153,6 +153,21 @@ def test_real_images_are_measured_with_their_own_labels() -> None:
     assert record["metrics"]["label-accuracy"]["value"] == float(expected) > 0.95
 
 
+@pytest.mark.parametrize("metric", ["kid", "fid-inf"])
+def test_the_requested_labels_have_no_effect_on_real_images(metric: str) -> None:
+    """The number of images of each class is random, so the images are no stratified sample."""
+    n = 200 if metric == "kid" else 1600
+    data = "digits:split=held-out" if metric == "kid" else "digits"
+    [plain], [balanced] = (
+        evaluate([f"real:data={data}"], n=n, metrics=[metric], labels=labels, batch_size=512)
+        for labels in ("none", "balanced")
+    )
+    assert balanced["metrics"][metric]["value"] == pytest.approx(plain["metrics"][metric]["value"], rel=1e-9)
+    assert balanced["metrics"][metric]["standard_error"] == pytest.approx(plain["metrics"][metric]["standard_error"])
+    sources = [r["protocol_fields"].get("metric sources") for r in (plain, balanced)]
+    assert sources[0] == sources[1]
+
+
 def test_no_real_image_is_used_twice() -> None:
     images = samplerbench.sample("real:data=digits:split=held-out", n=355, seed=3, quiet=True)
     held_out = load_data("digits:split=held-out").images

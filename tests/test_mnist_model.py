@@ -15,10 +15,11 @@ import samplerbench
 from samplerbench import cli
 from samplerbench.assets import REFERENCES, asset
 from samplerbench.bench import setup
+from samplerbench.data import load_data
 from samplerbench.data.named import ROOT_VARIABLE
 from samplerbench.errors import UserError
 from samplerbench.metrics.extractors import load_extractor
-from samplerbench.metrics.reference import load_reference
+from samplerbench.metrics.reference import load_reference, measure
 from samplerbench.models import Model
 
 
@@ -85,12 +86,36 @@ def test_a_metric_of_real_images_says_which_files_it_needs(
     assert line.count("\n") == 1
 
 
+def test_other_files_under_the_name_are_refused(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FID would use the included statistics, and KID the files."""
+    write_mnist(tmp_path, 12)
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path))
+    with pytest.raises(UserError, match=r"the files of mnist \(train\) are not the data set whose statistics are incl"):
+        samplerbench.evaluate("ddim", steps=1, n=8, model=model, metrics=["kid"], labels="none", quiet=True)
+
+
 def test_with_the_files_all_metrics_work(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_mnist(tmp_path, 12)
     monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path))
+    measure(load_data("mnist"), load_extractor("mnist-cnn", CPU)).save(tmp_path / "statistics.safetensors")
+    monkeypatch.setitem(REFERENCES, ("mnist-cnn", "mnist"), str(tmp_path / "statistics.safetensors"))
     assert setup.has_real_images(model, None)
     [record] = samplerbench.evaluate("ddim", steps=1, n=8, model=model, metrics=["kid"], labels="none", quiet=True)
     assert np.isfinite(record["metrics"]["kid"]["value"])
+
+
+def test_a_folder_of_data_does_not_hide_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "a.png").touch()
+    assert setup.load_model("mnist", CPU, "fp32").identity["source"] == "mnist"
+    (tmp_path / "mnist" / "model_index.json").write_text("{}")
+    with pytest.raises(UserError, match="mnist"):
+        setup.load_model("mnist", CPU, "fp32")
+
+
+def test_the_number_of_images_needs_no_files(model: Model) -> None:
+    assert setup.count_images(model, "mnist:split=test") == 10_000
 
 
 def test_the_classifier_guides(model: Model) -> None:

@@ -118,7 +118,8 @@ def test_a_rule_that_changes_no_pixel_is_another_protocol(tmp_path: Path) -> Non
         (":resize=8,filter=best", "filter=best: "),
         (":resize=8,resize=9", ":resize=SIDE,crop=center,filter=bicubic."),
         (":resize=8,crop", ":resize=SIDE,crop=center,filter=bicubic."),
-        (":path=x", ":resize=SIDE,crop=center,filter=bicubic."),
+        (":path=x", 'has no parameter "path"'),
+        (":resize", ":resize=SIDE,crop=center,filter=bicubic."),
     ],
 )
 def test_a_wrong_rule_is_one_line(folder: Path, rule: str, says: str) -> None:

@@ -22,6 +22,7 @@ class RealImages(Generator):
     labels, so that label accuracy is the classifier's accuracy on real images.
     """
 
+    own_labels = True
     images_of: ClassVar[ImageSet]
 
     data: str = option("", "data set, as in `real:data=digits:split=held-out`; empty is the training data of the model")

@@ -17,7 +17,7 @@ from torch import Tensor
 from samplerbench.bench.cell import Cell, versions
 from samplerbench.bench.generate import Batched, Generates, SamplerOnModel, explain_memory, generate, prepare
 from samplerbench.bench.plan import plan
-from samplerbench.bench.session import Session
+from samplerbench.bench.session import Session, has_own_labels
 from samplerbench.bench.span import Span
 from samplerbench.boundary import plugin_call
 from samplerbench.data.pixels import dequantise, quantise
@@ -286,7 +286,7 @@ class CellRun:
             None if space is None else space.real,
             solver(self.session, self.cell),
             measurement.n,
-            measurement.stratified,
+            measurement.stratified_in(self.cell),
             measurement.strata,
             denoiser,
             None if bound is None else bound.sampler,
@@ -309,14 +309,16 @@ class CellRun:
         measurement = self.session.measurement
         given = measurement.inputs.rows(batch.index % self.n)
         complete = self._complete(batch.index, given)
-        own = batch.labels if given.labels is not None else None
+        labels = given.labels
+        if labels is not None and has_own_labels(self.cell):
+            labels = batch.labels
         self._update(
             accumulators,
             "samples",
             Batch(
                 pixels,
                 torch.empty(len(pixels), 0),
-                given.labels if own is None else own,
+                labels,
                 batch.index,
                 batch.states,
                 batch.stochastic,

@@ -15,6 +15,7 @@ from samplerbench.bench.replay import LONGEST, Replay, capture
 from samplerbench.bench.span import Span
 from samplerbench.boundary import plugin_call, shown
 from samplerbench.errors import OutOfMemoryError, RunError, SamplerbenchError, argument, is_out_of_memory
+from samplerbench.limits import MAX_CLASSES
 from samplerbench.models.model import Model
 from samplerbench.models.runner import how_run
 from samplerbench.models.sample import bind, start_batch, states_of_noise
@@ -38,7 +39,7 @@ class Batched:
         decoding: Time of decoding the states to images. None for a model in pixel space and for a generator.
         stochastic: Whether noise was drawn during sampling.
         uncounted: Cost that hooks cannot count because a CUDA graph was replayed.
-        labels: Labels of the images (B,), int64 on the CPU. None if the requested labels apply.
+        labels: Labels of the images (B,), int64 on the CPU, from a generator with `own_labels`. Otherwise None.
         trajectory: All states of the batch, if they were requested. Otherwise None.
     """
 
@@ -201,6 +202,8 @@ class PluginGenerator:
 
     def _labels(self, index: Tensor, seed: int) -> Tensor | None:
         """The labels of the images that the generator states itself, (B,) int64 on the CPU, or None."""
+        if not self.generator.own_labels:
+            return None
         with plugin_call(self.generator, "in labels"):
             labels = self.generator.labels(index, seed)
         if labels is None:
@@ -210,7 +213,15 @@ class PluginGenerator:
                 f"generator {self.generator.label()}: labels returned {_what(labels)}; it must be an int64 tensor of "
                 f"shape {tuple(index.shape)}, or None."
             )
-        return labels.cpu()
+        labels = labels.cpu()
+        classes = self.model.classes or MAX_CLASSES
+        low, high = int(labels.min()), int(labels.max())
+        if not 0 <= low <= high < classes:
+            raise RunError(
+                f"generator {self.generator.label()}: labels returned values from {low} to {high}; they must be 0 to "
+                f"{classes - 1:,}."
+            )
+        return labels
 
 
 class SamplerOnModel:

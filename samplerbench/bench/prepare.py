@@ -354,7 +354,7 @@ def _check_needs(prepared: Prepared) -> bool | None:
     needed = any(m.needs_reference or m.needs_real_images for m in using)
     if not using or (not needed and not _has_reference(model, request.data)):
         return None
-    setup.check_reference(model, request.data)
+    setup.check_reference(model, request.data, request.features)
     images = setup.has_real_images(model, request.data)
     for metric in using:
         if metric.needs_real_images:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StrictBool, ValidationError, model_validator
@@ -120,6 +121,8 @@ def check_whole(name: str, value: Any, least: int, most: int) -> int:
             kind = ArgumentTypeError if wrong_type else UserError
             raise kind(f"{given}: give a whole number from {least} to {most}.")
         return int(value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        value = int(value)  # also of NumPy
     unit = {"steps": "step", "nfe": "evaluation"}.get(name, "image" if name in ("n", "batch_size") else "block")
     if wrong_type:
         choice = ', or "auto"' if name == "batch_size" else ""

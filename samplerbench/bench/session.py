@@ -225,6 +225,10 @@ class Measurement:
         """Whether the number of images of each label is fixed, so that the images are not independent draws."""
         return is_stratified(self.model, self.inputs, self.mode)
 
+    def stratified_in(self, cell: Cell) -> bool:
+        """Return whether the number of images of each label is fixed in a cell."""
+        return self.stratified and not has_own_labels(cell)
+
     def strata(self) -> Tensor | None:
         """Return the labels of the real images if the generated images have the same class proportions.
 
@@ -261,7 +265,9 @@ class Measurement:
         if cell.error is not None:
             return fields
         if isinstance(cell.method, Generator):
-            return fields | dict(bind_generator(cell.method, self.model).bound_identity)
+            fields |= dict(bind_generator(cell.method, self.model).bound_identity)
+            fields.pop("metric sources", None)  # the estimators depend on whether the labels are the requested ones
+            return fields | metric_sources(self.metrics, self.stratified_in(cell))
         guidance = bind_guidance(cell.guidance, self.model)
         return fields if guidance is None else fields | dict(guidance.bound_identity)
 
@@ -273,6 +279,11 @@ def dtype_name(model: Model) -> str:
         model: The model.
     """
     return "tf32" if how_run(model.network).precision == "tf32" else str(model.dtype).removeprefix("torch.")
+
+
+def has_own_labels(cell: Cell) -> bool:
+    """Return whether the images of a cell have labels of their own, so that the requested labels have no effect."""
+    return isinstance(cell.method, Generator) and cell.method.own_labels
 
 
 def is_stratified(model: Model, inputs: Inputs, mode: str) -> bool:

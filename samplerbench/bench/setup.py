@@ -7,11 +7,13 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from samplerbench import plugin_file, registry
+from samplerbench.assets import REFERENCES, asset
 from samplerbench.bench.session import NamedData, RealData
 from samplerbench.boundary import plugin_call
 from samplerbench.data import DataSource, ImageSet, load_data
@@ -117,8 +119,9 @@ def load_model(source: str, device: torch.device, dtype: str, options: LoadOptio
 def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOptions) -> Model:
     quiet_libraries()
     name = registry.split(source)[0]
-    is_folder = is_dir(source)
     registered = plugin_file.split(name) is not None or any(e.name == name for e in registry.entries("model"))
+    # A folder of data called mnist does not hide the model mnist.
+    is_folder = is_dir(source) and not (registered and not _holds_model(user_path(source)))
     if not is_folder and registered:
         for field in ("revision", "variant"):
             if (given := getattr(options, field)) is not None:
@@ -135,6 +138,10 @@ def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOp
     from samplerbench.models.pipelines import load_pipeline
 
     return load_pipeline(source, device, dtype, options)
+
+
+def _holds_model(folder: Path) -> bool:
+    return any(is_file(folder / name) for name in ("model_index.json", "config.json", "samplerbench.json"))
 
 
 def check_named_data(model: Model, source: str, metric: str = "") -> str:
@@ -369,6 +376,12 @@ class RealImages:
         require_real_images(self.model, self.data)
         found = load_data(source) if source else _drawn(self.model)
         check_shape(self.model, found.shape_as_seen, found.name)
+        included = embedded_reference(source, self.extractor) if source else None
+        if included is not None and included.data["sha256"] != found.sha256:
+            raise UserError(
+                f"the files of {found.name} ({found.split}) are not the data set whose statistics are included "
+                f"(sha256 {found.sha256[:12]}, not {included.data['sha256'][:12]}); restore the original files."
+            )
         parts = [self.extractor.all(part) for part in found.images.split(self.extractor.chunk)]
         self._labels = found.labels
         self._features = {name: torch.cat([p[name] for p in parts]).cpu() for name in self.extractor.layers}
@@ -476,15 +489,19 @@ def count_images(model: Model, data: str | None) -> int | None:
     if source.endswith(".safetensors"):
         known = load_reference(user_path(source)).data["n"]
         return None if known is None else int(known)
+    if (named := _included_data(source)) is not None:
+        file = next(file for (_, spec), file in REFERENCES.items() if spec == named.spec)
+        return int(load_reference(asset(file)).data["n"])
     return len(load_data(source)) if has_real_images(model, data) else None
 
 
-def check_reference(model: Model, data: str | None) -> None:
+def check_reference(model: Model, data: str | None, features: str | None = None) -> None:
     """Check that the real images exist, before the weights of a feature space are downloaded.
 
     Args:
         model: The model.
         data: Name or file of the real images or their statistics. If None, the training data of the model.
+        features: Name of the feature space, or None.
 
     Raises:
         UserError: If the training data of the model is not known, or if the name or file does not exist.
@@ -492,6 +509,9 @@ def check_reference(model: Model, data: str | None) -> None:
     source = reference_source(model, data)
     if source and not source.endswith(".safetensors"):
         find_data(source)
+        named = _included_data(source)
+        if named is not None and _included(source, features_name(model, features)) is None and not named.available():
+            named.load()  # it says where the files belong
     elif source and not is_file(source):
         raise UserError(f"{shorten(source)} does not exist; create it with `samplerbench stats`.")
 
@@ -553,8 +573,6 @@ def embedded_reference(source: str, extractor: Extractor) -> Reference | None:
 
 def _included(source: str, features: str) -> Reference | None:
     """The included statistics of a data set in a feature space, or None."""
-    from samplerbench.assets import REFERENCES, asset
-
     named = _included_data(source)
     file = None if named is None else REFERENCES.get((features, named.spec))
     return None if file is None else load_reference(asset(file))
@@ -562,8 +580,6 @@ def _included(source: str, features: str) -> Reference | None:
 
 def _included_data(source: str) -> DataSource | None:
     """The data set `source`, if there are included statistics of it. None for all other data."""
-    from samplerbench.assets import REFERENCES
-
     if source.partition(":")[0] not in {name.partition(":")[0] for _, name in REFERENCES}:
         return None
     named = registry.parse("data set", source)

@@ -328,8 +328,9 @@ def _dry_run(prepared: Prepared) -> None:
     screen = console()
     screen.print(table)
     seeds = len(request.seeds)
+    cells, blocks = len(prepared.runs) * seeds, f"{request.blocks} x " if request.blocks > 1 else ""
     screen.print(
-        f"{len(prepared.runs) * seeds} cells of {expected.n} x {request.blocks} images; about "
+        f"{cells:,} cell{'s' if cells != 1 else ''} of {blocks}{expected.n:,} images; about "
         f"{expected.seconds * seeds / 60:.1f} minutes of sampling on {prepared.model.device}, measured at "
         f"{1 / expected.evaluation:.0f} evaluations/s."
     )

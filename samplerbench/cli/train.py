@@ -151,12 +151,16 @@ class Run:
         return images
 
     def _check_out(self) -> None:
-        """Check that the output is a folder, and that no model of another origin is overwritten."""
+        """Check that the output is a folder, and that no finished model is overwritten."""
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out {self.out}: it is a file, not a folder; choose another folder.")
-        models = [name for name in ("model_index.json", "config.json") if (self.out / name).exists()]
-        if models and not any((self.out / name).exists() for name in ("samplerbench.json", "checkpoint")):
-            raise UserError(f"--out {self.out}: the folder has another model ({models[0]}); choose another folder.")
+        names = ("model_index.json", "config.json", "samplerbench.json")
+        models = [name for name in names if (self.out / name).exists()]
+        if models and not (self.out / "checkpoint" / "state.safetensors").exists():
+            raise UserError(
+                f"--out {self.out}: the folder has a model ({models[0]}) and no checkpoint to resume from; choose "
+                "another folder."
+            )
 
     def hold_out(self, images: ImageSet, source: str | None, evaluate_every: int, patience: int) -> ImageSet | None:
         """Load the held-out images, and set how they are used."""

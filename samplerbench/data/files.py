@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from samplerbench.data.image_set import ImageSet
 from samplerbench.data.resize import ResizedSource
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_CLASSES, MAX_PIXELS
-from samplerbench.options import option
 from samplerbench.text import is_unicode
 from samplerbench.untrusted import is_dir, is_file, reason, shorten, user_path
 
@@ -39,7 +38,8 @@ Open = Callable[[PurePosixPath], IO[bytes]]
 class ImageFiles(ResizedSource):
     """A folder or a zip archive of images, whose sub-folders are classes, resized by a rule."""
 
-    path: str = option("", "the folder or the archive")
+    name = "PATH"
+    path: ClassVar[str] = ""
 
     def load(self) -> ImageSet:
         path = user_path(self.path)
@@ -293,6 +293,8 @@ def _decode(name: str, item: Any, resized: ResizedSource | None) -> np.ndarray:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise ValueError(f"it has {width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are read")
+                if image.mode == "F" or image.mode.startswith("I"):
+                    raise ValueError("it has more than 8 bits per channel; convert it to 8 bits")
                 image.load()
                 pixels = image.convert("L" if image.mode in ("1", "L") else "RGB")
                 return np.asarray(pixels if resized is None else resized.resized(pixels))

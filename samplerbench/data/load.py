@@ -65,7 +65,7 @@ def _resized(source: str) -> ImageFiles | None:
         UserError: an unknown parameter or an invalid value, or a file that is neither a folder nor a zip archive.
     """
     path, colon, rule = source.rpartition(":")
-    if not colon or "=" not in rule or is_dir(source) or is_file(source):
+    if not colon or is_dir(source) or is_file(source):
         return None
     if not is_dir(path) and not is_file(path):
         return None
@@ -74,10 +74,11 @@ def _resized(source: str) -> ImageFiles | None:
     arguments: dict[str, str] = {}
     for part in rule.split(","):
         name, equals, value = (text.strip() for text in part.partition("="))
-        if not equals or name in arguments or name == "path":
+        if not equals or name in arguments:
             raise UserError(f"{shorten(source)}: write {shorten(path)}:resize=SIDE,crop=center,filter=bicubic.")
         arguments[name] = value
-    return build(ImageFiles, arguments | {"path": path})
+    files: ImageFiles = build(ImageFiles, arguments)
+    return files.with_state(path=path)
 
 
 def _load_named(named: DataSource) -> ImageSet:

@@ -14,13 +14,13 @@ from samplerbench.options import option, show_value
 class ResizedSource(DataSource):
     """Base class of data sets whose images can be resized when they are loaded.
 
-    With `resize=S` and `crop=center`, an image (H, W) is scaled by S / min(H, W), rounded to whole pixels, and the
-    S×S pixels at its centre are kept. With `crop=none` it is scaled to S×S, whatever its aspect ratio. Pillow scales
+    With `resize=S` and `crop=center`, the largest square at the centre of an image is scaled to S×S. With `crop=none`
+    the whole image is scaled to S×S, whatever its aspect ratio. Pillow scales
     with an antialiasing filter whose support grows with the scale (Parmar et al. 2022 recommend `bicubic`).
     """
 
     resize: int = option(0, "side S of the square images, in pixels; 0 keeps the size", ge=0, le=16_384)
-    crop: Literal["center", "none"] = option("center", "keep the centre of the image, or distort the whole image")
+    crop: Literal["center", "none"] = option("center", "the largest square at the centre, or the whole image")
     filter: Literal["bicubic", "lanczos", "bilinear", "box"] = option("bicubic", "Pillow's resampling filter")
 
     def __post_init__(self) -> None:
@@ -44,10 +44,9 @@ class ResizedSource(DataSource):
         side, (width, height) = self.resize, image.size
         if self.crop == "none":
             return image.resize((side, side), method)
-        scale = side / min(width, height)
-        width, height = (max(side, round(length * scale)) for length in (width, height))
-        left, top = (width - side) // 2, (height - side) // 2
-        return image.resize((width, height), method).crop((left, top, left + side, top + side))
+        short = min(width, height)
+        left, top = (width - short) // 2, (height - short) // 2
+        return image.resize((side, side), method, box=(left, top, left + short, top + short))
 
 
 RULE = fields(ResizedSource)

@@ -27,7 +27,7 @@ class Embedded(ModelSource):
     def load(self, device: torch.device, dtype: torch.dtype) -> Model:
         name = self.label()
         model = load_diffusers_unet(str(asset(name)), device, dtype, self.rounding)
-        model.identity["source"] = name
+        model.identity["source"] = self.spec
         model.features = f"{name}-cnn"
         model.classifier_folder = str(asset(f"{name}-classifier"))
         model.default_n = self.n

@@ -172,7 +172,7 @@ class Latency(_Strict):
     @property
     def cell(self) -> tuple[Any, ...]:
         """What decides which images are made. See `cell_of`."""
-        return (self.sampler, self.guidance, self.spacing, self.steps, self.dtype, self.weights or self.model)
+        return (self.sampler, self.guidance, self.spacing, self.steps, self.dtype, self.weights, self.model)
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -211,15 +211,17 @@ def summarised(*, seconds: list[float], batch_size: int, price: float | None, **
 def cell_of(record: Record) -> tuple[Any, ...]:
     """Return what decides which images a result was computed from, to be compared with `Latency.cell`.
 
-    A metric and a latency belong together if these fields are equal: sampler, guidance, spacing, steps, precision and
-    weights. Compilation and CUDA graphs change only the rounding, so they are conditions of the measurement.
+    A metric and a latency belong together if these fields are equal: sampler, guidance, spacing, steps, precision,
+    weights and name of the model. Compilation and CUDA graphs change only the rounding, so they are conditions of the
+    measurement.
 
     Args:
         record: a result.
     """
     fields = record["protocol_fields"]
-    model = (fields.get("model") or {}).get("weights") or record["model"]
-    return (*(record[name] for name in ("sampler", "guidance", "spacing", "steps")), fields.get("dtype"), model)
+    weights = (fields.get("model") or {}).get("weights") or ""
+    cell = tuple(record[name] for name in ("sampler", "guidance", "spacing", "steps"))
+    return (*cell, fields.get("dtype"), weights, record["model"])
 
 
 def read_latencies(folder: Path) -> list[Latency]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 from samplerbench import registry
@@ -14,6 +15,8 @@ PLUGINS = {"sampler": ("sampler", "generator"), "guidance": ("guidance",), "spac
 """Fields that hold a spec, with the kinds of their plugins."""
 NUMBERS = frozenset({"steps", "nfe", "n", "seed"})
 """Fields that hold a whole number."""
+FIXED = ("model", "spacing", "labels", "n", "blocks", "seed")
+"""Further fields that tell apart budgets that are too small for one step, which have no protocol."""
 
 
 def matching(records: Sequence[Record], field: str, value: Any) -> list[Record]:
@@ -39,9 +42,9 @@ def matching(records: Sequence[Record], field: str, value: Any) -> list[Record]:
 def _wanted(field: str, value: Any, records: Sequence[Record]) -> Any:
     """The form in which records store a value."""
     if field in NUMBERS:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, Real):  # also of NumPy
             raise ArgumentTypeError(f"{argument(field)} is of type {type(value).__name__}; give a number.")
-        return value
+        return float(value)
     if isinstance(value, Configurable) and value.kind in PLUGINS.get(field, ()):
         return value.spec
     if field == "labels" and isinstance(value, int) and not isinstance(value, bool):
@@ -88,4 +91,4 @@ def cell_of(record: Record) -> tuple[Any, ...]:
     """The identity of a cell: its protocol and budget. A budget that is too small has no protocol."""
     if "protocol" in record:
         return record["protocol"], record.get("budget")
-    return record["sampler"], record["guidance"], record.get("budget")
+    return tuple(record.get(name) for name in ("sampler", "guidance", "budget", *FIXED))

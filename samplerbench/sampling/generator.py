@@ -26,6 +26,8 @@ class Generator(Bindable, ABC):
     kind: ClassVar[str] = "generator"
     needs_labels: ClassVar[bool] = False
     """Whether each sample requires a class label."""
+    own_labels: ClassVar[bool] = False
+    """Whether `labels` gives the labels of the images, because the requested labels have no effect."""
 
     def bind(self, model: ModelView) -> Generator:
         """Prepare the generator for a run, for example load its weights. By default, return the instance itself.
@@ -61,14 +63,16 @@ class Generator(Bindable, ABC):
         """
 
     def labels(self, index: Tensor, seed: int) -> Tensor | None:
-        """Labels of the images, for a generator that does not use the requested labels. Metrics use them instead.
+        """Labels of the images, if `own_labels` is true. Metrics use them in place of the requested labels.
+
+        The number of images of each label is then random, so that metrics treat the images as independent draws.
 
         Args:
             index: sample indices, (B,) int64 on the device of the model.
             seed: random seed.
 
         Returns:
-            Class labels, (B,) int64. None, the default, if the requested labels apply.
+            Class labels, (B,) int64, at least 0 and below the number of classes. None if they are unknown.
         """
         return None
 

@@ -90,13 +90,16 @@ def check_seed(generator: Generator) -> str:
 def check_labels(generator: Generator) -> str:
     """Labels that it states itself are class labels, and that of image i is the same in any batch."""
     bound, index = bind_generator(generator, _model()), torch.arange(BATCH)
+    if not bound.own_labels:
+        return "the requested labels apply"
     labels = bound.labels(index, 0)
     if labels is None:
-        return "the requested labels apply"
+        return "unknown"
     require(isinstance(labels, torch.Tensor), f"labels returned {type(labels).__name__}; it must be a tensor or None")
     kind = f"{tuple(labels.shape)}, {labels.dtype}"
     require(kind == f"({BATCH},), torch.int64", f"labels are {kind}; they must be ({BATCH},), torch.int64")
-    require(bool((labels >= 0).all()), f"the label {int(labels.min())} is negative")
+    classes = _model().classes or 1
+    require(bool(((labels >= 0) & (labels < classes)).all()), f"labels are not all from 0 to {classes - 1}")
     alone = torch.cat([bound.labels(index[i : i + 1], 0) for i in range(BATCH)])  # type: ignore[misc]
     require(torch.equal(labels, alone), "a label changes with the batch it is in")
     return f"labels {', '.join(map(str, labels.tolist()))}"

@@ -489,7 +489,7 @@ def _load_checkpoint(
     free = {"steps", "cooldown"} if constant and not begun else set()
     differing = [k for k in current if k in made_with and made_with[k] != current[k] and k not in free]
     if made_for != what or differing:
-        other = ", ".join(f"{k} {made_with[k]}" for k in differing) or f"for {made_for}"
+        other = f"what {made_for}" if made_for != what else ", ".join(f"{k} {made_with[k]}" for k in differing)
         raise UserError(
             f"the checkpoint {file} was made with {other}; use the same settings, or another {argument('out')} to "
             "start anew."
