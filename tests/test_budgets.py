@@ -145,7 +145,7 @@ def test_cells_that_differ_in_their_budget_alone_are_sampled_listed_and_estimate
     arguments = ("run", "-s", "heun", "-s", "ddim", "--nfe", "9,10", "--n", "4", *MIXTURE, "--out", str(tmp_path))
     assert command(*arguments, "--dry-run") == 0
     told = capsys.readouterr().out
-    assert "3 cells of 4 x 1 images" in told
+    assert "3 cells of 4 images" in told
     assert sum("heun" in line for line in told.splitlines()) == 1
 
     sampled = []

@@ -111,7 +111,7 @@ def test_a_dry_run_lists_the_cells_and_runs_none(tmp_path: Path, capsys: pytest.
     assert ["heun", "karras", "3", "5"] in cells
     assert ["ddim:eta=0.5", "leading", "4", "4"] in cells
     assert len(cells) == 8
-    assert "8 cells of 64 x 2 images" in out
+    assert "8 cells of 2 x 64 images" in out
     assert not (tmp_path / "out").exists()
 
 
