@@ -1,11 +1,12 @@
-"""Make the pictures of the documentation: docs/figures/*.png and docs/report.png.
+"""Make the pictures of the documentation: docs/figures/*.png, docs/report.png and docs/report-mnist.png.
 
 python docs/pictures.py                       # makes them all again
 python docs/pictures.py steps.png report.png  # some of them
 python docs/pictures.py --out new             # writes them to another folder, to compare them
 
 A figure is made by the command of the page that shows it. `fid-vs-nfe.png` is a plot of the report of
-benchmarks/results/digits, and `report.png` is the page of that report in headless Chromium. For every picture the
+benchmarks/results/digits. `report.png` and `report-mnist.png` are the pages of the reports of benchmarks/results/digits
+and benchmarks/results/mnist in headless Chromium. For every picture the
 script prints the mean difference from the committed one, in levels of 0 to 255. All pictures take about two minutes on
 one core.
 """
@@ -24,7 +25,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-REPORT = ["report", str(ROOT / "benchmarks" / "results" / "digits"), "--out", "report"]
+PAGES = {"report.png": "digits", "report-mnist.png": "mnist"}
+"""Pictures of the pages of reports, with their folders of benchmarks/results."""
 GENERATED = {"cli.md", "api.md", "builtin.md", "coming-from.md"}
 
 
@@ -44,7 +46,7 @@ def figure_commands() -> dict[str, list[str]]:
 
 def names() -> list[str]:
     """All pictures that this script makes."""
-    return [*figure_commands(), "fid-vs-nfe.png", "report.png"]
+    return [*figure_commands(), "fid-vs-nfe.png", *PAGES]
 
 
 def make(name: str, folder: Path) -> Path | None:
@@ -53,11 +55,13 @@ def make(name: str, folder: Path) -> Path | None:
     if name in commands:
         samplerbench(commands[name], folder)
         return folder / name
-    if not (folder / "report" / "report.html").exists():
-        samplerbench(REPORT, folder)
+    results = PAGES.get(name, "digits")
+    report = folder / f"report-{results}"
+    if not (report / "report.html").exists():
+        samplerbench(["report", str(ROOT / "benchmarks" / "results" / results), "--out", report.name], folder)
     if name == "fid-vs-nfe.png":
-        return folder / "report" / "plots" / name
-    return screenshot(folder / "report" / "report.html", folder / name, 1280, 1000)
+        return report / "plots" / name
+    return screenshot(report / "report.html", folder / name, 1280, 1000)
 
 
 def samplerbench(arguments: list[str], folder: Path) -> None:
@@ -102,7 +106,7 @@ def main() -> None:
         parser.error(f"no picture {', '.join(sorted(unknown))}; the pictures are {', '.join(names())}")
     with tempfile.TemporaryDirectory() as temporary:
         for name in given.names or names():
-            place = Path("report.png" if name == "report.png" else f"figures/{name}")
+            place = Path(name if name in PAGES else f"figures/{name}")
             made = make(name, Path(temporary))
             if made is None:
                 print(f"{place}: not made, because Chromium is not installed")
