@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -184,6 +184,10 @@ def sample(
     if output_type not in _OUTPUT_TYPES:
         raise UserError(f"{argument('output_type', output_type)}: choose one of {', '.join(_OUTPUT_TYPES)}.")
     grid = Grid([sampler], [steps], [], [guidance], [spacing])
+    if isinstance(labels, Set | Mapping):
+        raise ArgumentTypeError(
+            f"{argument('labels')} is of type {type(labels).__name__}, which has no order; give a list."
+        )
     listed = labels if isinstance(labels, Iterable) and not isinstance(labels, str) else None
     n = _number_of_images(n, listed, x_T)
     mode = labels if listed is None else None

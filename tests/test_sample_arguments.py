@@ -349,3 +349,10 @@ def test_a_model_with_a_repr_of_its_own_keeps_it() -> None:
 def test_a_trajectory_is_a_public_name() -> None:
     assert {"Trajectory", "initial_noise"} <= set(samplerbench.__all__)
     assert Trajectory is samplerbench.Trajectory
+
+
+@pytest.mark.parametrize("labels", [{3, 1}, frozenset({3, 1}), {3: 1}, {3: 1}.keys()])
+def test_labels_without_an_order_are_refused(labels: Any) -> None:
+    """Row i of the labels belongs to image i."""
+    with pytest.raises(TypeError, match="which has no order; give a list"):
+        samplerbench.sample("ddim", steps=1, labels=labels, quiet=True)
