@@ -321,8 +321,8 @@ def unet(
     """Train a diffusers `UNet2DModel`. Load the folder with `DDPMPipeline.from_pretrained`.
 
     With --objective flow, the network predicts the velocity of a rectified flow, and is saved with a
-    `FlowMatchEulerDiscreteScheduler`. With --latents, the network is trained on the latents of an autoencoder. Load that folder with
-    `LDMPipeline.from_pretrained`.
+    `FlowMatchEulerDiscreteScheduler`. With --latents, the network is trained on the latents of an autoencoder. Load
+    that folder with `LDMPipeline.from_pretrained`.
 
     Examples:
 

@@ -424,9 +424,8 @@ class _Progress:
         """Print a value on held-out images."""
         if self.show:
             name, unit = self.value
-            self.console.print(
-                f"training {self.what}: step {step}/{self.total}  held-out {name} {value:.4f} {unit}".rstrip()
-            )
+            done = f"training {self.what}: step {step}/{self.total}"
+            self.console.print(f"{done}  held-out {name} {value:.4f} {unit}".rstrip())
 
 
 # What must not change between the parts of one run. The rest (how often to save or draw) may.
