@@ -129,17 +129,17 @@ def test_churn_adds_noise_in_interpolant_space() -> None:
     """FlowMatchHeun's churn raises t without shrinking x₀, and evaluates the network at the old time.
 
     If all data is one point c, the state at time t is (1-t) c + t z. After churn and one Euler step of the scheduler,
-    its mean is off by more than 10% of c, and that of `heun` is not.
+    its mean is off by 14% of c and its noise is 51% too large. Those of `heun` are right.
     """
     c, n = 2.0, 20_000
     scheduler = made(HEUN)
     scheduler.set_timesteps(10)
-    t, after = float(scheduler.sigmas[2]), float(scheduler.sigmas[3])
-    scheduler.set_begin_index(2)
+    t, after = float(scheduler.sigmas[10]), float(scheduler.sigmas[11])
+    scheduler.set_begin_index(10)
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(n, generator=generator)
     y = (1 - t) * c + t * z
-    moved = scheduler.step(z - c, scheduler.timesteps[2], y, s_churn=8.0, generator=generator).prev_sample
+    moved = scheduler.step(z - c, scheduler.timesteps[10], y, s_churn=8.0, generator=generator).prev_sample
     bias = float(moved.mean()) / (1 - after) - c
     # In our coordinates: x = c + σ z, raised to σ̂ = (1+γ) σ, then Euler to σ'.
     gamma = min(8.0 / 19, 2**0.5 - 1)
@@ -149,8 +149,8 @@ def test_churn_adds_noise_in_interpolant_space() -> None:
     x = x + (following - raised) * (x - c) / raised
     assert abs(float(x.mean()) - c) <= 5 * following / n**0.5
     assert float(x.std()) == pytest.approx(following, rel=0.03)
-    print(f"bias of the mean: {bias:.3f}, standard deviation {float(moved.std()):.4f} instead of {after:.4f}")
-    assert abs(bias) >= 0.1 * c or abs(float(moved.std()) / after - 1) >= 0.1
+    assert bias == pytest.approx(0.285, abs=0.02)  # 14% of c
+    assert float(moved.std()) == pytest.approx(0.504, abs=0.01)  # 51% more than σ' of the next level
 
 
 # --- As samplers ----------------------------------------------------------------------------------------------------
