@@ -331,6 +331,12 @@ def test_options_of_the_spacing() -> None:
     torch.testing.assert_close(_grid("flow:shift=3", "ddim", model, 4)[1:], torch.tensor([9, 3, 1, 0]).double())
     expected = math.e * torch.tensor([3, 1, 1 / 3, 0]).double()
     torch.testing.assert_close(_grid("flow:mu=1", "ddim", model, 4)[1:], expected)
+    torch.testing.assert_close(_grid("list:levels=inf;3;1", "ddim", model, 3)[1:], torch.tensor([3, 1, 0]).double())
+    assert _grid("list:levels=inf;3;1", "ddim", model, 3)[0] == SIGMA_INFINITY
+    with pytest.raises(UserError, match="only a rectified flow can start at inf; give a number"):
+        bind_spacing(
+            registry.parse("spacing", "list:levels=inf;1"), exact("gaussian"), registry.parse("sampler", "ddim")
+        )
     with pytest.raises(UserError, match="give shift or mu, not both"):
         registry.parse("spacing", "flow:shift=3,mu=1")
     with pytest.raises(UserError, match="spacing flow is for rectified flows, and this model is none"):
