@@ -195,9 +195,9 @@ def _find(name: str, weights: str | None) -> tuple[str, str | None, Any]:
         name, weights = trained_name(folder), str(folder)
         cls = registry[DIGITS]  # the network of that folder, whatever the class's own
     elif name not in registry:
-        own = [f"{kind}:SOURCE" for kind in DEFAULTS]
+        known = ", ".join([*sorted(registry), *(f"{kind}:SOURCE" for kind in DEFAULTS)])
         raise UserError(
-            f'no feature extractor "{name}".{did_you_mean(name, registry)} Known: {", ".join([*sorted(registry), *own])}; '
+            f'no feature extractor "{name}".{did_you_mean(name, registry)} Known: {known}; '
             "or a folder written by `samplerbench train features`."
         )
     else:
