@@ -99,17 +99,17 @@ def _unit(features: Tensor) -> Tensor:
 
 def shapes(net: str) -> dict[str, tuple[int, ...]]:
     """The names and shapes of the tensors of a network: "alex" or "vgg"."""
-    found: dict[str, tuple[int, ...]] = {}
+    sizes: dict[str, tuple[int, ...]] = {}
     channels = 3
     for number, (convolutions, width) in enumerate(zip(LAYERS[net], WIDTHS[net], strict=True)):
         for step in convolutions:
             if isinstance(step, int):
                 kernel = KERNELS[net].get(step, 3)
-                found[f"net.slice{number + 1}.{step}.weight"] = (width, channels, kernel, kernel)
-                found[f"net.slice{number + 1}.{step}.bias"] = (width,)
+                sizes[f"net.slice{number + 1}.{step}.weight"] = (width, channels, kernel, kernel)
+                sizes[f"net.slice{number + 1}.{step}.bias"] = (width,)
                 channels = width
-        found[f"lin{number}.model.1.weight"] = (1, width, 1, 1)
-    return found
+        sizes[f"lin{number}.model.1.weight"] = (1, width, 1, 1)
+    return sizes
 
 
 def load_lpips(file: str) -> LPIPS:

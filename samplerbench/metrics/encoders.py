@@ -371,9 +371,9 @@ def _clip_preprocessing(space: Space, folder: Path, config: Any) -> PillowPrepro
         return TorchPreprocessing(side, space.kind == "cmmd-antialiased", steps.mean, steps.std)
     given = Fields(read_json(folder / PREPROCESSOR, where), f"{where}: {PREPROCESSOR}")
     resample = given.integer("resample", 0, len(FILTERS) - 1, 3)
-    made = steps.crop or steps.size
-    if made != (side, side) or (steps.shortest is not None and steps.shortest < side) or side > MAX_SIDE:
-        shown = "images of any size" if made is None else f"images of {made[0]}x{made[1]} pixels"
+    output = steps.crop or steps.size
+    if output != (side, side) or (steps.shortest is not None and steps.shortest < side) or side > MAX_SIDE:
+        shown = "images of any size" if output is None else f"images of {output[0]}x{output[1]} pixels"
         raise UserError(f"{where}: {PREPROCESSOR} gives {shown}, but the encoder requires {side}x{side}.")
     if steps.size is not None and steps.crop is not None and min(steps.size) < side:
         raise UserError(f"{where}: {PREPROCESSOR} crops more than it resizes to.")

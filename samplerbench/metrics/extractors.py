@@ -134,13 +134,21 @@ def _load_encoder(space: Space, device: torch.device, weights: str | None, metri
         raise UserError(
             f"the features {space.label} have no classifier, which inception-score and label-accuracy need."
         )
-    found = load_encoder(space, device)
+    loaded = load_encoder(space, device)
     prompts = None
-    if found.model is not None:
-        prompts = load_prompt_encoder(found.model, found.tokenizer, space.processor or space.source, space.label)
+    if loaded.model is not None:
+        prompts = load_prompt_encoder(loaded.model, loaded.tokenizer, space.processor or space.source, space.label)
     layers = dict.fromkeys(("fid", *metrics), 0)
     return Extractor(
-        found.module, space.label, found.layer, found.sha256, device, CHUNK, layers, rule=found.rule, prompts=prompts
+        loaded.module,
+        space.label,
+        loaded.layer,
+        loaded.sha256,
+        device,
+        CHUNK,
+        layers,
+        rule=loaded.rule,
+        prompts=prompts,
     )
 
 
