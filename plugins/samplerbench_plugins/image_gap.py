@@ -41,6 +41,9 @@ class ImageGap(Metric, ABC):
     def start(self, context: Context) -> Accumulator:
         return _Mean(self, context)
 
+    def check(self, images: Tensor) -> None:
+        """Raise UserError for images (B, C, H, W) that cannot be measured. Called before anything is solved."""
+
     @abstractmethod
     def measure(self, images: Tensor, converged: Tensor) -> Tensor:
         """The values (B,) float64 on the CPU of images and converged images, both (B, C, H, W) uint8 on one device."""
@@ -88,6 +91,9 @@ class LPIPSGap(ImageGap):
         """The network and the hash of its weights, for the protocol."""
         return f"lpips-{self.lpips.net} {self.lpips.sha256}"
 
+    def check(self, images: Tensor) -> None:
+        self.lpips.check(images)
+
     def measure(self, images: Tensor, converged: Tensor) -> Tensor:
         return _load(self.weights, str(images.device))(images, converged)
 
@@ -116,6 +122,7 @@ class _Mean(Accumulator):
         if not chosen.any():
             return
         images = batch.images[chosen.to(batch.images.device)]
+        self.metric.check(images)
         converged = self.context.solve_images(batch.index[chosen], self.solver).to(images.device)
         values = self.metric.measure(images, converged)
         equal = (images == converged).flatten(1).all(dim=1).cpu().double()

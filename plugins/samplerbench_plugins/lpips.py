@@ -49,15 +49,19 @@ class LPIPS:
         """The distances (B,) float64 of images x and y, (B, C, H, W) uint8, C = 1 or 3, on the CPU.
 
         Raises:
-            UserError: images that are too small for the network.
+            UserError: as `check`.
         """
-        side = min(x.shape[2:])
+        self.check(x)
+        return torch.cat([self._distance(a, b) for a, b in zip(x.split(AT_ONCE), y.split(AT_ONCE), strict=True)])
+
+    def check(self, images: Tensor) -> None:
+        """Raise UserError for images (B, C, H, W) that are too small for the network."""
+        side = min(images.shape[2:])
         if side < LEAST_SIDE[self.net]:
             raise UserError(
                 f"the metric lpips-gap with the network {self.net} needs images of at least {LEAST_SIDE[self.net]} "
                 f"pixels a side, and the model's have {side}."
             )
-        return torch.cat([self._distance(a, b) for a, b in zip(x.split(AT_ONCE), y.split(AT_ONCE), strict=True)])
 
     def _distance(self, x: Tensor, y: Tensor) -> Tensor:
         total = torch.zeros(len(x), dtype=torch.float64)
