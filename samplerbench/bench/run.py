@@ -240,9 +240,9 @@ class Run:
         for name in dict.fromkeys(m.feature_space for m in self.prepared.metrics if m.needs_prompts):
             encoder = self.measured.spaces[name].extractor.prompts if name in self.measured.spaces else None
             if encoder is not None and (cut := encoder.truncated(prompts)):
-                several = "prompt is" if cut == 1 else "prompts are"
-                text = f"{cut} of {len(prompts)} {several} longer than the {encoder.length} tokens of {encoder.name}; "
-                warnings.append(Message.read(f"{text}the scores are of the first tokens."))
+                longer = f"{cut} of {len(prompts)} prompts {'is' if cut == 1 else 'are'} longer"
+                limit = f"than the {encoder.length} tokens of {encoder.name}"
+                warnings.append(Message.read(f"{longer} {limit}; the scores are of the first tokens."))
         return warnings
 
     def floor(self) -> tuple[float, float, int] | None:
