@@ -23,7 +23,6 @@ from samplerbench.bench.run import Observer, Run
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import ArgumentTypeError, UserError, argument
 from samplerbench.limits import MAX_IMAGES, MAX_SEED
-from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Model
 from samplerbench.models.sample import start_noise
 from samplerbench.options import Configurable
@@ -56,6 +55,7 @@ def load_model(
     variant: str | None = None,
     prompts: str | Sequence[str] | None = None,
     negative_prompt: str | None = None,
+    embedded_guidance: float | None = None,
     offline: bool = False,
     compile: bool = False,
     graphs: bool = False,
@@ -70,6 +70,8 @@ def load_model(
         variant: Variant of the weights, such as "fp16" or "ema".
         prompts: Text file with one prompt per line, or a list of prompts, for text-to-image models.
         negative_prompt: Negative prompt for classifier-free guidance.
+        embedded_guidance: Guidance scale of a distilled network that takes it as an input, such as that of a latent
+            consistency model. If None, the default of its pipeline.
         offline: Whether to use only the local cache of the hub.
         compile: Whether to compile the network with `torch.compile`.
         graphs: Whether to replay batches as CUDA graphs. Requires an NVIDIA GPU.
@@ -83,8 +85,19 @@ def load_model(
     """
     source, device = _source(source), _device_name(device)
     given = prompts if prompts is None or isinstance(prompts, str) else tuple(prompts)
-    options = LoadOptions(revision, variant, given, negative_prompt, offline, compile=compile, graphs=graphs)
-    return setup.load_model(source, setup.pick_device(device), dtype, options)
+    # The request checks the values and their types.
+    request = Request(
+        (),
+        revision=revision,
+        variant=variant,
+        prompts=given,
+        negative_prompt=negative_prompt,
+        embedded_guidance=embedded_guidance,
+        offline=offline,
+        compile=compile,
+        graphs=graphs,
+    )
+    return setup.load_model(source, setup.pick_device(device), dtype, request.load)
 
 
 @overload

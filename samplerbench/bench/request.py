@@ -19,6 +19,9 @@ from samplerbench.options import Configurable, did_you_mean, explain, show_value
 from samplerbench.sampling import Generator, Guidance, Sampler, Spacing
 from samplerbench.untrusted import shorten
 
+MAX_GUIDANCE = 1000.0
+"""Largest embedded guidance scale."""
+
 DEFAULT_STEPS = 50
 """Number of steps if neither steps nor budgets are given."""
 
@@ -194,6 +197,16 @@ def _prompts(value: Any) -> str | tuple[str, ...] | None:
     return tuple(value)
 
 
+def _embedded_guidance(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ArgumentTypeError(f"{_given('embedded_guidance', value)}: give a number.")
+    if not 0 <= value <= MAX_GUIDANCE:
+        raise UserError(f"{_given('embedded_guidance', value)}: give a number from 0 to {MAX_GUIDANCE:g}.")
+    return float(value)
+
+
 def _batch_size(value: Any) -> int | Literal["auto"]:
     return "auto" if isinstance(value, str) and value == "auto" else check_whole("batch_size", value, 1, MAX_BATCH)
 
@@ -300,6 +313,7 @@ class Request(Checked):
         variant: Variant of the weights, such as "fp16", or None.
         prompts: Text file with one prompt per line, a list of prompts, or None.
         negative_prompt: Negative prompt for classifier-free guidance, or None.
+        embedded_guidance: Guidance scale of a distilled network that takes it as an input, or None for the default.
         offline: Whether to use only the local cache of the hub.
         compile: Whether to compile the network with `torch.compile`.
         graphs: Whether to replay batches as CUDA graphs.
@@ -321,6 +335,7 @@ class Request(Checked):
     variant: str | None = None
     prompts: Annotated[str | tuple[str, ...] | None, PlainValidator(_prompts)] = None
     negative_prompt: str | None = None
+    embedded_guidance: Annotated[float | None, PlainValidator(_embedded_guidance)] = None
     offline: StrictBool = False
     compile: StrictBool = False
     graphs: StrictBool = False
@@ -347,6 +362,7 @@ class Request(Checked):
             self.offline,
             compile=self.compile,
             graphs=self.graphs,
+            embedded_guidance=self.embedded_guidance,
         )
 
 

@@ -127,6 +127,13 @@ NegativePrompt = Annotated[
     str | None,
     typer.Option("--negative-prompt", help="Negative prompt of a text-to-image model. Default: the empty prompt."),
 ]
+EmbeddedGuidance = Annotated[
+    float | None,
+    typer.Option(
+        "--embedded-guidance",
+        help="Guidance scale that a distilled network takes as an input. Default: that of its pipeline, such as 8.5.",
+    ),
+]
 Offline = Annotated[
     bool, typer.Option("--offline", help="Load checkpoints from the local cache only, like HF_HUB_OFFLINE=1.")
 ]

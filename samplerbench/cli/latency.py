@@ -33,6 +33,7 @@ def latency(
     prompts: common.Prompts = None,
     prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
+    embedded_guidance: common.EmbeddedGuidance = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
     batch_size: Annotated[
@@ -98,6 +99,7 @@ def latency(
             variant=variant,
             prompts=common.one_of_prompts(prompt, prompts),
             negative_prompt=negative_prompt,
+            embedded_guidance=embedded_guidance,
             offline=offline,
             compile=compile,
             graphs=graphs,

@@ -42,6 +42,7 @@ def run(
     prompts: common.Prompts = None,
     prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
+    embedded_guidance: common.EmbeddedGuidance = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
     n: Annotated[
@@ -148,7 +149,8 @@ def run(
     options |= {"batch_size": parse_batch_size(batch_size), "dtype": dtype, "metrics": metric, "features": features}
     options |= {"features_weights": features_weights, "data": data, "revision": revision, "variant": variant}
     options |= {"prompts": common.one_of_prompts(prompt, prompts)}
-    options |= {"negative_prompt": negative_prompt, "compile": compile, "graphs": graphs}
+    options |= {"negative_prompt": negative_prompt, "embedded_guidance": embedded_guidance}
+    options |= {"compile": compile, "graphs": graphs}
     with _stdout_kept(as_json):  # plugins are imported
         if suite is not None:
             named = {"sampler": sampler, "steps": steps, "nfe": nfe, "guidance": guidance, "spacing": spacing}
@@ -397,6 +399,7 @@ def sample(
     prompts: common.Prompts = None,
     prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
+    embedded_guidance: common.EmbeddedGuidance = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
     n: Annotated[int, typer.Option("--n", min=1, max=MAX_IMAGES, help="Number of images.")] = 100,
@@ -452,6 +455,7 @@ def sample(
         variant=variant,
         prompts=common.one_of_prompts(prompt, prompts),
         negative_prompt=negative_prompt,
+        embedded_guidance=embedded_guidance,
         offline=offline,
         compile=compile,
         graphs=graphs,

@@ -16,7 +16,6 @@ from samplerbench.models.fields import Fields
 from samplerbench.models.files import LoadOptions
 from samplerbench.models.latent import Autoencoder
 from samplerbench.models.model import Condition
-from samplerbench.models.preconditioning import DISCRETE
 from samplerbench.models.schedule import Schedule, read_schedule
 from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.process import VARIANCE_PRESERVING
@@ -119,7 +118,7 @@ def unet_model(
         doubled=schedule.doubled,
         classifier_folder=str(classifier) if classifier.is_dir() else "",
         identity=identity_of(checkpoint, part.sha256) | schedule.identity | {"rounding": rounding},
-        preconditioning=DISCRETE[schedule.prediction],
+        preconditioning=schedule.preconditioning,
         rounding=rounding,
         null_label=null_label,
         **card_fields(checkpoint, part.module, classes),

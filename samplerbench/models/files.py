@@ -16,7 +16,8 @@ from samplerbench.untrusted import is_dir, is_file, read_json, shorten, user_pat
 
 PIXEL = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ScoreSdeVePipeline")
 LATENT = ("LDMPipeline", "LatentDiffusionUncondPipeline")
-SUPPORTED = (*PIXEL, *LATENT, "DiTPipeline", "StableDiffusionPipeline")
+PROMPTED = ("LatentConsistencyModelPipeline", "StableDiffusionPipeline")
+SUPPORTED = (*PIXEL, *LATENT, "ConsistencyModelPipeline", "DiTPipeline", *PROMPTED)
 """Class names of the supported pipelines of diffusers."""
 
 STEMS = ("diffusion_pytorch_model", "model")
@@ -37,6 +38,8 @@ class LoadOptions:
         compile: whether to compile the network with torch.compile.
         graphs: whether to run whole batches as CUDA graphs.
         keep_text_encoder: whether a text-to-image model keeps its text encoder, to measure its time.
+        embedded_guidance: guidance scale of a distilled network that takes it as an input. None for the default of the
+            pipeline.
     """
 
     revision: str | None = None
@@ -48,6 +51,7 @@ class LoadOptions:
     compile: bool = False
     graphs: bool = False
     keep_text_encoder: bool = False
+    embedded_guidance: float | None = None
 
 
 def hash_files(files: Iterable[Path]) -> str:
@@ -207,9 +211,14 @@ def check_pipeline(source: str, index: Mapping[str, Any]) -> str:
 
 
 def check_no_prompts(source: str, options: LoadOptions) -> None:
-    """Raise UserError if prompts are given for a model that is not a text-to-image model."""
+    """Raise UserError if prompts or an embedded guidance are given for a model that is not a text-to-image model."""
     prompts = "prompts" if isinstance(options.prompts, str) else "prompt"
-    for name, value in ((prompts, options.prompts), ("negative_prompt", options.negative_prompt)):
+    given = {
+        prompts: options.prompts,
+        "negative_prompt": options.negative_prompt,
+        "embedded_guidance": options.embedded_guidance,
+    }
+    for name, value in given.items():
         if value is not None:
             raise UserError(f"{argument(name)} requires a text-to-image model, but {source} is not one.")
 

@@ -10,6 +10,7 @@ from samplerbench.models.checkpoint import Checkpoint, open_checkpoint
 from samplerbench.models.files import (
     LATENT,
     PIXEL,
+    PROMPTED,
     LoadOptions,
     check_no_prompts,
     check_pipeline,
@@ -42,12 +43,16 @@ def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, options
         return load_edm(source, device, dtype, options, found)
     checkpoint = open_checkpoint(source, options, found)
     name = check_pipeline(source, checkpoint.index)
-    if name != "StableDiffusionPipeline":
+    if name not in PROMPTED:
         check_no_prompts(source, options)
     if name in PIXEL:
         model = _pixel(checkpoint, device, dtype)
     elif name in LATENT:
         model = _latent(checkpoint, device, dtype)
+    elif name == "ConsistencyModelPipeline":
+        from samplerbench.models.consistency import load_consistency
+
+        model = load_consistency(checkpoint, device, dtype)
     elif name == "DiTPipeline":
         from samplerbench.models.dit import load_dit
 

@@ -1,4 +1,7 @@
-"""Text-to-image latent diffusion: `StableDiffusionPipeline` checkpoints (Rombach et al. 2022)."""
+"""Text-to-image latent diffusion: `StableDiffusionPipeline` checkpoints (Rombach et al. 2022).
+
+Also `LatentConsistencyModelPipeline` checkpoints (Luo et al. 2023), whose network takes the guidance scale as an input.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ from samplerbench.limits import MAX_CHANNELS
 from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.models.diffusers_unet import card_fields, check_channels, identity_of, load_schedule
 from samplerbench.models.discrete import DiscreteVP
+from samplerbench.models.guidance_embedding import embedded_guidance
 from samplerbench.models.latent import load_autoencoder
 from samplerbench.models.model import Condition
-from samplerbench.models.preconditioning import DISCRETE
 from samplerbench.models.prompts import TextEncoder, load_text_encoder, read_prompts
 from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.process import VARIANCE_PRESERVING
 
-_EXTRA = ("class_embed_type", "addition_embed_type", "time_cond_proj_dim", "encoder_hid_dim_type", "num_class_embeds")
+_EXTRA = ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type", "num_class_embeds")
 """Settings of a UNet2DConditionModel for conditions other than text. They are not supported."""
 
 
@@ -33,12 +36,14 @@ class StableDiffusion(DiscreteVP):
         embeddings: embeddings of the prompts, (K, L, d) on the CPU, because there may be many prompts.
         null_embedding: embedding of the negative or empty prompt, (1, L, d).
         prompts: the K prompts.
+        guidance_embedding: embedding of the guidance scale of a distilled network, (1, d). None for other networks.
         text_encoder: the text encoder, if `keep_text_encoder` is set. Otherwise None, to free its memory.
     """
 
     embeddings: Tensor = field(default_factory=lambda: torch.empty(0))
     null_embedding: Tensor = field(default_factory=lambda: torch.empty(0))
     prompts: tuple[str, ...] = ()
+    guidance_embedding: Tensor | None = None
     text_encoder: TextEncoder | None = None
 
     def condition(self, inputs: Inputs) -> Condition:
@@ -58,11 +63,13 @@ class StableDiffusion(DiscreteVP):
         return self.text_encoder.encode(lines)
 
     def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        return self.network(x.to(self.dtype), time, encoder_hidden_states=condition["text"]).sample
+        embedding = self.guidance_embedding
+        scale = None if embedding is None else embedding.expand(len(x), -1)
+        return self.network(x.to(self.dtype), time, encoder_hidden_states=condition["text"], timestep_cond=scale).sample
 
 
 def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
-    """Load the U-Net, autoencoder and text encoder of an opened `StableDiffusionPipeline`, and encode the prompts.
+    """Load the U-Net, autoencoder and text encoder of an opened pipeline, and encode the prompts.
 
     Args:
         checkpoint: the opened pipeline.
@@ -99,6 +106,7 @@ def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: t
             f"{source}: cross_attention_dim of the network is {width}, but the embeddings of the text encoder have "
             f"{text.width} channels."
         )
+    scale, embedding = embedded_guidance(checkpoint, config)
     part = checkpoint.load("unet", UNet2DConditionModel, dtype, device)
     negative = options.negative_prompt or ""
     null_embedding = text.encode([negative])
@@ -129,11 +137,13 @@ def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: t
             "prompts": "" if prompts is None else prompts.sha256,
             "number of prompts": 0 if prompts is None else len(prompts.lines),
             "negative prompt": negative,
-        },
-        preconditioning=DISCRETE[schedule.prediction],
+        }
+        | ({} if scale is None else {"embedded guidance": scale}),
+        preconditioning=schedule.preconditioning,
         embeddings=embeddings.to(dtype),
         prompts=() if prompts is None else tuple(prompts.lines),
         null_embedding=null_embedding.to(device, dtype),
+        guidance_embedding=None if embedding is None else embedding.to(device, dtype),
         text_encoder=text if options.keep_text_encoder else None,
         **made,
     )

@@ -119,6 +119,17 @@ class Sampler(Configurable, ABC):
         """
         return self.convergence()
 
+    def exact_for(self) -> Literal["denoiser", "consistency function"] | None:
+        """The kind of D for which the samples have the distribution of the data in the limit of many steps.
+
+        `samplerbench check` measures the mean and the variance of a stochastic sampler with this D.
+
+        Returns:
+            "denoiser" for D = E[x₀ | x], "consistency function" for the end of the probability-flow ODE from x, None if
+            there is no claim.
+        """
+        return "denoiser"
+
 
 def planned_nfe(sampler: Sampler, steps: int) -> int | None:
     """Return `sampler.nfe(steps)` after a check.
