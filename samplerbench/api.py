@@ -56,6 +56,7 @@ def load_model(
     prompts: str | Sequence[str] | None = None,
     negative_prompt: str | None = None,
     embedded_guidance: float | None = None,
+    lora: str | Sequence[str] | None = None,
     offline: bool = False,
     compile: bool = False,
     graphs: bool = False,
@@ -72,6 +73,7 @@ def load_model(
         negative_prompt: Negative prompt for classifier-free guidance.
         embedded_guidance: Guidance scale of a distilled network that takes it as an input, such as that of a latent
             consistency model. If None, the default of its pipeline.
+        lora: LoRA files to merge into the network, each `FILE` or `FILE:scale`, for text-to-image models.
         offline: Whether to use only the local cache of the hub.
         compile: Whether to compile the network with `torch.compile`.
         graphs: Whether to replay batches as CUDA graphs. Requires an NVIDIA GPU.
@@ -93,6 +95,7 @@ def load_model(
         prompts=given,
         negative_prompt=negative_prompt,
         embedded_guidance=embedded_guidance,
+        lora=lora,
         offline=offline,
         compile=compile,
         graphs=graphs,

@@ -197,6 +197,15 @@ def _prompts(value: Any) -> str | tuple[str, ...] | None:
     return tuple(value)
 
 
+def _lora(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    files = (value,) if isinstance(value, str) else value
+    if not isinstance(files, list | tuple) or not all(isinstance(file, str) and file.strip() for file in files):
+        raise ArgumentTypeError(f"{_given('lora', value)}: give the name of a file, FILE or FILE:scale, or a list.")
+    return tuple(files)
+
+
 def _embedded_guidance(value: Any) -> float | None:
     if value is None:
         return None
@@ -314,6 +323,7 @@ class Request(Checked):
         prompts: Text file with one prompt per line, a list of prompts, or None.
         negative_prompt: Negative prompt for classifier-free guidance, or None.
         embedded_guidance: Guidance scale of a distilled network that takes it as an input, or None for the default.
+        lora: LoRA files to merge into the network, each `FILE` or `FILE:scale`.
         offline: Whether to use only the local cache of the hub.
         compile: Whether to compile the network with `torch.compile`.
         graphs: Whether to replay batches as CUDA graphs.
@@ -336,6 +346,7 @@ class Request(Checked):
     prompts: Annotated[str | tuple[str, ...] | None, PlainValidator(_prompts)] = None
     negative_prompt: str | None = None
     embedded_guidance: Annotated[float | None, PlainValidator(_embedded_guidance)] = None
+    lora: Annotated[tuple[str, ...], PlainValidator(_lora)] = ()
     offline: StrictBool = False
     compile: StrictBool = False
     graphs: StrictBool = False
@@ -363,6 +374,7 @@ class Request(Checked):
             compile=self.compile,
             graphs=self.graphs,
             embedded_guidance=self.embedded_guidance,
+            lora=self.lora,
         )
 
 

@@ -32,6 +32,7 @@ from samplerbench.metrics.reference import (
     published_sizes,
 )
 from samplerbench.models.files import LoadOptions, check_no_prompts
+from samplerbench.models.lora import check_no_lora
 from samplerbench.models.model import Model
 from samplerbench.models.runner import Runner, check_compiler, set_precision
 from samplerbench.sampling import Guidance
@@ -129,6 +130,7 @@ def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOp
                     f"{argument(field, given)} applies only to checkpoints; the model {source} is built in."
                 )
         check_no_prompts(source, options)
+        check_no_lora(source, options.lora)
         named = registry.parse("model", source)
         with plugin_call(named, "in load"):
             model = named.load(device, dtype)

@@ -134,6 +134,14 @@ EmbeddedGuidance = Annotated[
         help="Guidance scale that a distilled network takes as an input. Default: that of its pipeline, such as 8.5.",
     ),
 ]
+Lora = Annotated[
+    list[str],
+    typer.Option(
+        "--lora",
+        help="LoRA file (safetensors) to merge into the network, with an optional scale: `FILE:0.8`. Can be repeated.",
+        show_default=False,
+    ),
+]
 Offline = Annotated[
     bool, typer.Option("--offline", help="Load checkpoints from the local cache only, like HF_HUB_OFFLINE=1.")
 ]

@@ -76,6 +76,7 @@ def _shared(
     prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
     embedded_guidance: common.EmbeddedGuidance = None,
+    lora: common.Lora = [],  # noqa: B006
     offline: common.Offline = False,
     labels: common.Labels = None,
     n: Annotated[int, typer.Option("--n", min=1, max=10_000, help="Number of samples, one per row.")] = 4,
@@ -170,7 +171,7 @@ def _figure(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., No
 
         def run(**given: Any) -> None:
             given["prompts"] = common.one_of_prompts(given.pop("prompt"), given["prompts"])
-            loading = ("revision", "variant", "prompts", "negative_prompt", "embedded_guidance", "offline")
+            loading = ("revision", "variant", "prompts", "negative_prompt", "embedded_guidance", "lora", "offline")
             request = {k: given.pop(k) for k in ("model", "labels", "dtype", *loading)}
             rest = {k: given.pop(k) for k in ("out", "n", "seed", "batch_size", "device")}
             function(Canvas(request=request, **rest), **given)

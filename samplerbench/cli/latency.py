@@ -34,6 +34,7 @@ def latency(
     prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
     embedded_guidance: common.EmbeddedGuidance = None,
+    lora: common.Lora = [],  # noqa: B006
     offline: common.Offline = False,
     labels: common.Labels = None,
     batch_size: Annotated[
@@ -100,6 +101,7 @@ def latency(
             prompts=common.one_of_prompts(prompt, prompts),
             negative_prompt=negative_prompt,
             embedded_guidance=embedded_guidance,
+            lora=lora,
             offline=offline,
             compile=compile,
             graphs=graphs,

@@ -43,6 +43,7 @@ def run(
     prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
     embedded_guidance: common.EmbeddedGuidance = None,
+    lora: common.Lora = [],  # noqa: B006
     offline: common.Offline = False,
     labels: common.Labels = None,
     n: Annotated[
@@ -149,7 +150,7 @@ def run(
     options |= {"batch_size": parse_batch_size(batch_size), "dtype": dtype, "metrics": metric, "features": features}
     options |= {"features_weights": features_weights, "data": data, "revision": revision, "variant": variant}
     options |= {"prompts": common.one_of_prompts(prompt, prompts)}
-    options |= {"negative_prompt": negative_prompt, "embedded_guidance": embedded_guidance}
+    options |= {"negative_prompt": negative_prompt, "embedded_guidance": embedded_guidance, "lora": lora}
     options |= {"compile": compile, "graphs": graphs}
     with _stdout_kept(as_json):  # plugins are imported
         if suite is not None:
@@ -400,6 +401,7 @@ def sample(
     prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
     embedded_guidance: common.EmbeddedGuidance = None,
+    lora: common.Lora = [],  # noqa: B006
     offline: common.Offline = False,
     labels: common.Labels = None,
     n: Annotated[int, typer.Option("--n", min=1, max=MAX_IMAGES, help="Number of images.")] = 100,
@@ -456,6 +458,7 @@ def sample(
         prompts=common.one_of_prompts(prompt, prompts),
         negative_prompt=negative_prompt,
         embedded_guidance=embedded_guidance,
+        lora=lora,
         offline=offline,
         compile=compile,
         graphs=graphs,

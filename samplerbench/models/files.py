@@ -40,6 +40,7 @@ class LoadOptions:
         keep_text_encoder: whether a text-to-image model keeps its text encoder, to measure its time.
         embedded_guidance: guidance scale of a distilled network that takes it as an input. None for the default of the
             pipeline.
+        lora: LoRA files to merge into the network, each `FILE` or `FILE:scale`.
     """
 
     revision: str | None = None
@@ -52,6 +53,7 @@ class LoadOptions:
     graphs: bool = False
     keep_text_encoder: bool = False
     embedded_guidance: float | None = None
+    lora: tuple[str, ...] = ()
 
 
 def hash_files(files: Iterable[Path]) -> str:

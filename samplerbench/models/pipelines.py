@@ -16,6 +16,7 @@ from samplerbench.models.files import (
     check_pipeline,
     resolve_checkpoint,
 )
+from samplerbench.models.lora import check_no_lora, merge_loras
 from samplerbench.models.model import Model
 
 VE_SCHEDULER = "ScoreSdeVeScheduler"
@@ -40,11 +41,13 @@ def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, options
     found = resolve_checkpoint(source, options)
     if is_edm(found[0]):
         check_no_prompts(source, options)
+        check_no_lora(source, options.lora)
         return load_edm(source, device, dtype, options, found)
     checkpoint = open_checkpoint(source, options, found)
     name = check_pipeline(source, checkpoint.index)
     if name not in PROMPTED:
         check_no_prompts(source, options)
+        check_no_lora(source, options.lora)
     if name in PIXEL:
         model = _pixel(checkpoint, device, dtype)
     elif name in LATENT:
@@ -61,6 +64,7 @@ def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, options
         from samplerbench.models.stable_diffusion import load_stable_diffusion
 
         model = load_stable_diffusion(checkpoint, device, dtype)
+    merge_loras(model, name, options.lora)
     return model
 
 
