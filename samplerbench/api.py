@@ -57,6 +57,8 @@ def load_model(
     negative_prompt: str | None = None,
     embedded_guidance: float | None = None,
     lora: str | Sequence[str] | None = None,
+    scheduler: str | None = None,
+    config: str | None = None,
     offline: bool = False,
     compile: bool = False,
     graphs: bool = False,
@@ -74,6 +76,8 @@ def load_model(
         embedded_guidance: Guidance scale of a distilled network that takes it as an input, such as that of a latent
             consistency model. If None, the default of its pipeline.
         lora: LoRA files to merge into the network, each `FILE` or `FILE:scale`, for text-to-image models.
+        scheduler: Path of a scheduler_config.json, or of its folder, in place of that of the pipeline.
+        config: Pipeline (folder or hub id) with the parts that a single file or the folder of a network lacks.
         offline: Whether to use only the local cache of the hub.
         compile: Whether to compile the network with `torch.compile`.
         graphs: Whether to replay batches as CUDA graphs. Requires an NVIDIA GPU.
@@ -96,6 +100,8 @@ def load_model(
         negative_prompt=negative_prompt,
         embedded_guidance=embedded_guidance,
         lora=lora,
+        scheduler=scheduler,
+        config=config,
         offline=offline,
         compile=compile,
         graphs=graphs,

@@ -233,7 +233,9 @@ def test_a_network_without_lora_and_a_missing_peft_are_one_line(
     with pytest.raises(UserError, match=r"requires a text-to-image pipeline of diffusers, but .*pixel is not one"):
         load(tmp_path / "pixel", lora=(file,))
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(UserError, match=r"`lora` requires the package peft; install it with `pip install 'samplerbench"):
+    with pytest.raises(
+        UserError, match=r"`lora` requires the package peft; install it with `pip install 'samplerbench"
+    ):
         load(folder, show=True, lora=(file,))
 
 

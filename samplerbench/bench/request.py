@@ -324,6 +324,8 @@ class Request(Checked):
         negative_prompt: Negative prompt for classifier-free guidance, or None.
         embedded_guidance: Guidance scale of a distilled network that takes it as an input, or None for the default.
         lora: LoRA files to merge into the network, each `FILE` or `FILE:scale`.
+        scheduler: scheduler_config.json, or its folder, in place of that of the pipeline, or None.
+        config: Pipeline with the parts that a single file or the folder of a network lacks, or None.
         offline: Whether to use only the local cache of the hub.
         compile: Whether to compile the network with `torch.compile`.
         graphs: Whether to replay batches as CUDA graphs.
@@ -347,6 +349,8 @@ class Request(Checked):
     negative_prompt: str | None = None
     embedded_guidance: Annotated[float | None, PlainValidator(_embedded_guidance)] = None
     lora: Annotated[tuple[str, ...], PlainValidator(_lora)] = ()
+    scheduler: str | None = None
+    config: str | None = None
     offline: StrictBool = False
     compile: StrictBool = False
     graphs: StrictBool = False
@@ -375,6 +379,8 @@ class Request(Checked):
             graphs=self.graphs,
             embedded_guidance=self.embedded_guidance,
             lora=self.lora,
+            scheduler=self.scheduler,
+            config=self.config,
         )
 
 

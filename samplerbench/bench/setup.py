@@ -31,7 +31,7 @@ from samplerbench.metrics.reference import (
     measure_once,
     published_sizes,
 )
-from samplerbench.models.files import LoadOptions, check_no_prompts
+from samplerbench.models.files import LoadOptions, check_no_parts, check_no_prompts
 from samplerbench.models.lora import check_no_lora
 from samplerbench.models.model import Model
 from samplerbench.models.runner import Runner, check_compiler, set_precision
@@ -131,6 +131,7 @@ def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOp
                 )
         check_no_prompts(source, options)
         check_no_lora(source, options.lora)
+        check_no_parts(source, options)
         named = registry.parse("model", source)
         with plugin_call(named, "in load"):
             model = named.load(device, dtype)

@@ -101,7 +101,7 @@ ModelName = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Model: a registered name (`digits`), a checkpoint folder, or a repository id on the Hugging Face Hub.",
+        help="Model: a registered name (`digits`), a checkpoint folder or file, or a repository id on the Hub.",
         autocompletion=complete("model"),
     ),
 ]
@@ -140,6 +140,21 @@ Lora = Annotated[
         "--lora",
         help="LoRA file (safetensors) to merge into the network, with an optional scale: `FILE:0.8`. Can be repeated.",
         show_default=False,
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        help="Path of a scheduler_config.json, or of its folder: the noise schedule, in place of that of the pipeline.",
+    ),
+]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        help="Pipeline (folder or repository id) with the configuration and the parts that a single .safetensors file "
+        "or the folder of a network lacks.",
     ),
 ]
 Offline = Annotated[

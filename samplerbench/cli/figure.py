@@ -77,6 +77,8 @@ def _shared(
     negative_prompt: common.NegativePrompt = None,
     embedded_guidance: common.EmbeddedGuidance = None,
     lora: common.Lora = [],  # noqa: B006
+    scheduler: common.Scheduler = None,
+    config: common.Config = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
     n: Annotated[int, typer.Option("--n", min=1, max=10_000, help="Number of samples, one per row.")] = 4,
@@ -171,8 +173,9 @@ def _figure(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., No
 
         def run(**given: Any) -> None:
             given["prompts"] = common.one_of_prompts(given.pop("prompt"), given["prompts"])
-            loading = ("revision", "variant", "prompts", "negative_prompt", "embedded_guidance", "lora", "offline")
-            request = {k: given.pop(k) for k in ("model", "labels", "dtype", *loading)}
+            loading = ("revision", "variant", "prompts", "negative_prompt", "embedded_guidance", "offline")
+            parts = ("lora", "scheduler", "config")
+            request = {k: given.pop(k) for k in ("model", "labels", "dtype", *loading, *parts)}
             rest = {k: given.pop(k) for k in ("out", "n", "seed", "batch_size", "device")}
             function(Canvas(request=request, **rest), **given)
 

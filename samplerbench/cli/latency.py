@@ -35,6 +35,8 @@ def latency(
     negative_prompt: common.NegativePrompt = None,
     embedded_guidance: common.EmbeddedGuidance = None,
     lora: common.Lora = [],  # noqa: B006
+    scheduler: common.Scheduler = None,
+    config: common.Config = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
     batch_size: Annotated[
@@ -102,6 +104,8 @@ def latency(
             negative_prompt=negative_prompt,
             embedded_guidance=embedded_guidance,
             lora=lora,
+            scheduler=scheduler,
+            config=config,
             offline=offline,
             compile=compile,
             graphs=graphs,

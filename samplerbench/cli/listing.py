@@ -10,7 +10,7 @@ import typer
 from samplerbench.cli import common
 from samplerbench.errors import UserError
 from samplerbench.text import console, literal, note, printable, unwrapped
-from samplerbench.untrusted import is_dir, shorten
+from samplerbench.untrusted import is_dir, is_file, shorten
 
 Plural = Literal[
     "samplers", "guidances", "spacings", "generators", "models", "metrics", "data", "features", "schedulers"
@@ -77,6 +77,8 @@ def show(
     revision: common.Revision = None,
     variant: common.Variant = None,
     lora: common.Lora = [],  # noqa: B006
+    scheduler: common.Scheduler = None,
+    config: common.Config = None,
     offline: common.Offline = False,
 ) -> None:
     """Show the description, formula, source and parameters of a plugin, or the settings of a checkpoint."""
@@ -84,6 +86,7 @@ def show(
 
     out = console(120)
     options = {"revision": revision, "variant": variant, "lora": tuple(lora), "offline": offline}
+    options |= {"scheduler": scheduler, "config": config}
     if plugin_file.split(name):
         kinds = ("sampler", "guidance", "spacing", "generator", "metric", "model")
         _show_plugin(out, registry.find(registry.kind_of(name, kinds), registry.split(name)[0]))
@@ -92,7 +95,7 @@ def show(
     current = {kind: registry.current_name(kind, head) for kind in registry.BASES}
     named = [e for kind in registry.BASES for e in registry.entries(kind) if e.name == current[kind]]
     if not named:
-        if is_dir(name) or name.count("/") == 1:
+        if is_dir(name) or name.count("/") == 1 or is_file(name):
             out.print(_settings(name, options))
             return
         from samplerbench.options import did_you_mean

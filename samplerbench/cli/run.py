@@ -44,6 +44,8 @@ def run(
     negative_prompt: common.NegativePrompt = None,
     embedded_guidance: common.EmbeddedGuidance = None,
     lora: common.Lora = [],  # noqa: B006
+    scheduler: common.Scheduler = None,
+    config: common.Config = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
     n: Annotated[
@@ -151,6 +153,7 @@ def run(
     options |= {"features_weights": features_weights, "data": data, "revision": revision, "variant": variant}
     options |= {"prompts": common.one_of_prompts(prompt, prompts)}
     options |= {"negative_prompt": negative_prompt, "embedded_guidance": embedded_guidance, "lora": lora}
+    options |= {"scheduler": scheduler, "config": config}
     options |= {"compile": compile, "graphs": graphs}
     with _stdout_kept(as_json):  # plugins are imported
         if suite is not None:
@@ -402,6 +405,8 @@ def sample(
     negative_prompt: common.NegativePrompt = None,
     embedded_guidance: common.EmbeddedGuidance = None,
     lora: common.Lora = [],  # noqa: B006
+    scheduler: common.Scheduler = None,
+    config: common.Config = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
     n: Annotated[int, typer.Option("--n", min=1, max=MAX_IMAGES, help="Number of images.")] = 100,
@@ -459,6 +464,8 @@ def sample(
         negative_prompt=negative_prompt,
         embedded_guidance=embedded_guidance,
         lora=lora,
+        scheduler=scheduler,
+        config=config,
         offline=offline,
         compile=compile,
         graphs=graphs,

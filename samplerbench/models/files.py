@@ -41,6 +41,8 @@ class LoadOptions:
         embedded_guidance: guidance scale of a distilled network that takes it as an input. None for the default of the
             pipeline.
         lora: LoRA files to merge into the network, each `FILE` or `FILE:scale`.
+        scheduler: path of a scheduler_config.json, or of its folder, in place of that of the pipeline.
+        config: pipeline with the parts that a single file or the folder of a network lacks, a folder or a hub id.
     """
 
     revision: str | None = None
@@ -54,6 +56,8 @@ class LoadOptions:
     keep_text_encoder: bool = False
     embedded_guidance: float | None = None
     lora: tuple[str, ...] = ()
+    scheduler: str | None = None
+    config: str | None = None
 
 
 def hash_files(files: Iterable[Path]) -> str:
@@ -170,7 +174,7 @@ def resolve_checkpoint(source: str, options: LoadOptions | None = None) -> tuple
                 f"{argument('revision', options.revision)} requires a hub repository, but {source} is a local folder."
             )
         return path, ""
-    a_file = path.suffix.lower() in (".safetensors", ".json", ".bin", ".ckpt", ".pt", ".pth")
+    a_file = path.suffix.lower() in (".safetensors", ".json", ".bin", ".ckpt", ".pt", ".pth", ".pkl")
     looks_like_id = source.count("/") == 1 and not source.startswith((".", "/", "~")) and not a_file
     if is_file(path) or not looks_like_id:
         word = source.partition(":")[0]
@@ -223,6 +227,13 @@ def check_no_prompts(source: str, options: LoadOptions) -> None:
     for name, value in given.items():
         if value is not None:
             raise UserError(f"{argument(name)} requires a text-to-image model, but {source} is not one.")
+
+
+def check_no_parts(source: str, options: LoadOptions) -> None:
+    """Raise UserError if parts of a pipeline are given for a model that is not one."""
+    for name in ("scheduler", "config"):
+        if (given := getattr(options, name)) is not None:
+            raise UserError(f"{argument(name, given)} requires a pipeline of diffusers, but {source} is not one.")
 
 
 def _weight_patterns(parts: Iterable[str], variant: str | None) -> list[str]:

@@ -6,18 +6,20 @@ import torch
 
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_CHANNELS
-from samplerbench.models.checkpoint import Checkpoint, open_checkpoint
+from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.models.files import (
     LATENT,
     PIXEL,
     PROMPTED,
     LoadOptions,
+    check_no_parts,
     check_no_prompts,
     check_pipeline,
     resolve_checkpoint,
 )
 from samplerbench.models.lora import check_no_lora, merge_loras
 from samplerbench.models.model import Model
+from samplerbench.models.parts import is_single_file, open_source
 
 VE_SCHEDULER = "ScoreSdeVeScheduler"
 
@@ -26,7 +28,7 @@ def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, options
     """Load a diffusers pipeline as a model.
 
     Args:
-        source: path or hub id.
+        source: path or hub id of a pipeline, or path of a single safetensors file or of the folder of a network.
         device: device of the network.
         dtype: dtype of the network's weights.
         options: options for loading.
@@ -38,12 +40,13 @@ def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, options
     from samplerbench.models.edm import is_edm, load_edm
 
     options = options or LoadOptions()
-    found = resolve_checkpoint(source, options)
-    if is_edm(found[0]):
+    found = None if is_single_file(source) else resolve_checkpoint(source, options)
+    if found is not None and is_edm(found[0]):
         check_no_prompts(source, options)
         check_no_lora(source, options.lora)
+        check_no_parts(source, options)
         return load_edm(source, device, dtype, options, found)
-    checkpoint = open_checkpoint(source, options, found)
+    checkpoint = open_source(source, options, found)
     name = check_pipeline(source, checkpoint.index)
     if name not in PROMPTED:
         check_no_prompts(source, options)
