@@ -128,6 +128,33 @@ class Checkpoint:
         """
         name, variant = self._variant(part)
         config, folder = self.config(name), self.folder / name
+        files = self._weights(part)
+        complaint = f"{self.source} cannot be loaded as a {cls.__name__}"
+        check_no_code(config, complaint)
+        check_weights(folder, files, variant, complaint)
+        module = self._from_pretrained(cls, folder, dtype, variant)
+        module.requires_grad_(False).eval().to(device=device)
+        # Channels-last convolutions are 1.2 to 1.4 times as fast, also on CPUs (benchmarks/README.md). The format is
+        # defined for two-dimensional convolutions only.
+        if not any(p.ndim == 5 for p in module.parameters()):
+            module.to(memory_format=torch.channels_last)
+        return Part(module, config, hash_files(files))
+
+    def weights_hash(self, part: str) -> str:
+        """Return the hash of the weights of a part, without loading them.
+
+        Args:
+            part: name of the part.
+
+        Raises:
+            UserError: if the weights are missing.
+        """
+        return hash_files(self._weights(part))
+
+    def _weights(self, part: str) -> list[Path]:
+        """The weight files of a part, in the requested variant if the part has it."""
+        name, variant = self._variant(part)
+        config, folder = self.config(name), self.folder / name
         files = weight_files(folder, variant)
         if not files:
             others = known_variants(folder)
@@ -138,13 +165,7 @@ class Checkpoint:
             )
             stem = "diffusion_pytorch_model" if "_diffusers_version" in config else "model"
             raise UserError(f"{self.source} is incomplete: {name}/{stem}.safetensors does not exist ({advice}).")
-        complaint = f"{self.source} cannot be loaded as a {cls.__name__}"
-        check_no_code(config, complaint)
-        check_weights(folder, files, variant, complaint)
-        module = self._from_pretrained(cls, folder, dtype, variant)
-        # Channels-last convolutions are 1.2 to 1.4 times as fast, also on CPUs (benchmarks/README.md).
-        module.requires_grad_(False).eval().to(device=device, memory_format=torch.channels_last)
-        return Part(module, config, hash_files(files))
+        return files
 
     def _variant(self, part: str) -> tuple[str, str | None]:
         """The folder and the variant to load for a part. A part without the requested variant uses no variant."""

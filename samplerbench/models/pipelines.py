@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.limits import MAX_CHANNELS
 from samplerbench.models.checkpoint import Checkpoint, open_checkpoint
 from samplerbench.models.files import (
     LATENT,
     PIXEL,
+    TEXT,
     LoadOptions,
     check_no_prompts,
     check_pipeline,
     resolve_checkpoint,
 )
 from samplerbench.models.model import Model
+from samplerbench.models.text_encoders import explain_loading
 
 VE_SCHEDULER = "ScoreSdeVeScheduler"
+DISTILLED = ("FluxPipeline",)
+"""Class names of pipelines whose network can take the guidance scale as an input."""
+_TEXT_LOADERS = {
+    "StableDiffusionPipeline": ("stable_diffusion", "load_stable_diffusion"),
+    "StableDiffusionXLPipeline": ("stable_diffusion_xl", "load_stable_diffusion_xl"),
+    "PixArtAlphaPipeline": ("pixart", "load_pixart"),
+    "PixArtSigmaPipeline": ("pixart", "load_pixart"),
+}
+"""Module and function that load each text-to-image pipeline."""
 
 
 def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, options: LoadOptions | None = None) -> Model:
@@ -42,20 +55,17 @@ def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, options
         return load_edm(source, device, dtype, options, found)
     checkpoint = open_checkpoint(source, options, found)
     name = check_pipeline(source, checkpoint.index)
-    if name != "StableDiffusionPipeline":
-        check_no_prompts(source, options)
+    if name in TEXT:
+        return _text(checkpoint, device, dtype)
+    check_no_prompts(source, options)
     if name in PIXEL:
         model = _pixel(checkpoint, device, dtype)
     elif name in LATENT:
         model = _latent(checkpoint, device, dtype)
-    elif name == "DiTPipeline":
+    else:
         from samplerbench.models.dit import load_dit
 
         model = load_dit(checkpoint, device, dtype)
-    else:
-        from samplerbench.models.stable_diffusion import load_stable_diffusion
-
-        model = load_stable_diffusion(checkpoint, device, dtype)
     return model
 
 
@@ -87,4 +97,19 @@ def _latent(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) ->
     autoencoder, identity = load_autoencoder(checkpoint, "vqvae", channels, size, device, dtype)
     model = unet_model(checkpoint, device, dtype, autoencoder=autoencoder)
     model.identity |= identity
+    return model
+
+
+def _text(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Model:
+    """Load a text-to-image pipeline."""
+    options = checkpoint.options
+    if options.embedded_guidance is not None and checkpoint.pipeline not in DISTILLED:
+        raise UserError(
+            f"{argument('embedded_guidance', options.embedded_guidance)} requires a network with an embedded guidance "
+            f"scale; {checkpoint.source} is a {checkpoint.pipeline}, which has none."
+        )
+    module, function = _TEXT_LOADERS[checkpoint.pipeline]
+    load = getattr(importlib.import_module(f"samplerbench.models.{module}"), function)
+    with explain_loading("the model", device):
+        model: Model = load(checkpoint, device, dtype)
     return model

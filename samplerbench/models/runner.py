@@ -101,6 +101,8 @@ class Runner(nn.Module):
             return call(*args, **kwargs)
 
         def fill(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: fill(item) for key, item in value.items()}
             if not (isinstance(value, Tensor) and value.ndim and len(value) == rows):
                 return value
             return torch.cat([value, value[-1:].expand(size - rows, *value.shape[1:])])
