@@ -18,7 +18,7 @@ from samplerbench.bench import engine, setup
 from samplerbench.bench.cell import describe_plugin
 from samplerbench.bench.labels import given_labels
 from samplerbench.bench.prepare import Prepared, prepare
-from samplerbench.bench.request import Grid, Request, check_whole, one_grid
+from samplerbench.bench.request import Grid, Request, check_text_options, check_whole, one_grid
 from samplerbench.bench.run import Observer, Run
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import ArgumentTypeError, UserError, argument
@@ -56,6 +56,9 @@ def load_model(
     variant: str | None = None,
     prompts: str | Sequence[str] | None = None,
     negative_prompt: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    embedded_guidance: float | None = None,
+    memory: Sequence[str] = (),
     offline: bool = False,
     compile: bool = False,
     graphs: bool = False,
@@ -68,8 +71,14 @@ def load_model(
         dtype: Precision of the network: "fp32", "tf32", "bf16", "fp16" or "fp64".
         revision: Branch, tag or commit of a model on the hub.
         variant: Variant of the weights, such as "fp16" or "ema".
-        prompts: Text file with one prompt per line, or a list of prompts, for text-to-image models.
+        prompts: Prompts of a text-to-image model: a text file with one prompt per line, a JSON Lines or CSV file,
+            `hf:owner/name`, or a list of prompts.
         negative_prompt: Negative prompt for classifier-free guidance.
+        image_size: Height and width of the images of a text-to-image model, in pixels. None for its own size.
+        embedded_guidance: Guidance scale that a guidance-distilled network (FLUX.1-dev) takes as an input. None for
+            its default, 3.5.
+        memory: Ways to save memory with a text-to-image model: "offload", "sequential-offload", "vae-tiling",
+            "vae-slicing" and "attention-slicing".
         offline: Whether to use only the local cache of the hub.
         compile: Whether to compile the network with `torch.compile`.
         graphs: Whether to replay batches as CUDA graphs. Requires an NVIDIA GPU.
@@ -83,7 +92,8 @@ def load_model(
     """
     source, device = _source(source), _device_name(device)
     given = prompts if prompts is None or isinstance(prompts, str) else tuple(prompts)
-    options = LoadOptions(revision, variant, given, negative_prompt, offline, compile=compile, graphs=graphs)
+    checked = check_text_options(image_size, embedded_guidance, memory)
+    options = LoadOptions(revision, variant, given, negative_prompt, offline, compile=compile, graphs=graphs, **checked)
     return setup.load_model(source, setup.pick_device(device), dtype, options)
 
 

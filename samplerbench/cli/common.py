@@ -127,6 +127,28 @@ NegativePrompt = Annotated[
     str | None,
     typer.Option("--negative-prompt", help="Negative prompt of a text-to-image model. Default: the empty prompt."),
 ]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        "--image-size",
+        help="Size of the images of a text-to-image model, HEIGHTxWIDTH in pixels: `768x1024`. Default: the model's.",
+    ),
+]
+EmbeddedGuidance = Annotated[
+    float | None,
+    typer.Option(
+        "--embedded-guidance",
+        help="Guidance scale that a guidance-distilled network (FLUX.1-dev) takes as an input. Default: 3.5.",
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        help="Save memory with a text-to-image model: a comma-separated list of `offload`, `sequential-offload`, "
+        "`vae-tiling`, `vae-slicing` and `attention-slicing`.",
+    ),
+]
 Offline = Annotated[
     bool, typer.Option("--offline", help="Load checkpoints from the local cache only, like HF_HUB_OFFLINE=1.")
 ]
@@ -196,6 +218,12 @@ def one_of_prompts(prompt: Sequence[str], prompts: str | None) -> str | tuple[st
     if prompt and prompts is not None:
         raise UserError("--prompt and --prompts cannot be combined; use one of them.")
     return tuple(prompt) or prompts
+
+
+def text_options(image_size: str | None, embedded_guidance: float | None, memory: str | None) -> dict[str, Any]:
+    """The fields of a request for the options of text-to-image models."""
+    words = () if memory is None else tuple(word.strip() for word in memory.split(",") if word.strip())
+    return {"image_size": image_size, "embedded_guidance": embedded_guidance, "memory": words}
 
 
 class Interrupts:

@@ -33,6 +33,9 @@ def latency(
     prompts: common.Prompts = None,
     prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
+    image_size: common.ImageSize = None,
+    embedded_guidance: common.EmbeddedGuidance = None,
+    memory: common.Memory = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
     batch_size: Annotated[
@@ -98,6 +101,7 @@ def latency(
             variant=variant,
             prompts=common.one_of_prompts(prompt, prompts),
             negative_prompt=negative_prompt,
+            **common.text_options(image_size, embedded_guidance, memory),
             offline=offline,
             compile=compile,
             graphs=graphs,

@@ -42,6 +42,9 @@ def run(
     prompts: common.Prompts = None,
     prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
+    image_size: common.ImageSize = None,
+    embedded_guidance: common.EmbeddedGuidance = None,
+    memory: common.Memory = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
     n: Annotated[
@@ -149,6 +152,7 @@ def run(
     options |= {"features_weights": features_weights, "data": data, "revision": revision, "variant": variant}
     options |= {"prompts": common.one_of_prompts(prompt, prompts)}
     options |= {"negative_prompt": negative_prompt, "compile": compile, "graphs": graphs}
+    options |= common.text_options(image_size, embedded_guidance, memory)
     with _stdout_kept(as_json):  # plugins are imported
         if suite is not None:
             named = {"sampler": sampler, "steps": steps, "nfe": nfe, "guidance": guidance, "spacing": spacing}
@@ -397,6 +401,9 @@ def sample(
     prompts: common.Prompts = None,
     prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
+    image_size: common.ImageSize = None,
+    embedded_guidance: common.EmbeddedGuidance = None,
+    memory: common.Memory = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
     n: Annotated[int, typer.Option("--n", min=1, max=MAX_IMAGES, help="Number of images.")] = 100,
@@ -452,6 +459,7 @@ def sample(
         variant=variant,
         prompts=common.one_of_prompts(prompt, prompts),
         negative_prompt=negative_prompt,
+        **common.text_options(image_size, embedded_guidance, memory),
         offline=offline,
         compile=compile,
         graphs=graphs,

@@ -13,6 +13,7 @@ from samplerbench.errors import UserError, argument
 from samplerbench.limits import MAX_CLASSES, MAX_IMAGES
 from samplerbench.models.fields import Fields
 from samplerbench.models.files import (
+    OFFLOADS,
     LoadOptions,
     check_no_code,
     check_weights,
@@ -133,7 +134,9 @@ class Checkpoint:
         check_no_code(config, complaint)
         check_weights(folder, files, variant, complaint)
         module = self._from_pretrained(cls, folder, dtype, variant)
-        module.requires_grad_(False).eval().to(device=device)
+        # An offloaded module stays on the host. `save_memory` moves it.
+        host = torch.device("cpu") if OFFLOADS.intersection(self.options.memory) else device
+        module.requires_grad_(False).eval().to(device=host)
         # Channels-last convolutions are 1.2 to 1.4 times as fast, also on CPUs (benchmarks/README.md). The format is
         # defined for two-dimensional convolutions only.
         if not any(p.ndim == 5 for p in module.parameters()):

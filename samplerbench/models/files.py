@@ -22,6 +22,11 @@ TEXT = (*("StableDiffusionPipeline", "StableDiffusionXLPipeline", "PixArtAlphaPi
 SUPPORTED = (*PIXEL, *LATENT, "DiTPipeline", *TEXT)
 """Class names of the supported pipelines of diffusers."""
 
+MEMORY = ("offload", "sequential-offload", "vae-tiling", "vae-slicing", "attention-slicing")
+"""Ways to save memory, in the words of diffusers."""
+OFFLOADS = frozenset(MEMORY[:2])
+"""Those that keep the weights on the host."""
+
 STEMS = ("diffusion_pytorch_model", "model")
 """File name stems of weights in diffusers and transformers."""
 
@@ -42,6 +47,7 @@ class LoadOptions:
         keep_text_encoder: whether a text-to-image model keeps its text encoder, to measure its time.
         image_size: (height, width) of the images of a text-to-image model, in pixels. None for its own size.
         embedded_guidance: guidance scale that a guidance-distilled network takes as an input. None for its default.
+        memory: ways to save memory, of `MEMORY`.
     """
 
     revision: str | None = None
@@ -55,6 +61,7 @@ class LoadOptions:
     keep_text_encoder: bool = False
     image_size: tuple[int, int] | None = None
     embedded_guidance: float | None = None
+    memory: tuple[str, ...] = ()
 
 
 def hash_files(files: Iterable[Path]) -> str:
@@ -240,6 +247,7 @@ def check_no_prompts(source: str, options: LoadOptions) -> None:
         "negative_prompt": options.negative_prompt,
         "image_size": options.image_size,
         "embedded_guidance": options.embedded_guidance,
+        "memory": options.memory or None,
     }
     for name, value in given.items():
         if value is not None:

@@ -102,7 +102,7 @@ class Autoencoder:
                 f"the images have shape {found}, but the model requires {wanted}; use other images with "
                 f"{argument('data')}."
             )
-        device = next(self.module.parameters()).device
+        device = execution_device(self.module)
         parts = []
         for part in images.split(self.chunk):
             pixels = part.to(device, self._dtype)
@@ -124,6 +124,17 @@ class Autoencoder:
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
+
+
+def execution_device(module: Any) -> torch.device:
+    """Return the device on which a module runs. For an offloaded module, it differs from that of its weights.
+
+    Args:
+        module: the module.
+    """
+    hook = getattr(module, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return next(module.parameters()).device if device is None else torch.device(device)
 
 
 def downsampling(checkpoint: Checkpoint, part: str) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from samplerbench.errors import OutOfMemoryError, UserError, argument, is_out_of_memory
 from samplerbench.models.checkpoint import Checkpoint
+from samplerbench.models.offload import offload_alone
 from samplerbench.untrusted import read_json, reason
 
 CLIP = ("CLIPTokenizer", "CLIPTokenizerFast")
@@ -132,7 +133,7 @@ class TextEncoders:
                     continue
                 kind = self.checkpoint.kind(part.encoder)
                 loaded = self.checkpoint.load(part.encoder, getattr(transformers, kind), torch.float32, self.device)
-                self.modules[part.encoder] = loaded.module
+                self.modules[part.encoder] = offload_alone(loaded.module, self.checkpoint.options, self.device)
                 self.tokenizers[part.encoder] = load_tokenizer(self.checkpoint, part, loaded.module)
         parameters = inspect.signature(cls.__init__).parameters.values()
         given: dict[str, Any] = {p.name: None for p in parameters if p.name != "self" and p.default is p.empty}
@@ -333,7 +334,8 @@ def explain_loading(what: str, device: torch.device) -> Iterator[None]:
         if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
-            f"{device.type} has not enough memory for {what}; try {argument('device', 'cpu')}, or another device."
+            f"{device.type} has not enough memory for {what}; try {argument('memory', 'offload')}, "
+            f"{argument('dtype', 'bf16')} or {argument('device', 'cpu')}."
         ) from error
 
 

@@ -11,7 +11,6 @@ import diffusers
 import pytest
 import torch
 from conftest import run_images
-from support.pipelines import PROMPTS, SD_BETAS, SEED, STEPS, N, save_tokenizer, seeded, tiny_autoencoder
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
@@ -24,6 +23,7 @@ from transformers import (
 
 from samplerbench.models import Model
 from samplerbench.sampling.noise import Purpose, normal
+from support.pipelines import PROMPTS, SD_BETAS, SEED, STEPS, N, save_tokenizer, seeded, tiny_autoencoder
 
 TOLERANCE = 1e-4
 """Maximum difference of a pixel in [-1, 1], in float32."""
