@@ -10,6 +10,7 @@ import torch
 from support.pipelines import PROMPTS, configure, load
 from support.text_pipelines import (
     TOLERANCE,
+    check_batches,
     ddim,
     difference,
     our_images,
@@ -20,21 +21,8 @@ from support.text_pipelines import (
 )
 
 from samplerbench.errors import UserError
-from samplerbench.models import Model
-from samplerbench.sampling.meter import Meter
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:diffusers")
-
-
-def check_batches(model: Model, sampler: str, spacing: str | None, **more: Any) -> None:
-    """An image depends neither on its batch nor on the prompts in it, and every evaluation is counted."""
-    with Meter(model.network) as meter:
-        whole = our_images(model, sampler, spacing, batch_size=3, **more)
-    assert meter.network == 3 * 6 * 2
-    assert difference(our_images(model, sampler, spacing, batch_size=1, **more), whole) <= 2e-5
-    other = our_images(model, sampler, spacing, [2, 1, 0], **more)
-    assert float((other[0] - whole[0]).abs().max()) <= 2e-5
-    assert float((other[1] - whole[1]).abs().max()) > 1e-3, "the network does not depend on the prompt"
 
 
 @pytest.mark.parametrize(

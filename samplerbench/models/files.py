@@ -17,7 +17,15 @@ from samplerbench.untrusted import is_dir, is_file, read_json, shorten, user_pat
 
 PIXEL = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ScoreSdeVePipeline")
 LATENT = ("LDMPipeline", "LatentDiffusionUncondPipeline")
-TEXT = (*("StableDiffusionPipeline", "StableDiffusionXLPipeline", "PixArtAlphaPipeline", "PixArtSigmaPipeline"),)
+TEXT = (
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+    "PixArtAlphaPipeline",
+    "PixArtSigmaPipeline",
+    "SanaPipeline",
+)
 """Class names of the supported text-to-image pipelines."""
 SUPPORTED = (*PIXEL, *LATENT, "DiTPipeline", *TEXT)
 """Class names of the supported pipelines of diffusers."""

@@ -29,6 +29,9 @@ _TEXT_LOADERS = {
     "StableDiffusionXLPipeline": ("stable_diffusion_xl", "load_stable_diffusion_xl"),
     "PixArtAlphaPipeline": ("pixart", "load_pixart"),
     "PixArtSigmaPipeline": ("pixart", "load_pixart"),
+    "StableDiffusion3Pipeline": ("stable_diffusion_3", "load_stable_diffusion_3"),
+    "FluxPipeline": ("flux", "load_flux"),
+    "SanaPipeline": ("sana", "load_sana"),
 }
 """Module and function that load each text-to-image pipeline."""
 

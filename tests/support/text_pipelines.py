@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from samplerbench.models import Model
+from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.noise import Purpose, normal
 from support.pipelines import PROMPTS, SD_BETAS, SEED, STEPS, N, save_tokenizer, seeded, tiny_autoencoder
 
@@ -157,14 +158,15 @@ def start(model: Model, n: int = N) -> Tensor:
     return normal(SEED, Purpose.PRIOR, torch.arange(n), 0, model.shape).float()
 
 
-def pipeline_images(pipeline: Any, latents: Tensor, monkeypatch: pytest.MonkeyPatch, **call: Any) -> Tensor:
+def pipeline_images(pipeline: Any, z: Tensor, monkeypatch: pytest.MonkeyPatch, **call: Any) -> Tensor:
     """The images of the pipeline itself for the prompts in ORDER, in [-1, 1]."""
     pipeline.set_progress_bar_config(disable=True)
     module = sys.modules[type(pipeline).__module__]
-    told = {"prompt": [PROMPTS[i] for i in ORDER], "num_inference_steps": STEPS, "output_type": "np"}
+    told: dict[str, Any] = {"latents": z.clone()}
+    told |= {"prompt": [PROMPTS[i] for i in ORDER], "num_inference_steps": STEPS, "output_type": "np"}
     with monkeypatch.context() as patch:
-        patch.setattr(module, "randn_tensor", lambda *_, **__: latents.clone(), raising=False)
-        images = pipeline(latents=latents.clone(), **told | call).images
+        patch.setattr(module, "randn_tensor", lambda *_, **__: z.clone(), raising=False)
+        images = pipeline(**told | call).images
     return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
 
 
@@ -180,3 +182,14 @@ def difference(a: Tensor, b: Tensor) -> float:
     assert int(between.sum()) >= 100, "all is clipped, so there is nothing to compare"
     assert float(b[between].std()) > 0.05
     return float((a - b).abs().max())
+
+
+def check_batches(model: Model, sampler: str, spacing: str | None, **more: Any) -> None:
+    """An image depends neither on its batch nor on the prompts in it, and every evaluation is counted."""
+    with Meter(model.network) as meter:
+        whole = our_images(model, sampler, spacing, batch_size=3, **more)
+    assert meter.network == 3 * 6 * 2
+    assert difference(our_images(model, sampler, spacing, batch_size=1, **more), whole) <= 2e-5
+    other = our_images(model, sampler, spacing, [2, 1, 0], **more)
+    assert float((other[0] - whole[0]).abs().max()) <= 2e-5
+    assert float((other[1] - whole[1]).abs().max()) > 1e-3, "the network does not depend on the prompt"
