@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.pipelines import PROMPTS, STEPS, load
-from support.text_flows import flux, sana, sd3
+from support.text_flows import aura_flow, flux, lumina2, qwen_image, sana, sd3, z_image
 from support.text_pipelines import TOLERANCE, check_batches, difference, our_images, pipeline_images, start
 
 from samplerbench.errors import UserError
@@ -69,6 +70,65 @@ def test_sana_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     expected = pipeline_images(pipeline, start(model), monkeypatch, sigmas=TIMES, **call)
     assert difference(our_images(model, "ddim", "flow", guidance="cfg:scale=4.5"), expected) <= TOLERANCE
     check_batches(model, "ddim", "flow", guidance="cfg:scale=4.5")
+
+
+def test_aura_flow_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = aura_flow()
+    pipeline.save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model", prompts=tuple(PROMPTS))
+    call: dict[str, Any] = {"guidance_scale": 3.5, "height": 16, "width": 16, "sigmas": TIMES}
+    expected = pipeline_images(pipeline, start(model), monkeypatch, **call)
+    assert difference(our_images(model, "ddim", "flow", guidance="cfg:scale=3.5"), expected) <= TOLERANCE
+    check_batches(model, "ddim", "flow", guidance="cfg:scale=3.5")
+
+
+def test_lumina_2_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its network is given 1 - t and returns -v."""
+    pipeline = lumina2()
+    pipeline.save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model", prompts=tuple(PROMPTS))
+    call: dict[str, Any] = {"guidance_scale": 4.0, "height": 16, "width": 16, "cfg_normalization": False}
+    expected = pipeline_images(pipeline, start(model), monkeypatch, **call)
+    assert difference(our_images(model, "ddim", "flow", guidance="cfg:scale=4"), expected) <= TOLERANCE
+    check_batches(model, "ddim", "flow", guidance="cfg:scale=4")
+
+
+class WithoutNorm:
+    """torch, with norms of 1."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def norm(self, x: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.ones_like(x[..., :1])
+
+
+def test_qwen_image_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scheduler has a dynamic shift and a last time, and its autoencoder is one of videos."""
+    pipeline = qwen_image()
+    pipeline.save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model", prompts=tuple(PROMPTS), negative_prompt="fog", image_size=(16, 24))
+    assert (model.shape, model.image_shape) == ((4, 8, 12), (3, 16, 24))
+    call: dict[str, Any] = {"height": 16, "width": 24, "latents": None}
+    expected = pipeline_images(pipeline, start(model), monkeypatch, **call)
+    assert difference(our_images(model, "ddim", "flow"), expected) <= TOLERANCE
+    # The pipeline normalises the guided output. Without this, it is plain classifier-free guidance.
+    monkeypatch.setattr(sys.modules[type(pipeline).__module__], "torch", WithoutNorm())
+    call |= {"true_cfg_scale": 4.0, "negative_prompt": ["fog"] * 3}
+    expected = pipeline_images(pipeline, start(model), monkeypatch, **call)
+    assert difference(our_images(model, "ddim", "flow", guidance="cfg:scale=4"), expected) <= TOLERANCE
+    check_batches(model, "ddim", "flow", guidance="cfg:scale=4")
+
+
+def test_z_image_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its network is given 1 - t and returns -v; its guidance scale is one less than that of `cfg`."""
+    pipeline = z_image()
+    pipeline.save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model", prompts=tuple(PROMPTS), negative_prompt="fog", image_size=(16, 16))
+    call: dict[str, Any] = {"guidance_scale": 3.0, "height": 16, "width": 16, "negative_prompt": ["fog"] * 3}
+    expected = pipeline_images(pipeline, start(model), monkeypatch, **call)
+    assert difference(our_images(model, "ddim", "flow", guidance="cfg:scale=4"), expected) <= TOLERANCE
+    check_batches(model, "ddim", "flow", guidance="cfg:scale=4")
 
 
 def test_latents_are_packed_as_in_diffusers() -> None:

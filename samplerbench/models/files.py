@@ -25,6 +25,10 @@ TEXT = (
     "PixArtAlphaPipeline",
     "PixArtSigmaPipeline",
     "SanaPipeline",
+    "Lumina2Pipeline",
+    "AuraFlowPipeline",
+    "QwenImagePipeline",
+    "ZImagePipeline",
 )
 """Class names of the supported text-to-image pipelines."""
 SUPPORTED = (*PIXEL, *LATENT, "DiTPipeline", *TEXT)

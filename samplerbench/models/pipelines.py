@@ -22,7 +22,7 @@ from samplerbench.models.model import Model
 from samplerbench.models.text_encoders import explain_loading
 
 VE_SCHEDULER = "ScoreSdeVeScheduler"
-DISTILLED = ("FluxPipeline",)
+DISTILLED = ("FluxPipeline", "QwenImagePipeline")
 """Class names of pipelines whose network can take the guidance scale as an input."""
 _TEXT_LOADERS = {
     "StableDiffusionPipeline": ("stable_diffusion", "load_stable_diffusion"),
@@ -32,6 +32,10 @@ _TEXT_LOADERS = {
     "StableDiffusion3Pipeline": ("stable_diffusion_3", "load_stable_diffusion_3"),
     "FluxPipeline": ("flux", "load_flux"),
     "SanaPipeline": ("sana", "load_sana"),
+    "Lumina2Pipeline": ("lumina2", "load_lumina2"),
+    "AuraFlowPipeline": ("aura_flow", "load_aura_flow"),
+    "QwenImagePipeline": ("qwen_image", "load_qwen_image"),
+    "ZImagePipeline": ("z_image", "load_z_image"),
 }
 """Module and function that load each text-to-image pipeline."""
 

@@ -71,7 +71,7 @@ class Sana(TextFlow):
             x.to(self.dtype),
             encoder_hidden_states=condition["text"],
             encoder_attention_mask=condition["mask"],
-            timestep=1000 * self.timestep_scale * time.to(self.state_dtype),
+            timestep=(1000 * self.timestep_scale * time).to(self.state_dtype),
         ).sample
 
 

@@ -50,7 +50,7 @@ class StableDiffusion3(TextFlow):
     def ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         return self.network(
             hidden_states=x.to(self.dtype),
-            timestep=1000 * time.to(self.state_dtype),
+            timestep=(1000 * time).to(self.state_dtype),
             encoder_hidden_states=condition["text"],
             pooled_projections=condition["pooled"],
         ).sample
