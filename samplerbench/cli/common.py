@@ -15,6 +15,7 @@ from samplerbench.text import note
 
 if TYPE_CHECKING:
     from samplerbench.bench.request import Grid
+    from samplerbench.models import Model
 
 
 def complete(*kinds: str) -> Any:
@@ -224,6 +225,14 @@ def text_options(image_size: str | None, embedded_guidance: float | None, memory
     """The fields of a request for the options of text-to-image models."""
     words = () if memory is None else tuple(word.strip() for word in memory.split(",") if word.strip())
     return {"image_size": image_size, "embedded_guidance": embedded_guidance, "memory": words}
+
+
+def note_prompts(model: Model) -> None:
+    """Print a note about prompts that are longer than the text encoder reads, if there are any."""
+    from samplerbench.models.text import prompt_warning
+
+    if warning := prompt_warning(model):
+        note(f"note: {warning}")
 
 
 class Interrupts:

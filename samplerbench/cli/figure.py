@@ -127,6 +127,7 @@ class Canvas:
 
         grids = [Grid(samplers, steps, guidances=guidances, spacings=[spacing])] if samplers else []
         scene = Scene(prepare(Request(grids, **self.request), self.device), self.n, self.seed, self.batch_size, data)
+        common.note_prompts(scene.prepared.model)
         _ = scene.labels
         return scene
 

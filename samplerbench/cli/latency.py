@@ -107,6 +107,7 @@ def latency(
             graphs=graphs,
         )
         prepared = prepare_latency(request, device)
+        common.note_prompts(prepared.model)
         Store(out).prepare()
         screen = console(stderr=True)
         with screen.status("") if screen.is_terminal else nullcontext() as status:

@@ -465,6 +465,7 @@ def sample(
         graphs=graphs,
     )
     prepared = prepare(request, device)
+    common.note_prompts(prepared.model)
     inputs = prepared.inputs(n)
     cell = prepared.cells[0]
     with (

@@ -333,10 +333,10 @@ def explain_loading(what: str, device: torch.device) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
             raise
-        raise OutOfMemoryError(
-            f"{device.type} has not enough memory for {what}; try {argument('memory', 'offload')}, "
-            f"{argument('dtype', 'bf16')} or {argument('device', 'cpu')}."
-        ) from error
+        advice = f"{argument('dtype', 'bf16')} or a machine with more memory"
+        if device.type != "cpu":
+            advice = f"{argument('memory', 'offload')}, {argument('dtype', 'bf16')} or {argument('device', 'cpu')}"
+        raise OutOfMemoryError(f"the device {device} has not enough memory for {what}; try {advice}.") from error
 
 
 @contextmanager
