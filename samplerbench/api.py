@@ -55,7 +55,9 @@ def load_model(
     variant: str | None = None,
     prompts: str | Sequence[str] | None = None,
     negative_prompt: str | None = None,
+    image_size: tuple[int, int] | None = None,
     embedded_guidance: float | None = None,
+    memory: Sequence[str] = (),
     lora: str | Sequence[str] | None = None,
     scheduler: str | None = None,
     config: str | None = None,
@@ -71,10 +73,14 @@ def load_model(
         dtype: Precision of the network: "fp32", "tf32", "bf16", "fp16" or "fp64".
         revision: Branch, tag or commit of a model on the hub.
         variant: Variant of the weights, such as "fp16" or "ema".
-        prompts: Text file with one prompt per line, or a list of prompts, for text-to-image models.
+        prompts: Prompts of a text-to-image model: a text file with one prompt per line, a JSON Lines or CSV file,
+            `hf:owner/name`, or a list of prompts.
         negative_prompt: Negative prompt for classifier-free guidance.
-        embedded_guidance: Guidance scale of a distilled network that takes it as an input, such as that of a latent
-            consistency model. If None, the default of its pipeline.
+        image_size: Height and width of the images of a text-to-image model, in pixels. None for its own size.
+        embedded_guidance: Guidance scale that a guidance-distilled network (FLUX.1-dev, LCM) takes as an input. None
+            for the default of its pipeline.
+        memory: Ways to save memory with a text-to-image model: "offload", "sequential-offload", "vae-tiling",
+            "vae-slicing" and "attention-slicing".
         lora: LoRA files to merge into the network, each `FILE` or `FILE:scale`, for text-to-image models.
         scheduler: Path of a scheduler_config.json, or of its folder, in place of that of the pipeline.
         config: Pipeline (folder or hub id) with the parts that a single file or the folder of a network lacks.
@@ -98,7 +104,9 @@ def load_model(
         variant=variant,
         prompts=given,
         negative_prompt=negative_prompt,
+        image_size=image_size,
         embedded_guidance=embedded_guidance,
+        memory=memory,
         lora=lora,
         scheduler=scheduler,
         config=config,

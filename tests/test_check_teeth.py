@@ -352,7 +352,7 @@ class SaysWhereItStarts(ThirdOrderFromAnyStart):
 
 # Noise that is not ours looks deterministic to the checks, and changes with the seed, the split and the dtype.
 NOISY = {"same-seed", "batch-split", "random-state", "dtype", "guided", "no-state", "levels", "order"}
-ORDERS = {"order", "order-start", "order-uneven"}
+ORDERS = {"order", "order-start", "order-from-infinity", "order-uneven"}
 BROKEN_SAMPLERS: list[tuple[Callable[[], Sampler], str, str, set[str]]] = [
     (WrongOrder, "order", "it claims 2", ORDERS),
     (WrongWeight, "order", "it claims 2", ORDERS),
@@ -733,7 +733,9 @@ def test_check_functions_return_results_or_raise_all_failures() -> None:
     with pytest.raises(CheckFailedError, match=r"NeverZero fails 2 of 6 checks: grid: .*; range: "):
         testing.check_spacing(NeverZero())
     with pytest.raises(
-        CheckFailedError, match=r"WrongOrder fails 3 of 18 checks: order: .*; order-start: .*; order-uneven: "
+        CheckFailedError,
+        match=r"WrongOrder fails 4 of 19 checks: order: .*; order-start: .*; "
+        r"order-from-infinity: .*; order-uneven: ",
     ):
         testing.check_sampler(WrongOrder())
     with pytest.raises(CheckFailedError, match="SaysOneEvaluation fails 1 of 9 checks: evaluations: "):
@@ -799,7 +801,7 @@ def test_a_failed_check_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> No
     assert command("check", "broken-toy", "sound-toy") == 1
     out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if "FAILED" in line]
-    assert [line.split()[1] for line in lines] == ["order", "order-start", "order-uneven"]
+    assert [line.split()[1] for line in lines] == ["order", "order-start", "order-from-infinity", "order-uneven"]
     assert "it claims 2" in " ".join(out.split())
     assert out.rstrip().endswith("3 failed")
 
@@ -809,7 +811,7 @@ def test_json_is_all_that_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     assert command("check", "sound-toy", "broken-toy", "--json") == 1
     captured = capfd.readouterr()
     told = json.loads(captured.out)
-    assert [(r["kind"], r["spec"]) for r in told] == [("spacing", "sound-toy")] * 6 + [("sampler", "broken-toy")] * 18
+    assert [(r["kind"], r["spec"]) for r in told] == [("spacing", "sound-toy")] * 6 + [("sampler", "broken-toy")] * 19
     assert {r["check"]: r["passed"] for r in told[6:]}["order"] is False
     assert {r["check"]: r["passed"] for r in told[6:]}["moments"] is None
     assert all(r.keys() == {"kind", "spec", "check", "passed", "figure", "asserts"} for r in told)

@@ -26,6 +26,7 @@ class AnalyticDPM(Sampler):
     """
 
     spacing = "leading"
+    from_infinity = True
     variances: ClassVar[Mapping[float, float]]
 
     form: Literal["ddpm", "ddim"] = option("ddpm", "the process whose reverse variance is optimal")

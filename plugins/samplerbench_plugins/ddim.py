@@ -21,6 +21,7 @@ class DDIM(Sampler):
     """
 
     spacing = "leading"
+    from_infinity = True
 
     eta: float = option(0.0, "0 is deterministic, 1 is ancestral", ge=0.0, le=1.0)
 

@@ -24,6 +24,7 @@ class DDPM(Sampler):
     """
 
     spacing = "leading"
+    from_infinity = True
 
     variance: Literal["small", "large", "learned"] = option("small", "variance of the reverse step")
 

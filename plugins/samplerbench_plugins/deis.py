@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option
+from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, is_infinite, option, runge_kutta
 from samplerbench_plugins.dpm_solver import singlestep
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
@@ -28,9 +28,12 @@ class DEIS(Sampler):
     The first steps have lower order. If sampling starts at a large σ, where D hardly changes, the order is not
     reduced. If it starts at a σ of the size of the data, the order is at most 2. With start=singlestep the first r-1
     steps are DPM-Solver-r, each with r-1 more evaluations, and the order holds from any start.
+    For a rectified flow, the time of tAB is t = σ/(1+σ), the first steps of start=singlestep are Runge-Kutta steps in
+    t, and the first interval from t = 1, where σ is infinite, is x ← D + σ' ε for start=lower-order.
     """
 
     spacing = "logsnr"
+    from_infinity = True
 
     order: int = option(3, "degree r of the polynomial: tAB-r", ge=0, le=3)
     variable: Literal["t", "sigma", "log-sigma"] = option("t", "variable of the polynomial for ε")
@@ -56,13 +59,14 @@ class DEIS(Sampler):
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         quadrature = self._quadrature(denoise)
         past: list[tuple[float, Tensor]] = []  # (σ, ε), latest first
+        start = runge_kutta if denoise.process.ends else singlestep
         for s, t in intervals(sigmas):
             x0 = denoise(x, s)
             past = [(s, (x - x0) / s), *past[: self.order]]
             if t == 0:
                 x = x0
-            elif len(past) <= self._starts:
-                x = singlestep(denoise, x, x0, s, t, self.order)
+            elif is_infinite(s) or len(past) <= self._starts:
+                x = start(denoise, x, x0, s, t, self.order if self._starts else 1)
             else:
                 weights = _integrals([level for level, _ in past], t, quadrature)
                 x = x + sum(w * epsilon for w, (_, epsilon) in zip(weights, past, strict=True))
@@ -78,6 +82,8 @@ class DEIS(Sampler):
 
         levels = denoise.levels.numpy()
         logs = np.log(levels)
+        if denoise.process.ends:
+            return _InTime(logs, lambda log: 1 / (1 + np.exp(-log)))
         return _InTime(logs, CubicSpline(logs, np.arange(len(levels)) / len(levels)))
 
 

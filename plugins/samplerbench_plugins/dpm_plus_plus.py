@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from samplerbench.sampling import Denoiser, Noise, Sampler, Step, UserError, intervals, option
+from samplerbench.sampling import Denoiser, Noise, Sampler, Step, UserError, intervals, is_infinite, option, runge_kutta
 from samplerbench_plugins.exponential import phi
 
 
@@ -29,9 +29,11 @@ class DPMPlusPlus(Sampler):
     The first steps of a multistep method have lower order. If sampling starts at a large σ, where D hardly changes, 3M
     still has order 3. If it starts at a σ of the size of the data, 3M has order 2. With start=singlestep the first
     step is 2S, which takes one more evaluation, and the order is 3 from any start.
+    From t = 1 of a rectified flow, where h is infinite, 2S is the midpoint rule in t. The other steps are exact there.
     """
 
     spacing = "logsnr"
+    from_infinity = True
 
     order: Literal[1, 2, 3] = option(2, "order of the method")
     method: Literal["multistep", "singlestep"] = option(
@@ -73,6 +75,10 @@ class DPMPlusPlus(Sampler):
             if t == 0:
                 x = x0
             elif (self.method == "singlestep" and self.order == 2) or (self._started and len(past) == 1):
+                if is_infinite(s):
+                    x = runge_kutta(denoise, x, x0, s, t, 2)
+                    yield Step(t, x, x0)
+                    continue
                 middle = math.sqrt(s * t)
                 guess = (middle / s) * x + (1 - middle / s) * x0
                 x = (t / s) * x + (1 - t / s) * denoise(guess, middle)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option
+from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, is_infinite, option, runge_kutta
 from samplerbench_plugins.exponential import phi
 
 
@@ -21,9 +21,11 @@ class DPMSolver(Sampler):
     k = 2  with an intermediate point at the middle in λ (r₁ = 1/2);
     k = 3  with two intermediate points at one and two thirds in λ (r₁ = 1/3, r₂ = 2/3).
     The last interval, to σ = 0 where λ is infinite, has order 1: x ← D. N steps take k(N-1) + 1 evaluations.
+    The first interval of a rectified flow from t = 1, where λ is infinite too, is a Runge-Kutta step of order k in t.
     """
 
     spacing = "logsnr"
+    from_infinity = True
 
     order: int = option(2, "order k, and the number of evaluations per step", ge=1, le=3)
 
@@ -43,6 +45,8 @@ class DPMSolver(Sampler):
 def singlestep(denoise: Denoiser, x: Tensor, x0: Tensor, s: float, t: float, order: int) -> Tensor:
     """One step of DPM-Solver-k, with `order` - 1 evaluations of D.
 
+    From σ = ∞, where the step in λ is infinite, it is a Runge-Kutta step of the same order in the time of the flow.
+
     Args:
         denoise: the denoiser.
         x: the state at level s, (B, C, H, W).
@@ -54,6 +58,8 @@ def singlestep(denoise: Denoiser, x: Tensor, x0: Tensor, s: float, t: float, ord
     Returns:
         The state at level t, (B, C, H, W).
     """
+    if is_infinite(s):
+        return runge_kutta(denoise, x, x0, s, t, order)
     first = (x - x0) / s
     if order == 1:
         return x - (s - t) * first

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option
+from samplerbench.sampling import Denoiser, Noise, Ode, Sampler, Step, intervals, is_infinite, option
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,11 @@ class Heun(Sampler):
     ŝ = s + γ s with γ = min(S_churn/N, √2 - 1) where S_min ≤ s ≤ S_max, else 0;  x̂ = x + S_noise √(ŝ² - s²) z;
     d = (x̂ - D(x̂, ŝ))/ŝ;  x ← x̂ + (t - ŝ) d. For t > 0 the step is repeated with the mean of d and
     d' = (x - D(x, t))/t. S_churn = 0 is the deterministic second-order method.
+    For a rectified flow, the step after the churn is made in y = (1-t) x and the time t. No noise is added at t = 1.
     """
 
     spacing = "karras"
+    from_infinity = True
 
     S_churn: float = option(0.0, "total amount of noise added and removed, over all steps", ge=0.0)
     S_min: float = option(0.0, "smallest noise level at which noise is added", ge=0.0)
@@ -33,17 +35,23 @@ class Heun(Sampler):
     def convergence(self) -> int | None:
         return 2 if self.S_churn == 0 else None
 
+    def convergence_from_infinity(self) -> int | None:
+        return self.convergence()
+
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         churn = min(self.S_churn / (len(sigmas) - 1), math.sqrt(2) - 1)
+        ode = Ode(denoise)
         for s, t in intervals(sigmas):
-            if churn > 0 and self.S_min <= s <= (math.inf if self.S_max is None else self.S_max):
+            if churn > 0 and not is_infinite(s) and self.S_min <= s <= (math.inf if self.S_max is None else self.S_max):
                 raised = s * (1 + churn)
                 x, s = x + self.S_noise * math.sqrt(raised**2 - s**2) * noise(), raised
             x0 = denoise(x, s)
-            slope = (x - x0) / s
-            following = x + (t - s) * slope
-            if t > 0:
-                again = (following - denoise(following, t)) / t
-                following = x + ((t - s) / 2) * (slope + again)
-            x = following
+            if t == 0:
+                yield Step(t, x0, x0)
+                continue
+            now, after = ode.time(s), ode.time(t)
+            y = ode.state(x, s)
+            slope = (y - x0) / now
+            again = ode.slope(y + (after - now) * slope, after)
+            x = ode.back(y + ((after - now) / 2) * (slope + again), after)
             yield Step(t, x, x0)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option
+from samplerbench.sampling import Denoiser, Noise, Ode, Sampler, Step, intervals, option, runge_kutta
 from samplerbench_plugins.dpm_solver import singlestep
 
 _ADAMS_BASHFORTH = (
@@ -29,9 +29,12 @@ class IPNDM(Sampler):
     alternate, it is 1. The last interval, to σ = 0, is x ← D.
     The first steps have lower order, so the order is at most 2 if D changes much in them. With start=singlestep the
     first order-2 steps are DPM-Solver steps, each with order-2 more evaluations, and the order is not reduced.
+    For a rectified flow the method integrates the velocity v = (y - D)/t in the model's time t instead of ε in σ, with
+    y = (1-t) x, and the first steps of start=singlestep are Runge-Kutta steps in t.
     """
 
     spacing = "karras"
+    from_infinity = True
     even_in = "sigma"
     uniform_steps_only = True
 
@@ -54,16 +57,23 @@ class IPNDM(Sampler):
     def convergence_from_any_start(self) -> int:
         return self.order if self._starts else min(2, self.order)
 
+    def convergence_from_infinity(self) -> int:
+        return self.convergence_from_any_start()
+
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-        past: list[Tensor] = []  # ε, latest first
+        past: list[Tensor] = []  # ε, or v of a rectified flow, latest first
+        ode = Ode(denoise)
+        start = runge_kutta if denoise.process.ends else singlestep
         for s, t in intervals(sigmas):
             x0 = denoise(x, s)
-            past = [(x - x0) / s, *past[: self.order - 1]]
+            y, now = ode.state(x, s), ode.time(s)
+            past = [(y - x0) / now, *past[: self.order - 1]]
             if t == 0:
                 x = x0
             elif len(past) <= self._starts:
-                x = singlestep(denoise, x, x0, s, t, self.order - 1)
+                x = start(denoise, x, x0, s, t, self.order - 1)
             else:
-                weights = _ADAMS_BASHFORTH[len(past) - 1]
-                x = x + (t - s) * sum(b * e for b, e in zip(weights, past, strict=True))
+                weights, after = _ADAMS_BASHFORTH[len(past) - 1], ode.time(t)
+                y = y + (after - now) * sum(b * e for b, e in zip(weights, past, strict=True))
+                x = ode.back(y, after)
             yield Step(t, x, x0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option
+from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, is_infinite, option
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,12 @@ class Langevin(Sampler):
     The paper uses ε = 2·10⁻⁵ at σ_L = 0.01, which is r = 0.1, and T = 100. Song & Ermon 2020 use r = 0.06, T = 5 and
     L = 232 levels. With few levels, σ changes more from level to level, and T steps reduce the noise only by (1-r)^T.
     The default r = 0.3 with T = 5 is suitable for about 10 levels or more.
+    From t = 1 of a rectified flow, where σ is infinite, the state is drawn anew at the next level: x ← D + t z.
     """
 
     spacing = "geometric"
+    from_infinity = True
+    keeps_spacing = True
 
     T: int = option(5, "Langevin steps at each noise level", ge=1, le=1_000_000)
     r: float = option(0.3, "step size in units of σ²: ε/(2σ_L²)", gt=0.0, lt=1.0)
@@ -34,6 +37,8 @@ class Langevin(Sampler):
             for _ in range(self.T):
                 x0 = denoise(x, s)
                 x = x + self.r * (x0 - x) + (math.sqrt(2 * self.r) * s) * noise()
+            if is_infinite(s):
+                x = x0 + t * noise()
             if t == 0 and self.denoise:
                 x = x0 = denoise(x, s)
             yield Step(t, x, x0)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option
+from samplerbench.sampling import RECTIFIED_FLOW, SIGMA_INFINITY, Denoiser, Noise, Ode, Sampler, Step, intervals, option
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,11 @@ class ProbabilityFlow(Sampler):
     rk45 is the adaptive 5(4) method of Dormand & Prince in log σ, with a separate step size for each sample, from the
     start to the smallest level of the model. The last step is x ← D. rk45 ignores the number of steps, and
     synchronises with the device after each attempted step.
+    For a rectified flow, all solvers integrate dy/dt = v = (y - D)/t in the model's time t instead, with y = (1-t) x,
+    and may start at t = 1.
     """
+
+    from_infinity = True
 
     solver: Literal["euler", "heun", "rk4", "rk45"] = option("heun", "numerical method")
     rtol: float = option(1e-4, "rk45: relative error tolerance", gt=0.0, lt=1.0)
@@ -35,37 +39,44 @@ class ProbabilityFlow(Sampler):
     def convergence(self) -> int | None:
         return {"euler": 1, "heun": 2, "rk4": 4}.get(self.solver)
 
+    def convergence_from_infinity(self) -> int | None:
+        return self.convergence()
+
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         if self.solver == "rk45":
             yield from self._adaptive(denoise, x, float(sigmas[0]))
             return
+        ode = Ode(denoise)
         for s, t in intervals(sigmas):
-            h, x0 = t - s, denoise(x, s)
-            k1 = (x - x0) / s
+            x0 = denoise(x, s)
             if t == 0:
-                x = x0
-            elif self.solver == "euler":
-                x = x + h * k1
+                yield Step(t, x0, x0)
+                continue
+            start, end = ode.time(s), ode.time(t)
+            h, y = end - start, ode.state(x, s)
+            k1 = (y - x0) / start
+            if self.solver == "euler":
+                y = y + h * k1
             elif self.solver == "heun":
-                guess = x + h * k1
-                x = x + (h / 2) * (k1 + (guess - denoise(guess, t)) / t)
+                y = y + (h / 2) * (k1 + ode.slope(y + h * k1, end))
             else:
-                m = s + h / 2
-                b = x + (h / 2) * k1
-                k2 = (b - denoise(b, m)) / m
-                c = x + (h / 2) * k2
-                k3 = (c - denoise(c, m)) / m
-                d = x + h * k3
-                k4 = (d - denoise(d, t)) / t
-                x = x + (h / 6) * (k1 + 2 * k2 + 2 * k3 + k4)
+                middle = start + h / 2
+                k2 = ode.slope(y + (h / 2) * k1, middle)
+                k3 = ode.slope(y + (h / 2) * k2, middle)
+                k4 = ode.slope(y + h * k3, end)
+                y = y + (h / 6) * (k1 + 2 * k2 + 2 * k3 + k4)
+            x = ode.back(y, end)
             yield Step(t, x, x0)
 
     def _adaptive(self, denoise: Denoiser, x: Tensor, start: float) -> Iterator[Step]:
-        """Solve dx/du = x - D(x, eᵘ) for u = log σ from log σ_start down to log σ_min."""
-        last = math.log(float(denoise.levels[0]))
-        u = torch.full((len(x),), math.log(start), dtype=torch.float64, device=x.device)
-        h = torch.full_like(u, (last - math.log(start)) / 50)  # only a first guess: the error control sets later steps
-        k1 = x - denoise(x, start)
+        """Solve the ODE from σ_start down to σ_min in `variable`."""
+        variable = _FlowTime if denoise.process.ends else _LogSigma
+        first, last = variable.of(start), variable.of(float(denoise.levels[0]))
+        u = torch.full((len(x),), first, dtype=torch.float64, device=x.device)
+        h = torch.full_like(u, (last - first) / 50)  # only a first guess: the error control sets later steps
+        x0 = denoise(x, start)
+        x = variable.state(x, start)
+        k1 = variable.slope(x, x0, u)
         active = torch.arange(len(x), device=x.device)
         while len(active):
             part, y = denoise.rows(active), x[active]
@@ -73,7 +84,8 @@ class ProbabilityFlow(Sampler):
             stages = [k1[active]]
             for c, row in zip(_C, _A, strict=True):
                 point = y + _column(step, y) * sum(a * k for a, k in zip(row, stages, strict=True) if a)
-                stages.append(point - part(point, (u[active] + c * step).exp()))
+                at = u[active] + c * step
+                stages.append(variable.slope(point, part(*variable.input(point, at)), at))
             # The last stage is evaluated at the new point, so it is also the first stage of the next step.
             error = _column(step, y) * sum(e * k for e, k in zip(_E, stages, strict=True) if e)
             scale = self.atol + self.rtol * torch.maximum(y.abs(), point.abs())
@@ -86,8 +98,71 @@ class ProbabilityFlow(Sampler):
             k1 = k1.index_copy(0, moved, stages[-1][accept])
             u = u.index_copy(0, moved, (u[active] + step)[accept])
             active = active[(u[active] > last + 1e-12) & ratio.isfinite()]
-            yield Step(math.exp(float(u.max())), x, x - k1)
-        yield Step(0.0, x - k1, x - k1)
+            x0 = variable.denoised(x, k1, u)
+            yield Step(variable.sigma(float(u.max())), variable.back(x, u), x0)
+        yield Step(0.0, x0, x0)
+
+
+class _LogSigma:
+    """The adaptive solver's variable u = log σ, with dx/du = x - D."""
+
+    of = staticmethod(math.log)
+    sigma = staticmethod(math.exp)
+
+    @staticmethod
+    def state(x: Tensor, sigma: float) -> Tensor:
+        return x
+
+    @staticmethod
+    def back(x: Tensor, u: Tensor) -> Tensor:
+        return x
+
+    @staticmethod
+    def input(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The state and the noise levels at which D is evaluated."""
+        return x, u.exp()
+
+    @staticmethod
+    def slope(x: Tensor, x0: Tensor, u: Tensor) -> Tensor:
+        return x - x0
+
+    @staticmethod
+    def denoised(x: Tensor, slope: Tensor, u: Tensor) -> Tensor:
+        """D, from the slope."""
+        return x - slope
+
+
+class _FlowTime:
+    """The adaptive solver's variable t of a rectified flow, with dy/dt = (y - D)/t and y = (1-t) x."""
+
+    of = staticmethod(RECTIFIED_FLOW.time)
+    sigma = staticmethod(RECTIFIED_FLOW.level)
+
+    @staticmethod
+    def state(x: Tensor, sigma: float) -> Tensor:
+        return x / (1 + sigma)
+
+    @staticmethod
+    def back(y: Tensor, t: Tensor) -> Tensor:
+        return y * _column(1 + _flow_levels(t), y)
+
+    @staticmethod
+    def input(y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = _flow_levels(t)
+        return y * _column(1 + sigma, y), sigma
+
+    @staticmethod
+    def slope(y: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        return (y - x0) / _column(t, y)
+
+    @staticmethod
+    def denoised(y: Tensor, slope: Tensor, t: Tensor) -> Tensor:
+        return y - _column(t, y) * slope
+
+
+def _flow_levels(t: Tensor) -> Tensor:
+    """σ = t/(1-t) for each sample."""
+    return torch.where(t < 1, t / (1 - t), SIGMA_INFINITY)
 
 
 def _column(value: Tensor, x: Tensor) -> Tensor:

@@ -9,15 +9,17 @@ from typing import Literal
 
 from torch import Tensor
 
-from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option
+from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, is_infinite, option
 
 
 def _reverse_diffusion(denoise: Denoiser, x: Tensor, x0: Tensor, s: float, t: float) -> tuple[Tensor, float]:
     """Mean and standard deviation of one step of the reverse diffusion sampler (Song et al. 2021, appendix E).
 
     For y = α x, the forward step from t to s is y ← a y + b z with a = α_s/α_t and b² = α_s² (s²-t²). The reverse step
-    is y ← (2 - a) y + b² score + b z.
+    is y ← (2 - a) y + b² score + b z. From σ = ∞, where a = 0, it is the exact reverse step x ← D + t z.
     """
+    if is_infinite(s):
+        return x0, t
     a = denoise.alpha(s) / denoise.alpha(t)
     mean = a * ((2 - a) * x + (1 - (t / s) ** 2) * (x0 - x))
     return mean, a * math.sqrt(s**2 - t**2)
@@ -32,13 +34,18 @@ class EulerMaruyama(Sampler):
     y ← (1 + log(α_t/α_s)) y + α_s² v score + α_s √v z. The last step is x ← D.
     Variance-exploding models, k = 0: x ← x + 2h (D - x) + √(2h) s z with h = log(s/t).
     Variance-preserving models, k = 1: y ← (1 + b/2) y + b score + √b z with b = ∫β dt = log((1+s²)/(1+t²)).
+    From t = 1 of a rectified flow, where the interval is infinite: x ← D + t z, the exact step for a constant D.
     """
+
+    from_infinity = True
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         for s, t in intervals(sigmas):
             x0 = denoise(x, s)
             if t == 0:
                 x = x0
+            elif is_infinite(s):
+                x = x0 + t * noise()
             else:
                 a = denoise.alpha(s) / denoise.alpha(t)
                 k = (denoise.alpha(s) ** -2 - 1) / s**2
@@ -55,6 +62,8 @@ class ReverseDiffusion(Sampler):
     Variance-exploding models: x ← x + (s²-t²) score + √(s²-t²) z.
     Variance-preserving models, in coordinates x/√(1+s²) with β = 1 - ᾱ_s/ᾱ_t: x ← (2 - √(1-β)) x + β score + √β z.
     """
+
+    from_infinity = True
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         for s, t in intervals(sigmas):
@@ -78,6 +87,8 @@ class PredictorCorrector(Sampler):
     The norms are computed for each sample. The authors' code averages them over the batch, so an image depends on the
     other images of its batch. There is no corrector at σ = 0.
     """
+
+    from_infinity = True
 
     predictor: Literal["ancestral", "reverse-diffusion", "probability-flow"] = option(
         "reverse-diffusion", "method of the predictor step"

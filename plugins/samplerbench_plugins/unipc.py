@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option
+from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, is_infinite, option
 from samplerbench_plugins.dpm_solver import singlestep
 from samplerbench_plugins.exponential import phi
 
@@ -27,9 +27,11 @@ class UniPC(Sampler):
     hold if sampling starts at a large σ, where D hardly changes. If it starts at a σ of the size of the data, UniPC-3
     has order 3 and UniP-3 has order 2. With start=singlestep the first step is DPM-Solver-3 (or -2 for UniP), which
     takes two more evaluations (or one), and the orders hold from any start.
+    In the first step of a rectified flow from t = 1, where hh is infinite, B1 is replaced by B2.
     """
 
     spacing = "logsnr"
+    from_infinity = True
 
     order: int = option(3, "order p of UniP", ge=1, le=3)
     variant: Literal["B1", "B2"] = option("B2", "the function B(h)")
@@ -83,7 +85,7 @@ class UniPC(Sampler):
             ratios.append(1.0)
             changes.append(arrived - x0)
         total = (t / s) * x - math.expm1(-h) * x0
-        scale = -h if self.variant == "B1" else math.expm1(-h)
+        scale = -h if self.variant == "B1" and not is_infinite(s) else math.expm1(-h)
         for weight, change in zip(_weights(ratios, -h, scale), changes, strict=True):
             total = total - (scale * weight) * change
         return total

@@ -164,7 +164,7 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
         for spacing in grid.spacings:
 
             def spacing_of(sampler: Sampler, given: Spacing | None = spacing) -> Spacing:
-                return setup.pick_spacing(sampler, given)
+                return setup.pick_spacing(sampler, given, model.spacing)
 
             guided = [bound.get(guidance, guidance) for guidance in grid.guidances]
             found, gaps = plan(model, samplers, grid.steps, guided, spacing_of, grid.nfe)

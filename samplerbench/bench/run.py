@@ -17,6 +17,7 @@ from samplerbench.errors import Message, SamplerbenchError, UserError, argument
 from samplerbench.metrics.fid import FID
 from samplerbench.metrics.fid_infinity import FIDInfinity
 from samplerbench.metrics.metric import Metric, names_of
+from samplerbench.models.text import prompt_warning
 from samplerbench.results.compare import noise_floor
 from samplerbench.results.store import Store
 from samplerbench.sampling.driver import OnStep
@@ -217,14 +218,16 @@ class Run:
 
     def warnings(self) -> list[Message]:
         """Return warnings about settings that make the values of this run unreliable."""
+        cut = prompt_warning(self.prepared.model)
+        found = [Message.read(cut)] if cut else []
         reference, n = self.measured.reference, self.measured.n
         if reference is None or not any(isinstance(m, FID | FIDInfinity) for m in self.prepared.metrics):
-            return []
+            return found
         d = len(reference.moments.mean)
         if n > d:
-            return []
+            return found
         text = f"{n} images for {d} features: the covariance is singular and the FID strongly biased; use "
-        return [Message.read(f"{text}{argument('n', 10 * d)} or more.")]
+        return [*found, Message.read(f"{text}{argument('n', 10 * d)} or more.")]
 
     def floor(self) -> tuple[float, float, int] | None:
         """Return the noise floor of the FID (see `noise_floor`).

@@ -15,6 +15,7 @@ from samplerbench.text import note
 
 if TYPE_CHECKING:
     from samplerbench.bench.request import Grid
+    from samplerbench.models import Model
 
 
 def complete(*kinds: str) -> Any:
@@ -127,11 +128,26 @@ NegativePrompt = Annotated[
     str | None,
     typer.Option("--negative-prompt", help="Negative prompt of a text-to-image model. Default: the empty prompt."),
 ]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        "--image-size",
+        help="Size of the images of a text-to-image model, HEIGHTxWIDTH in pixels: `768x1024`. Default: the model's.",
+    ),
+]
 EmbeddedGuidance = Annotated[
     float | None,
     typer.Option(
         "--embedded-guidance",
-        help="Guidance scale that a distilled network takes as an input. Default: that of its pipeline, such as 8.5.",
+        help="Guidance scale that a distilled network (FLUX.1-dev, LCM) takes as an input. Default: its pipeline's.",
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        help="Save memory with a text-to-image model: a comma-separated list of `offload`, `sequential-offload`, "
+        "`vae-tiling`, `vae-slicing` and `attention-slicing`.",
     ),
 ]
 Lora = Annotated[
@@ -226,6 +242,20 @@ def one_of_prompts(prompt: Sequence[str], prompts: str | None) -> str | tuple[st
     if prompt and prompts is not None:
         raise UserError("--prompt and --prompts cannot be combined; use one of them.")
     return tuple(prompt) or prompts
+
+
+def text_options(image_size: str | None, embedded_guidance: float | None, memory: str | None) -> dict[str, Any]:
+    """The fields of a request for the options of text-to-image models."""
+    words = () if memory is None else tuple(word.strip() for word in memory.split(",") if word.strip())
+    return {"image_size": image_size, "embedded_guidance": embedded_guidance, "memory": words}
+
+
+def note_prompts(model: Model) -> None:
+    """Print a note about prompts that are longer than the text encoder reads, if there are any."""
+    from samplerbench.models.text import prompt_warning
+
+    if warning := prompt_warning(model):
+        note(f"note: {warning}")
 
 
 class Interrupts:

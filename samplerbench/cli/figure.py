@@ -75,7 +75,9 @@ def _shared(
     prompts: common.Prompts = None,
     prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
+    image_size: common.ImageSize = None,
     embedded_guidance: common.EmbeddedGuidance = None,
+    memory: common.Memory = None,
     lora: common.Lora = [],  # noqa: B006
     scheduler: common.Scheduler = None,
     config: common.Config = None,
@@ -128,6 +130,7 @@ class Canvas:
 
         grids = [Grid(samplers, steps, guidances=guidances, spacings=[spacing])] if samplers else []
         scene = Scene(prepare(Request(grids, **self.request), self.device), self.n, self.seed, self.batch_size, data)
+        common.note_prompts(scene.prepared.model)
         _ = scene.labels
         return scene
 
@@ -173,9 +176,9 @@ def _figure(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., No
 
         def run(**given: Any) -> None:
             given["prompts"] = common.one_of_prompts(given.pop("prompt"), given["prompts"])
-            loading = ("revision", "variant", "prompts", "negative_prompt", "embedded_guidance", "offline")
-            parts = ("lora", "scheduler", "config")
-            request = {k: given.pop(k) for k in ("model", "labels", "dtype", *loading, *parts)}
+            text = common.text_options(*(given.pop(k) for k in ("image_size", "embedded_guidance", "memory")))
+            loading = ("revision", "variant", "prompts", "negative_prompt", "lora", "scheduler", "config", "offline")
+            request = text | {k: given.pop(k) for k in ("model", "labels", "dtype", *loading)}
             rest = {k: given.pop(k) for k in ("out", "n", "seed", "batch_size", "device")}
             function(Canvas(request=request, **rest), **given)
 

@@ -42,7 +42,9 @@ def run(
     prompts: common.Prompts = None,
     prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
+    image_size: common.ImageSize = None,
     embedded_guidance: common.EmbeddedGuidance = None,
+    memory: common.Memory = None,
     lora: common.Lora = [],  # noqa: B006
     scheduler: common.Scheduler = None,
     config: common.Config = None,
@@ -152,9 +154,9 @@ def run(
     options |= {"batch_size": parse_batch_size(batch_size), "dtype": dtype, "metrics": metric, "features": features}
     options |= {"features_weights": features_weights, "data": data, "revision": revision, "variant": variant}
     options |= {"prompts": common.one_of_prompts(prompt, prompts)}
-    options |= {"negative_prompt": negative_prompt, "embedded_guidance": embedded_guidance, "lora": lora}
-    options |= {"scheduler": scheduler, "config": config}
-    options |= {"compile": compile, "graphs": graphs}
+    options |= {"negative_prompt": negative_prompt, "compile": compile, "graphs": graphs}
+    options |= common.text_options(image_size, embedded_guidance, memory)
+    options |= {"lora": lora, "scheduler": scheduler, "config": config}
     with _stdout_kept(as_json):  # plugins are imported
         if suite is not None:
             named = {"sampler": sampler, "steps": steps, "nfe": nfe, "guidance": guidance, "spacing": spacing}
@@ -403,7 +405,9 @@ def sample(
     prompts: common.Prompts = None,
     prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
+    image_size: common.ImageSize = None,
     embedded_guidance: common.EmbeddedGuidance = None,
+    memory: common.Memory = None,
     lora: common.Lora = [],  # noqa: B006
     scheduler: common.Scheduler = None,
     config: common.Config = None,
@@ -462,7 +466,7 @@ def sample(
         variant=variant,
         prompts=common.one_of_prompts(prompt, prompts),
         negative_prompt=negative_prompt,
-        embedded_guidance=embedded_guidance,
+        **common.text_options(image_size, embedded_guidance, memory),
         lora=lora,
         scheduler=scheduler,
         config=config,
@@ -471,6 +475,7 @@ def sample(
         graphs=graphs,
     )
     prepared = prepare(request, device)
+    common.note_prompts(prepared.model)
     inputs = prepared.inputs(n)
     cell = prepared.cells[0]
     with (

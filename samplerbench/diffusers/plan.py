@@ -14,6 +14,7 @@ from torch import Tensor
 from samplerbench.errors import UserError
 from samplerbench.models.timesteps import timestep_at
 from samplerbench.sampling import VARIANCE_PRESERVING, Denoiser, Noise, Prediction, PredictionType, Sampler, Sigma, Step
+from samplerbench.sampling.sampler import start_steps
 
 
 def refuse(sampler: Sampler, why: str) -> NoReturn:
@@ -201,7 +202,7 @@ class _Rehearsal(Bare):
     def walk(self) -> Iterator[Step]:
         """Run the sampler and yield its steps."""
         self.here = self.x
-        run = self.subject.sampler.steps(self, self.x, self.sigmas, self.noise)
+        run = start_steps(self.subject.sampler, self, self.x, self.sigmas, self.noise)
         while True:
             with torch.no_grad():
                 step = next(run, None)

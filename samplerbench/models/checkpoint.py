@@ -15,6 +15,7 @@ from samplerbench.errors import UserError, argument
 from samplerbench.limits import MAX_CLASSES, MAX_IMAGES
 from samplerbench.models.fields import Fields
 from samplerbench.models.files import (
+    OFFLOADS,
     LoadOptions,
     check_no_code,
     check_weights,
@@ -144,6 +145,43 @@ class Checkpoint:
             return self._from_file(part, cls, dtype, device, self.single_file)
         name, variant = self._variant(part)
         config, folder = self.config(name), self.path(name)
+        files = self._weights(part)
+        complaint = f"{self.source} cannot be loaded as a {cls.__name__}"
+        check_no_code(config, complaint)
+        check_weights(folder, files, variant, complaint)
+        module = self._from_pretrained(cls, folder, dtype, variant)
+        return Part(self._placed(module, device), config, hash_files(files))
+
+    def _placed(self, module: Any, device: torch.device) -> Any:
+        """The module in evaluation mode, without gradients, on the device, in the memory format of convolutions."""
+        # An offloaded module stays on the host. `save_memory` moves it.
+        host = torch.device("cpu") if OFFLOADS.intersection(self.options.memory) else device
+        module.requires_grad_(False).eval().to(device=host)
+        # Channels-last convolutions are 1.2 to 1.4 times as fast, also on CPUs (benchmarks/README.md). The format is
+        # defined for two-dimensional convolutions only.
+        if not any(p.ndim == 5 for p in module.parameters()):
+            module.to(memory_format=torch.channels_last)
+        return module
+
+    def weights_hash(self, part: str) -> str:
+        """Return the hash of the weights of a part, without loading them.
+
+        Args:
+            part: name of the part.
+
+        Raises:
+            UserError: if the weights are missing.
+        """
+        if self.single_file is None or not contains(self.single_file, part, self.network):
+            return hash_files(self._weights(part))
+        # The configuration is not that of the file, so it belongs to what determines the output.
+        settings = json.dumps({k: v for k, v in self.config(part).items() if not k.startswith("_")}, sort_keys=True)
+        return hashlib.sha256((file_hash(self.single_file) + settings).encode()).hexdigest()
+
+    def _weights(self, part: str) -> list[Path]:
+        """The weight files of a part, in the requested variant if the part has it."""
+        name, variant = self._variant(part)
+        config, folder = self.config(name), self.path(name)
         files = weight_files(folder, variant)
         if not files:
             others = known_variants(folder)
@@ -154,13 +192,7 @@ class Checkpoint:
             )
             stem = "diffusion_pytorch_model" if "_diffusers_version" in config else "model"
             raise UserError(f"{self.source} is incomplete: {name}/{stem}.safetensors does not exist ({advice}).")
-        complaint = f"{self.source} cannot be loaded as a {cls.__name__}"
-        check_no_code(config, complaint)
-        check_weights(folder, files, variant, complaint)
-        module = self._from_pretrained(cls, folder, dtype, variant)
-        # Channels-last convolutions are 1.2 to 1.4 times as fast, also on CPUs (benchmarks/README.md).
-        module.requires_grad_(False).eval().to(device=device, memory_format=torch.channels_last)
-        return Part(module, config, hash_files(files))
+        return files
 
     def _variant(self, part: str) -> tuple[str, str | None]:
         """The folder and the variant to load for a part. A part without the requested variant uses no variant."""
@@ -190,11 +222,7 @@ class Checkpoint:
         config = self.config(part)
         check_no_code(config, f"{self.source} cannot be loaded as a {cls.__name__}")
         module = load_from_file(self.source, file, part, cls, self.path(part), dtype)
-        module.requires_grad_(False).eval().to(device=device, dtype=dtype, memory_format=torch.channels_last)
-        # The configuration is not that of the file, so it belongs to what determines the output.
-        settings = json.dumps({k: v for k, v in config.items() if not k.startswith("_")}, sort_keys=True)
-        digest = hashlib.sha256((file_hash(file) + settings).encode()).hexdigest()
-        return Part(module, config, digest)
+        return Part(self._placed(module.to(dtype), device), config, self.weights_hash(part))
 
     def _from_pretrained(self, cls: Any, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
         # diffusers and transformers name the same option differently.

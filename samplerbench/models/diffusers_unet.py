@@ -14,22 +14,20 @@ from samplerbench.models.checkpoint import CARD, Checkpoint, open_checkpoint
 from samplerbench.models.discrete import DiscreteVP
 from samplerbench.models.fields import Fields
 from samplerbench.models.files import LoadOptions
+from samplerbench.models.flow import RectifiedFlow, flow_fields, flow_identity, is_flow, read_flow_schedule
 from samplerbench.models.latent import Autoencoder
-from samplerbench.models.model import Condition
+from samplerbench.models.model import Condition, Model
 from samplerbench.models.schedule import Schedule, read_schedule
+from samplerbench.sampling.denoiser import Sigma
+from samplerbench.sampling.flow import FlowSchedule
 from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 
-@dataclass
-class DiffusersUNet(DiscreteVP):
-    """A discrete variance-preserving `UNet2DModel`.
+class _Labelled(Model):
+    """A `UNet2DModel` with class labels. The subclass has the field `null_label`."""
 
-    Attributes:
-        null_label: label for the unconditional prediction. None if the model has no such label.
-    """
-
-    null_label: int | None = None
+    null_label: int | None
 
     def condition(self, inputs: Inputs) -> Condition:
         if inputs.labels is None or self.classes is None:
@@ -45,12 +43,40 @@ class DiffusersUNet(DiscreteVP):
         return self.network(x.to(self.dtype), time, class_labels=condition.get("labels")).sample
 
 
+@dataclass
+class DiffusersUNet(_Labelled, DiscreteVP):
+    """A discrete variance-preserving `UNet2DModel`.
+
+    Attributes:
+        null_label: label for the unconditional prediction. None if the model has no such label.
+    """
+
+    null_label: int | None = None
+
+
+@dataclass
+class FlowUNet(_Labelled, RectifiedFlow):
+    """A `UNet2DModel` that predicts the velocity of a rectified flow.
+
+    The time input of the network is T t with T time steps, as the flow-matching schedulers of diffusers give it.
+
+    Attributes:
+        null_label: label for the unconditional prediction. None if the model has no such label.
+    """
+
+    null_label: int | None = None
+
+    def times(self, sigma: Sigma, x: Tensor) -> Tensor:
+        assert self.flow is not None
+        return (super().times(sigma, x) * self.flow.timesteps).float()
+
+
 def load_diffusers_unet(
     source: str,
     device: torch.device,
     dtype: torch.dtype,
     rounding: Literal["fractional", "nearest"] = "fractional",
-) -> DiffusersUNet:
+) -> DiffusersUNet | FlowUNet:
     """Load a pixel-space U-Net pipeline. Only safetensors weights are supported.
 
     Args:
@@ -71,8 +97,8 @@ def unet_model(
     dtype: torch.dtype,
     rounding: Literal["fractional", "nearest"] = "fractional",
     autoencoder: Autoencoder | None = None,
-) -> DiffusersUNet:
-    """Load the U-Net of an opened pipeline.
+) -> DiffusersUNet | FlowUNet:
+    """Load the U-Net of an opened pipeline. It is a rectified flow if its scheduler is one.
 
     Args:
         checkpoint: the opened pipeline.
@@ -89,7 +115,7 @@ def unet_model(
     source, card = checkpoint.source, checkpoint.card
     checkpoint.require("unet", "UNet2DModel")
     config = checkpoint.fields("unet", UNet2DModel)
-    schedule = load_schedule(checkpoint)
+    schedule = load_any_schedule(checkpoint)
     channels = check_channels(source, config, schedule)
     height, width = config.sides("sample_size")
     embeds = config.integer_or_none("num_class_embeds", 0, MAX_CLASSES)
@@ -102,26 +128,32 @@ def unet_model(
     part = checkpoint.load("unet", UNet2DModel, dtype, device)
     shape = (channels, height, width)
     classifier = checkpoint.folder / "classifier"
+    shared: dict[str, Any] = {
+        "network": part.module,
+        "shape": shape,
+        "device": device,
+        "dtype": dtype,
+        "autoencoder": autoencoder,
+        "classes": classes,
+        "null": null_label is not None,
+        "null_label": null_label,
+        "classifier_folder": str(classifier) if classifier.is_dir() else "",
+        **card_fields(checkpoint, part.module, classes),
+    }
+    identity = identity_of(checkpoint, part.sha256)
+    if isinstance(schedule, FlowSchedule):
+        return FlowUNet(**shared, **flow_fields(schedule), identity=identity | flow_identity(schedule))
     return DiffusersUNet(
-        network=part.module,
-        shape=shape,
+        **shared,
         levels=schedule.levels,
         process=VARIANCE_PRESERVING,
-        device=device,
-        dtype=dtype,
-        autoencoder=autoencoder,
-        classes=classes,
-        null=null_label is not None,
         clip=schedule.clip,
         clip_range=schedule.clip_range,
         learned_variance=schedule.variance == "learned_range",
         doubled=schedule.doubled,
-        classifier_folder=str(classifier) if classifier.is_dir() else "",
-        identity=identity_of(checkpoint, part.sha256) | schedule.identity | {"rounding": rounding},
+        identity=identity | schedule.identity | {"rounding": rounding},
         preconditioning=schedule.preconditioning,
         rounding=rounding,
-        null_label=null_label,
-        **card_fields(checkpoint, part.module, classes),
     )
 
 
@@ -136,18 +168,38 @@ def load_schedule(checkpoint: Checkpoint) -> Schedule:
     return read_schedule(name, config, checkpoint.source)
 
 
-def check_channels(source: str, config: Fields, schedule: Schedule) -> int:
+def load_any_schedule(checkpoint: Checkpoint) -> Schedule | FlowSchedule:
+    """Read the noise schedule, or the schedule of a rectified flow, of a pipeline from its scheduler folder.
+
+    Raises:
+        UserError: see `read_schedule` and `read_flow_schedule`.
+    """
+    name = checkpoint.kind("scheduler")
+    config = checkpoint.config("scheduler", file="scheduler_config.json")
+    if is_flow(name, config):
+        return read_flow_schedule(name, config, checkpoint.source)
+    return read_schedule(name, config, checkpoint.source)
+
+
+def check_channels(source: str, config: Fields, schedule: Schedule | FlowSchedule) -> int:
     """Return the number of input channels of a network.
 
     Args:
         source: path or hub id, for error messages.
         config: configuration of the network.
-        schedule: noise schedule. Its variance type determines the number of output channels.
+        schedule: schedule. The variance type of a noise schedule determines the number of output channels.
 
     Raises:
         UserError: if the number of output channels does not match the variance type.
     """
     channels, out = (config.integer(key, 1, MAX_CHANNELS) for key in ("in_channels", "out_channels"))
+    if isinstance(schedule, FlowSchedule):
+        if out != channels:
+            raise UserError(
+                f"{source}: the network has {out} output channels; a rectified flow with {channels} input channels "
+                f"requires {channels}."
+            )
+        return channels
     wanted = channels * (2 if schedule.doubled else 1)
     if out != wanted:
         raise UserError(

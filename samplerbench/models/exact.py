@@ -16,9 +16,12 @@ from torch import Tensor, nn
 
 from samplerbench.errors import UserError
 from samplerbench.models.classifier import LoadedClassifier
+from samplerbench.models.flow import flow_fields, flow_identity
 from samplerbench.models.model import Condition, Model, ModelSource
+from samplerbench.models.preconditioning import DENOISED
 from samplerbench.models.schedule import alphas_cumprod, noise_levels
 from samplerbench.options import option
+from samplerbench.sampling.flow import FlowSchedule
 from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.noise import Purpose, normal, uniform
 from samplerbench.sampling.process import VARIANCE_PRESERVING
@@ -189,11 +192,12 @@ class ExactModel(Model):
         """Solve the probability-flow ODE.
 
         A single Gaussian has the closed-form solution μ + √((v+σ_end²)/(v+σ_start²))(x - μ). Other problems use an
-        eighth-order Runge-Kutta method in log σ for each sample, with relative tolerance 10⁻¹² (error below 10⁻¹⁰).
+        eighth-order Runge-Kutta method in log σ for each sample, or in t for a rectified flow, with relative tolerance
+        10⁻¹² (error below 10⁻¹⁰).
 
         Args:
             x: initial states, (B, *shape).
-            start: noise level of x.
+            start: noise level of x. For a rectified flow it may be `SIGMA_INFINITY`.
             end: final noise level, end > 0.
             labels: class labels, (B,) int64. None without labels.
 
@@ -209,17 +213,24 @@ class ExactModel(Model):
         from scipy.integrate import solve_ivp
 
         solved = []
+        flow = self.process.ends
         for i, row in enumerate(x):
             label = None if labels is None else labels[i : i + 1]
 
             def slope(u: float, y: np.ndarray, label: Tensor | None = label) -> np.ndarray:
+                # In log σ: dx/du = x - D. In t: dy/dt = (y - D)/t with y = x t/σ.
+                level, divisor = (self.process.level(u), u) if flow else (math.exp(u), 1.0)
                 state = torch.from_numpy(y).reshape(1, *self.shape)
-                level = torch.tensor([math.exp(u)], dtype=torch.float64)
-                return (state - self.problem(state, level, label)).flatten().numpy()
+                scale = level / u if flow else 1.0
+                x0 = self.problem(state * scale, torch.tensor([level], dtype=torch.float64), label)
+                return ((state - x0) / divisor).flatten().numpy()
 
-            span = (math.log(start), math.log(end))
-            run = solve_ivp(slope, span, row.flatten().numpy(), method="DOP853", rtol=1e-12, atol=1e-13)
-            solved.append(torch.from_numpy(run.y[:, -1]).reshape(self.shape))
+            variable = self.process.time if flow else math.log
+            first, last = variable(start), variable(end)
+            scales = (first / start, end / last) if flow else (1.0, 1.0)
+            initial = (row * scales[0]).flatten().numpy()
+            run = solve_ivp(slope, (first, last), initial, method="DOP853", rtol=1e-12, atol=1e-13)
+            solved.append(torch.from_numpy(run.y[:, -1] * scales[1]).reshape(self.shape))
         return torch.stack(solved)
 
 
@@ -232,6 +243,7 @@ def _model(
     device: torch.device,
     dtype: torch.dtype,
     data: str | None = None,
+    flow: bool = False,
 ) -> ExactModel:
     import hashlib
 
@@ -239,7 +251,12 @@ def _model(
     digest = hashlib.sha256()
     for tensor in (means, variances, weights, labels):
         digest.update(tensor.contiguous().numpy().tobytes())
-    levels = noise_levels(alphas_cumprod({}))
+    schedule: dict[str, Any] = {"levels": noise_levels(alphas_cumprod({})), "process": VARIANCE_PRESERVING}
+    described: dict[str, Any] = {"schedule": "linear", "timesteps": 1000}
+    if flow:
+        # The network is D itself, as a function of x and σ, also for a flow.
+        schedule = flow_fields(FlowSchedule()) | {"preconditioning": DENOISED}
+        described = flow_identity(FlowSchedule())
     shape = tuple(means.shape[1:])
     classes = network.classes if network.classes > 1 else None
     counts = None
@@ -249,8 +266,6 @@ def _model(
     return ExactModel(
         network=network.to(device),
         shape=(shape[0], shape[1], shape[2]),
-        levels=levels,
-        process=VARIANCE_PRESERVING,
         device=device,
         dtype=torch.float64 if dtype == torch.float64 else torch.float32,
         classes=classes,
@@ -259,9 +274,10 @@ def _model(
         data=data,
         draws=data is None,
         features="digits-cnn" if shape == (1, 8, 8) else None,
-        identity={"source": name, "weights": digest.hexdigest(), "schedule": "linear", "timesteps": len(levels)},
+        identity={"source": name, "weights": digest.hexdigest()} | described,
         notes={"denoiser": "closed form", "components": str(len(means))},
         problem=network,
+        **schedule,
     )
 
 
@@ -291,6 +307,8 @@ class Exact(ModelSource):
     gaussian  a Gaussian with a different mean and width in every dimension; D is linear in x.
     mixture   a Gaussian mixture; component k has label k mod `classes`.
     points    the empirical distribution of the 1,797 digits; D is the ideal denoiser of that data set.
+
+    With process=flow the model is a rectified flow, y = (1-t) x₀ + t z, which starts at t = 1.
     """
 
     kind: ClassVar[str] = "model"
@@ -301,6 +319,7 @@ class Exact(ModelSource):
     classes: int = option(2, "number of labels (mixture)", ge=1, le=10_000)
     width: float = option(0.3, "typical standard deviation (gaussian, mixture)", gt=0.0)
     seed: int = option(0, "random seed of the means and widths", ge=0, le=2**63 - 1)
+    process: Literal["vp", "flow"] = option("vp", "variance-preserving process, or rectified flow")
 
     def load(self, device: torch.device, dtype: torch.dtype) -> ExactModel:
         name = self.spec
@@ -313,7 +332,9 @@ class Exact(ModelSource):
             n = len(digits)
             means = dequantise(digits.images).double()
             model = _model(
-                name, means, torch.zeros(n), torch.full((n,), 1 / n), digits.labels, device, dtype, data="digits"
+                *(name, means, torch.zeros(n), torch.full((n,), 1 / n), digits.labels, device, dtype),
+                data="digits",
+                flow=self.process == "flow",
             )
             model.class_counts = digits.class_counts()
             return model
@@ -328,7 +349,8 @@ class Exact(ModelSource):
         deviations = self.width * (0.5 + even(k, *shape))
         weights = torch.ones(k, dtype=torch.float64) if k == 1 else 0.5 + even(k)
         labels = torch.zeros(k, dtype=torch.int64) if k == 1 else torch.arange(k) % min(self.classes, k)
-        return _model(name, means, deviations**2, weights / weights.sum(), labels, device, dtype)
+        flow = self.process == "flow"
+        return _model(name, means, deviations**2, weights / weights.sum(), labels, device, dtype, flow=flow)
 
 
 def exact(spec: str = "gaussian", **parameters: Any) -> ExactModel:

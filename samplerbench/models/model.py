@@ -27,6 +27,7 @@ from samplerbench.sampling.denoiser import (
     coefficient,
     per_sample,
 )
+from samplerbench.sampling.flow import FlowSchedule
 from samplerbench.sampling.guidance import Guidance, guide
 from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.process import Process
@@ -68,6 +69,8 @@ class Model(ABC):
         class_names: name of each class, "" for a class without a name. Several names of one class are separated by
             commas, as in "tench, Tinca tinca". Empty if unknown.
         default_n: number of images per block where none is set. None: the number of real images.
+        flow: time steps of a rectified flow. None for other processes.
+        spacing: default spacing for samplers that do not keep their own. None: the default of the sampler.
         draws: whether `real` draws from the exact distribution, so that the model can be its own reference.
         identity: protocol fields of the model.
         notes: additional lines for `samplerbench show`.
@@ -94,6 +97,8 @@ class Model(ABC):
     class_counts: list[int] | None = None
     class_names: tuple[str, ...] = ()
     default_n: int | None = None
+    flow: FlowSchedule | None = None
+    spacing: str | None = None
     draws: bool = False
     identity: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)

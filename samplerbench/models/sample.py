@@ -22,7 +22,7 @@ from samplerbench.sampling.driver import OnStep, Walk, drive, walk
 from samplerbench.sampling.guidance import Guidance
 from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.noise import Noise, Purpose, normal
-from samplerbench.sampling.sampler import Sampler, Step, bind_sampler
+from samplerbench.sampling.sampler import Sampler, Step, bind_sampler, start_steps
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class BatchRun:
 
     def steps(self) -> Iterator[Step]:
         """Iterate over the steps without checks and without disabling gradients, to test the sampler itself."""
-        return self.sampler.steps(self.denoise, self.x, self.sigmas, self.noise)
+        return start_steps(self.sampler, self.denoise, self.x, self.sigmas, self.noise)
 
 
 def sample_states(

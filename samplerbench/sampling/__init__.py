@@ -16,26 +16,38 @@ from samplerbench.sampling.denoiser import (
     coefficient,
     per_sample,
 )
+from samplerbench.sampling.flow import FlowSchedule
 from samplerbench.sampling.generator import Generator
 from samplerbench.sampling.guidance import Guidance
 from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.noise import Noise
-from samplerbench.sampling.process import RECTIFIED_FLOW, VARIANCE_EXPLODING, VARIANCE_PRESERVING, Process
+from samplerbench.sampling.ode import Ode, runge_kutta
+from samplerbench.sampling.process import (
+    RECTIFIED_FLOW,
+    SIGMA_INFINITY,
+    VARIANCE_EXPLODING,
+    VARIANCE_PRESERVING,
+    Process,
+    is_infinite,
+)
 from samplerbench.sampling.sampler import Sampler, Step, intervals
 from samplerbench.sampling.spacing import Spacing
 from samplerbench.sampling.view import ModelView
 
 __all__ = [
     "RECTIFIED_FLOW",
+    "SIGMA_INFINITY",
     "VARIANCE_EXPLODING",
     "VARIANCE_PRESERVING",
     "ConditionalDenoiser",
     "Denoiser",
+    "FlowSchedule",
     "Generator",
     "Guidance",
     "Inputs",
     "ModelView",
     "Noise",
+    "Ode",
     "Prediction",
     "PredictionType",
     "Process",
@@ -47,6 +59,8 @@ __all__ = [
     "argument",
     "coefficient",
     "intervals",
+    "is_infinite",
     "option",
     "per_sample",
+    "runge_kutta",
 ]

@@ -15,7 +15,7 @@ from samplerbench.boundary import plugin_call, shown
 from samplerbench.errors import RunError, argument
 from samplerbench.sampling.denoiser import Denoiser
 from samplerbench.sampling.noise import Noise
-from samplerbench.sampling.sampler import Sampler, Step, planned_nfe
+from samplerbench.sampling.sampler import Sampler, Step, planned_nfe, start_steps
 
 OnStep = Callable[[int, Step], None]
 """Callback for progress and trajectories. Its arguments are the step index, from 0, and the yielded `Step`."""
@@ -115,7 +115,7 @@ def walk(
     steps = _expected(sampler, sigmas)
     with plugin_call(sampler, "in steps"):
         # Clone the grid, so that a sampler that modifies it in place does not affect later batches.
-        given = sampler.steps(denoise, x, sigmas.clone(), noise)
+        given = start_steps(sampler, denoise, x, sigmas.clone(), noise)
         run = iter(given) if isinstance(given, Iterable) else None
     if run is None:
         raise RunError(

@@ -16,6 +16,7 @@ from samplerbench.limits import MAX_INTEGER
 from samplerbench.options import Configurable
 from samplerbench.sampling.denoiser import Denoiser
 from samplerbench.sampling.noise import Noise
+from samplerbench.sampling.process import is_infinite
 from samplerbench.sampling.view import ModelView
 
 
@@ -46,6 +47,13 @@ class Sampler(Configurable, ABC):
     kind: ClassVar[str] = "sampler"
     spacing: ClassVar[str | None] = None
     """Name of the default spacing of this sampler. None selects the default of samplerbench."""
+
+    from_infinity: ClassVar[bool] = False
+    """Whether `steps` supports `SIGMA_INFINITY` as the first level: the time t = 1 of a rectified flow. If False, the
+    first interval is a step of DDIM, x ← D + σ' ε, which is exact for a constant D, and `steps` gets the other ones."""
+
+    keeps_spacing: ClassVar[bool] = False
+    """Whether the default spacing of this sampler also applies to models that have a default spacing of their own."""
 
     own_grid: ClassVar[bool] = False
     """Whether the method defines its own grid and uses only the number of steps of the given grid."""
@@ -129,6 +137,36 @@ class Sampler(Configurable, ABC):
             there is no claim.
         """
         return "denoiser"
+
+    def convergence_from_infinity(self) -> int | None:
+        """The claimed order from σ = ∞, the time t = 1 of a rectified flow, on a grid that is uniform in t.
+
+        By default `convergence_from_any_start`, but 2 at most. A first step that treats D as constant has an error of
+        O(h²). In the first steps of such a grid log σ changes by log 2, log 3/2, …, for every number of steps, so
+        solvers that expand D in log σ have order 2 at most. Solvers in the time t can have a higher order.
+        """
+        order = self.convergence_from_any_start()
+        return None if order is None else min(2, order)
+
+
+def start_steps(sampler: Sampler, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+    """Start a sampler on a grid. All drivers use this function instead of `Sampler.steps`.
+
+    The arguments are those of `Sampler.steps`. If the grid starts at σ = ∞ and the sampler does not support it
+    (`from_infinity`), the first step is a step of DDIM.
+    """
+    if sampler.from_infinity or not is_infinite(float(sigmas[0])):
+        return sampler.steps(denoise, x, sigmas, noise)
+    return _after_infinity(sampler, denoise, x, sigmas, noise)
+
+
+def _after_infinity(sampler: Sampler, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+    s, t = float(sigmas[0]), float(sigmas[1])
+    x0 = denoise(x, s)
+    x = x0 if t == 0 else x0 + (t / s) * (x - x0)
+    yield Step(t, x, x0)
+    if t > 0:
+        yield from sampler.steps(denoise, x, sigmas[1:], noise)
 
 
 def planned_nfe(sampler: Sampler, steps: int) -> int | None:

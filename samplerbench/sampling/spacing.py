@@ -23,6 +23,8 @@ class Spacing(Configurable, ABC):
     """Base class of spacing plugins."""
 
     kind: ClassVar[str] = "spacing"
+    flows_only: ClassVar[bool] = False
+    """Whether the spacing is only for rectified flows. It is refused for other models."""
 
     def bind(self, model: ModelView, sampler: Sampler) -> Spacing:
         """Prepare the spacing for a model and a sampler, for example learn a schedule. By default, return `self`.
@@ -72,13 +74,16 @@ class Spacing(Configurable, ABC):
         return torch.cat([levels[index.long()], levels.new_zeros(1)])
 
 
-def pick_spacing(sampler: Sampler | type[Sampler], requested: str | Spacing | None = None) -> Spacing:
+def pick_spacing(
+    sampler: Sampler | type[Sampler], requested: str | Spacing | None = None, default: str | None = None
+) -> Spacing:
     """Select the spacing. All runs, figures, checks and schedulers use this function.
 
     Args:
         sampler: sampler instance or class.
-        requested: spec or instance. If None, the default of the sampler is used, or the default of samplerbench if the
-            sampler has none.
+        requested: spec or instance. If None, the first of these that exists is used: `default`, unless the sampler
+            keeps its own (`keeps_spacing`); the default of the sampler; the default of samplerbench.
+        default: default spacing of the model. None if it has none.
 
     Raises:
         UserError: if the spacing does not exist.
@@ -86,6 +91,8 @@ def pick_spacing(sampler: Sampler | type[Sampler], requested: str | Spacing | No
     if requested == "":
         raise UserError(f"{argument('spacing')} is empty; name a spacing, or leave it out.")
     found: Spacing
+    if requested is None and not (sampler.keeps_spacing and sampler.spacing):
+        requested = default
     if requested is not None or not sampler.spacing:
         found = registry.parse("spacing", requested or registry.default("spacing"))
         return found
@@ -104,6 +111,11 @@ def bind_spacing(spacing: Spacing, model: ModelView, sampler: Sampler) -> Spacin
         UserError: if the model does not meet the requirements of the spacing.
         RunError: if the plugin raises an error, or does not return a spacing with the same parameters.
     """
+    if spacing.flows_only and model.flow is None:
+        raise UserError(
+            f"spacing {spacing.spec} is for rectified flows, and this model is none; use another spacing, such as "
+            "trailing."
+        )
     with plugin_call(spacing, "in bind"):
         bound = spacing.bind(model, sampler)
     if not isinstance(bound, Spacing) or bound != spacing:

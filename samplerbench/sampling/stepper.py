@@ -29,7 +29,7 @@ from torch import Tensor
 from samplerbench.errors import RunError, UserError
 from samplerbench.sampling.denoiser import Denoiser, Prediction, Sigma
 from samplerbench.sampling.noise import Noise
-from samplerbench.sampling.sampler import Sampler
+from samplerbench.sampling.sampler import Sampler, start_steps
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def _work(
         _follow(stream)
         last = None
         with torch.inference_mode(inference), torch.no_grad():
-            for step in sampler.steps(_Asking(exchange, denoiser), x, sigmas, noise):
+            for step in start_steps(sampler, _Asking(exchange, denoiser), x, sigmas, noise):
                 last = step
         if last is None:
             raise RunError(f"sampler {sampler.label()} yielded no step.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from samplerbench.sampling.denoiser import Denoiser
+from samplerbench.sampling.flow import FlowSchedule
 from samplerbench.sampling.inputs import Inputs
 
 
@@ -42,6 +43,7 @@ class ModelView(Protocol):
         device: device of the network.
         dtype: dtype of the network's weights.
         classes: number of classes. None for a model without labels.
+        flow: time steps of a rectified flow. None for other processes.
     """
 
     shape: tuple[int, int, int]
@@ -49,6 +51,7 @@ class ModelView(Protocol):
     device: torch.device
     dtype: torch.dtype
     classes: int | None
+    flow: FlowSchedule | None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ from samplerbench.models.sample import bind, sample_states, start_batch, start_s
 from samplerbench.sampling import ConditionalDenoiser, Denoiser, Guidance, Inputs, Noise, Prediction, Sampler, Sigma
 from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.noise import Purpose, normal
+from samplerbench.sampling.process import SIGMA_INFINITY, flow_level, flow_time
 from samplerbench.sampling.spacing import make_grid, pick_spacing
 from samplerbench.testing.checks import NotApplicableError
 from samplerbench.testing.common import (
@@ -32,7 +33,7 @@ from samplerbench.testing.common import (
 
 
 @cache
-def _problem(name: str, shape: str = "1x2x2") -> ExactModel:
+def _problem(name: str, shape: str = "1x2x2", process: str = "vp") -> ExactModel:
     if name == "point":
         # One point: D is that point, the state at level σ is point + σ z, and every sampler ends on it.
         channels, height, width = (int(p) for p in shape.split("x"))
@@ -41,7 +42,7 @@ def _problem(name: str, shape: str = "1x2x2") -> ExactModel:
         return _model(
             "point", mean, 0 * one, one, torch.zeros(1, dtype=torch.int64), torch.device("cpu"), torch.float64
         )
-    return exact(name, shape=shape)
+    return exact(name, shape=shape, process=process)
 
 
 def _grid(sampler: Sampler, model: ExactModel, steps: int) -> Tensor:
@@ -204,6 +205,21 @@ def check_order_from_small_noise(sampler: Sampler) -> str:
     return ", ".join(found) + f" (claims {claimed})"
 
 
+def check_order_from_infinity(sampler: Sampler) -> str:
+    """The order also holds on a rectified flow, from t = 1, where σ is infinite."""
+    claimed = _claim_to_measure(sampler, sampler.convergence_from_infinity())
+    slopes = []
+    for problem in ("gaussian", "mixture"):
+        slope, _ = measure_order_from_infinity(sampler, problem)
+        slopes.append(f"{problem} {slope:.2f}")
+        require(
+            slope >= claimed - 0.2,
+            f"from t = 1 of a rectified flow, the order on the {problem} is {slope:.2f}; it claims {claimed} "
+            "(`convergence_from_infinity`)",
+        )
+    return ", ".join(slopes) + f" (claims {claimed})"
+
+
 def check_order_on_uneven_steps(sampler: Sampler) -> str:
     """The order also holds on uneven steps: on Karras' grid, and with alternating long and short steps."""
     claimed = _claim_to_measure(sampler, sampler.convergence())
@@ -256,7 +272,11 @@ def measure_order(
         shape: as in `order_errors`.
         counts: as in `order_errors`.
     """
-    errors = order_errors(sampler, problem, start, shape, counts)
+    return _order(order_errors(sampler, problem, start, shape, counts))
+
+
+def _order(errors: list[tuple[int, float]]) -> tuple[float, float]:
+    """Minus the slope of log error over log N, over the last four N, and its 95% margin."""
     kept = [(n, e) for n, e in errors if e > 1e-10]  # below it the reference solution is no better
     kept = kept[-4:] if len(kept) >= 3 else errors[:3]
     logs = np.log(np.array(kept))
@@ -266,6 +286,39 @@ def measure_order(
 
     margin = t.ppf(0.975, len(local) - 1) * local.std(ddof=1) / math.sqrt(len(local)) if len(local) > 1 else math.nan
     return -float(slope), float(margin)
+
+
+def measure_order_from_infinity(sampler: Sampler, problem: str) -> tuple[float, float]:
+    """The order of convergence on a rectified flow from t = 1 on a grid even in t, and its 95% margin.
+
+    Args:
+        sampler: a sampler that draws no noise and takes the grid it is given.
+        problem: "gaussian" or "mixture".
+    """
+    return _order(flow_errors(sampler, problem))
+
+
+def flow_errors(
+    sampler: Sampler, problem: str, counts: Sequence[int] = (128, 256, 512, 1024)
+) -> list[tuple[int, float]]:
+    """(N, root mean square error against the exact solution) on a rectified flow, from t = 1 to σ = 0.1.
+
+    Args:
+        sampler: a sampler that draws no noise and takes the grid it is given.
+        problem: "gaussian" or "mixture".
+        counts: the N.
+    """
+    model = _problem(problem, process="flow")
+    end = flow_time(0.1)
+    truth = _truth(problem, SIGMA_INFINITY, 0.1, "flow")
+    errors = []
+    for n in counts:
+        times = [1 + (end - 1) * i / n for i in range(n + 1)]
+        grid = torch.tensor([flow_level(t) for t in times], dtype=torch.float64)
+        grid[-1] = 0.1
+        final = sample_states(model, sampler, grid, torch.arange(4))
+        errors.append((n, float((final - truth).square().mean().sqrt())))
+    return errors
 
 
 def order_errors(
@@ -317,8 +370,8 @@ def _measuring_grid(start: float, end: float, n: int, shape: Shape, in_sigma: bo
 
 
 @cache
-def _truth(problem: str, start: float, end: float) -> Tensor:
-    model = _problem(problem)
+def _truth(problem: str, start: float, end: float, process: str = "vp") -> Tensor:
+    model = _problem(problem, process=process)
     return model.solve(start_states(model, start, torch.arange(4)), start, end)
 
 
@@ -499,6 +552,7 @@ CHECKS: Checks = [
     ("levels", check_first_evaluation),
     ("order", check_order),
     ("order-start", check_order_from_small_noise),
+    ("order-from-infinity", check_order_from_infinity),
     ("order-uneven", check_order_on_uneven_steps),
     ("moments", check_moments),
     ("terminal", check_terminal),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from samplerbench.errors import UserError
 from samplerbench.models.exact import exact
-from samplerbench.models.schedule import alphas_cumprod, noise_levels
-from samplerbench.sampling import Spacing
+from samplerbench.sampling import SIGMA_INFINITY, Spacing
 from samplerbench.sampling.spacing import bind_spacing, make_grid
 from samplerbench.testing.checks import NotApplicableError
 from samplerbench.testing.common import (
@@ -19,26 +19,25 @@ from samplerbench.testing.common import (
     untouched_random_state,
 )
 
-_LEVELS = noise_levels(alphas_cumprod({}))
+
+def _bound(spacing: Spacing) -> tuple[Spacing, Tensor]:
+    """The spacing bound to a Gaussian problem, a rectified flow if it needs one, and the problem's noise levels."""
+    model = exact("gaussian", shape="1x2x2", process="flow" if spacing.flows_only else "vp")
+    return bind_spacing(spacing, model, Euler()), model.levels
 
 
-def _bound(spacing: Spacing) -> Spacing:
-    """The spacing bound to a Gaussian problem, whose levels are _LEVELS."""
-    return bind_spacing(spacing, exact("gaussian", shape="1x2x2"), Euler())
-
-
-def _fixed(spacing: Spacing) -> int | None:
+def _fixed(spacing: Spacing, levels: Tensor) -> int | None:
     """The number of steps of a spacing with explicit levels; None if it supports any number."""
     try:
-        spacing.grid(_LEVELS, 7)
+        spacing.grid(levels, 7)
     except UserError:
-        return next((n for n in range(1, 200) if _gives(spacing, n)), 0)
+        return next((n for n in range(1, 200) if _gives(spacing, levels, n)), 0)
     return None
 
 
-def _gives(spacing: Spacing, steps: int) -> bool:
+def _gives(spacing: Spacing, levels: Tensor, steps: int) -> bool:
     try:
-        make_grid(spacing, _LEVELS, steps)
+        make_grid(spacing, levels, steps)
     except UserError:
         return False
     return True
@@ -46,30 +45,30 @@ def _gives(spacing: Spacing, steps: int) -> bool:
 
 def check_grid(spacing: Spacing) -> str:
     """The grid has N+1 finite float64 levels, strictly decreasing to 0, for N = 1, 2, 10, 50 and 1000."""
-    spacing = _bound(spacing)
-    fixed = _fixed(spacing)
+    spacing, levels = _bound(spacing)
+    fixed = _fixed(spacing, levels)
     if fixed == 0:
         raise NotApplicableError("it has no levels of its own to check (give some)")
     counts = (1, 2, 10, 50, 1000) if fixed is None else (fixed,)
     for steps in counts:
-        raw = spacing.grid(_LEVELS, steps)
+        raw = spacing.grid(levels, steps)
         require(raw.dtype == torch.float64, f"the grid is {raw.dtype}, not float64")
         require(tuple(raw.shape) == (steps + 1,), f"{steps} steps give {len(raw)} levels, not {steps + 1}")
-        make_grid(spacing, _LEVELS, steps)
+        make_grid(spacing, levels, steps)
     return ", ".join(map(str, counts)) + " steps"
 
 
 def check_range(spacing: Spacing) -> str:
     """The levels are within those of the model."""
-    spacing = _bound(spacing)
-    fixed = _fixed(spacing)
+    spacing, levels = _bound(spacing)
+    fixed = _fixed(spacing, levels)
     if fixed is not None:
         raise NotApplicableError("its levels are its own")
-    grid = make_grid(spacing, _LEVELS, 20)
+    grid = make_grid(spacing, levels, 20)
     given = any(spacing.parameters.get(k) is not None for k in ("sigma_min", "sigma_max"))
     if given:
         raise NotApplicableError("its range is given")
-    low, high = float(_LEVELS[0]), float(_LEVELS[-1])
+    low, high = float(levels[0]), SIGMA_INFINITY if spacing.flows_only else float(levels[-1])
     require(float(grid[0]) <= high * (1 + 1e-9), f"it starts at σ = {grid[0]:.4g}; the model's largest is {high:.4g}")
     require(float(grid[-2]) >= low * (1 - 1e-9), f"its last level is {grid[-2]:.4g}; the model's smallest is {low:.4g}")
     return f"σ from {float(grid[0]):.4g} to {float(grid[-2]):.4g}"
@@ -77,10 +76,10 @@ def check_range(spacing: Spacing) -> str:
 
 def check_too_many(spacing: Spacing) -> str:
     """More steps than timesteps are supported, or raise a one-line error."""
-    spacing = _bound(spacing)
-    steps = len(_LEVELS) + 1
+    spacing, levels = _bound(spacing)
+    steps = len(levels) + 1
     try:
-        make_grid(spacing, _LEVELS, steps)
+        make_grid(spacing, levels, steps)
     except UserError as error:
         require(len(str(error)) > 20, "the refusal says too little")
         return "refused"
@@ -89,12 +88,12 @@ def check_too_many(spacing: Spacing) -> str:
 
 def check_random_state(spacing: Spacing) -> str:
     """It is deterministic, and does not use global random generators."""
-    spacing = _bound(spacing)
-    fixed = _fixed(spacing)
+    spacing, levels = _bound(spacing)
+    fixed = _fixed(spacing, levels)
     if fixed == 0:
         raise NotApplicableError("it has no levels of its own to check (give some)")
     with untouched_random_state():
-        one, two = (spacing.grid(_LEVELS, fixed or 12) for _ in range(2))
+        one, two = (spacing.grid(levels, fixed or 12) for _ in range(2))
     require(torch.equal(one, two), "two calls give two grids")
     return "untouched"
 
