@@ -23,7 +23,6 @@ from samplerbench.bench.run import Observer, Run
 from samplerbench.data.pixels import quantise
 from samplerbench.errors import ArgumentTypeError, UserError, argument
 from samplerbench.limits import MAX_IMAGES, MAX_SEED
-from samplerbench.models.files import LoadOptions
 from samplerbench.models.model import Model
 from samplerbench.models.sample import start_noise
 from samplerbench.options import Configurable
@@ -56,6 +55,12 @@ def load_model(
     variant: str | None = None,
     prompts: str | Sequence[str] | None = None,
     negative_prompt: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    embedded_guidance: float | None = None,
+    memory: Sequence[str] = (),
+    lora: str | Sequence[str] | None = None,
+    scheduler: str | None = None,
+    config: str | None = None,
     offline: bool = False,
     compile: bool = False,
     graphs: bool = False,
@@ -68,8 +73,17 @@ def load_model(
         dtype: Precision of the network: "fp32", "tf32", "bf16", "fp16" or "fp64".
         revision: Branch, tag or commit of a model on the hub.
         variant: Variant of the weights, such as "fp16" or "ema".
-        prompts: Text file with one prompt per line, or a list of prompts, for text-to-image models.
+        prompts: Prompts of a text-to-image model: a text file with one prompt per line, a JSON Lines or CSV file,
+            `hf:owner/name`, or a list of prompts.
         negative_prompt: Negative prompt for classifier-free guidance.
+        image_size: Height and width of the images of a text-to-image model, in pixels. None for its own size.
+        embedded_guidance: Guidance scale that a guidance-distilled network (FLUX.1-dev, LCM) takes as an input. None
+            for the default of its pipeline.
+        memory: Ways to save memory with a text-to-image model: "offload", "sequential-offload", "vae-tiling",
+            "vae-slicing" and "attention-slicing".
+        lora: LoRA files to merge into the network, each `FILE` or `FILE:scale`, for text-to-image models.
+        scheduler: Path of a scheduler_config.json, or of its folder, in place of that of the pipeline.
+        config: Pipeline (folder or hub id) with the parts that a single file or the folder of a network lacks.
         offline: Whether to use only the local cache of the hub.
         compile: Whether to compile the network with `torch.compile`.
         graphs: Whether to replay batches as CUDA graphs. Requires an NVIDIA GPU.
@@ -83,8 +97,24 @@ def load_model(
     """
     source, device = _source(source), _device_name(device)
     given = prompts if prompts is None or isinstance(prompts, str) else tuple(prompts)
-    options = LoadOptions(revision, variant, given, negative_prompt, offline, compile=compile, graphs=graphs)
-    return setup.load_model(source, setup.pick_device(device), dtype, options)
+    # The request checks the values and their types.
+    request = Request(
+        (),
+        revision=revision,
+        variant=variant,
+        prompts=given,
+        negative_prompt=negative_prompt,
+        image_size=image_size,
+        embedded_guidance=embedded_guidance,
+        memory=memory,
+        lora=lora,
+        scheduler=scheduler,
+        config=config,
+        offline=offline,
+        compile=compile,
+        graphs=graphs,
+    )
+    return setup.load_model(source, setup.pick_device(device), dtype, request.load)
 
 
 @overload

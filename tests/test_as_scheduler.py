@@ -46,8 +46,8 @@ from samplerbench.bench import setup
 from samplerbench.diffusers import SamplerScheduler, as_scheduler
 from samplerbench.errors import UserError
 from samplerbench.models import Model
-from samplerbench.models.discrete import timestep_at
 from samplerbench.models.files import LoadOptions
+from samplerbench.models.timesteps import timestep_at
 from samplerbench.sampling import Denoiser, Noise, Prediction, Sampler, Sigma, Step, intervals
 from samplerbench.sampling.driver import drive
 from samplerbench.sampling.noise import Purpose, normal

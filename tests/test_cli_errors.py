@@ -318,8 +318,8 @@ def test_a_pipeline_that_is_not_supported_is_named_with_those_that_are(
     (folder / "model_index.json").write_text(json.dumps(index))
     assert refuse(*run_model(folder, *more)) == (
         f"{folder}: {name} is not supported; supported pipelines: DDPMPipeline, DDIMPipeline, PNDMPipeline, "
-        "ScoreSdeVePipeline, LDMPipeline, LatentDiffusionUncondPipeline, DiTPipeline and StableDiffusionPipeline "
-        "(Stable Diffusion 1 and 2)."
+        "ScoreSdeVePipeline, LDMPipeline, LatentDiffusionUncondPipeline, ConsistencyModelPipeline, DiTPipeline, "
+        "LatentConsistencyModelPipeline and StableDiffusionPipeline (Stable Diffusion 1 and 2)."
     )
 
 

@@ -214,7 +214,7 @@ def test_exponential_is_that_of_k_diffusion(model: ExactModel, rho: float) -> No
             "UniPCMultistepScheduler",
             "it is called unipc:order=2 here; the code of diffusers is diffusers/UniPCMultistepScheduler.",
         ),
-        ("sampler", "lcm", "use diffusers/LCMScheduler (it requires a consistency-distilled model)."),
+        ("sampler", "lcm", "it is called consistency here (it requires a consistency-distilled model)."),
         ("sampler", "DPM2 a Karras", "use diffusers/KDPM2AncestralDiscreteScheduler:use_karras_sigmas=true."),
         ("sampler", "MadeUpScheduler", "use diffusers/MadeUpScheduler."),
         ("sampler", "dpmpp_sde", "the nearest one here is dpm++:sde=true (DPM++ 2M SDE, which is multistep)."),

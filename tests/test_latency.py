@@ -278,13 +278,14 @@ def test_the_stages_of_a_text_to_image_model(text_model: str) -> None:
     ready = prepared(steps=2, guidance="cfg", model=text_model, prompts=PROMPTS, negative_prompt="noise")
     model: Any = ready.model
     encoded, decoded = [], []
-    model.text_encoder.module.register_forward_hook(lambda _, args, __: encoded.append(len(args[0])))
+    encoder = model.text_encoder.modules["text_encoder"]
+    encoder.register_forward_hook(lambda _, args, __: encoded.append(len(args[0])))
     model.autoencoder.decoder.register_forward_hook(lambda _, args, __: decoded.append(len(args[0])))
     (outcome,) = measure_latency(ready, [2], repeats=3, warmup=2)
     found = outcome.latency
     assert found is not None
     assert (found.nfe, found.network_calls, found.decoder_passes) == (4, 2, 1)
-    assert encoded == [3] * (2 + 3 + STAGE_BATCHES)  # two prompts and the negative prompt
+    assert encoded == [2, 1] * (2 + 3 + STAGE_BATCHES)  # two prompts, and the negative prompt
     assert decoded == [2] * (2 + 3 + STAGE_BATCHES)
     parts = found.stages
     assert parts.encoder is not None
@@ -293,7 +294,8 @@ def test_the_stages_of_a_text_to_image_model(text_model: str) -> None:
     assert parts.guidance is None
     # What is encoded again is what the network is given.
     both = model.encode_prompts(ready.inputs(2), True)
-    assert torch.equal(both, torch.cat([model.embeddings[:2], model.null_embedding]))
+    expected = torch.cat([model.embeddings.rows([0, 1])["text"], model.null_embeddings["text"]])
+    torch.testing.assert_close(both, expected)
 
 
 @pytest.mark.filterwarnings("ignore::Warning:diffusers")

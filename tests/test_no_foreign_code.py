@@ -36,7 +36,8 @@ from samplerbench.models.files import LoadOptions
 from samplerbench.models.image_classifier import load_image_classifier
 from samplerbench.models.latent import load_autoencoder as load_latents
 from samplerbench.models.noise_classifier import NoiseConditionalClassifier
-from samplerbench.models.prompts import load_text_encoder
+from samplerbench.models.stable_diffusion import RECIPE
+from samplerbench.models.text_encoders import open_text_encoders
 from samplerbench.training.latent import load_autoencoder
 
 MARK = "MARK"
@@ -132,7 +133,7 @@ LOADERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "edm": (save_edm, lambda f: setup.load_model(str(f), CPU, "fp32")),
     "autoencoder": (save_vae, lambda f: load_latents(opened(f), "vae", 4, (8, 8), CPU, torch.float32)),
     "trained autoencoder": (save_trained_autoencoder, lambda f: load_autoencoder(str(f))),
-    "text encoder": (save_text, lambda f: load_text_encoder(opened(f), CPU)),
+    "text encoder": (save_text, lambda f: open_text_encoders(opened(f), RECIPE, CPU).load()),
     "image classifier": (save_image_classifier, lambda f: load_image_classifier(str(f), exact("mixture"))),
     "noise classifier": (save_noise_classifier, lambda f: load_classifier(str(f), exact("mixture"))),
     "features": (save_features, lambda f: load_extractor(str(f), CPU)),

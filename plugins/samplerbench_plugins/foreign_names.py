@@ -17,6 +17,9 @@ PAPERS = "Papers"
 _PAPER = "test_solvers_agree.py::test_same_as_the_paper"
 _LANGEVIN = "test_closed_form.py::test_langevin_at_one_level_has_the_stationary_variance_of_its_recursion"
 _ORDER = "test_closed_form.py::test_order_of_convergence"
+_CM = "test_consistency.py::test_consistency_models_are_sampled_as_by_diffusers_at_every_step"
+_LCM = "test_consistency.py::test_lcm_is_that_of_diffusers_at_every_step"
+_TCD = "test_consistency.py::test_tcd_is_that_of_diffusers_at_every_step"
 _TIMESTEPS = "test_foreign_names.py::test_schedules_of_comfyui"
 
 
@@ -52,7 +55,8 @@ class ForeignName:
         if not self.spec:
             return f"{note}."
         if self.shown_by:
-            own = self.shown_by.partition(":")[0] if self.software == DIFFUSERS and self.kind == "sampler" else ""
+            comparison = self.shown_by.startswith("diffusers/")
+            own = self.shown_by.partition(":")[0] if self.software == DIFFUSERS and comparison else ""
             more = f"; the code of diffusers is {own}" if own else ""
             return f"it is called {self.spec} here{grid}{why}{more}."
         if self.spec.startswith("diffusers/"):
@@ -154,7 +158,7 @@ TABLE: tuple[ForeignName, ...] = (
     _k("uni_pc, UniPC", "unipc:variant=B1", note="their last interval does not end at σ = 0"),
     _k("uni_pc_bh2", "unipc", note="their last interval does not end at σ = 0"),
     _k("sa_solver, sa_solver_pece", "diffusers/SASolverScheduler"),
-    _k("lcm, LCM", "diffusers/LCMScheduler", note="it requires a consistency-distilled model"),
+    _k("lcm, LCM", "consistency", _LCM, "it requires a consistency-distilled model"),
     _k("PLMS", "diffusers/PNDMScheduler:skip_prk_steps=true", note="the nearest one of samplerbench is ipndm"),
     _k(_CFG_PP, "", note="CFG++ is not available here"),
     _k(_NOT_HERE, "", note="this method is not available here"),
@@ -216,8 +220,18 @@ TABLE: tuple[ForeignName, ...] = (
     _d("PNDMScheduler", note="the nearest one of samplerbench is ipndm"),
     _d("IPNDMScheduler", "ipndm", note="the same weights; the scheduler has a noise schedule of its own"),
     _d("SASolverScheduler"),
-    _d("LCMScheduler", note="it requires a consistency-distilled model"),
-    _d("TCDScheduler", note="it requires a distilled model"),
+    ForeignName(DIFFUSERS, "sampler", ("LCMScheduler",), "consistency", _LCM, "it requires a distilled model"),
+    ForeignName(
+        DIFFUSERS, "sampler", ("TCDScheduler",), "consistency:gamma=0.3", _TCD, "it ends at timestep 0, not at σ = 0"
+    ),
+    ForeignName(
+        DIFFUSERS,
+        "sampler",
+        ("CMStochasticIterativeScheduler",),
+        "consistency:sigma_min=0.002",
+        _CM,
+        "on its levels: `trailing` if the number of steps divides the number of timesteps, else `list`",
+    ),
     _grid(DIFFUSERS, "use_karras_sigmas", "karras", "test_solvers_agree.py::test_same_as_diffusers"),
     _grid(
         DIFFUSERS,
@@ -227,6 +241,8 @@ TABLE: tuple[ForeignName, ...] = (
     ),
     _p("ancestral, ddpm-sampler", "ddpm", _PAPER),
     _p("ode, probability-flow, flow-ode", "pf-ode", _ORDER),
+    _p("consistency models, multistep-consistency", "consistency", _CM),
+    _p("tcd, trajectory-consistency", "consistency:gamma=0.3", _TCD),
     _p("rk4", "pf-ode:solver=rk4", _ORDER),
     _p(
         "rk45, dopri5",
@@ -264,7 +280,7 @@ _SUFFIXES = {"karras": "karras", "ka": "karras", "exponential": "exponential"}
 """Endings that name a spacing, as in `DPM++ 2M Karras` and `k_dpmpp_2m_ka`."""
 
 
-_WITHOUT_SIGMAS = ("diffusers/LCMScheduler", "diffusers/PNDMScheduler")
+_WITHOUT_SIGMAS = ("diffusers/PNDMScheduler",)
 """Schedulers of diffusers without parameters for these spacings."""
 
 

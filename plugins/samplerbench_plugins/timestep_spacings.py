@@ -79,3 +79,22 @@ class Quadratic(Spacing):
         for i in range(steps - 1, -1, -1):
             index[i] = min(index[i], top - (steps - 1 - i))
         return self.timesteps(levels, torch.tensor(index[::-1]))
+
+
+@dataclass(frozen=True)
+class LatentConsistency(Spacing):
+    """Timesteps of latent consistency models, evenly from those of their distillation (Luo et al. 2023, section 4.3).
+
+    The timesteps of the distillation are k-1, 2k-1, …, `original_steps`·k-1, with k = ⌊T/original_steps⌋. From the
+    largest, ⌊i·original_steps/N⌋ are skipped, i = 0 … N-1, as LCMScheduler and TCDScheduler do. For more than
+    `original_steps` steps, all timesteps are used, where diffusers raises an error.
+    """
+
+    original_steps: int = option(50, "original_inference_steps of the checkpoint", ge=1, le=1_000_000)
+
+    def grid(self, levels: Tensor, steps: int) -> Tensor:
+        T = len(levels)
+        known = self.original_steps if steps <= self.original_steps <= T else T
+        k, ratio = T // known, known / steps
+        # The floating-point product is that of diffusers, which rounds a few products below the exact value.
+        return self.timesteps(levels, torch.tensor([(known - math.floor(i * ratio)) * k - 1 for i in range(steps)]))

@@ -259,7 +259,7 @@ class SamplerOnModel:
         device = self.model.device
         queued: _Queued | None = None
         for rows in torch.arange(len(index)).split(batch_size):
-            with explain_memory(len(rows)):
+            with explain_memory(len(rows), self.model.text):
                 z = None if self.start is None else self.start[rows].to(device)
                 made = self._queue(index[rows], inputs.rows(rows).to(device), seed, batch_size, on_step, decode, z)
             if device.type != "cuda":
@@ -382,11 +382,12 @@ def _what(value: Any) -> str:
 
 
 @contextmanager
-def explain_memory(batch: int) -> Iterator[None]:
+def explain_memory(batch: int, text: bool = False) -> Iterator[None]:
     """Convert out-of-memory errors to an OutOfMemoryError that suggests a batch size.
 
     Args:
         batch: Images in the current batch.
+        text: Whether the model is a text-to-image model, which has options to save memory.
 
     Raises:
         OutOfMemoryError: If the device is out of memory.
@@ -397,6 +398,9 @@ def explain_memory(batch: int) -> Iterator[None]:
         if isinstance(error, SamplerbenchError) or not is_out_of_memory(error):
             raise
         advice = f"a single image does not fit; use another {argument('device')}"
+        if text:
+            saved, precision = argument("memory", "offload,vae-tiling"), argument("dtype", "bf16")
+            advice = f"a single image does not fit; try {saved} or {precision}"
         if batch > 1:
             advice = f"try {argument('batch_size', batch // 2)}"
         raise OutOfMemoryError(f"the device has not enough memory for a batch of {batch}; {advice}.") from error

@@ -284,7 +284,7 @@ def sample_images(
         OutOfMemoryError: If the batch does not fit into memory.
     """
     size = len(inputs)
-    with explain_memory(size):
+    with explain_memory(size, model.text):
         with nullcontext() if parts is None else parts.encoding():
             embeddings = model.encode_prompts(inputs, unconditional)
         batches: list[Batched] = list(method.generate(torch.arange(size), inputs, seed, size))

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StrictBool, V
 
 from samplerbench import plugin_file, registry
 from samplerbench.errors import Argument, ArgumentTypeError, Message, UserError, argument, message_of
-from samplerbench.limits import MAX_BATCH, MAX_CLASSES, MAX_IMAGES, MAX_SEED, MAX_STEPS
+from samplerbench.limits import MAX_BATCH, MAX_CLASSES, MAX_IMAGES, MAX_SEED, MAX_SIDE, MAX_STEPS
 from samplerbench.metrics.metric import Metric
-from samplerbench.models.files import LoadOptions
+from samplerbench.models.files import MEMORY, LoadOptions
 from samplerbench.models.runner import check_dtype
 from samplerbench.options import Configurable, did_you_mean, explain, show_value
 from samplerbench.sampling import Generator, Guidance, Sampler, Spacing
@@ -194,6 +194,48 @@ def _prompts(value: Any) -> str | tuple[str, ...] | None:
     return tuple(value)
 
 
+def _image_size(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    sides = value
+    if isinstance(value, str):
+        words = [word.strip() for word in value.lower().split("x")]
+        sides = [int(word) if word.isascii() and word.isdigit() and len(word) < 9 else 0 for word in words]
+    whole = isinstance(sides, list | tuple) and len(sides) == 2 and all(type(side) is int for side in sides)
+    if not whole or not all(1 <= side <= MAX_SIDE for side in sides):
+        raise UserError(
+            f"{_given('image_size', value)}: give the height and the width in pixels, from 1 to {MAX_SIDE:,}, as in "
+            "768x1024."
+        )
+    return sides[0], sides[1]
+
+
+def _lora(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    files = (value,) if isinstance(value, str) else value
+    if not isinstance(files, list | tuple) or not all(isinstance(file, str) and file.strip() for file in files):
+        raise ArgumentTypeError(f"{_given('lora', value)}: give the name of a file, FILE or FILE:scale, or a list.")
+    return tuple(files)
+
+
+def _embedded_guidance(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1000:
+        raise UserError(f"{_given('embedded_guidance', value)}: give a number from 0 to 1000.")
+    return float(value)
+
+
+def _memory(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, list | tuple):
+        raise ArgumentTypeError(f"{_given('memory', value)}: give a list of {', '.join(MEMORY)}.")
+    for word in value:
+        if word not in MEMORY:
+            raise UserError(f"{_given('memory', word)}: choose from {', '.join(MEMORY)}.")
+    return tuple(word for word in MEMORY if word in value)
+
+
 def _batch_size(value: Any) -> int | Literal["auto"]:
     return "auto" if isinstance(value, str) and value == "auto" else check_whole("batch_size", value, 1, MAX_BATCH)
 
@@ -300,6 +342,13 @@ class Request(Checked):
         variant: Variant of the weights, such as "fp16", or None.
         prompts: Text file with one prompt per line, a list of prompts, or None.
         negative_prompt: Negative prompt for classifier-free guidance, or None.
+        image_size: Height and width of the images of a text-to-image model, or None for the model's own size.
+        embedded_guidance: Guidance scale that a guidance-distilled network takes as an input, or None.
+        memory: Ways to save memory with a text-to-image model: "offload", "sequential-offload", "vae-tiling",
+            "vae-slicing" and "attention-slicing".
+        lora: LoRA files to merge into the network, each `FILE` or `FILE:scale`.
+        scheduler: scheduler_config.json, or its folder, in place of that of the pipeline, or None.
+        config: Pipeline with the parts that a single file or the folder of a network lacks, or None.
         offline: Whether to use only the local cache of the hub.
         compile: Whether to compile the network with `torch.compile`.
         graphs: Whether to replay batches as CUDA graphs.
@@ -321,6 +370,12 @@ class Request(Checked):
     variant: str | None = None
     prompts: Annotated[str | tuple[str, ...] | None, PlainValidator(_prompts)] = None
     negative_prompt: str | None = None
+    image_size: Annotated[tuple[int, int] | None, PlainValidator(_image_size)] = None
+    embedded_guidance: Annotated[float | None, PlainValidator(_embedded_guidance)] = None
+    memory: Annotated[tuple[str, ...], PlainValidator(_memory)] = ()
+    lora: Annotated[tuple[str, ...], PlainValidator(_lora)] = ()
+    scheduler: str | None = None
+    config: str | None = None
     offline: StrictBool = False
     compile: StrictBool = False
     graphs: StrictBool = False
@@ -347,6 +402,12 @@ class Request(Checked):
             self.offline,
             compile=self.compile,
             graphs=self.graphs,
+            image_size=self.image_size,
+            embedded_guidance=self.embedded_guidance,
+            memory=self.memory,
+            lora=self.lora,
+            scheduler=self.scheduler,
+            config=self.config,
         )
 
 

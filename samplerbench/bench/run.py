@@ -18,6 +18,7 @@ from samplerbench.metrics.fd_dinov2 import FDDINOv2
 from samplerbench.metrics.fid import FID
 from samplerbench.metrics.fid_infinity import FIDInfinity
 from samplerbench.metrics.metric import Metric, names_of
+from samplerbench.models.text import prompt_warning
 from samplerbench.results.compare import noise_floor
 from samplerbench.results.store import Store
 from samplerbench.sampling.driver import OnStep
@@ -218,7 +219,8 @@ class Run:
 
     def warnings(self) -> list[Message]:
         """Return warnings about settings that make the values of this run unreliable."""
-        return [*self._few_images(), *self._truncated_prompts()]
+        cut = prompt_warning(self.prepared.model)
+        return [*([Message.read(cut)] if cut else []), *self._few_images(), *self._truncated_prompts()]
 
     def _few_images(self) -> list[Message]:
         """Return a warning if a Fréchet distance is measured with fewer images than features."""

@@ -404,6 +404,7 @@ class Session:
             "device_name": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "",
             "threads": torch.get_num_threads(),
             "graphs": how_run(model.network).graphs,
+            "memory": how_run(model.network).memory,
         }
 
     @property

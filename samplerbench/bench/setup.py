@@ -31,8 +31,10 @@ from samplerbench.metrics.reference import (
     measure_once,
     published_sizes,
 )
-from samplerbench.models.files import LoadOptions, check_no_prompts
+from samplerbench.models.files import LoadOptions, check_no_parts, check_no_prompts
+from samplerbench.models.lora import check_no_lora
 from samplerbench.models.model import Model
+from samplerbench.models.offload import check_memory_options, save_memory
 from samplerbench.models.runner import Runner, check_compiler, set_precision
 from samplerbench.sampling import Guidance
 from samplerbench.sampling.spacing import pick_spacing as pick_spacing
@@ -105,13 +107,20 @@ def load_model(source: str, device: torch.device, dtype: str, options: LoadOptio
     weights = set_precision(dtype, device)
     if options.graphs and device.type != "cuda":
         raise UserError(f"{argument('graphs')} requires an NVIDIA GPU.")
+    check_memory_options(options, device)
     if options.compile:
         check_compiler()
     model = _load(source, device, weights, options)
+    save_memory(model, options)
     learned = any(True for _ in model.network.parameters())  # exact problems have no network
     if learned or options.graphs or dtype == "tf32":
         model.network = Runner(
-            model.network, device, options.compile and learned, precision=dtype, graphs=options.graphs
+            model.network,
+            device,
+            options.compile and learned,
+            precision=dtype,
+            graphs=options.graphs,
+            memory=", ".join(options.memory),
         )
     return model
 
@@ -129,6 +138,8 @@ def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOp
                     f"{argument(field, given)} applies only to checkpoints; the model {source} is built in."
                 )
         check_no_prompts(source, options)
+        check_no_lora(source, options.lora)
+        check_no_parts(source, options)
         named = registry.parse("model", source)
         with plugin_call(named, "in load"):
             model = named.load(device, dtype)

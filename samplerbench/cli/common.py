@@ -15,6 +15,7 @@ from samplerbench.text import note
 
 if TYPE_CHECKING:
     from samplerbench.bench.request import Grid
+    from samplerbench.models import Model
 
 
 def complete(*kinds: str) -> Any:
@@ -105,7 +106,7 @@ ModelName = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Model: a registered name (`digits`), a checkpoint folder, or a repository id on the Hugging Face Hub.",
+        help="Model: a registered name (`digits`), a checkpoint folder or file, or a repository id on the Hub.",
         autocompletion=complete("model"),
     ),
 ]
@@ -130,6 +131,51 @@ Prompt = Annotated[
 NegativePrompt = Annotated[
     str | None,
     typer.Option("--negative-prompt", help="Negative prompt of a text-to-image model. Default: the empty prompt."),
+]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        "--image-size",
+        help="Size of the images of a text-to-image model, HEIGHTxWIDTH in pixels: `768x1024`. Default: the model's.",
+    ),
+]
+EmbeddedGuidance = Annotated[
+    float | None,
+    typer.Option(
+        "--embedded-guidance",
+        help="Guidance scale that a distilled network (FLUX.1-dev, LCM) takes as an input. Default: its pipeline's.",
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        help="Save memory with a text-to-image model: a comma-separated list of `offload`, `sequential-offload`, "
+        "`vae-tiling`, `vae-slicing` and `attention-slicing`.",
+    ),
+]
+Lora = Annotated[
+    list[str],
+    typer.Option(
+        "--lora",
+        help="LoRA file (safetensors) to merge into the network, with an optional scale: `FILE:0.8`. Can be repeated.",
+        show_default=False,
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        help="Path of a scheduler_config.json, or of its folder: the noise schedule, in place of that of the pipeline.",
+    ),
+]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        help="Pipeline (folder or repository id) with the configuration and the parts that a single .safetensors file "
+        "or the folder of a network lacks.",
+    ),
 ]
 Offline = Annotated[
     bool, typer.Option("--offline", help="Load checkpoints from the local cache only, like HF_HUB_OFFLINE=1.")
@@ -200,6 +246,20 @@ def one_of_prompts(prompt: Sequence[str], prompts: str | None) -> str | tuple[st
     if prompt and prompts is not None:
         raise UserError("--prompt and --prompts cannot be combined; use one of them.")
     return tuple(prompt) or prompts
+
+
+def text_options(image_size: str | None, embedded_guidance: float | None, memory: str | None) -> dict[str, Any]:
+    """The fields of a request for the options of text-to-image models."""
+    words = () if memory is None else tuple(word.strip() for word in memory.split(",") if word.strip())
+    return {"image_size": image_size, "embedded_guidance": embedded_guidance, "memory": words}
+
+
+def note_prompts(model: Model) -> None:
+    """Print a note about prompts that are longer than the text encoder reads, if there are any."""
+    from samplerbench.models.text import prompt_warning
+
+    if warning := prompt_warning(model):
+        note(f"note: {warning}")
 
 
 class Interrupts:

@@ -75,6 +75,12 @@ def _shared(
     prompts: common.Prompts = None,
     prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
+    image_size: common.ImageSize = None,
+    embedded_guidance: common.EmbeddedGuidance = None,
+    memory: common.Memory = None,
+    lora: common.Lora = [],  # noqa: B006
+    scheduler: common.Scheduler = None,
+    config: common.Config = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
     n: Annotated[int, typer.Option("--n", min=1, max=10_000, help="Number of samples, one per row.")] = 4,
@@ -124,6 +130,7 @@ class Canvas:
 
         grids = [Grid(samplers, steps, guidances=guidances, spacings=[spacing])] if samplers else []
         scene = Scene(prepare(Request(grids, **self.request), self.device), self.n, self.seed, self.batch_size, data)
+        common.note_prompts(scene.prepared.model)
         _ = scene.labels
         return scene
 
@@ -169,8 +176,9 @@ def _figure(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., No
 
         def run(**given: Any) -> None:
             given["prompts"] = common.one_of_prompts(given.pop("prompt"), given["prompts"])
-            loading = ("revision", "variant", "prompts", "negative_prompt", "offline")
-            request = {k: given.pop(k) for k in ("model", "labels", "dtype", *loading)}
+            text = common.text_options(*(given.pop(k) for k in ("image_size", "embedded_guidance", "memory")))
+            loading = ("revision", "variant", "prompts", "negative_prompt", "lora", "scheduler", "config", "offline")
+            request = text | {k: given.pop(k) for k in ("model", "labels", "dtype", *loading)}
             rest = {k: given.pop(k) for k in ("out", "n", "seed", "batch_size", "device")}
             function(Canvas(request=request, **rest), **given)
 

@@ -33,6 +33,12 @@ def latency(
     prompts: common.Prompts = None,
     prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
+    image_size: common.ImageSize = None,
+    embedded_guidance: common.EmbeddedGuidance = None,
+    memory: common.Memory = None,
+    lora: common.Lora = [],  # noqa: B006
+    scheduler: common.Scheduler = None,
+    config: common.Config = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
     batch_size: Annotated[
@@ -98,11 +104,16 @@ def latency(
             variant=variant,
             prompts=common.one_of_prompts(prompt, prompts),
             negative_prompt=negative_prompt,
+            **common.text_options(image_size, embedded_guidance, memory),
+            lora=lora,
+            scheduler=scheduler,
+            config=config,
             offline=offline,
             compile=compile,
             graphs=graphs,
         )
         prepared = prepare_latency(request, device)
+        common.note_prompts(prepared.model)
         Store(out).prepare()
         screen = console(stderr=True)
         with screen.status("") if screen.is_terminal else nullcontext() as status:

@@ -10,7 +10,7 @@ import typer
 from samplerbench.cli import common
 from samplerbench.errors import UserError
 from samplerbench.text import console, literal, note, printable, unwrapped
-from samplerbench.untrusted import is_dir, shorten
+from samplerbench.untrusted import is_dir, is_file, shorten
 
 Plural = Literal[
     "samplers", "guidances", "spacings", "generators", "models", "metrics", "data", "features", "schedulers"
@@ -81,12 +81,17 @@ def show(
     ],
     revision: common.Revision = None,
     variant: common.Variant = None,
+    lora: common.Lora = [],  # noqa: B006
+    scheduler: common.Scheduler = None,
+    config: common.Config = None,
     offline: common.Offline = False,
 ) -> None:
     """Show the description, formula, source and parameters of a plugin, or the settings of a checkpoint."""
     from samplerbench import plugin_file, registry
 
     out = console(120)
+    options = {"revision": revision, "variant": variant, "lora": tuple(lora), "offline": offline}
+    options |= {"scheduler": scheduler, "config": config}
     if plugin_file.split(name):
         kinds = ("sampler", "guidance", "spacing", "generator", "metric", "model")
         _show_plugin(out, registry.find(registry.kind_of(name, kinds), registry.split(name)[0]))
@@ -95,8 +100,8 @@ def show(
     current = {kind: registry.current_name(kind, head) for kind in registry.BASES}
     named = [e for kind in registry.BASES for e in registry.entries(kind) if e.name == current[kind]]
     if not named:
-        if is_dir(name) or name.count("/") == 1:
-            out.print(_settings(name, revision, variant, offline))
+        if is_dir(name) or name.count("/") == 1 or is_file(name):
+            out.print(_settings(name, options))
             return
         from samplerbench.options import did_you_mean
 
@@ -107,7 +112,7 @@ def show(
             f'no plugin is called "{name}".{did_you_mean(head, known)} `samplerbench list` lists the plugins.'
         )
     for entry in dict.fromkeys((e.kind, e.name) for e in named):
-        table = _settings(name, revision, variant, offline) if entry[0] == "model" else None
+        table = _settings(name, options) if entry[0] == "model" else None
         _show_plugin(out, registry.find(*entry))
         if table is not None:
             out.print(table)
@@ -150,7 +155,7 @@ def _first_names(names: Sequence[str], most: int = 5) -> str:
     return "; ".join(named[:most]) + ("; …" if len(named) > most else "")
 
 
-def _settings(source: str, revision: str | None, variant: str | None, offline: bool) -> Any:
+def _settings(source: str, options: dict[str, Any]) -> Any:
     """The table of a model's settings."""
     import torch
     from rich.table import Table
@@ -158,8 +163,7 @@ def _settings(source: str, revision: str | None, variant: str | None, offline: b
     from samplerbench.bench.setup import load_model
     from samplerbench.models.files import LoadOptions
 
-    options = LoadOptions(revision, variant, offline=offline, show=True)
-    model = load_model(source, torch.device("cpu"), "fp32", options)
+    model = load_model(source, torch.device("cpu"), "fp32", LoadOptions(**options, show=True))
     levels = model.levels
     kind = "prompts" if model.text else "none"
     classes = kind if model.classes is None else f"{model.classes}" + (", and none" if model.null else "")

@@ -42,6 +42,12 @@ def run(
     prompts: common.Prompts = None,
     prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
+    image_size: common.ImageSize = None,
+    embedded_guidance: common.EmbeddedGuidance = None,
+    memory: common.Memory = None,
+    lora: common.Lora = [],  # noqa: B006
+    scheduler: common.Scheduler = None,
+    config: common.Config = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
     n: Annotated[
@@ -149,6 +155,8 @@ def run(
     options |= {"features_weights": features_weights, "data": data, "revision": revision, "variant": variant}
     options |= {"prompts": common.one_of_prompts(prompt, prompts)}
     options |= {"negative_prompt": negative_prompt, "compile": compile, "graphs": graphs}
+    options |= common.text_options(image_size, embedded_guidance, memory)
+    options |= {"lora": lora, "scheduler": scheduler, "config": config}
     with _stdout_kept(as_json):  # plugins are imported
         if suite is not None:
             named = {"sampler": sampler, "steps": steps, "nfe": nfe, "guidance": guidance, "spacing": spacing}
@@ -397,6 +405,12 @@ def sample(
     prompts: common.Prompts = None,
     prompt: common.Prompt = [],  # noqa: B006
     negative_prompt: common.NegativePrompt = None,
+    image_size: common.ImageSize = None,
+    embedded_guidance: common.EmbeddedGuidance = None,
+    memory: common.Memory = None,
+    lora: common.Lora = [],  # noqa: B006
+    scheduler: common.Scheduler = None,
+    config: common.Config = None,
     offline: common.Offline = False,
     labels: common.Labels = None,
     n: Annotated[int, typer.Option("--n", min=1, max=MAX_IMAGES, help="Number of images.")] = 100,
@@ -452,11 +466,16 @@ def sample(
         variant=variant,
         prompts=common.one_of_prompts(prompt, prompts),
         negative_prompt=negative_prompt,
+        **common.text_options(image_size, embedded_guidance, memory),
+        lora=lora,
+        scheduler=scheduler,
+        config=config,
         offline=offline,
         compile=compile,
         graphs=graphs,
     )
     prepared = prepare(request, device)
+    common.note_prompts(prepared.model)
     inputs = prepared.inputs(n)
     cell = prepared.cells[0]
     with (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from samplerbench.errors import UserError
-from samplerbench.models.discrete import timestep_at
+from samplerbench.models.timesteps import timestep_at
 from samplerbench.sampling import VARIANCE_PRESERVING, Denoiser, Noise, Prediction, PredictionType, Sampler, Sigma, Step
 from samplerbench.sampling.sampler import start_steps
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from samplerbench.errors import UserError, argument
 from samplerbench.limits import MAX_CLASSES, MAX_IMAGES
 from samplerbench.models.fields import Fields
 from samplerbench.models.files import (
+    OFFLOADS,
     LoadOptions,
     check_no_code,
     check_weights,
@@ -21,6 +24,7 @@ from samplerbench.models.files import (
     resolve_checkpoint,
     weight_files,
 )
+from samplerbench.models.single_file import contains, file_hash, load_from_file
 from samplerbench.untrusted import read_json, reason
 
 CARD = "samplerbench.json"
@@ -52,6 +56,9 @@ class Checkpoint:
         options: options for loading.
         index: content of model_index.json.
         card: model card of a model trained with samplerbench. Empty for other models.
+        paths: folders of parts that are not in `folder`. That of the scheduler is the path of its configuration.
+        network: name of the network, if it is not that of the pipeline in `folder`. Otherwise empty.
+        single_file: safetensors file with the weights of the network, and possibly of other parts. None for a folder.
     """
 
     source: str
@@ -60,6 +67,13 @@ class Checkpoint:
     options: LoadOptions
     index: dict[str, Any]
     card: dict[str, Any] = field(default_factory=dict)
+    paths: dict[str, Path] = field(default_factory=dict)
+    network: str = ""
+    single_file: Path | None = None
+
+    def path(self, part: str) -> Path:
+        """The folder of a part."""
+        return self.paths.get(part, self.folder / part)
 
     @property
     def pipeline(self) -> str:
@@ -98,7 +112,8 @@ class Checkpoint:
         Raises:
             UserError: if the file is missing, damaged or empty.
         """
-        found = read_json(self.folder / part / file, f"{self.source} is incomplete")
+        path = self.path(part)
+        found = read_json(path if path.suffix == ".json" else path / file, f"{self.source} is incomplete")
         if all(key.startswith("_") for key in found):
             raise UserError(
                 f"{self.source} is incomplete: {part}/{file} is empty; write it with save_pretrained of diffusers."
@@ -126,8 +141,47 @@ class Checkpoint:
         Raises:
             UserError: if the weights are missing, damaged, in a pickle file, or do not match the configuration.
         """
+        if self.single_file is not None and contains(self.single_file, part, self.network):
+            return self._from_file(part, cls, dtype, device, self.single_file)
         name, variant = self._variant(part)
-        config, folder = self.config(name), self.folder / name
+        config, folder = self.config(name), self.path(name)
+        files = self._weights(part)
+        complaint = f"{self.source} cannot be loaded as a {cls.__name__}"
+        check_no_code(config, complaint)
+        check_weights(folder, files, variant, complaint)
+        module = self._from_pretrained(cls, folder, dtype, variant)
+        return Part(self._placed(module, device), config, hash_files(files))
+
+    def _placed(self, module: Any, device: torch.device) -> Any:
+        """The module in evaluation mode, without gradients, on the device, in the memory format of convolutions."""
+        # An offloaded module stays on the host. `save_memory` moves it.
+        host = torch.device("cpu") if OFFLOADS.intersection(self.options.memory) else device
+        module.requires_grad_(False).eval().to(device=host)
+        # Channels-last convolutions are 1.2 to 1.4 times as fast, also on CPUs (benchmarks/README.md). The format is
+        # defined for two-dimensional convolutions only.
+        if not any(p.ndim == 5 for p in module.parameters()):
+            module.to(memory_format=torch.channels_last)
+        return module
+
+    def weights_hash(self, part: str) -> str:
+        """Return the hash of the weights of a part, without loading them.
+
+        Args:
+            part: name of the part.
+
+        Raises:
+            UserError: if the weights are missing.
+        """
+        if self.single_file is None or not contains(self.single_file, part, self.network):
+            return hash_files(self._weights(part))
+        # The configuration is not that of the file, so it belongs to what determines the output.
+        settings = json.dumps({k: v for k, v in self.config(part).items() if not k.startswith("_")}, sort_keys=True)
+        return hashlib.sha256((file_hash(self.single_file) + settings).encode()).hexdigest()
+
+    def _weights(self, part: str) -> list[Path]:
+        """The weight files of a part, in the requested variant if the part has it."""
+        name, variant = self._variant(part)
+        config, folder = self.config(name), self.path(name)
         files = weight_files(folder, variant)
         if not files:
             others = known_variants(folder)
@@ -138,20 +192,14 @@ class Checkpoint:
             )
             stem = "diffusion_pytorch_model" if "_diffusers_version" in config else "model"
             raise UserError(f"{self.source} is incomplete: {name}/{stem}.safetensors does not exist ({advice}).")
-        complaint = f"{self.source} cannot be loaded as a {cls.__name__}"
-        check_no_code(config, complaint)
-        check_weights(folder, files, variant, complaint)
-        module = self._from_pretrained(cls, folder, dtype, variant)
-        # Channels-last convolutions are 1.2 to 1.4 times as fast, also on CPUs (benchmarks/README.md).
-        module.requires_grad_(False).eval().to(device=device, memory_format=torch.channels_last)
-        return Part(module, config, hash_files(files))
+        return files
 
     def _variant(self, part: str) -> tuple[str, str | None]:
         """The folder and the variant to load for a part. A part without the requested variant uses no variant."""
         variant = self.options.variant
-        if variant == "ema" and (self.folder / f"{part}_ema").is_dir():
+        if variant == "ema" and part not in self.paths and (self.folder / f"{part}_ema").is_dir():
             return f"{part}_ema", None
-        return part, variant if variant and weight_files(self.folder / part, variant) else None
+        return part, variant if variant and weight_files(self.path(part), variant) else None
 
     def check_variant(self, parts: list[str]) -> None:
         """Check that at least one part has the requested variant.
@@ -165,9 +213,16 @@ class Checkpoint:
         variant = self.options.variant
         if variant is None or any(self._variant(part) != (part, None) for part in parts):
             return
-        known = sorted({v for part in parts for v in known_variants(self.folder / part)})
+        known = sorted({v for part in parts for v in known_variants(self.path(part))})
         known += ["ema"] if any((self.folder / f"{part}_ema").is_dir() for part in parts) else []
         raise UserError(f"{self.source} has no variant {variant}; available variants: {', '.join(known) or 'none'}.")
+
+    def _from_file(self, part: str, cls: Any, dtype: torch.dtype, device: torch.device, file: Path) -> Part:
+        """Load a part from a single file. Its configuration is that of the folder."""
+        config = self.config(part)
+        check_no_code(config, f"{self.source} cannot be loaded as a {cls.__name__}")
+        module = load_from_file(self.source, file, part, cls, self.path(part), dtype)
+        return Part(self._placed(module.to(dtype), device), config, self.weights_hash(part))
 
     def _from_pretrained(self, cls: Any, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
         # diffusers and transformers name the same option differently.

@@ -17,7 +17,6 @@ from samplerbench.models.files import LoadOptions
 from samplerbench.models.flow import RectifiedFlow, flow_fields, flow_identity, is_flow, read_flow_schedule
 from samplerbench.models.latent import Autoencoder
 from samplerbench.models.model import Condition, Model
-from samplerbench.models.preconditioning import DISCRETE
 from samplerbench.models.schedule import Schedule, read_schedule
 from samplerbench.sampling.denoiser import Sigma
 from samplerbench.sampling.flow import FlowSchedule
@@ -153,7 +152,7 @@ def unet_model(
         learned_variance=schedule.variance == "learned_range",
         doubled=schedule.doubled,
         identity=identity | schedule.identity | {"rounding": rounding},
-        preconditioning=DISCRETE[schedule.prediction],
+        preconditioning=schedule.preconditioning,
         rounding=rounding,
     )
 

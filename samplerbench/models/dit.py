@@ -16,7 +16,6 @@ from samplerbench.models.discrete import DiscreteVP
 from samplerbench.models.fields import Fields
 from samplerbench.models.latent import load_autoencoder
 from samplerbench.models.model import Condition
-from samplerbench.models.preconditioning import DISCRETE
 from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.process import VARIANCE_PRESERVING
 
@@ -96,7 +95,7 @@ def load_dit(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -
         | schedule.identity
         | {"variance": "learned_range" if learned else schedule.variance}
         | latent,
-        preconditioning=DISCRETE[schedule.prediction],
+        preconditioning=schedule.preconditioning,
         **(made | ({"class_names": named} if named else {})),
     )
 

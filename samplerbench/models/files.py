@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,28 @@ from samplerbench.untrusted import is_dir, is_file, read_json, shorten, user_pat
 
 PIXEL = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ScoreSdeVePipeline")
 LATENT = ("LDMPipeline", "LatentDiffusionUncondPipeline")
-SUPPORTED = (*PIXEL, *LATENT, "DiTPipeline", "StableDiffusionPipeline")
+TEXT = (
+    "LatentConsistencyModelPipeline",
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+    "PixArtAlphaPipeline",
+    "PixArtSigmaPipeline",
+    "SanaPipeline",
+    "Lumina2Pipeline",
+    "AuraFlowPipeline",
+    "QwenImagePipeline",
+    "ZImagePipeline",
+)
+"""Class names of the supported text-to-image pipelines."""
+SUPPORTED = (*PIXEL, *LATENT, "ConsistencyModelPipeline", "DiTPipeline", *TEXT)
 """Class names of the supported pipelines of diffusers."""
+
+MEMORY = ("offload", "sequential-offload", "vae-tiling", "vae-slicing", "attention-slicing")
+"""Ways to save memory, in the words of diffusers."""
+OFFLOADS = frozenset(MEMORY[:2])
+"""Those that keep the weights on the host."""
 
 STEMS = ("diffusion_pytorch_model", "model")
 """File name stems of weights in diffusers and transformers."""
@@ -37,6 +58,12 @@ class LoadOptions:
         compile: whether to compile the network with torch.compile.
         graphs: whether to run whole batches as CUDA graphs.
         keep_text_encoder: whether a text-to-image model keeps its text encoder, to measure its time.
+        image_size: (height, width) of the images of a text-to-image model, in pixels. None for its own size.
+        embedded_guidance: guidance scale that a guidance-distilled network takes as an input. None for its default.
+        memory: ways to save memory, of `MEMORY`.
+        lora: LoRA files to merge into the network, each `FILE` or `FILE:scale`.
+        scheduler: path of a scheduler_config.json, or of its folder, in place of that of the pipeline.
+        config: pipeline with the parts that a single file or the folder of a network lacks, a folder or a hub id.
     """
 
     revision: str | None = None
@@ -48,6 +75,12 @@ class LoadOptions:
     compile: bool = False
     graphs: bool = False
     keep_text_encoder: bool = False
+    image_size: tuple[int, int] | None = None
+    embedded_guidance: float | None = None
+    memory: tuple[str, ...] = ()
+    lora: tuple[str, ...] = ()
+    scheduler: str | None = None
+    config: str | None = None
 
 
 def hash_files(files: Iterable[Path]) -> str:
@@ -164,7 +197,7 @@ def resolve_checkpoint(source: str, options: LoadOptions | None = None) -> tuple
                 f"{argument('revision', options.revision)} requires a hub repository, but {source} is a local folder."
             )
         return path, ""
-    a_file = path.suffix.lower() in (".safetensors", ".json", ".bin", ".ckpt", ".pt", ".pth")
+    a_file = path.suffix.lower() in (".safetensors", ".json", ".bin", ".ckpt", ".pt", ".pth", ".pkl")
     looks_like_id = source.count("/") == 1 and not source.startswith((".", "/", "~")) and not a_file
     if is_file(path) or not looks_like_id:
         word = source.partition(":")[0]
@@ -173,7 +206,8 @@ def resolve_checkpoint(source: str, options: LoadOptions | None = None) -> tuple
             f'no model "{source}": it is neither a folder, nor a hub id (owner/name), nor a name in '
             f"`samplerbench list models`.{hint}"
         )
-    folder = _fetch(source, options, ["*.json", "*.txt"])
+    # *.model: the vocabulary of a SentencePiece tokenizer.
+    folder = _fetch(source, options, ["*.json", "*.txt", "*.model"])
     index = folder / "model_index.json"
     if index.exists():
         content = read_json(index, source)
@@ -181,7 +215,7 @@ def resolve_checkpoint(source: str, options: LoadOptions | None = None) -> tuple
         parts = [name for name, value in content.items() if isinstance(value, list)]
         # These parts are large and not used.
         parts = [p for p in parts if p not in ("safety_checker", "feature_extractor", "image_encoder")]
-        folder = _fetch(source, options, ["*.json", "*.txt", *_weight_patterns(parts, options.variant)])
+        folder = _fetch(source, options, ["*.json", "*.txt", "*.model", *_weight_patterns(parts, options.variant)])
     else:
         folder = _fetch(source, options, ["*.json", *_weight_patterns([""], options.variant)])
     return folder, folder.name
@@ -198,20 +232,52 @@ def check_pipeline(source: str, index: Mapping[str, Any]) -> str:
         UserError: if the class is missing or not supported.
     """
     name = index.get("_class_name")
-    supported = f"supported pipelines: {', '.join(SUPPORTED[:-1])} and {SUPPORTED[-1]} (Stable Diffusion 1 and 2)"
+    supported = f"supported pipelines: {', '.join(SUPPORTED[:-1])} and {SUPPORTED[-1]}"
     if name is None:
         raise UserError(f"{source}: model_index.json does not name its pipeline in _class_name; {supported}.")
     if name not in SUPPORTED:
+        if made := _other_output(str(name)):
+            raise UserError(f"{source} is a {name}, which makes {made}, not images; only images are supported.")
         raise UserError(f"{source}: {shorten(str(name))} is not supported; {supported}.")
     return str(name)
 
 
+def _other_output(name: str) -> str:
+    """What a pipeline class of diffusers makes, if it is "videos" or "audio". Empty for images and unknown classes."""
+    import diffusers
+    from diffusers.utils import BaseOutput
+
+    if not name.endswith("Pipeline") or name not in dir(diffusers):
+        return ""
+    try:
+        module = sys.modules[getattr(diffusers, name).__module__]
+        outputs = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, BaseOutput)]
+    except Exception:  # a pipeline that needs a package that is not installed
+        return ""
+    fields = {field for output in outputs for field in getattr(output, "__dataclass_fields__", {})}
+    return "" if "images" in fields else "videos" if "frames" in fields else "audio" if "audios" in fields else ""
+
+
 def check_no_prompts(source: str, options: LoadOptions) -> None:
-    """Raise UserError if prompts are given for a model that is not a text-to-image model."""
+    """Raise UserError if options of text-to-image models are given for a model that is not one."""
     prompts = "prompts" if isinstance(options.prompts, str) else "prompt"
-    for name, value in ((prompts, options.prompts), ("negative_prompt", options.negative_prompt)):
+    given = {
+        prompts: options.prompts,
+        "negative_prompt": options.negative_prompt,
+        "image_size": options.image_size,
+        "embedded_guidance": options.embedded_guidance,
+        "memory": options.memory or None,
+    }
+    for name, value in given.items():
         if value is not None:
             raise UserError(f"{argument(name)} requires a text-to-image model, but {source} is not one.")
+
+
+def check_no_parts(source: str, options: LoadOptions) -> None:
+    """Raise UserError if parts of a pipeline are given for a model that is not one."""
+    for name in ("scheduler", "config"):
+        if (given := getattr(options, name)) is not None:
+            raise UserError(f"{argument(name, given)} requires a pipeline of diffusers, but {source} is not one.")
 
 
 def _weight_patterns(parts: Iterable[str], variant: str | None) -> list[str]:
@@ -224,6 +290,7 @@ def _weight_patterns(parts: Iterable[str], variant: str | None) -> list[str]:
 def _fetch(source: str, options: LoadOptions, patterns: list[str]) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
+        GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
@@ -244,6 +311,10 @@ def _fetch(source: str, options: LoadOptions, patterns: list[str]) -> Path:
         )
     except RevisionNotFoundError:
         raise UserError(f'the hub has no revision "{options.revision}" of {source}.') from None
+    except GatedRepoError:
+        raise UserError(
+            f"the model {source} is gated; accept its licence on the hub, log in with `hf auth login`, and try again."
+        ) from None
     except RepositoryNotFoundError:
         raise UserError(f'the hub has no model "{source}", or it is private or gated and requires a login.') from None
     except HFValidationError:

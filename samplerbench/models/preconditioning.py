@@ -178,5 +178,37 @@ def consistency(sigma_data: float, sigma_min: float) -> Preconditioning:
     )
 
 
+def latent_consistency(
+    base: Preconditioning, timestep: Coefficient, timestep_scaling: float = 10.0, sigma_data: float = 0.5
+) -> Preconditioning:
+    """Add the boundary condition of latent consistency models to a variance-preserving parametrisation.
+
+    D(x, σ) = c_skip y + c_out D₀(x, σ), where y = x/√(1+σ²) and D₀ is the prediction of x₀ from the network's output,
+    with c_skip = σ_d²/(s² + σ_d²), c_out = s/√(s² + σ_d²), s = timestep_scaling · t(σ) (Luo et al. 2023, section 4.1;
+    Song et al. 2023, appendix C). At t = 0, D is y.
+
+    Args:
+        base: parametrisation of the network: `EPSILON`, `VELOCITY` or `SAMPLE`.
+        timestep: the timestep t(σ).
+        timestep_scaling: factor of the timestep.
+        sigma_data: σ_d of the boundary condition.
+    """
+
+    def skip(sigma: Any) -> Any:
+        return sigma_data**2 / ((timestep_scaling * timestep(sigma)) ** 2 + sigma_data**2)
+
+    def weight(sigma: Any) -> Any:
+        scaled = timestep_scaling * timestep(sigma)
+        return scaled * (scaled**2 + sigma_data**2) ** -0.5
+
+    return Preconditioning(
+        base.name,
+        lambda s: skip(s) * _keep(s) + weight(s) * base.skip(s),
+        lambda s: weight(s) * base.out(s),
+        base.scale,
+        base.time,
+    )
+
+
 DISCRETE = {p.name: p for p in (EPSILON, VELOCITY, SAMPLE)}
 """The parametrisations of discrete variance-preserving networks, keyed by `prediction_type` of diffusers."""

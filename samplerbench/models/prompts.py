@@ -1,21 +1,27 @@
-"""Prompts: read them from a text file and encode them with a CLIP text encoder."""
+"""Prompts: read them from a text, JSON Lines or CSV file, or from a data set on the Hugging Face Hub."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
-from collections.abc import Sequence
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from samplerbench.errors import UserError, argument
-from samplerbench.models.checkpoint import Checkpoint
-from samplerbench.untrusted import read_text, reason, shorten, user_path
+from samplerbench.limits import MAX_CLASSES
+from samplerbench.options import did_you_mean
+from samplerbench.untrusted import parse_json, read_text, reason, shorten, user_path
 
-AT_ONCE = 32
-"""Number of prompts per batch of the text encoder."""
+PROMPT_COLUMNS = ("prompt", "caption", "text")
+"""Names of the column of the prompts, in order of preference. Upper and lower case are equal."""
+ID_COLUMNS = ("id", "prompt_id", "image_id")
+"""Names of the column of the ids."""
+HUB_OPTIONS = ("split", "prompt", "id", "config", "revision")
+"""Options of a data set on the Hub: `hf:owner/name,split=test,prompt=caption`."""
 
 
 @dataclass(frozen=True)
@@ -24,36 +30,187 @@ class Prompts:
 
     Attributes:
         lines: the prompts. Prompt k has index k.
+        ids: the id of each prompt. Empty if the source has no ids.
     """
 
     lines: list[str]
+    ids: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:
-        """The hash of the prompts, for the protocol."""
-        return hashlib.sha256("\n".join(self.lines).encode()).hexdigest()
+        """The hash of the prompts, for the protocol. The ids are not part of it."""
+        text = "\n".join(self.lines)
+        if any("\n" in line for line in self.lines):  # the text alone would be ambiguous
+            text = json.dumps(self.lines)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_prompts(file: str | Sequence[str]) -> Prompts:
-    """Read prompts from a UTF-8 text file, one per line. Blank lines and surrounding whitespace are removed.
+    """Read prompts.
+
+    - A text file (UTF-8) has one prompt per line. Blank lines and surrounding whitespace are removed.
+    - A JSON Lines file (`.jsonl`) has one object per line with the key `prompt`, `caption` or `text`, and optionally
+      `id`. A line can also be a string.
+    - A CSV file (`.csv`, or `.tsv` with tabs) has a header with the same names.
+    - `hf:owner/name,split=test,prompt=COLUMN,id=COLUMN` is a data set of the Hugging Face Hub.
 
     Args:
-        file: path of the file, or the prompts themselves.
+        file: path of the file, `hf:owner/name`, or the prompts themselves.
 
     Raises:
-        UserError: if the file cannot be read or contains no prompts, or if a given prompt is empty or has several
-            lines.
+        UserError: if the source cannot be read, contains no prompts or an empty prompt, or has an id twice, or if a
+            given prompt is empty or has several lines.
     """
     if not isinstance(file, str):
         return Prompts([_one_line(prompt) for prompt in file])
+    given = argument("prompts", shorten(str(file)))
+    if file.startswith("hf:"):
+        return _from_rows(_hub_rows(file, given), given)
     try:
         text = read_text(user_path(file))
     except (OSError, ValueError) as error:
         raise UserError(f"{argument('prompts', str(file))}: the file cannot be read ({error}).") from None
+    kind = Path(file).suffix.lower()
+    if kind == ".jsonl":
+        return _from_rows(_json_rows(text, given), given)
+    if kind in (".csv", ".tsv"):
+        return _from_rows(_csv_rows(text, given, "\t" if kind == ".tsv" else ","), given)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{argument('prompts', str(file))}: the file contains no prompts; write one prompt per line.")
     return Prompts(lines)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One prompt of a file.
+
+    Attributes:
+        place: where it is, for error messages: `line 3`.
+        prompt: the prompt.
+        id: its id. None if there is none.
+    """
+
+    place: str
+    prompt: Any
+    id: Any
+
+
+def _from_rows(rows: Iterable[_Row], given: object) -> Prompts:
+    """Check the rows of a file or a data set."""
+    lines: list[str] = []
+    ids: list[str] = []
+    places: dict[str, str] = {}
+    for row in rows:
+        if not isinstance(row.prompt, str) or not row.prompt.strip():
+            what = "the prompt is empty" if isinstance(row.prompt, str) or row.prompt is None else "it is not text"
+            raise UserError(f"{given}: {row.place}: {what}; write some text.")
+        lines.append(row.prompt.strip())
+        if row.id is None or row.id == "":
+            if ids:
+                raise UserError(f"{given}: {row.place} has no id; give an id to every prompt, or to none.")
+            continue
+        if isinstance(row.id, bool) or not isinstance(row.id, str | int):
+            raise UserError(f"{given}: {row.place}: an id must be text or a whole number.")
+        name = str(row.id)
+        if len(ids) < len(lines) - 1:
+            raise UserError(f"{given}: {row.place} has an id, and the prompts before it have none; give one to all.")
+        if name in places:
+            raise UserError(f'{given}: {row.place} has the id "{shorten(name)}" of {places[name]}; ids must differ.')
+        places[name] = row.place
+        ids.append(name)
+    if not lines:
+        raise UserError(f"{given}: there are no prompts; write at least one.")
+    if len(lines) > MAX_CLASSES:
+        raise UserError(f"{given}: there are {len(lines):,} prompts; at most {MAX_CLASSES:,} are possible.")
+    return Prompts(lines, tuple(ids))
+
+
+def _json_rows(text: str, given: object) -> Iterable[_Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        place = f"line {number}"
+        try:
+            value = parse_json(line)
+        except ValueError as error:
+            raise UserError(f"{given}: {place} is not JSON ({reason(error)}).") from None
+        if isinstance(value, str):
+            yield _Row(place, value, None)
+            continue
+        if not isinstance(value, dict):
+            raise UserError(
+                f'{given}: {place} must be an object such as {{"id": "1", "prompt": "a cat"}}, or a string.'
+            )
+        column, named = _columns(value, given, place)
+        yield _Row(place, value[column], None if named is None else value[named])
+
+
+def _csv_rows(text: str, given: object, delimiter: str) -> Iterable[_Row]:
+    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = [name for name in reader.fieldnames or () if name]
+        column, named = _columns(dict.fromkeys(header), given, "the header")
+        for row in reader:
+            yield _Row(f"line {reader.line_num}", row[column], None if named is None else row[named])
+    except csv.Error as error:
+        raise UserError(f"{given}: line {reader.line_num} cannot be read ({reason(error)}).") from None
+
+
+def _columns(row: Mapping[str, Any], given: object, place: str) -> tuple[str, str | None]:
+    """The names of the columns of the prompts and of the ids. None if there are no ids."""
+    known = {name.strip().lower(): name for name in row}
+    prompt = next((known[name] for name in PROMPT_COLUMNS if name in known), None)
+    if prompt is None:
+        has = ", ".join(shorten(name, 30) for name in list(row)[:8]) or "nothing"
+        raise UserError(f"{given}: {place} has no prompt; name it {' or '.join(PROMPT_COLUMNS)}. It has: {has}.")
+    return prompt, next((known[name] for name in ID_COLUMNS if name in known), None)
+
+
+def _hub_rows(spec: str, given: object) -> Iterable[_Row]:
+    """The rows of a data set on the Hub, or of a local folder that `datasets` loads."""
+    name, *parts = spec.removeprefix("hf:").split(",")
+    options: dict[str, str] = {}
+    for part in filter(None, (p.strip() for p in parts)):
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or key not in HUB_OPTIONS:
+            raise UserError(
+                f'{given}: "{shorten(part)}" is not one of {", ".join(f"{o}=…" for o in HUB_OPTIONS)}.'
+                f"{did_you_mean(key, HUB_OPTIONS)}"
+            )
+        options[key] = value
+    if not name.strip():
+        raise UserError(f"{given}: name the data set, as in hf:owner/name,split=test.")
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"{given} needs the library datasets: pip install datasets.") from None
+    try:
+        rows = datasets.load_dataset(
+            name.strip(),
+            options.get("config"),
+            split=options.get("split", "train"),
+            revision=options.get("revision"),
+            trust_remote_code=False,  # has no effect since datasets 4
+        )
+    except Exception as error:  # datasets lets through whatever its loaders and the network raise
+        why = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise UserError(f"{given}: the data set cannot be loaded ({type(error).__name__}: {why}).") from None
+    columns = dict.fromkeys(rows.column_names)
+    for key in ("prompt", "id"):
+        if key in options and options[key] not in columns:
+            raise UserError(
+                f'{given}: the data set has no column "{shorten(options[key])}".{did_you_mean(options[key], columns)} '
+                f"Columns: {', '.join(columns)}."
+            )
+    if "prompt" in options:
+        prompt, named = options["prompt"], _columns(columns | {"prompt": None}, given, "the data set")[1]
+    else:
+        prompt, named = _columns(columns, given, "the data set")
+    named = options.get("id", named)
+    texts, ids = rows[prompt], [None] * len(rows) if named is None else rows[named]
+    for number, (text, one) in enumerate(zip(texts, ids, strict=True)):
+        yield _Row(f"row {number}", text, one)
 
 
 def _one_line(prompt: str) -> str:
@@ -63,87 +220,3 @@ def _one_line(prompt: str) -> str:
         what = "has several lines; write it on one line" if lines else "is empty; write some text"
         raise UserError(f"{argument('prompt', shorten(prompt))} {what}.")
     return lines[0]
-
-
-@dataclass
-class TextEncoder:
-    """A CLIP tokenizer and text encoder.
-
-    Attributes:
-        tokenizer: the tokenizer.
-        module: the text encoder.
-        width: dimension d of the embeddings.
-        sha256: hash of the weights and of the tokenizer files.
-        truncated: number of encoded prompts that exceeded the maximum length.
-    """
-
-    tokenizer: Any
-    module: Any
-    width: int
-    sha256: str
-    truncated: int = 0
-
-    @torch.no_grad()
-    def encode(self, lines: list[str]) -> Tensor:
-        """Encode prompts. Longer prompts are truncated and counted in `truncated`.
-
-        Args:
-            lines: K prompts.
-
-        Returns:
-            Last hidden states, (K, L, d) on the CPU, where L is the maximum length of the tokenizer.
-        """
-        parts = []
-        device = next(self.module.parameters()).device
-        length = self.tokenizer.model_max_length
-        for first in range(0, len(lines), AT_ONCE):
-            part = lines[first : first + AT_ONCE]
-            self.truncated += sum(len(ids) > length for ids in self.tokenizer(part).input_ids)
-            tokens = self.tokenizer(
-                part, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-            ).to(device)
-            masked = getattr(self.module.config, "use_attention_mask", False)
-            mask = tokens.attention_mask if masked else None
-            parts.append(self.module(tokens.input_ids, attention_mask=mask)[0].cpu())
-        return torch.cat(parts)
-
-
-def load_text_encoder(checkpoint: Checkpoint, device: torch.device) -> TextEncoder:
-    """Load the text encoder and tokenizer of an opened pipeline, in float32.
-
-    Args:
-        checkpoint: the opened pipeline.
-        device: device of the text encoder.
-
-    Raises:
-        UserError: if they are not CLIP classes, or files are missing or damaged.
-    """
-    from transformers import CLIPTextModel, CLIPTokenizer
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    checkpoint.require("text_encoder", "CLIPTextModel")
-    checkpoint.require("tokenizer", "CLIPTokenizer", "CLIPTokenizerFast")
-    folder = checkpoint.folder / "tokenizer"
-    files = [folder / name for name in ("vocab.json", "merges.txt") if (folder / name).exists()]
-    files = files if len(files) == 2 else sorted(folder.glob("tokenizer.json"))
-    if not files:
-        raise UserError(f"{checkpoint.source} is incomplete: tokenizer/vocab.json or tokenizer/merges.txt is missing.")
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare exceptions
-        raise UserError(f"{checkpoint.source}: the tokenizer cannot be loaded: {reason(error)}") from None
-    part = checkpoint.load("text_encoder", CLIPTextModel, torch.float32, device)
-    words = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    both = hashlib.sha256((part.sha256 + words).encode()).hexdigest()
-    length, words_known = tokenizer.model_max_length, part.module.config.vocab_size
-    if isinstance(length, bool) or not isinstance(length, int | float) or not length >= 1:
-        raise UserError(f"{checkpoint.source}: model_max_length in tokenizer/tokenizer_config.json is invalid.")
-    if len(tokenizer) > words_known:
-        raise UserError(
-            f"{checkpoint.source}: the tokenizer has {len(tokenizer)} tokens, but the text encoder supports only "
-            f"{words_known}."
-        )
-    tokenizer.model_max_length = min(int(min(length, 1e9)), part.module.config.max_position_embeddings)
-    return TextEncoder(tokenizer, part.module, part.module.config.hidden_size, both)

@@ -35,11 +35,13 @@ class HowRun:
         precision: precision of multiplications, a value of `dtype`. Empty if unknown.
         compiled: whether the network is compiled with torch.compile.
         graphs: whether whole batches run as CUDA graphs.
+        memory: ways in which memory is saved, separated by commas. Empty for none.
     """
 
     precision: str = ""
     compiled: bool = False
     graphs: bool = False
+    memory: str = ""
 
 
 def how_run(network: nn.Module) -> HowRun:
@@ -62,6 +64,7 @@ class Runner(nn.Module):
         backend: backend of torch.compile.
         precision: precision of multiplications, a value of `dtype`.
         graphs: whether whole batches run as CUDA graphs.
+        memory: ways in which memory is saved, separated by commas.
     """
 
     def __init__(
@@ -72,12 +75,13 @@ class Runner(nn.Module):
         backend: Any = "inductor",
         precision: str = "",
         graphs: bool = False,
+        memory: str = "",
     ) -> None:
         super().__init__()
         self.inner = network
         small = sum(p.numel() for p in network.parameters()) <= SMALL
         self.fewest = FEWEST if device.type == "cpu" and small else 1
-        self.how = HowRun(precision, compiled, graphs)
+        self.how = HowRun(precision, compiled, graphs, memory)
         self.sizes: set[int] = set()
         """Batch sizes for which the network is compiled."""
         self.eager = False
@@ -101,6 +105,8 @@ class Runner(nn.Module):
             return call(*args, **kwargs)
 
         def fill(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: fill(item) for key, item in value.items()}
             if not (isinstance(value, Tensor) and value.ndim and len(value) == rows):
                 return value
             return torch.cat([value, value[-1:].expand(size - rows, *value.shape[1:])])

@@ -15,13 +15,15 @@ from torch import Tensor
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_TIMESTEPS
 from samplerbench.models.fields import Fields
+from samplerbench.models.preconditioning import DISCRETE, Preconditioning, latent_consistency
+from samplerbench.models.timesteps import timestep_at, timesteps_at
 from samplerbench.sampling.denoiser import PredictionType
 from samplerbench.untrusted import shorten
 
 VP_SCHEDULERS = (
     *("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler"),
     *("EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"),
-    *("DEISMultistepScheduler", "HeunDiscreteScheduler"),
+    *("DEISMultistepScheduler", "HeunDiscreteScheduler", "LCMScheduler", "TCDScheduler"),
 )
 """Schedulers of diffusers whose configuration defines ᾱ. Their solver is not used."""
 
@@ -44,6 +46,8 @@ class Schedule:
         clip_range: maximum absolute value of x₀.
         variance: variance type. A network with "learned" or "learned_range" has twice as many output channels.
         settings: settings that define the noise levels, for the protocol.
+        timestep_scaling: timestep scaling of the boundary condition of latent consistency models. None if D has no
+            boundary condition.
     """
 
     levels: Tensor
@@ -52,6 +56,20 @@ class Schedule:
     clip_range: float
     variance: str
     settings: dict[str, Any]
+    timestep_scaling: float | None = None
+
+    @property
+    def preconditioning(self) -> Preconditioning:
+        """The parametrisation of the network, with the boundary condition of an `LCMScheduler`."""
+        base = DISCRETE[self.prediction]
+        if self.timestep_scaling is None:
+            return base
+        levels, log_levels = self.levels.tolist(), self.levels.log()
+
+        def timestep(sigma: Any) -> Any:
+            return timesteps_at(log_levels, sigma) if isinstance(sigma, Tensor) else timestep_at(levels, sigma)
+
+        return latent_consistency(base, timestep, self.timestep_scaling)
 
     @property
     def doubled(self) -> bool:
@@ -71,7 +89,7 @@ class Schedule:
             "timesteps": len(self.levels),
             "clip": self.clip and self.clip_range,
             "variance": self.variance,
-        }
+        } | ({} if self.timestep_scaling is None else {"timestep scaling": self.timestep_scaling})
 
 
 def read_schedule(name: str, config: Mapping[str, Any], source: str) -> Schedule:
@@ -106,7 +124,14 @@ def read_schedule(name: str, config: Mapping[str, Any], source: str) -> Schedule
             f"{source} uses dynamic thresholding, which is not supported; set thresholding to false in "
             "scheduler/scheduler_config.json."
         )
-    clip = fields.flag("clip_sample", False)
+    # TCDScheduler has the setting, but does not use it.
+    clip = fields.flag("clip_sample", False) and name != "TCDScheduler"
+    scaling = fields.number("timestep_scaling", 1e-12, 1e12, 10.0) if name == "LCMScheduler" else None
+    if clip and scaling is not None:
+        raise UserError(
+            f"{fields.where}: clip_sample of an LCMScheduler is not supported; set it to false, as latent consistency "
+            "models do."
+        )
     settings = {key: known[key] for key in _SCHEDULE if key in known}
     levels = noise_levels(alphas_cumprod(settings, fields.where))
     if not (bool(levels.isfinite().all()) and float(levels[0]) > 0 and bool((levels[1:] >= levels[:-1]).all())):
@@ -118,6 +143,7 @@ def read_schedule(name: str, config: Mapping[str, Any], source: str) -> Schedule
         clip_range=fields.number("clip_sample_range", 1e-12, 1e12, 1.0),
         variance=str(fields.text("variance_type") or "fixed_small"),
         settings=settings,
+        timestep_scaling=scaling,
     )
 
 

@@ -61,6 +61,7 @@ class Timing(_Strict):
     device_name: Text = _optional(description="name of the GPU; empty on a CPU")
     threads: Positive = _optional(description="threads of torch")
     graphs: bool = _optional(description="whether batches were replayed as CUDA graphs")
+    memory: Text = _optional(description="how memory was saved: offload, vae-slicing, …; empty if it was not")
     seconds: Amount = Field(description="sampling and quantising, on one process")
     decoder_seconds: Amount = Field(0, description="from latents to images, on one process; not in seconds")
     metric_seconds: Amount = Field(description="features and metrics")

@@ -15,11 +15,11 @@ from typing import Any
 
 from samplerbench.results.record import Record
 
-CONDITIONS = ("batch_size", "processes", "device", "device_name", "threads", "graphs")
+CONDITIONS = ("batch_size", "processes", "device", "device_name", "threads", "graphs", "memory")
 """The conditions of a timing, in addition to the protocol.
 
 device is the torch device, such as `cuda:0`. device_name is the name of the GPU, "" on a CPU. graphs tells whether
-batches were run as CUDA graphs.
+batches were run as CUDA graphs. memory names the ways in which memory was saved, "" for none.
 """
 
 MEASURED = ("seconds", "decoder_seconds", "metric_seconds", "images_per_second", "finished")
@@ -81,6 +81,7 @@ def describe_conditions(conditions: Mapping[str, Any]) -> str:
         f"{processes} processes" if processes and processes != 1 else "",
         f"batches of {batch}" if batch else "",
         "CUDA graphs" if conditions.get("graphs") else "",
+        str(conditions.get("memory") or ""),
     ]
     return ", ".join(part for part in parts if part)
 

@@ -127,6 +127,17 @@ class Sampler(Configurable, ABC):
         """
         return self.convergence()
 
+    def exact_for(self) -> Literal["denoiser", "consistency function"] | None:
+        """The kind of D for which the samples have the distribution of the data in the limit of many steps.
+
+        `samplerbench check` measures the mean and the variance of a stochastic sampler with this D.
+
+        Returns:
+            "denoiser" for D = E[x₀ | x], "consistency function" for the end of the probability-flow ODE from x, None if
+            there is no claim.
+        """
+        return "denoiser"
+
     def convergence_from_infinity(self) -> int | None:
         """The claimed order from σ = ∞, the time t = 1 of a rectified flow, on a grid that is uniform in t.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import ClassVar, Literal
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplerbench.models.exact import ExactModel, _model, exact
+from samplerbench.models.exact import ExactModel, MixtureDenoiser, _model, exact
 from samplerbench.models.latent import Autoencoder
 from samplerbench.models.legacy import LegacyDenoiser
 from samplerbench.models.sample import bind, sample_states, start_batch, start_states
@@ -401,12 +401,29 @@ def check_terminal(sampler: Sampler) -> str:
     return f"{worst:.1e} from the point"
 
 
+class ConsistencyFunction(torch.nn.Module):
+    """The consistency function of a Gaussian, the end of its ODE: f(x, σ) = μ + √(v/(v+σ²)) (x - μ)."""
+
+    def __init__(self, problem: MixtureDenoiser) -> None:
+        super().__init__()
+        self.problem = problem
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        mean, variance = (part.reshape(1, *x.shape[1:]) for part in (self.problem.means, self.problem.variances))
+        level = sigma.to(x.dtype).reshape(-1, 1, 1, 1)
+        return (mean + (variance / (variance + level**2)).sqrt() * (x - mean)).to(x.dtype)
+
+
 def check_moments(sampler: Sampler) -> str:
     """For stochastic samplers, the final mean and variance converge to the closed form."""
     _require_solver(sampler)
     if not _draws(sampler):
         raise NotApplicableError("deterministic: see order")
     model = _problem("gaussian", "1x8x8")
+    if (kind := sampler.exact_for()) is None:
+        raise NotApplicableError("it claims no distribution (exact_for)")
+    if kind == "consistency function":
+        model = replace(model, network=ConsistencyFunction(model.problem))
     mean, variance = model.problem.means.reshape(model.shape), model.problem.variances.reshape(model.shape)
     batch, found = 1000, []
     for steps in (25, 400):

@@ -1,0 +1,141 @@
+"""Text-to-image rectified flows: the same images as diffusers' own pipelines, independent of the batch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.pipelines import PROMPTS, STEPS, load
+from support.text_flows import aura_flow, flux, lumina2, qwen_image, sana, sd3, z_image
+from support.text_pipelines import TOLERANCE, check_batches, difference, our_images, pipeline_images, start
+
+from samplerbench.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore::Warning:diffusers")
+
+TIMES = np.linspace(1.0, 1 / STEPS, STEPS)
+"""The times before the shift, which most pipelines use by default."""
+
+
+@pytest.mark.parametrize("with_t5", [True, False])
+def test_stable_diffusion_3_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_t5: bool) -> None:
+    pipeline = sd3(tmp_path, with_t5)
+    pipeline.save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model", prompts=tuple(PROMPTS), negative_prompt="fog")
+    assert (model.shape, model.image_shape) == ((4, 8, 8), (3, 16, 16))
+    call: dict[str, Any] = {"guidance_scale": 4.0, "negative_prompt": ["fog"] * 3, "sigmas": TIMES}
+    expected = pipeline_images(pipeline, start(model), monkeypatch, height=16, width=16, **call)
+    assert difference(our_images(model, "ddim", "flow", guidance="cfg:scale=4"), expected) <= TOLERANCE
+    assert model.identity["text encoder 3"] == "none" or with_t5
+    if with_t5:
+        check_batches(model, "ddim", "flow", guidance="cfg:scale=4")
+
+
+@pytest.mark.parametrize("guidance", [None, 6.0, "schnell"])
+def test_flux_equals_its_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guidance: float | str | None
+) -> None:
+    """With the embedded guidance scale, its default, or none of it; always with true CFG."""
+    pipeline = flux(tmp_path, guidance != "schnell")
+    pipeline.save_pretrained(tmp_path / "model")
+    scale = guidance if isinstance(guidance, float) else None
+    size = (16, 24)
+    options: dict[str, Any] = {"prompts": tuple(PROMPTS), "negative_prompt": "fog", "image_size": size}
+    model = load(tmp_path / "model", embedded_guidance=scale, **options)
+    assert (model.shape, model.image_shape) == ((4, 8, 12), (3, 16, 24))
+    assert model.identity["embedded guidance"] == {None: 3.5, 6.0: 6.0, "schnell": None}[guidance]
+    call: dict[str, Any] = {"true_cfg_scale": 4.0, "negative_prompt": ["fog"] * 3, "height": 16, "width": 24}
+    call |= {"guidance_scale": scale or 3.5, "latents": None}
+    expected = pipeline_images(pipeline, start(model), monkeypatch, **call)
+    assert difference(our_images(model, "ddim", "flow", guidance="cfg:scale=4"), expected) <= TOLERANCE
+    if guidance is None:
+        check_batches(model, "ddim", "flow", guidance="cfg:scale=4")
+        assert load(tmp_path / "model", show=True).shape == (4, 128, 128)
+    if guidance == "schnell":
+        with pytest.raises(UserError, match=r"embedded_guidance=2\.0: the network of .* has no embedded guidance"):
+            load(tmp_path / "model", embedded_guidance=2.0, **options)
+
+
+def test_sana_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = sana()
+    pipeline.save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model", prompts=tuple(PROMPTS), image_size=(32, 32))
+    assert model.identity["timestep scale"] == 0.5
+    assert model.identity["instruction"].startswith("Given a user prompt")
+    call: dict[str, Any] = {"guidance_scale": 4.5, "height": 32, "width": 32, "use_resolution_binning": False}
+    expected = pipeline_images(pipeline, start(model), monkeypatch, sigmas=TIMES, **call)
+    assert difference(our_images(model, "ddim", "flow", guidance="cfg:scale=4.5"), expected) <= TOLERANCE
+    check_batches(model, "ddim", "flow", guidance="cfg:scale=4.5")
+
+
+def test_aura_flow_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = aura_flow()
+    pipeline.save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model", prompts=tuple(PROMPTS))
+    call: dict[str, Any] = {"guidance_scale": 3.5, "height": 16, "width": 16, "sigmas": TIMES}
+    expected = pipeline_images(pipeline, start(model), monkeypatch, **call)
+    assert difference(our_images(model, "ddim", "flow", guidance="cfg:scale=3.5"), expected) <= TOLERANCE
+    check_batches(model, "ddim", "flow", guidance="cfg:scale=3.5")
+
+
+def test_lumina_2_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its network is given 1 - t and returns -v."""
+    pipeline = lumina2()
+    pipeline.save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model", prompts=tuple(PROMPTS))
+    call: dict[str, Any] = {"guidance_scale": 4.0, "height": 16, "width": 16, "cfg_normalization": False}
+    expected = pipeline_images(pipeline, start(model), monkeypatch, **call)
+    assert difference(our_images(model, "ddim", "flow", guidance="cfg:scale=4"), expected) <= TOLERANCE
+    check_batches(model, "ddim", "flow", guidance="cfg:scale=4")
+
+
+class WithoutNorm:
+    """torch, with norms of 1."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def norm(self, x: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.ones_like(x[..., :1])
+
+
+def test_qwen_image_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scheduler has a dynamic shift and a last time, and its autoencoder is one of videos."""
+    pipeline = qwen_image()
+    pipeline.save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model", prompts=tuple(PROMPTS), negative_prompt="fog", image_size=(16, 24))
+    assert (model.shape, model.image_shape) == ((4, 8, 12), (3, 16, 24))
+    call: dict[str, Any] = {"height": 16, "width": 24, "latents": None}
+    expected = pipeline_images(pipeline, start(model), monkeypatch, **call)
+    assert difference(our_images(model, "ddim", "flow"), expected) <= TOLERANCE
+    # The pipeline normalises the guided output. Without this, it is plain classifier-free guidance.
+    monkeypatch.setattr(sys.modules[type(pipeline).__module__], "torch", WithoutNorm())
+    call |= {"true_cfg_scale": 4.0, "negative_prompt": ["fog"] * 3}
+    expected = pipeline_images(pipeline, start(model), monkeypatch, **call)
+    assert difference(our_images(model, "ddim", "flow", guidance="cfg:scale=4"), expected) <= TOLERANCE
+    check_batches(model, "ddim", "flow", guidance="cfg:scale=4")
+
+
+def test_z_image_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its network is given 1 - t and returns -v; its guidance scale is one less than that of `cfg`."""
+    pipeline = z_image()
+    pipeline.save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model", prompts=tuple(PROMPTS), negative_prompt="fog", image_size=(16, 16))
+    call: dict[str, Any] = {"guidance_scale": 3.0, "height": 16, "width": 16, "negative_prompt": ["fog"] * 3}
+    expected = pipeline_images(pipeline, start(model), monkeypatch, **call)
+    assert difference(our_images(model, "ddim", "flow", guidance="cfg:scale=4"), expected) <= TOLERANCE
+    check_batches(model, "ddim", "flow", guidance="cfg:scale=4")
+
+
+def test_latents_are_packed_as_in_diffusers() -> None:
+    from diffusers import FluxPipeline
+
+    from samplerbench.models.flow_text import pack, unpack
+
+    y = torch.randn(2, 3, 4, 6)
+    assert torch.equal(pack(y), FluxPipeline._pack_latents(y, 2, 3, 4, 6))
+    assert torch.equal(unpack(pack(y), 4, 6), y)
