@@ -3,14 +3,25 @@
 From large noise on even steps, as `Sampler.convergence` claims it; from two small noise levels; and on uneven steps.
 
 python benchmarks/orders.py            # prints the Markdown table of docs/solvers.md
+python benchmarks/orders.py flow       # prints that of docs/flows.md: rectified flows, from t = 1
 """
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from samplerbench import registry
-from samplerbench.testing.sampler import SMALL_STARTS, UNEVEN, Shape, measure_order, order_errors
+from samplerbench.testing.sampler import (
+    SMALL_STARTS,
+    UNEVEN,
+    Shape,
+    flow_errors,
+    measure_order,
+    measure_order_from_infinity,
+    order_errors,
+)
 
 SPECS = [
     "ddim",
@@ -62,7 +73,20 @@ def main() -> None:
         print(f"| {' | '.join(row)} |", flush=True)
 
 
+def flow() -> None:
+    """Print the table of rectified flows."""
+    torch.set_num_threads(1)
+    print("| sampler | claim from t = 1 | gaussian | mixture | error at N = 16 | error at N = 1024 |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for spec in SPECS:
+        sampler = registry.parse("sampler", spec)
+        slopes = [f"{s:.2f} ± {m:.2f}" for s, m in (measure_order_from_infinity(sampler, p) for p in PROBLEMS)]
+        errors = [f"{error:.1e}" for _, error in flow_errors(sampler, "mixture", (16, 1024))]
+        row = (f"`{spec}`", str(sampler.convergence_from_infinity()), *slopes, *errors)
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
 PROBLEMS = ("gaussian", "mixture")
 
 if __name__ == "__main__":
-    main()
+    flow() if sys.argv[1:] == ["flow"] else main()

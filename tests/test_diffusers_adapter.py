@@ -238,7 +238,7 @@ def test_two_runs_at_once_have_each_their_own_noise(model: ExactModel) -> None:
         ("DPMSolverMultistepScheduler:algorithm_type=dpm", "dpm is not implemented for"),
         ("DPMSolverMultistepScheduler:algorithm_type=dpmsolver", "Please choose `sigma_min` instead"),
         (
-            "FlowMatchEulerDiscreteScheduler",
+            "UnCLIPScheduler",
             "cannot sample this kind of model: it has no β schedule or no ε-prediction",
         ),
         ("EDMEulerScheduler", "cannot sample this kind of model"),

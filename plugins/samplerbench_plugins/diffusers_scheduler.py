@@ -11,12 +11,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from samplerbench.sampling import Denoiser, Noise, PredictionType, Sampler, Step, UserError, option
+from samplerbench.sampling import (
+    Denoiser,
+    FlowSchedule,
+    ModelView,
+    Noise,
+    PredictionType,
+    Sampler,
+    Step,
+    UserError,
+    option,
+)
+from samplerbench_plugins.diffusers_flow import check_flow_scheduler, flow_steps, make_flow_scheduler, supports_flows
 
 _OF_THE_MODEL = (
     *("num_train_timesteps", "trained_betas", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr"),
@@ -34,14 +45,17 @@ class DiffusersScheduler(Sampler):
     The scheduler uses its own timesteps, set by its own parameters (`timestep_spacing=trailing`), and its own float32
     tables, computed from the model's noise levels. The spacing of the run has no effect. As in a pipeline, the
     scheduler receives the prediction of the model, computed from D: ε = (x - D)/σ, v = (ε - σ D)/√(1+σ²), or D. It
-    receives ε if it does not support the model's prediction type. Its noise is replaced by that of samplerbench, so
-    sample i depends only on the seed and i.
+    receives ε if it does not support the model's prediction type. For a rectified flow it receives the velocity, in its
+    flow mode (use_flow_sigmas) or as a FlowMatch scheduler, with the shift of the model. Its noise is replaced by that
+    of samplerbench, so sample i depends only on the seed and i.
     Not supported: schedulers that invert images, need more than a prediction in each step, draw their own noise, or
     have no β schedule or prediction type.
     Example: `diffusers/DPMSolverMultistepScheduler:algorithm_type=sde-dpmsolver++,use_karras_sigmas=true`
     """
 
     own_grid = True
+    from_infinity = True
+    flow: ClassVar[FlowSchedule | None] = None
 
     scheduler: str = option("DDIMScheduler", "name of the scheduler class", positional=True)
     config: tuple[tuple[str, str], ...] = option((), "parameters of the scheduler", rest=True)
@@ -51,8 +65,12 @@ class DiffusersScheduler(Sampler):
         self._settings(self._class())
 
     @classmethod
-    def schedulers(cls) -> list[str]:
-        """The names of the schedulers of the installed diffusers that are supported."""
+    def schedulers(cls, flows: bool = False) -> list[str]:
+        """The names of the schedulers of the installed diffusers that are supported.
+
+        Args:
+            flows: whether to list those for rectified flows instead of those for variance-preserving models.
+        """
         import diffusers
 
         supported = []
@@ -62,8 +80,18 @@ class DiffusersScheduler(Sampler):
                     cls(scheduler=name)
                 except UserError:
                     continue
-                supported.append(name)
+                scheduler = getattr(diffusers, name)
+                if supports_flows(scheduler) if flows else "trained_betas" in _known(scheduler):
+                    supported.append(name)
         return supported
+
+    def bind(self, model: ModelView, sigmas: Tensor) -> Self:
+        cls = self._class()
+        if model.flow is not None:
+            check_flow_scheduler(cls)
+        elif "trained_betas" not in _known(cls):
+            raise UserError(f"diffusers/{self.scheduler} samples rectified flows, and this model is none.")
+        return self.with_state(flow=model.flow)
 
     def nfe(self, steps: int) -> int:
         made = self._class()(**self._settings(self._class()))
@@ -76,6 +104,14 @@ class DiffusersScheduler(Sampler):
         return steps
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+        if self.flow is not None:
+            cls = self._class()
+            made, arguments = make_flow_scheduler(cls, self._settings(cls), self.flow)
+            z = x / (1 + float(sigmas[0]))
+            yield from flow_steps(
+                made, arguments, denoise, z, len(sigmas) - 1, self.flow, lambda: _our_noise(made, noise)
+            )
+            return
         if not math.isclose(denoise.alpha(1.0), 0.5**0.5):
             raise UserError(f"sampler diffusers/{self.scheduler} needs a variance-preserving model.")
         cls = self._class()
@@ -121,7 +157,7 @@ class DiffusersScheduler(Sampler):
                 "`samplerbench list schedulers` lists the supported ones."
             )
         needed = {"trained_betas", "prediction_type"} - set(_known(cls))
-        if needed:
+        if needed and not cls.__name__.startswith("FlowMatch"):
             raise UserError(
                 f"diffusers/{self.scheduler} cannot sample this kind of model: it has no β schedule or no "
                 f"ε-prediction (its constructor lacks {' and '.join(sorted(needed))})."

@@ -6,21 +6,37 @@ import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from samplerbench.sampling import Spacing, UserError, argument, option
+from samplerbench.sampling import (
+    SIGMA_INFINITY,
+    ModelView,
+    Sampler,
+    Spacing,
+    UserError,
+    argument,
+    is_infinite,
+    option,
+)
 
 
 @dataclass(frozen=True)
 class Listed(Spacing):
     """Explicit decreasing noise levels, inline (`list:levels=80;20;5;1;0.1`) or from a file with one per line.
 
-    A final 0 is optional. The number of steps is the number of levels above 0.
+    A final 0 is optional. The number of steps is the number of levels above 0. For a rectified flow the first level may
+    be inf, the time t = 1.
     """
 
     levels: str = option("", "σ values separated by semicolons, or the path of a text file", positional=True)
+
+    def bind(self, model: ModelView, sampler: Sampler) -> Self:
+        if model.flow is None and is_infinite(self.values()[0]):
+            raise UserError("spacing list: only a rectified flow can start at inf; give a number.")
+        return self
 
     def grid(self, levels: Tensor, steps: int) -> Tensor:
         values = self.values()
@@ -51,8 +67,9 @@ class Listed(Spacing):
             values.pop()
         if (
             not values
-            or not all(0 < v < math.inf for v in values)
+            or not all(0 < v < math.inf for v in values[1:])
+            or not values[0] > 0
             or any(b >= a for a, b in itertools.pairwise(values))
         ):
             raise UserError("spacing list: the levels must be decreasing numbers above 0, like levels=80;20;5;1.")
-        return [*values, 0.0]
+        return [min(values[0], SIGMA_INFINITY), *values[1:], 0.0]

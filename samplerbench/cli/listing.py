@@ -30,8 +30,10 @@ def list_plugins(
 
     out = console(160)
     if kind == "schedulers":
-        for name in registry.get("sampler", "diffusers").schedulers():  # type: ignore[attr-defined]
-            out.print(literal(f"diffusers/{name}"))
+        cls: Any = registry.get("sampler", "diffusers")
+        flows = cls.schedulers(flows=True)
+        for name in sorted({*cls.schedulers(), *flows}):
+            out.print(literal(f"diffusers/{name}").append("  rectified flows" if name in flows else "", "dim"))
         return
     kinds = [kind] if kind in registry.KINDS else [] if kind else list(registry.KINDS)
     found = {plural: registry.entries(registry.KINDS[plural]) for plural in kinds}

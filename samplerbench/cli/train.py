@@ -268,6 +268,16 @@ def unet(
         Literal["linear", "scaled_linear", "squaredcos_cap_v2"],
         typer.Option(help="Schedule of β_t in the forward process."),
     ] = "linear",
+    objective: Annotated[
+        Literal["epsilon", "flow"],
+        typer.Option(
+            help="What the network predicts: the noise of a DDPM (epsilon), or the velocity of a rectified flow (flow)."
+        ),
+    ] = "epsilon",
+    times: Annotated[
+        Literal["uniform", "logit-normal"],
+        typer.Option(help="Distribution of the time t in the training of a flow."),
+    ] = "uniform",
     unconditional: Annotated[bool, typer.Option("--unconditional", help="Train without class labels.")] = False,
     label_dropout: Annotated[
         float,
@@ -293,7 +303,7 @@ def unet(
         str | None,
         typer.Option(
             help="Held-out images, for early stopping: the weights with the lowest variational bound (bits/dim) on "
-            "them are saved."
+            "them, or the lowest velocity error of a flow, are saved."
         ),
     ] = None,
     evaluate_every: Annotated[
@@ -310,8 +320,9 @@ def unet(
 ) -> None:
     """Train a diffusers `UNet2DModel`. Load the folder with `DDPMPipeline.from_pretrained`.
 
-    With --latents, the network is trained on the latents of an autoencoder. Load that folder with
-    `LDMPipeline.from_pretrained`.
+    With --objective flow, the network predicts the velocity of a rectified flow, and is saved with a
+    `FlowMatchEulerDiscreteScheduler`. With --latents, the network is trained on the latents of an autoencoder. Load
+    that folder with `LDMPipeline.from_pretrained`.
 
     Examples:
 
@@ -342,11 +353,20 @@ def unet(
         flip=flip,
         shift=shift,
         shift_probability=shift_probability,
+        objective=objective,
+        times=times,
     )
+    if times != "uniform" and objective != "flow":
+        raise UserError(f"--times {times} requires --objective flow.")
+    if latents is not None and objective == "flow":
+        raise UserError("--objective flow trains on images; leave out --latents.")
     images = run.begin()
     reference = run.hold_out(images, held_out, evaluate_every, patience)
     if latents is None:
-        run.fit(UNetTask(images, settings), images, reference)
+        from samplerbench.training.flow import FlowTask
+
+        task = FlowTask if objective == "flow" else UNetTask
+        run.fit(task(images, settings), images, reference)
         return
     from samplerbench.bench.setup import pick_device
     from samplerbench.training.latent import LatentUNetTask

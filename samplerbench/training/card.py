@@ -62,7 +62,9 @@ def write_card(
     if "held_out" in rows:
         found = rows.pop("held_out")
         images = f"{found['data']['name']} ({found['data']['split']}), {found['data']['images']} images"
-        rows["held-out bound"] = f"{found['bound']:.4f} bits/dim at step {found['step']} ({images})"
+        name, unit = ("bound", " bits/dim") if "bound" in found else ("velocity error", "")
+        value = found[name.replace(" ", "_")]
+        rows[f"held-out {name}"] = f"{value:.4f}{unit} at step {found['step']} ({images})"
     shown = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
     (out / "README.md").write_text(
         f"# {what} on {data.name}\n\n"

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,9 +74,11 @@ class Task(ABC):
     Attributes:
         what: kind of the network in the card.
         network: the network to train.
+        value: name and unit of the value on held-out images.
     """
 
     what: str
+    value: ClassVar[tuple[str, str]] = ("bound", "bits/dim")
     network: nn.Module
 
     @abstractmethod
@@ -165,7 +167,7 @@ class HeldOut:
     """
 
     def __init__(self, task: Task, data: ImageSet, settings: TrainSettings) -> None:
-        self.data, self.settings = data, settings
+        self.data, self.settings, self.name = data, settings, task.value[0]
         self.value = task.evaluator(data)
         self.curve: list[tuple[int, float]] = []
         self.best: list[Tensor] = []
@@ -199,7 +201,7 @@ class HeldOut:
         """Entries for the card."""
         step, value = self.lowest
         data = {"name": self.data.name, "split": self.data.split, "images": len(self.data), "sha256": self.data.sha256}
-        return {"held_out": {"data": data, "bound": value, "step": step, "curve": self.curve}}
+        return {"held_out": {"data": data, self.name.replace(" ", "_"): value, "step": step, "curve": self.curve}}
 
 
 def fit(
@@ -267,7 +269,7 @@ def fit(
 
     labels = data.labels
     started, loss_mean = time.monotonic(), before.loss
-    with _Progress(task.what, settings.steps, first, accelerator.is_main_process) as progress:
+    with _Progress(task.what, settings.steps, first, accelerator.is_main_process, task.value) as progress:
         for step in range(first, last):
             index = batch_indices(len(data), settings.batch_size, settings.seed, step)[share]
             x = task.inputs(data, index, device)
@@ -388,11 +390,11 @@ class _ema_weights:  # noqa: N801 - used as a with-statement's verb
 class _Progress:
     """A bar with loss and images/s on a terminal; a plain line every 500 steps elsewhere."""
 
-    def __init__(self, what: str, total: int, first: int, show: bool) -> None:
+    def __init__(self, what: str, total: int, first: int, show: bool, value: tuple[str, str]) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.console = console(stderr=True)
-        self.show, self.total, self.what, self.started = show, total, what, time.monotonic()
+        self.show, self.total, self.what, self.started, self.value = show, total, what, time.monotonic(), value
         self.bar = Progress(
             TextColumn("training {task.description}", markup=False),
             BarColumn(),
@@ -421,7 +423,9 @@ class _Progress:
     def say(self, step: int, value: float) -> None:
         """Print a value on held-out images."""
         if self.show:
-            self.console.print(f"training {self.what}: step {step}/{self.total}  held-out bound {value:.4f} bits/dim")
+            name, unit = self.value
+            done = f"training {self.what}: step {step}/{self.total}"
+            self.console.print(f"{done}  held-out {name} {value:.4f} {unit}".rstrip())
 
 
 # What must not change between the parts of one run. The rest (how often to save or draw) may.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class UNetSettings:
     flip: bool = False
     shift: int = 0
     shift_probability: float = 0.5
+    objective: Literal["epsilon", "flow"] = "epsilon"
+    times: Literal["uniform", "logit-normal"] = "uniform"
 
 
 class UNetTask(Task):
@@ -101,7 +103,7 @@ class UNetTask(Task):
             dropout=settings.dropout,
             num_class_embeds=None if self.classes is None else self.classes + 1,
         )
-        self.scheduler_config = {
+        self.scheduler_config: dict[str, Any] = {
             "num_train_timesteps": settings.timesteps,
             "beta_schedule": settings.beta_schedule,
             "beta_start": 1e-4,
@@ -110,20 +112,12 @@ class UNetTask(Task):
         self.alphas_cumprod = alphas_cumprod(self.scheduler_config)
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor | None, random: StepRandom) -> Tensor:
-        if self.settings.flip:
-            flipped = random.uniform(1, 1, 1) < 0.5
-            images = torch.where(flipped, images.flip(-1), images)
-        if self.settings.shift:
-            images = random_shift(images, self.settings.shift, self.settings.shift_probability, random)
+        images = self.augmented(images, random)
         t = random.integers(self.settings.timesteps)
         noise = random.normal(*images.shape[1:])
         alpha_cumprod = self.alphas_cumprod.to(images.device)[t].float()[:, None, None, None]
         noisy = alpha_cumprod.sqrt() * images + (1 - alpha_cumprod).sqrt() * noise
-        if self.classes is None:
-            labels = None
-        elif labels is not None:
-            dropped = random.uniform() < self.settings.label_dropout
-            labels = torch.where(dropped, self.classes, labels)
+        labels = self.dropped(labels, random)
         output = network(noisy, t, class_labels=labels).sample.float()
         if not self.settings.learn_variance:
             return (output - noise).square().mean()
@@ -131,6 +125,21 @@ class UNetTask(Task):
         bound = variational_bound(self.alphas_cumprod, images, noisy, t, epsilon.detach(), fraction)
         # L_vlb is a sum over T levels, of which one is drawn: T times its mean estimates it.
         return (epsilon - noise).square().mean() + 0.001 * self.settings.timesteps * bound.mean()
+
+    def augmented(self, images: Tensor, random: StepRandom) -> Tensor:
+        """The images with random flips and shifts, (B, C, H, W)."""
+        if self.settings.flip:
+            flipped = random.uniform(1, 1, 1) < 0.5
+            images = torch.where(flipped, images.flip(-1), images)
+        if self.settings.shift:
+            images = random_shift(images, self.settings.shift, self.settings.shift_probability, random)
+        return images
+
+    def dropped(self, labels: Tensor | None, random: StepRandom) -> Tensor | None:
+        """The labels for the network, (B,), where some are the null label. None for an unconditional network."""
+        if self.classes is None or labels is None:
+            return None
+        return torch.where(random.uniform() < self.settings.label_dropout, self.classes, labels)
 
     def evaluator(self, data: ImageSet) -> Callable[[nn.Module], float]:
         """See `Task.evaluator`. The value is the variational bound (`evaluate`)."""
@@ -181,7 +190,9 @@ class UNetTask(Task):
         return timesteps * bound / total + float(prior)
 
     def identity(self) -> dict[str, Any]:
-        return asdict(self.settings)
+        # Trainings that were begun before these settings existed can be resumed.
+        later = {"objective": "epsilon", "times": "uniform"}
+        return {key: value for key, value in asdict(self.settings).items() if later.get(key) != value}
 
     def pipeline(self, network: nn.Module) -> Any:
         """The diffusers pipeline that is saved."""
