@@ -183,6 +183,10 @@ def test_a_change_of_the_encoder_or_the_tokenizer_is_seen(folder: Path, monkeypa
     assert encoded == ["not None", PROMPTS[0]]
     assert float((text_of(before, 0) - text_of(after, 0)).abs().max()) > 1e-3
     assert before.identity["text encoder"] != after.identity["text encoder"]
+    configure(folder / "tokenizer/tokenizer_config.json", padding_side="left")
+    encoded.clear()
+    load(folder, prompts=(PROMPTS[0],))
+    assert encoded == ["not None", PROMPTS[0]]
     file = folder / "tokenizer/tokenizer.json"
     file.write_text(file.read_text("utf-8") + "\n", encoding="utf-8")
     assert load(folder, prompts=(PROMPTS[0],)).identity["text encoder"] != after.identity["text encoder"]
