@@ -19,6 +19,7 @@ from samplerbench.models.files import (
     resolve_checkpoint,
 )
 from samplerbench.models.model import Model
+from samplerbench.models.text import check_prompts
 from samplerbench.models.text_encoders import explain_loading
 
 VE_SCHEDULER = "ScoreSdeVeScheduler"
@@ -115,6 +116,7 @@ def _text(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> M
             f"{argument('embedded_guidance', options.embedded_guidance)} requires a network with an embedded guidance "
             f"scale; {checkpoint.source} is a {checkpoint.pipeline}, which has none."
         )
+    check_prompts(checkpoint)
     module, function = _TEXT_LOADERS[checkpoint.pipeline]
     load = getattr(importlib.import_module(f"samplerbench.models.{module}"), function)
     with explain_loading("the model", device):
