@@ -341,3 +341,18 @@ def test_options_of_the_spacing() -> None:
         registry.parse("spacing", "flow:shift=3,mu=1")
     with pytest.raises(UserError, match="spacing flow is for rectified flows, and this model is none"):
         bind_spacing(registry.parse("spacing", "flow"), exact("gaussian"), registry.parse("sampler", "ddim"))
+
+
+@pytest.mark.parametrize("guidance", ["classifier:scale=1", "image-classifier:scale=0.5", "cfg:scale=2"])
+def test_guidance_at_infinity_is_finite(guidance: str) -> None:
+    """The exact classifier at t = 1 gives the class mean, E[x₀ | y], as scale 1 must; no guidance diverges there."""
+    from samplerbench.sampling.guidance import bind_guidance
+
+    model = exact("mixture", shape="1x2x2", process="flow")
+    guide = bind_guidance(registry.parse("guidance", guidance), model)
+    x = start_states(model, SIGMA_INFINITY, torch.arange(4))
+    labels = torch.tensor([0, 1, 0, 1])
+    x0 = model.denoiser(Inputs(4, labels), guide)(x, SIGMA_INFINITY)
+    assert float(x0.abs().max()) < 5
+    if guidance.startswith("classifier"):
+        torch.testing.assert_close(x0, model.denoiser(Inputs(4, labels))(x, SIGMA_INFINITY), rtol=2e-3, atol=2e-3)

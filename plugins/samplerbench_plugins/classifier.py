@@ -14,10 +14,14 @@ from samplerbench.sampling import (
     Prediction,
     Sigma,
     coefficient,
+    is_infinite,
     option,
     per_sample,
 )
 from samplerbench_plugins.classifier_based import ClassifierBased
+
+LARGE = 1000.0
+"""The noise level at which a classifier is evaluated instead of σ = ∞."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class ClassifierGuidance(ClassifierBased):
     not given; so it is not offered. The two agree as the steps grow small, and differ much at 5 steps.
 
     clip=before is guided-diffusion's order: x₀ is clipped, then guided.
+    At t = 1 of a rectified flow, where σ is infinite, the classifier is evaluated at σ = 1000, for the same y.
     """
 
     weights: str = option("", "folder of the classifier; empty is the one that comes with the model")
@@ -47,5 +52,7 @@ class ClassifierGuidance(ClassifierBased):
         labels = denoise.inputs.labels
         if self.scale == 0 or labels is None:
             return base
+        if not isinstance(sigma, Tensor) and is_infinite(sigma):
+            x, sigma = x * (LARGE / sigma), LARGE
         score = self.classifier.score(x, per_sample(sigma, x), labels)
         return Prediction(base.x0 + self.scale * coefficient(sigma, x) ** 2 * score, base.variance)

@@ -15,6 +15,7 @@ from samplerbench.sampling import (
     Prediction,
     Sigma,
     coefficient,
+    is_infinite,
     option,
     per_sample,
 )
@@ -28,7 +29,7 @@ class ImageClassifierGuidance(ClassifierBased):
     D is D(x, σ). Any transformers image classifier serves, none that knows noise is needed; the gradient goes through
     the denoiser, and of a latent model through the decoder, whose passes are not counted. p(y | D) is not p(y | x, σ),
     so g = 1 is not Bayes' rule. The network runs once, which gives D too, and is differentiated once: its backward pass
-    is counted beside the classifier's.
+    is counted beside the classifier's. At t = 1 of a rectified flow, where D does not depend on x, nothing is added.
     """
 
     model: ClassVar[ModelView]
@@ -41,7 +42,8 @@ class ImageClassifierGuidance(ClassifierBased):
 
     def predict(self, denoise: ConditionalDenoiser, x: Tensor, sigma: Sigma) -> Prediction:
         labels = denoise.inputs.labels
-        if self.scale == 0 or labels is None:
+        at_end = not isinstance(sigma, Tensor) and is_infinite(sigma)
+        if self.scale == 0 or labels is None or at_end:
             return denoise.conditional(x, sigma) if self.conditional else denoise.unconditional(x, sigma)
         base, pull = denoise.pullback(x, sigma, conditional=self.conditional)
         with torch.enable_grad():
