@@ -384,11 +384,14 @@ def test_offloading_does_not_change_the_images(tmp_path: Path, sequential: bool)
 def test_the_options_reach_the_model(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.npz"
     arguments = ["sample", str(tmp_path / "x.png"), "-s", "ddim", "--steps", "1", "--n", "1", "--npz", str(out)]
-    given = ["--model", str(folder), "--prompt", "a cat", "--image-size", "16x24", "--memory", "vae-slicing"]
+    prompts = write(tmp_path, "prompts.csv", "id,prompt\nq7,a cat\n")
+    given = ["--model", str(folder), "--prompts", prompts, "--image-size", "16x24", "--memory", "vae-slicing"]
     with pytest.raises(SystemExit) as ended:
         cli.main([*arguments, *given])
     assert not ended.value.code
     import numpy as np
 
-    assert np.load(out)["images"].shape == (1, 16, 24, 3)
+    made = np.load(out)
+    assert made["images"].shape == (1, 16, 24, 3)
+    assert (made["labels"].tolist(), made["prompts"].tolist(), made["ids"].tolist()) == ([0], ["a cat"], ["q7"])
     assert LoadOptions(image_size=(16, 24)).image_size == (16, 24)

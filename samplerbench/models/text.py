@@ -187,6 +187,23 @@ def check_prompts(checkpoint: Checkpoint) -> None:
         )
 
 
+def prompts_of(model: Model, inputs: Inputs) -> dict[str, list[str]]:
+    """Return the prompts of samples, and their ids if the prompts have ids. Empty for a model without prompts.
+
+    Args:
+        model: the model.
+        inputs: inputs of n samples.
+
+    Returns:
+        "prompts" and "ids", n texts each.
+    """
+    if not isinstance(model, TextModel) or inputs.prompts is None:
+        return {}
+    index = inputs.prompts.tolist()
+    found = {"prompts": [model.prompts[i] for i in index]}
+    return found | ({"ids": [model.prompt_ids[i] for i in index]} if model.prompt_ids else {})
+
+
 def prompt_warning(model: Model) -> str:
     """Return a line about prompts that are longer than the text encoder reads. Empty if there are none.
 
