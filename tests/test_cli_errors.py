@@ -566,7 +566,7 @@ def test_the_list_shows_feature_spaces_and_schedulers(capsys: pytest.CaptureFixt
     everything = listed()
     assert all(name in everything for name in common.FEATURES)
     assert "`samplerbench list schedulers` lists them" in everything
-    assert listed("features").startswith("features\n clip-rn101, ")
+    assert listed("features").startswith("features\n clip, clip-rn101, ")
     names = listed("schedulers").split()
     assert {"diffusers/DDIMScheduler", "diffusers/DPMSolverMultistepScheduler"} <= set(names)
     for name in names:  # each can be named as a sampler

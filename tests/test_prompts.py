@@ -264,7 +264,8 @@ def test_long_prompts_are_reported(folder: Path, capsys: pytest.CaptureFixture[s
         cli.main([*arguments, "--prompt", "a cat", "--prompt", long])
     assert not ended.value.code
     assert (
-        "note: 1 of 2 prompts exceed the maximum number of tokens (tokenizer: 120); the text after it has no effect."
+        "note: 1 of 2 prompts is longer than the text encoder of the model reads (maximum tokens: tokenizer: 120); the "
+        "rest of the text has no effect."
     ) in " ".join(capsys.readouterr().err.split())
 
 

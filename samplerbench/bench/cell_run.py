@@ -281,10 +281,11 @@ class CellRun:
         def denoiser(inputs: Inputs) -> Denoiser:
             return model.denoiser(inputs.to(model.device), guidance)
 
+        solve = solver(self.session, self.cell)
         return Context(
             cast(Reference, None if space is None else space.reference),  # None for a metric that needs none
             None if space is None else space.real,
-            solver(self.session, self.cell),
+            solve,
             measurement.n,
             measurement.stratified_in(self.cell),
             measurement.strata,
@@ -292,6 +293,8 @@ class CellRun:
             None if bound is None else bound.sampler,
             torch.empty(0, dtype=torch.float64) if bound is None else bound.sigmas,
             measurement.real_set(metric),
+            None if space is None else space.extractor.prompts,
+            image_solver(self.session, self.cell, solve),
         )
 
     def _features(self, pixels: Tensor, of: str) -> dict[str, dict[str, Tensor]]:
@@ -481,6 +484,35 @@ def solver(session: Session, cell: Cell) -> Callable[[Tensor, Sampler], Tensor]:
         return states
 
     return solve
+
+
+def image_solver(
+    session: Session, cell: Cell, solve: Callable[[Tensor, Sampler], Tensor]
+) -> Callable[[Tensor, Sampler], Tensor]:
+    """Return a function that decodes the solutions of `solver`. The images are kept within the same `SOLUTIONS` bytes.
+
+    Args:
+        session: The measurement and how it is executed.
+        cell: The cell that is compared with the solution.
+        solve: The function of `solver`.
+
+    Returns:
+        A function of image indices (k,) and a sampler. It returns images (k, C, H, W), uint8, on the CPU.
+    """
+    guidance = None if cell.guidance is None else cell.guidance.spec
+    model = session.measurement.model
+
+    def solve_images(index: Tensor, sampler: Sampler) -> Tensor:
+        key = ("images", sampler.spec, guidance, tuple(index.tolist()))
+        if key not in session.solutions:
+            with torch.no_grad(), explain_memory(len(index)):
+                images = quantise(model.decode(solve(index, sampler).to(model.device))).cpu()
+            if sum(s.nbytes for s in session.solutions.values()) + images.nbytes > SOLUTIONS:
+                return images
+            session.solutions[key] = images
+        return session.solutions[key]
+
+    return solve_images
 
 
 def solution_cell(model: Model, sampler: Sampler, guidance: Guidance | None) -> Cell:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from samplerbench.bench import setup
-from samplerbench.bench.cell import Cell
+from samplerbench.bench.cell import Cell, metric_sources
 from samplerbench.bench.labels import make_labels, parse_label
 from samplerbench.bench.plan import Unmet, plan
 from samplerbench.bench.request import Published, Request
@@ -23,6 +23,7 @@ from samplerbench.bench.session import (
     RealData,
     Session,
     check_metrics,
+    is_stratified,
 )
 from samplerbench.bench.team import Team
 from samplerbench.boundary import plugin_call
@@ -328,6 +329,7 @@ def check_measurement(prepared: Prepared) -> int:
     inputs = prepared.inputs(n)
     sizes: dict[str, int | None] = {"dimension": real.dimension, "real_images": real.n}
     check_metrics(model, prepared.metrics, inputs, prepared.mode, n, has_real_images=images, **sizes)
+    metric_sources(prepared.metrics, is_stratified(model, inputs, prepared.mode))  # a metric may read its own weights
     return n
 
 

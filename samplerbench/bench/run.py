@@ -14,6 +14,7 @@ from samplerbench.bench.request import Published
 from samplerbench.bench.session import Session
 from samplerbench.bench.team import Team
 from samplerbench.errors import Message, SamplerbenchError, UserError, argument
+from samplerbench.metrics.fd_dinov2 import FDDINOv2
 from samplerbench.metrics.fid import FID
 from samplerbench.metrics.fid_infinity import FIDInfinity
 from samplerbench.metrics.metric import Metric, names_of
@@ -219,15 +220,32 @@ class Run:
     def warnings(self) -> list[Message]:
         """Return warnings about settings that make the values of this run unreliable."""
         cut = prompt_warning(self.prepared.model)
-        found = [Message.read(cut)] if cut else []
-        reference, n = self.measured.reference, self.measured.n
-        if reference is None or not any(isinstance(m, FID | FIDInfinity) for m in self.prepared.metrics):
-            return found
-        d = len(reference.moments.mean)
+        return [*self._few_images(), *([Message.read(cut)] if cut else []), *self._truncated_prompts()]
+
+    def _few_images(self) -> list[Message]:
+        """Return a warning if a Fréchet distance is measured with fewer images than features."""
+        references, n = [], self.measured.n
+        if any(isinstance(m, FID | FIDInfinity) for m in self.prepared.metrics):
+            references.append(self.measured.reference)
+        spaces = self.measured.spaces
+        references += [spaces[m.feature_space].reference for m in self.prepared.metrics if isinstance(m, FDDINOv2)]
+        d = max((len(reference.moments.mean) for reference in references if reference is not None), default=0)
         if n > d:
-            return found
+            return []
         text = f"{n} images for {d} features: the covariance is singular and the FID strongly biased; use "
-        return [*found, Message.read(f"{text}{argument('n', 10 * d)} or more.")]
+        return [Message.read(f"{text}{argument('n', 10 * d)} or more.")]
+
+    def _truncated_prompts(self) -> list[Message]:
+        """Return a warning for each feature space whose text encoder truncates prompts of the run."""
+        prompts: tuple[str, ...] = getattr(self.prepared.model, "prompts", ())
+        warnings = []
+        for name in dict.fromkeys(m.feature_space for m in self.prepared.metrics if m.needs_prompts):
+            encoder = self.measured.spaces[name].extractor.prompts if name in self.measured.spaces else None
+            if encoder is not None and (cut := encoder.truncated(prompts)):
+                longer = f"{cut} of {len(prompts)} prompts {'is' if cut == 1 else 'are'} longer"
+                limit = f"than the {encoder.length} tokens of {encoder.name}"
+                warnings.append(Message.read(f"{longer} {limit}; the scores are of the first tokens."))
+        return warnings
 
     def floor(self) -> tuple[float, float, int] | None:
         """Return the noise floor of the FID (see `noise_floor`).

@@ -12,7 +12,21 @@ from typing import Any
 
 import typer
 
-from samplerbench.cli import check, compare, figure, latency, listing, new, plugins, report, results, run, stats, train
+from samplerbench.cli import (
+    check,
+    compare,
+    export,
+    figure,
+    latency,
+    listing,
+    new,
+    plugins,
+    report,
+    results,
+    run,
+    stats,
+    train,
+)
 from samplerbench.cli.spelling import with_options
 from samplerbench.cli.usage import describe
 from samplerbench.errors import LaunchError, SamplerbenchError, UserError
@@ -32,6 +46,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("sample")(run.sample)
+app.command("export")(export.export)
 app.command("list")(listing.list_plugins)
 app.command("show")(listing.show)
 app.command("check")(check.check)

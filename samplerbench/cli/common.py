@@ -30,6 +30,7 @@ def complete(*kinds: str) -> Any:
 
 
 FEATURES = (
+    "clip",
     "clip-rn101",
     "clip-rn50",
     "clip-rn50x16",
@@ -39,7 +40,10 @@ FEATURES = (
     "clip-vit-b-32",
     "clip-vit-l-14",
     "clip-vit-l-14-336px",
+    "cmmd",
+    "cmmd-antialiased",
     "digits-cnn",
+    "dinov2",
     "dinov2-vit-b-14",
     "dinov2-vit-g-14",
     "dinov2-vit-l-14",

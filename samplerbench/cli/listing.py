@@ -57,6 +57,9 @@ def list_plugins(
         out.print("features", style="bold")
         out.print(literal(" " + ", ".join(common.FEATURES)))
         out.print("A feature space can also be a folder written by `samplerbench train features`.", style="dim")
+        out.print(
+            "clip, cmmd and dinov2 are encoders of transformers: clip:PATH, or clip:owner/name of the Hub.", style="dim"
+        )
         out.print()
     if kind in ("samplers", None):
         out.print("Schedulers of diffusers are samplers, too: `samplerbench list schedulers` lists them.", style="dim")

@@ -9,6 +9,7 @@ from samplerbench.metrics.metric import (
     LabelledStore,
     Layer,
     Metric,
+    PromptEncoder,
     check_requirements,
 )
 from samplerbench.metrics.moments import Moments
@@ -24,6 +25,7 @@ __all__ = [
     "Layer",
     "Metric",
     "Moments",
+    "PromptEncoder",
     "Reference",
     "check_requirements",
 ]

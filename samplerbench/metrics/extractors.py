@@ -1,4 +1,4 @@
-"""Feature extractors by name: those of torch-fidelity's registry, and the included feature networks."""
+"""Feature extractors by name: torch-fidelity's, the included feature networks, and image encoders of transformers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from samplerbench.errors import UserError, argument
+from samplerbench.metrics.encoders import CHUNK, DEFAULTS, Space, known_size, load_encoder, parse_space
+from samplerbench.metrics.prompt_encoder import ClipPrompts, load_prompt_encoder
 from samplerbench.options import did_you_mean
 from samplerbench.untrusted import is_dir, read_json, reason, shorten, user_path
 
@@ -37,6 +39,8 @@ class Extractor:
         device: device of the network.
         chunk: the number of images per forward pass.
         layers: for each metric's layer, its index in the output of the module.
+        rule: how images are resized and normalised, for the protocol; empty where the name says it.
+        prompts: encodes prompts into the same space; None for an extractor of images alone.
     """
 
     module: nn.Module
@@ -46,6 +50,8 @@ class Extractor:
     device: torch.device
     chunk: int = 256
     layers: dict[str, int] = field(default_factory=lambda: {"fid": 0})
+    rule: str = ""
+    prompts: ClipPrompts | None = None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -63,8 +69,9 @@ class Extractor:
 
     @property
     def identity(self) -> dict[str, str]:
-        """The fields recorded in the protocol: name, layer and hash of the weights."""
-        return {"name": self.name, "layer": self.layer, "weights": self.sha256}
+        """The fields recorded in the protocol: name, layer, hash of the weights, and the rule, where there is one."""
+        identity = {"name": self.name, "layer": self.layer, "weights": self.sha256}
+        return identity | ({"preprocessing": self.rule} if self.rule else {})
 
 
 def load_extractor(
@@ -74,7 +81,8 @@ def load_extractor(
 
     Args:
         name: a registered name, or a folder written by `samplerbench train features`. The extractor of such a folder
-            is called DATA-cnn, after its data.
+            is called DATA-cnn, after its data. `clip:SOURCE`, `cmmd:SOURCE` and `dinov2:SOURCE` are encoders of
+            transformers (`samplerbench.metrics.encoders`).
         device: device of the network.
         weights: the weights file, for a machine without network access: safetensors, or a state dict that
             `torch.load(weights_only=True)` reads. For digits-cnn and mnist-cnn, a folder written by `samplerbench train
@@ -85,6 +93,8 @@ def load_extractor(
     Raises:
         UserError: an unknown name, or weights that are missing or do not match.
     """
+    if (space := parse_space(name)) is not None:
+        return _load_encoder(space, device, weights, metrics)
     name, weights, cls = _find(name, weights)
     layer = cls.get_default_feature_layer_for_metric("fid")
     try:
@@ -117,6 +127,39 @@ def load_extractor(
     return Extractor(module, name, str(layer), _hash_module(module), device, layers=positions)
 
 
+def _load_encoder(space: Space, device: torch.device, weights: str | None, metrics: Iterable[str]) -> Extractor:
+    """Load an encoder of transformers. Raises UserError."""
+    _check_no_weights(space, weights)
+    if "isc" in (metrics := list(metrics)):
+        raise UserError(
+            f"the features {space.label} have no classifier, which inception-score and label-accuracy need."
+        )
+    loaded = load_encoder(space, device)
+    prompts = None
+    if loaded.model is not None:
+        prompts = load_prompt_encoder(loaded.model, loaded.tokenizer, space.processor or space.source, space.label)
+    layers = dict.fromkeys(("fid", *metrics), 0)
+    return Extractor(
+        loaded.module,
+        space.label,
+        loaded.layer,
+        loaded.sha256,
+        device,
+        CHUNK,
+        layers,
+        rule=loaded.rule,
+        prompts=prompts,
+    )
+
+
+def _check_no_weights(space: Space, weights: str | None) -> None:
+    if weights is not None:
+        raise UserError(
+            f"{argument('features_weights', weights)} does not apply to {space.kind}:{space.source}; name the folder "
+            f"of the weights as {space.kind}:FOLDER."
+        )
+
+
 def _misfit(error: Exception) -> str:
     """torch's message about a state dict that does not match, with the number of tensors in place of their names."""
     text = reason(error)
@@ -140,6 +183,9 @@ def known_dimension(name: str, weights: str | None = None) -> int | None:
     Raises:
         UserError: an unknown name, or weights that do not exist.
     """
+    if (space := parse_space(name)) is not None:
+        _check_no_weights(space, weights)
+        return known_size(space)
     name, weights, cls = _find(name, weights)
     if _is_feature_network(cls):
         folder = cls.folder(weights)
@@ -157,8 +203,9 @@ def _find(name: str, weights: str | None) -> tuple[str, str | None, Any]:
         name, weights = trained_name(folder), str(folder)
         cls = registry[DIGITS]  # the network of that folder, whatever the class's own
     elif name not in registry:
+        known = ", ".join([*sorted(registry), *(f"{kind}:SOURCE" for kind in DEFAULTS)])
         raise UserError(
-            f'no feature extractor "{name}".{did_you_mean(name, registry)} Known: {", ".join(sorted(registry))}; '
+            f'no feature extractor "{name}".{did_you_mean(name, registry)} Known: {known}; '
             "or a folder written by `samplerbench train features`."
         )
     else:

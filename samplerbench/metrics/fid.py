@@ -25,10 +25,12 @@ class FID(FeatureMetric):
     min_images: ClassVar[int] = 2
 
     def start(self, context: Context) -> Accumulator:
-        return _Stream(context.reference)
+        return FrechetAccumulator(context.reference)
 
 
-class _Stream(Accumulator):
+class FrechetAccumulator(Accumulator):
+    """The Fréchet distance of the features of a batch to a reference, from their moments."""
+
     def __init__(self, reference: Reference) -> None:
         self.reference = reference
         self.moments: Moments | None = None

@@ -63,6 +63,16 @@ class RealSet(Protocol):
         """Nearest neighbours among its images: in the metric's feature space, or in pixels if layer is None."""
 
 
+class PromptEncoder(Protocol):
+    """Encodes prompts into the feature space of a metric (`Context.prompts`)."""
+
+    scale: float
+    """exp(logit_scale) of the model."""
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings (B, d) of B prompts, float32 on the CPU."""
+
+
 @dataclass
 class Context:
     """What a metric measures against.
@@ -83,6 +93,9 @@ class Context:
         sampler: the sampler of the cell, bound to the model; None for a generator and outside a run.
         sigmas: (N+1,) float64, the grid of the cell; empty outside a run.
         real_set: the data set that the metric names in `data_source`; None without one, and outside a run.
+        prompts: encodes prompts into the feature space of the metric; None for a space of images alone.
+        solve_images: as `solve`, but gives the decoded images (B, C, H, W) uint8 of these states, on the CPU. None
+            outside a run.
     """
 
     reference: Reference
@@ -95,6 +108,8 @@ class Context:
     sampler: Sampler | None = None
     sigmas: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
     real_set: RealSet | None = None
+    prompts: PromptEncoder | None = None
+    solve_images: Callable[[Tensor, Sampler], Tensor] | None = None
 
     def real_features(self, layer: Layer) -> Tensor:
         """Features of the real images, (N, d). Raises UserError where only their statistics are at hand."""

@@ -27,7 +27,7 @@ class Embedded(ModelSource):
     """Asset of the noise-conditional classifier. Empty if there is none."""
 
     def load(self, device: torch.device, dtype: torch.dtype) -> Model:
-        rounding = getattr(self, "rounding", "fractional")
+        rounding: Literal["fractional", "nearest"] = getattr(self, "rounding", "fractional")
         model = load_diffusers_unet(str(asset(self.label())), device, dtype, rounding)
         model.identity["source"] = self.spec
         model.features = self.features

@@ -134,21 +134,33 @@ def load_image_classifier(folder: str, model: Classified) -> LoadedClassifier:
             f"the image classifier in {folder} has {network.config.num_labels} labels, but the model has "
             f"{model.classes}."
         )
-    preprocessing = _preprocessing(path, folder, network.config, model.image_shape)
+    complaint = f"the image classifier in {folder}"
+    found = {"num_channels": getattr(network.config, "num_channels", 3)}
+    channels = Fields(found, f"{complaint}: config.json").integer("num_channels", 1, MAX_CHANNELS)
+    if model.image_shape[0] not in (1, channels):
+        raise UserError(
+            f"{complaint} requires images with {channels} channels, but the model has {model.image_shape[0]}."
+        )
+    preprocessing = read_preprocessing(path, complaint, channels)
     module = ImageClassifier(network, preprocessing).requires_grad_(False).eval()
     module.to(model.device, torch.float64 if model.dtype == torch.float64 else torch.float32)
     digest = hash_files([*weights, path / "config.json", path / PREPROCESSOR])
     return LoadedClassifier(module, digest, lambda images, _: module(images), network.config.num_labels)
 
 
-def _preprocessing(path: Path, folder: str, config: Any, shape: tuple[int, int, int]) -> Preprocessing:
-    complaint = f"the image classifier in {folder}"
-    given = read_json(path / PREPROCESSOR, f"{complaint} is incomplete")
+def read_preprocessing(folder: Path, complaint: str, channels: int) -> Preprocessing:
+    """Read the preprocessing of an image encoder of transformers from its preprocessor_config.json.
+
+    Args:
+        folder: folder of the encoder.
+        complaint: prefix of error messages: "the image classifier in FOLDER".
+        channels: number of input channels of the encoder.
+
+    Raises:
+        UserError: if the file is missing or damaged, or has invalid values.
+    """
+    given = read_json(folder / PREPROCESSOR, f"{complaint} is incomplete")
     fields = Fields(given, f"{complaint}: {PREPROCESSOR}")
-    found = {"num_channels": getattr(config, "num_channels", 3)}
-    channels = Fields(found, f"{complaint}: config.json").integer("num_channels", 1, MAX_CHANNELS)
-    if shape[0] not in (1, channels):
-        raise UserError(f"{complaint} requires images with {channels} channels, but the model has {shape[0]}.")
     size = shortest = crop = None
     if fields.flag("do_resize", True) and given.get("size") is not None:
         wanted = given["size"]

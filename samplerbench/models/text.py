@@ -212,9 +212,10 @@ def prompt_warning(model: Model) -> str:
     """
     if CUT not in model.notes:
         return ""
+    cut = model.notes[CUT]
     return (
-        f"{model.notes[CUT]} of {model.classes} prompts exceed the maximum number of tokens "
-        f"({model.notes['maximum tokens']}); the text after it has no effect. Shorten these prompts."
+        f"{cut} of {model.classes} prompts {'is' if cut == '1' else 'are'} longer than the text encoder of the model "
+        f"reads (maximum tokens: {model.notes['maximum tokens']}); the rest of the text has no effect."
     )
 
 

@@ -19,10 +19,6 @@ def is_infinite(sigma: float) -> bool:
     return sigma >= SIGMA_INFINITY
 
 
-def _same(value: float) -> float:
-    return value
-
-
 @dataclass(frozen=True)
 class Process:
     """A forward process in variance-exploding coordinates.
@@ -40,13 +36,13 @@ class Process:
     name: str
     alpha: Callable[[float], float] = field(repr=False)
     prior_scale: Callable[[float], float] = field(repr=False)
-    time: Callable[[float], float] = field(default=_same, repr=False)
-    level: Callable[[float], float] = field(default=_same, repr=False)
+    time: Callable[[float], float] = field(default=float, repr=False)
+    level: Callable[[float], float] = field(default=float, repr=False)
 
     @property
     def ends(self) -> bool:
         """Whether the process reaches pure noise, σ = ∞, at a finite time, as a rectified flow does at t = 1."""
-        return self.time is not _same
+        return self.time is not float
 
 
 VARIANCE_PRESERVING = Process("variance preserving", lambda s: 1 / math.sqrt(1 + s**2), lambda s: math.sqrt(1 + s**2))

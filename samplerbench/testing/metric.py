@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from samplerbench.data import load_data
-from samplerbench.data.pixels import dequantise
+from samplerbench.data.pixels import dequantise, quantise
 from samplerbench.errors import SamplerbenchError
 from samplerbench.metrics import Accumulator, Batch, Context, FeatureStore, Layer, Metric, Moments, Reference
 from samplerbench.metrics.extractors import DIGITS, Extractor, load_extractor
@@ -84,6 +84,21 @@ def _solve(index: Tensor, sampler: Sampler) -> Tensor:
     return truth + 0.01 * normal(0, Purpose.ESTIMATE, index, 0, tuple(truth.shape[1:])).float()
 
 
+def _solve_images(index: Tensor, sampler: Sampler) -> Tensor:
+    return quantise(_solve(index, sampler))
+
+
+class _Prompts:
+    """Prompts that are the names of digits. The embedding of a digit is the mean of its real images' features."""
+
+    scale = 10.0
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        labels, features = _digits()[1][:REAL], _real()["fid"]
+        means = {prompt: features[labels == int(prompt)].mean(dim=0) for prompt in set(prompts)}
+        return torch.stack([means[prompt] for prompt in prompts])
+
+
 class _RealSet:
     """The real images, as the data set that a metric names itself."""
 
@@ -100,7 +115,15 @@ def _context(n: int) -> Context:
     real = {layer: features.clone() for layer, features in _real().items()}  # a metric may write into them
     described = {"name": "digits", "split": "a part", "n": REAL, "sha256": ""}
     reference = Reference(Moments.of(real["fid"]), described, _extractor().identity)
-    return Context(reference, lambda layer: real[layer], _solve, n, real_set=_RealSet())
+    return Context(
+        reference,
+        lambda layer: real[layer],
+        _solve,
+        n,
+        real_set=_RealSet(),
+        prompts=_Prompts(),
+        solve_images=_solve_images,
+    )
 
 
 def _size(metric: Metric) -> int:
@@ -113,15 +136,21 @@ def _size(metric: Metric) -> int:
 def _batch(metric: Metric, n: int, good: bool = True) -> Batch:
     """The samples 0 … n-1 as one batch, in tensors of its own."""
     images, features = _samples(good, n)
-    index = torch.arange(n)
+    labels = _digits()[1][REAL : REAL + n].clone()
     return Batch(
-        images.clone(), features[metric.layer].clone(), _digits()[1][REAL : REAL + n].clone(), index, dequantise(images)
+        images.clone(),
+        features[metric.layer].clone(),
+        labels,
+        torch.arange(n),
+        dequantise(images),
+        prompts=tuple(str(label) for label in labels.tolist()),
     )
 
 
 def _rows(batch: Batch, rows: Tensor) -> Batch:
     cut = {f.name: getattr(batch, f.name)[rows] for f in fields(batch) if isinstance(getattr(batch, f.name), Tensor)}
-    return replace(batch, **cut)
+    prompts = None if batch.prompts is None else tuple(batch.prompts[i] for i in rows.tolist())
+    return replace(batch, **cut, prompts=prompts)
 
 
 def _cut(batch: Batch, at: Iterable[int]) -> list[Batch]:
@@ -360,13 +389,14 @@ def check_no_state(metric: Metric) -> str:
 
 
 def check_lacking(metric: Metric) -> str:
-    """Without labels, real images or a solver it works, or raises a one-line error."""
+    """Without labels, prompts, real images or a solver it works, or raises a one-line error."""
     n = _size(metric)
     batch, needs = _batch(metric, n), []
     cases: list[tuple[str, Callable[[], float]]] = [
         ("labels", lambda: _measure(metric, [replace(batch, labels=None)], _context(n))),
+        ("prompts", lambda: _measure(metric, [replace(batch, prompts=None)], _context(n))),
         ("real images", lambda: _measure(metric, [batch], replace(_context(n), real=None))),
-        ("a solver", lambda: _measure(metric, [batch], replace(_context(n), solve=None))),
+        ("a solver", lambda: _measure(metric, [batch], replace(_context(n), solve=None, solve_images=None))),
         ("determinism", lambda: _measure(metric, [replace(batch, stochastic=True)], _context(n))),
     ]
     for what, measured in cases:
