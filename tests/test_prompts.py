@@ -183,6 +183,10 @@ def test_a_change_of_the_encoder_or_the_tokenizer_is_seen(folder: Path, monkeypa
     assert encoded == ["not None", PROMPTS[0]]
     assert float((text_of(before, 0) - text_of(after, 0)).abs().max()) > 1e-3
     assert before.identity["text encoder"] != after.identity["text encoder"]
+    configure(folder / "tokenizer/tokenizer_config.json", padding_side="left")
+    encoded.clear()
+    load(folder, prompts=(PROMPTS[0],))
+    assert encoded == ["not None", PROMPTS[0]]
     file = folder / "tokenizer/tokenizer.json"
     file.write_text(file.read_text("utf-8") + "\n", encoding="utf-8")
     assert load(folder, prompts=(PROMPTS[0],)).identity["text encoder"] != after.identity["text encoder"]
@@ -260,7 +264,8 @@ def test_long_prompts_are_reported(folder: Path, capsys: pytest.CaptureFixture[s
         cli.main([*arguments, "--prompt", "a cat", "--prompt", long])
     assert not ended.value.code
     assert (
-        "note: 1 of 2 prompts exceed the maximum number of tokens (tokenizer: 120); the text after it has no effect."
+        "note: 1 of 2 prompts is longer than the text encoder of the model reads (maximum tokens: tokenizer: 120); the "
+        "rest of the text has no effect."
     ) in " ".join(capsys.readouterr().err.split())
 
 
@@ -380,11 +385,14 @@ def test_offloading_does_not_change_the_images(tmp_path: Path, sequential: bool)
 def test_the_options_reach_the_model(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.npz"
     arguments = ["sample", str(tmp_path / "x.png"), "-s", "ddim", "--steps", "1", "--n", "1", "--npz", str(out)]
-    given = ["--model", str(folder), "--prompt", "a cat", "--image-size", "16x24", "--memory", "vae-slicing"]
+    prompts = write(tmp_path, "prompts.csv", "id,prompt\nq7,a cat\n")
+    given = ["--model", str(folder), "--prompts", prompts, "--image-size", "16x24", "--memory", "vae-slicing"]
     with pytest.raises(SystemExit) as ended:
         cli.main([*arguments, *given])
     assert not ended.value.code
     import numpy as np
 
-    assert np.load(out)["images"].shape == (1, 16, 24, 3)
+    made = np.load(out)
+    assert made["images"].shape == (1, 16, 24, 3)
+    assert (made["labels"].tolist(), made["prompts"].tolist(), made["ids"].tolist()) == ([0], ["a cat"], ["q7"])
     assert LoadOptions(image_size=(16, 24)).image_size == (16, 24)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +89,11 @@ def test_lumina_2_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.Monkey
     call: dict[str, Any] = {"guidance_scale": 4.0, "height": 16, "width": 16, "cfg_normalization": False}
     expected = pipeline_images(pipeline, start(model), monkeypatch, **call)
     assert difference(our_images(model, "ddim", "flow", guidance="cfg:scale=4"), expected) <= TOLERANCE
-    check_batches(model, "ddim", "flow", guidance="cfg:scale=4")
-
-
-class WithoutNorm:
-    """torch, with norms of 1."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-    def norm(self, x: torch.Tensor, **_: Any) -> torch.Tensor:
-        return torch.ones_like(x[..., :1])
+    call |= {"cfg_normalization": True}
+    expected = pipeline_images(pipeline, start(model), monkeypatch, **call)
+    normalised = our_images(model, "ddim", "flow", guidance="cfg-norm:scale=4,over=width")
+    assert difference(normalised, expected) <= TOLERANCE
+    check_batches(model, "ddim", "flow", guidance="cfg-norm:scale=4,over=width")
 
 
 def test_qwen_image_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,23 +105,30 @@ def test_qwen_image_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.Monk
     call: dict[str, Any] = {"height": 16, "width": 24, "latents": None}
     expected = pipeline_images(pipeline, start(model), monkeypatch, **call)
     assert difference(our_images(model, "ddim", "flow"), expected) <= TOLERANCE
-    # The pipeline normalises the guided output. Without this, it is plain classifier-free guidance.
-    monkeypatch.setattr(sys.modules[type(pipeline).__module__], "torch", WithoutNorm())
     call |= {"true_cfg_scale": 4.0, "negative_prompt": ["fog"] * 3}
     expected = pipeline_images(pipeline, start(model), monkeypatch, **call)
-    assert difference(our_images(model, "ddim", "flow", guidance="cfg:scale=4"), expected) <= TOLERANCE
-    check_batches(model, "ddim", "flow", guidance="cfg:scale=4")
+    normalised = our_images(model, "ddim", "flow", guidance="cfg-norm:scale=4,over=patch")
+    assert difference(normalised, expected) <= TOLERANCE
+    plain = our_images(model, "ddim", "flow", guidance="cfg:scale=4")
+    assert float((plain - normalised).abs().max()) > 1e-3
+    check_batches(model, "ddim", "flow", guidance="cfg-norm:scale=4,over=patch")
 
 
 def test_z_image_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its network is given 1 - t and returns -v; its guidance scale is one less than that of `cfg`."""
     pipeline = z_image()
     pipeline.save_pretrained(tmp_path / "model")
+    # A chat template is a program. The one in the checkpoint is not run.
+    (tmp_path / "model/tokenizer/chat_template.jinja").write_text("{{ 1 / 0 }}", encoding="utf-8")
     model = load(tmp_path / "model", prompts=tuple(PROMPTS), negative_prompt="fog", image_size=(16, 16))
     call: dict[str, Any] = {"guidance_scale": 3.0, "height": 16, "width": 16, "negative_prompt": ["fog"] * 3}
     expected = pipeline_images(pipeline, start(model), monkeypatch, **call)
     assert difference(our_images(model, "ddim", "flow", guidance="cfg:scale=4"), expected) <= TOLERANCE
     check_batches(model, "ddim", "flow", guidance="cfg:scale=4")
+    call |= {"cfg_normalization": True, "negative_prompt": ["fog"] * 3}  # the pipeline changes the list
+    expected = pipeline_images(pipeline, start(model), monkeypatch, **call)
+    normalised = our_images(model, "ddim", "flow", guidance="cfg-norm:scale=4,over=sample,shrink=true")
+    assert difference(normalised, expected) <= TOLERANCE
 
 
 def test_latents_are_packed_as_in_diffusers() -> None:

@@ -220,7 +220,7 @@ class Run:
     def warnings(self) -> list[Message]:
         """Return warnings about settings that make the values of this run unreliable."""
         cut = prompt_warning(self.prepared.model)
-        return [*([Message.read(cut)] if cut else []), *self._few_images(), *self._truncated_prompts()]
+        return [*self._few_images(), *([Message.read(cut)] if cut else []), *self._truncated_prompts()]
 
     def _few_images(self) -> list[Message]:
         """Return a warning if a Fréchet distance is measured with fewer images than features."""

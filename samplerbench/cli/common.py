@@ -119,7 +119,8 @@ Prompts = Annotated[
     str | None,
     typer.Option(
         "--prompts",
-        help="Prompts of a text-to-image model: a file with one prompt per line. Line k is label k, from 0.",
+        help="Prompts of a text-to-image model: a file with one prompt per line, a `.jsonl` or `.csv` file with the "
+        "columns prompt and id, or `hf:owner/name`. Prompt k is label k, from 0.",
     ),
 ]
 Prompt = Annotated[

@@ -425,7 +425,7 @@ def sample(
     ] = None,
     npz: Annotated[
         Path | None,
-        typer.Option("--npz", help="File: also write the uint8 images (n, H, W, C) and their labels as npz."),
+        typer.Option("--npz", help="File: also write the uint8 images (n, H, W, C), labels and prompts as npz."),
     ] = None,
 ) -> None:
     """Sample images and write them as a PNG grid, and optionally as numbered PNGs or an npz file.
@@ -446,6 +446,7 @@ def sample(
     from samplerbench.bench.request import Request
     from samplerbench.data.grid import save_grid
     from samplerbench.data.pixels import quantise
+    from samplerbench.models.text import prompts_of
     from samplerbench.results.files import write_atomically
 
     if out.suffix.lower() != ".png":
@@ -496,9 +497,11 @@ def sample(
     if npz is not None:
         buffer = io.BytesIO()
         channels_last = pixels.permute(0, 2, 3, 1).numpy()
-        if inputs.chosen is None:
-            np.savez_compressed(buffer, images=channels_last)
-        else:
-            np.savez_compressed(buffer, images=channels_last, labels=inputs.chosen.numpy())
+        arrays: dict[str, Any] = {"images": channels_last}
+        if inputs.chosen is not None:
+            arrays["labels"] = inputs.chosen.numpy()
+        for name, texts in prompts_of(prepared.model, inputs).items():
+            arrays[name] = np.array(texts)
+        np.savez_compressed(buffer, **arrays)
         write_atomically(npz, buffer.getvalue())
     say(out)

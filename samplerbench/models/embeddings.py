@@ -126,6 +126,7 @@ class PromptEmbeddings:
         identity = {
             "pipeline": encoders.recipe.pipeline,
             "encoders": encoders.hashes,
+            "files": encoders.settings,
             "settings": dict(encoders.recipe.settings),
             "flags": dict(encoders.recipe.flags),
             "config": {key: str(value) for key, value in encoders.recipe.config.items()},

@@ -22,6 +22,7 @@ from samplerbench.models.files import (
 from samplerbench.models.lora import check_no_lora, merge_loras
 from samplerbench.models.model import Model
 from samplerbench.models.parts import is_single_file, open_source
+from samplerbench.models.text import check_prompts
 from samplerbench.models.text_encoders import explain_loading
 
 VE_SCHEDULER = "ScoreSdeVeScheduler"
@@ -128,6 +129,7 @@ def _text(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> M
             f"{argument('embedded_guidance', options.embedded_guidance)} requires a network with an embedded guidance "
             f"scale; {checkpoint.source} is a {checkpoint.pipeline}, which has none."
         )
+    check_prompts(checkpoint)
     module, function = _TEXT_LOADERS[checkpoint.pipeline]
     load = getattr(importlib.import_module(f"samplerbench.models.{module}"), function)
     with explain_loading("the model", device):

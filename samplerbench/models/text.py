@@ -161,12 +161,11 @@ def load_text(checkpoint: Checkpoint, recipe: TextRecipe, device: torch.device) 
         device: device of the text encoders.
 
     Raises:
-        UserError: if prompts are missing (unless `options.show`) or cannot be read, or a text encoder is missing,
-            damaged or not supported.
+        UserError: if the prompts cannot be read, or a text encoder is missing, damaged or not supported.
         OutOfMemoryError: if the device has not enough memory for the text encoders.
     """
     options = checkpoint.options
-    prompts = required_prompts(checkpoint)
+    prompts = None if options.prompts is None else read_prompts(options.prompts)
     encoders = open_text_encoders(checkpoint, recipe, device)
     if prompts is None:
         return LoadedText(encoders, None, None)
@@ -178,25 +177,31 @@ def load_text(checkpoint: Checkpoint, recipe: TextRecipe, device: torch.device) 
     return LoadedText(encoders, prompts, embeddings)
 
 
-def required_prompts(checkpoint: Checkpoint) -> Prompts | None:
-    """Read the prompts of a text-to-image model.
-
-    Args:
-        checkpoint: the opened pipeline.
-
-    Returns:
-        The prompts. None for a model that is only shown.
-
-    Raises:
-        UserError: if prompts are missing or cannot be read.
-    """
+def check_prompts(checkpoint: Checkpoint) -> None:
+    """Raise UserError if no prompts are given for a text-to-image model that is to be sampled."""
     options = checkpoint.options
     if options.prompts is None and not options.show:
         raise UserError(
             f"{checkpoint.source} is a text-to-image model; give a file with one prompt per line, "
             f"{argument('prompts', 'FILE')}, or a prompt, {argument('prompt', 'TEXT')}."
         )
-    return None if options.prompts is None else read_prompts(options.prompts)
+
+
+def prompts_of(model: Model, inputs: Inputs) -> dict[str, list[str]]:
+    """Return the prompts of samples, and their ids if the prompts have ids. Empty for a model without prompts.
+
+    Args:
+        model: the model.
+        inputs: inputs of n samples.
+
+    Returns:
+        "prompts" and "ids", n texts each.
+    """
+    if not isinstance(model, TextModel) or inputs.prompts is None:
+        return {}
+    index = inputs.prompts.tolist()
+    found = {"prompts": [model.prompts[i] for i in index]}
+    return found | ({"ids": [model.prompt_ids[i] for i in index]} if model.prompt_ids else {})
 
 
 def prompt_warning(model: Model) -> str:
@@ -207,9 +212,10 @@ def prompt_warning(model: Model) -> str:
     """
     if CUT not in model.notes:
         return ""
+    cut = model.notes[CUT]
     return (
-        f"{model.notes[CUT]} of {model.classes} prompts exceed the maximum number of tokens "
-        f"({model.notes['maximum tokens']}); the text after it has no effect. Shorten these prompts."
+        f"{cut} of {model.classes} prompts {'is' if cut == '1' else 'are'} longer than the text encoder of the model "
+        f"reads (maximum tokens: {model.notes['maximum tokens']}); the rest of the text has no effect."
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from samplerbench.errors import OutOfMemoryError, UserError, argument, is_out_of_memory
 from samplerbench.models.checkpoint import Checkpoint
+from samplerbench.models.files import hash_files
 from samplerbench.models.offload import offload_alone
 from samplerbench.untrusted import read_json, reason
 
@@ -26,6 +27,9 @@ GEMMA = ("GemmaTokenizer", "GemmaTokenizerFast")
 QWEN = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
 """Class names of tokenizers in model_index.json."""
+
+_TOKENIZER_FILES = (".json", ".txt", ".model")
+"""Suffixes of the files of a tokenizer."""
 
 Tensors = dict[str, Tensor]
 """Named tensors of one prompt, without a batch dimension."""
@@ -87,7 +91,8 @@ class TextEncoders:
         checkpoint: the opened pipeline.
         recipe: how the pipeline class encodes prompts.
         device: device of the text encoders.
-        hashes: for each part that the pipeline has, the hash of its weights and tokenizer files.
+        hashes: for each part that the pipeline has, the hash of its weights and of the vocabulary of its tokenizer.
+        settings: for each part, the hash of its configuration and of all files of its tokenizer.
         modules: the loaded text encoders by part. Empty before `load` and after `free`.
         tokenizers: the loaded tokenizers by part of the text encoder.
     """
@@ -96,6 +101,7 @@ class TextEncoders:
     recipe: TextRecipe
     device: torch.device
     hashes: dict[str, str]
+    settings: dict[str, str]
     modules: dict[str, Any] = field(default_factory=dict)
     tokenizers: dict[str, Any] = field(default_factory=dict)
     _pipeline: Any = None
@@ -223,7 +229,7 @@ def open_text_encoders(checkpoint: Checkpoint, recipe: TextRecipe, device: torch
     Raises:
         UserError: if a class is not supported, or files are missing.
     """
-    hashes = {}
+    hashes, settings = {}, {}
     for part in recipe.parts:
         if part.optional and checkpoint.kind(part.encoder) == "missing":
             continue
@@ -236,7 +242,10 @@ def open_text_encoders(checkpoint: Checkpoint, recipe: TextRecipe, device: torch
         checkpoint.require(part.tokenizer, *part.tokenizers)
         words = hashlib.sha256(b"".join(f.read_bytes() for f in tokenizer_files(checkpoint, part))).hexdigest()
         hashes[part.encoder] = hashlib.sha256((checkpoint.weights_hash(part.encoder) + words).encode()).hexdigest()
-    return TextEncoders(checkpoint, recipe, device, hashes)
+        words_and_rules = [f for f in (checkpoint.folder / part.tokenizer).iterdir() if f.suffix in _TOKENIZER_FILES]
+        files = [checkpoint.folder / part.encoder / "config.json", *words_and_rules]
+        settings[part.encoder] = hash_files(files)
+    return TextEncoders(checkpoint, recipe, device, hashes, settings)
 
 
 def tokenizer_files(checkpoint: Checkpoint, part: EncoderPart) -> list[Path]:
