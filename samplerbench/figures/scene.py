@@ -19,7 +19,8 @@ from samplerbench.models.sample import start_batch, start_noise
 from samplerbench.sampling import Inputs, Noise, Sampler
 from samplerbench.sampling.driver import OnStep
 from samplerbench.sampling.noise import Purpose, uniform
-from samplerbench.sampling.process import VARIANCE_PRESERVING, show_sigma
+from samplerbench.sampling.process import VARIANCE_PRESERVING
+from samplerbench.text import show_sigma
 from samplerbench.untrusted import is_dir, user_path
 
 
