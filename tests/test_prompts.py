@@ -258,7 +258,7 @@ def test_long_prompts_are_reported(folder: Path, capsys: pytest.CaptureFixture[s
     long = "a very red cat " * 20
     model = load(folder, prompts=("a cat", long))
     assert model.notes["truncated prompts"] == "1"
-    assert model.notes["maximum tokens"] == "tokenizer: 120"
+    assert model.notes["truncated by"] == "tokenizer: 120"
     arguments = ["sample", str(tmp_path / "x.png"), "-s", "ddim", "--steps", "1", "--n", "1", "--model", str(folder)]
     with pytest.raises(SystemExit) as ended:
         cli.main([*arguments, "--prompt", "a cat", "--prompt", long])

@@ -26,6 +26,7 @@ def test_stable_diffusion_3_equals_its_pipeline(tmp_path: Path, monkeypatch: pyt
     pipeline.save_pretrained(tmp_path / "model")
     model = load(tmp_path / "model", prompts=tuple(PROMPTS), negative_prompt="fog")
     assert (model.shape, model.image_shape) == ((4, 8, 8), (3, 16, 16))
+    assert (model.identity["shift"], model.identity["autoencoder shift"]) == (3.0, 0.06)
     call: dict[str, Any] = {"guidance_scale": 4.0, "negative_prompt": ["fog"] * 3, "sigmas": TIMES}
     expected = pipeline_images(pipeline, start(model), monkeypatch, height=16, width=16, **call)
     assert difference(our_images(model, "ddim", "flow", guidance="cfg:scale=4"), expected) <= TOLERANCE
