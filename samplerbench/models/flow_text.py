@@ -115,6 +115,19 @@ def load_flow_text(checkpoint: Checkpoint, device: torch.device, dtype: torch.dt
     )
 
 
+class Wrapped(nn.Module):
+    """Base class of modules around a transformer whose own arguments are not all tensors with one row per sample.
+
+    Args:
+        transformer: the transformer.
+        shape: shape (C, H, W) of the latents.
+    """
+
+    def __init__(self, transformer: nn.Module, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.transformer, self.shape = transformer, shape
+
+
 def patch_size(config: Fields) -> int:
     """Return the side of a patch of latents, `patch_size` of the configuration."""
     return config.integer("patch_size", 1, MAX_CHANNELS)
