@@ -311,6 +311,7 @@ def test_what_is_not_supported_is_refused_in_one_line(
             {"latents_mean": [1], "latents_std": [1]},
             "latents_mean is .*; it must be a list of 4 n",
         ),
+        ("tokenizer/tokenizer_config.json", {"pad_token": None}, "the text encoders cannot encode a prompt; a confi"),
         ("tokenizer/tokenizer.json", None, "is incomplete: tokenizer/tokenizer.json or tokenizer/spiece.model or tok"),
         ("text_encoder/model.safetensors", None, "is incomplete: text_encoder/model.safetensors does not exist"),
     ],
