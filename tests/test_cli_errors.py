@@ -288,7 +288,8 @@ def test_a_damaged_model_folder_is_refused(
             "DDPMPipeline with the network UNet2DCond",
         ),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}, "num_train_timesteps is 0; it must be "),
-        ("model_index.json", {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}, "has the scheduler Flow"),
+        ("model_index.json", {"scheduler": ["diffusers", "FlowMatchNewScheduler"]}, "with the scheduler FlowMatchNew"),
+        ("model_index.json", {"scheduler": ["diffusers", "EDMEulerScheduler"]}, "has the scheduler EDMEulerScheduler"),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "predicts flow; supported are epsilon, "),
         ("scheduler/scheduler_config.json", {"beta_schedule": "other"}, 'the beta schedule "other" is not supported'),
         ("scheduler/scheduler_config.json", {"variance_type": "learned_range"}, "has 1 output channels, but variance"),
@@ -304,9 +305,7 @@ def test_an_unsupported_model_is_refused(
     assert reason in refuse(*run_model(folder))
 
 
-@pytest.mark.parametrize(
-    "name", ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "StableCascadeDecoderPipeline"]
-)
+@pytest.mark.parametrize("name", ["StableCascadeDecoderPipeline", "KolorsPipeline", "HunyuanDiTPipeline"])
 @pytest.mark.parametrize("more", [(), ("--prompt", "a cat")])
 def test_a_pipeline_that_is_not_supported_is_named_with_those_that_are(
     refuse: Refuse, tmp_path: Path, name: str, more: tuple[str, ...]
@@ -319,7 +318,9 @@ def test_a_pipeline_that_is_not_supported_is_named_with_those_that_are(
     assert refuse(*run_model(folder, *more)) == (
         f"{folder}: {name} is not supported; supported pipelines: DDPMPipeline, DDIMPipeline, PNDMPipeline, "
         "ScoreSdeVePipeline, LDMPipeline, LatentDiffusionUncondPipeline, ConsistencyModelPipeline, DiTPipeline, "
-        "LatentConsistencyModelPipeline and StableDiffusionPipeline (Stable Diffusion 1 and 2)."
+        "LatentConsistencyModelPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline, "
+        "FluxPipeline, PixArtAlphaPipeline, PixArtSigmaPipeline, SanaPipeline, Lumina2Pipeline, AuraFlowPipeline, "
+        "QwenImagePipeline and ZImagePipeline."
     )
 
 
@@ -332,11 +333,11 @@ def test_a_pipeline_on_the_hub_is_refused_before_its_weights_are_downloaded(
         fetched.append(patterns)
         return tmp_path
 
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "model_index.json").write_text('{"_class_name": "KolorsPipeline"}')
     monkeypatch.setattr(files, "_fetch", fetch)
     refused = refuse("run", "-s", "ddim", "--steps", "1", "--n", "2", "--model", "owner/flux")
-    assert refused.startswith("owner/flux: FluxPipeline is not supported; ")
-    assert fetched == [["*.json", "*.txt"]]
+    assert refused.startswith("owner/flux: KolorsPipeline is not supported; ")
+    assert fetched == [["*.json", "*.txt", "*.model"]]
 
 
 def test_an_index_without_a_class_is_refused(refuse: Refuse, tmp_path: Path) -> None:
@@ -515,7 +516,7 @@ def test_the_shell_completes_what_is_registered() -> None:
     assert {"ddim", "ddpm"} <= set(complete("samplerbench run --sampler dd").split())
     assert complete("samplerbench run --sampler autoenc").split() == ["autoencoder-prior"]
     assert complete("samplerbench run --spacing kar").split() == ["karras"]
-    assert complete("samplerbench run --guidance cf").split() == ["cfg"]
+    assert complete("samplerbench run --guidance cf").split() == ["cfg", "cfg-norm"]
     assert "run" in complete("samplerbench r").split()
 
 
@@ -524,12 +525,12 @@ def test_the_shell_completes_what_is_registered() -> None:
     [
         ("show", "name", "kar", ["karras"]),
         ("show", "name", "mni", ["mnist"]),
-        ("check", "spec", "cf", ["cfg"]),
+        ("check", "spec", "cf", ["cfg", "cfg-norm"]),
         ("check", "spec", "mni", ["mnist"]),
         ("run", "features", "dinov2-vit-b", ["dinov2-vit-b-14"]),
         ("run", "data", "mn", ["mnist"]),
         ("run", "dtype", "fp", ["fp16", "fp32", "fp64"]),
-        ("run", "model", "dig", ["digits"]),
+        ("run", "model", "dig", ["digits", "digits-flow"]),
         ("run", "metric", "incep", ["inception-score"]),
         ("sample", "spacing", "kar", ["karras"]),
         ("sample", "dtype", "b", ["bf16"]),
@@ -567,7 +568,8 @@ def test_the_list_shows_feature_spaces_and_schedulers(capsys: pytest.CaptureFixt
     assert all(name in everything for name in common.FEATURES)
     assert "`samplerbench list schedulers` lists them" in everything
     assert listed("features").startswith("features\n clip, clip-rn101, ")
-    names = listed("schedulers").split()
+    names = [line.split()[0] for line in listed("schedulers").splitlines()]
+    assert "diffusers/FlowMatchEulerDiscreteScheduler" in names
     assert {"diffusers/DDIMScheduler", "diffusers/DPMSolverMultistepScheduler"} <= set(names)
     for name in names:  # each can be named as a sampler
         registry.parse("sampler", name)
