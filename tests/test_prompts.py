@@ -258,7 +258,7 @@ def test_long_prompts_are_reported(folder: Path, capsys: pytest.CaptureFixture[s
     long = "a very red cat " * 20
     model = load(folder, prompts=("a cat", long))
     assert model.notes["truncated prompts"] == "1"
-    assert model.notes["maximum tokens"] == "tokenizer: 120"
+    assert model.notes["truncated by"] == "tokenizer: 120"
     arguments = ["sample", str(tmp_path / "x.png"), "-s", "ddim", "--steps", "1", "--n", "1", "--model", str(folder)]
     with pytest.raises(SystemExit) as ended:
         cli.main([*arguments, "--prompt", "a cat", "--prompt", long])
@@ -311,6 +311,7 @@ def test_what_is_not_supported_is_refused_in_one_line(
             {"latents_mean": [1], "latents_std": [1]},
             "latents_mean is .*; it must be a list of 4 n",
         ),
+        ("tokenizer/tokenizer_config.json", {"pad_token": None}, "the text encoders cannot encode a prompt; a confi"),
         ("tokenizer/tokenizer.json", None, "is incomplete: tokenizer/tokenizer.json or tokenizer/spiece.model or tok"),
         ("text_encoder/model.safetensors", None, "is incomplete: text_encoder/model.safetensors does not exist"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.pipelines import PROMPTS, STEPS, load
 from support.text_flows import aura_flow, flux, lumina2, qwen_image, sana, sd3, z_image
 from support.text_pipelines import TOLERANCE, check_batches, difference, our_images, pipeline_images, start
@@ -26,6 +27,7 @@ def test_stable_diffusion_3_equals_its_pipeline(tmp_path: Path, monkeypatch: pyt
     pipeline.save_pretrained(tmp_path / "model")
     model = load(tmp_path / "model", prompts=tuple(PROMPTS), negative_prompt="fog")
     assert (model.shape, model.image_shape) == ((4, 8, 8), (3, 16, 16))
+    assert (model.identity["shift"], model.identity["autoencoder shift"]) == (3.0, 0.06)
     call: dict[str, Any] = {"guidance_scale": 4.0, "negative_prompt": ["fog"] * 3, "sigmas": TIMES}
     expected = pipeline_images(pipeline, start(model), monkeypatch, height=16, width=16, **call)
     assert difference(our_images(model, "ddim", "flow", guidance="cfg:scale=4"), expected) <= TOLERANCE
@@ -139,3 +141,22 @@ def test_latents_are_packed_as_in_diffusers() -> None:
     y = torch.randn(2, 3, 4, 6)
     assert torch.equal(pack(y), FluxPipeline._pack_latents(y, 2, 3, 4, 6))
     assert torch.equal(unpack(pack(y), 4, 6), y)
+
+
+def test_a_lora_of_a_wrapped_transformer_is_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft")
+    pipeline = flux(tmp_path, guidance_embeds=False)
+    pipeline.save_pretrained(tmp_path / "model")
+    torch.manual_seed(0)
+    layer = "transformer.transformer_blocks.0.attn.to_v"
+    factors = {f"{layer}.lora_A.weight": torch.randn(2, 32), f"{layer}.lora_B.weight": torch.randn(32, 2) / 10}
+    save_file(factors, tmp_path / "lora.safetensors")
+    options: dict[str, Any] = {"prompts": tuple(PROMPTS), "image_size": (16, 16)}
+    plain = our_images(load(tmp_path / "model", **options), "ddim", "flow")
+    model = load(tmp_path / "model", **options, lora=(f"{tmp_path}/lora.safetensors:0.7",))
+    pipeline.load_lora_weights(tmp_path / "lora.safetensors")
+    pipeline.fuse_lora(lora_scale=0.7)
+    expected = pipeline_images(pipeline, start(model), monkeypatch, height=16, width=16, latents=None)
+    ours = our_images(model, "ddim", "flow")
+    assert difference(ours, expected) <= TOLERANCE
+    assert float((ours - plain).abs().max()) > 0.01

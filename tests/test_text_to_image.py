@@ -46,6 +46,9 @@ def test_stable_diffusion_xl_equals_its_pipeline(
     ours = our_images(model, "ddim", "leading:offset=1", guidance="cfg:scale=5")
     assert difference(ours, expected) <= TOLERANCE
     if negative is None:
+        empty = load(tmp_path / "model", prompts=tuple(PROMPTS), negative_prompt="", image_size=size)
+        assert (empty.identity == model.identity) == (not force_zeros)
+        assert float(empty.null_embeddings["pooled"].abs().max()) > 0  # type: ignore[attr-defined]
         zeros = float(model.null_embeddings["pooled"].abs().max()) == 0  # type: ignore[attr-defined]
         assert zeros == force_zeros
         check_batches(model, "ddim", "leading:offset=1", guidance="cfg:scale=5")

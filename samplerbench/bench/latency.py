@@ -408,6 +408,7 @@ def _conditions(prepared: Prepared, warmup: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "compile": how.compiled,
         "graphs": how.graphs,
+        "memory": how.memory,
         "warmup": warmup,
         "versions": versions(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -15,7 +15,7 @@ from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.models.diffusers_unet import card_fields, identity_of
 from samplerbench.models.fields import Fields
 from samplerbench.models.flow import RectifiedFlow, flow_fields, flow_identity, read_flow_schedule
-from samplerbench.models.latent import load_autoencoder
+from samplerbench.models.latent import beside_flow, load_autoencoder
 from samplerbench.models.text import TextModel, latent_size, load_text
 from samplerbench.models.text_encoders import TextRecipe
 
@@ -104,7 +104,7 @@ def load_flow_text(checkpoint: Checkpoint, device: torch.device, dtype: torch.dt
         doubled=doubled,
         identity=identity_of(checkpoint, part.sha256)
         | flow_identity(schedule)
-        | latent
+        | beside_flow(latent)
         | text.identity(options.negative_prompt)
         | {"image size": list(autoencoder.image_shape[1:])}
         | {key.replace("_", " "): value for key, value in made.items()},
@@ -113,6 +113,19 @@ def load_flow_text(checkpoint: Checkpoint, device: torch.device, dtype: torch.dt
         **made,
         **card,
     )
+
+
+class Wrapped(nn.Module):
+    """Base class of modules around a transformer whose own arguments are not all tensors with one row per sample.
+
+    Args:
+        transformer: the transformer.
+        shape: shape (C, H, W) of the latents.
+    """
+
+    def __init__(self, transformer: nn.Module, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.transformer, self.shape = transformer, shape
 
 
 def patch_size(config: Fields) -> int:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from samplerbench.errors import UserError, argument
 from samplerbench.limits import MAX_CHANNELS
 from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.models.fields import Fields
-from samplerbench.models.flow_text import FlowAdapter, TextFlow, load_flow_text, pack, unpack
+from samplerbench.models.flow_text import FlowAdapter, TextFlow, Wrapped, load_flow_text, pack, unpack
 from samplerbench.models.model import Condition
 from samplerbench.models.text_encoders import CLIP, T5, EncoderPart, Tensors, TextRecipe
 
@@ -44,17 +44,8 @@ def _encode(pipeline: Any, lines: list[str], device: torch.device) -> Tensors:
     return {"text": text, "pooled": pooled}
 
 
-class PackedFlux(nn.Module):
-    """A `FluxTransformer2DModel` whose arguments all have one row per sample, and whose latents are not packed.
-
-    Args:
-        transformer: the transformer.
-        shape: shape (C, H, W) of the latents.
-    """
-
-    def __init__(self, transformer: nn.Module, shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.transformer, self.shape = transformer, shape
+class PackedFlux(Wrapped):
+    """A `FluxTransformer2DModel` whose arguments all have one row per sample, and whose latents are not packed."""
 
     def forward(self, y: Tensor, time: Tensor, text: Tensor, pooled: Tensor, guidance: Tensor | None = None) -> Tensor:
         """Return the velocity, (B, C, H, W).

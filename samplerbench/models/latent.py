@@ -224,6 +224,15 @@ def load_autoencoder(
     return found, identity
 
 
+def beside_flow(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the protocol fields of an autoencoder for a rectified flow, whose own field "shift" is that of the times.
+
+    Args:
+        identity: protocol fields of the autoencoder, from `load_autoencoder`.
+    """
+    return {"autoencoder shift" if key == "shift" else key: value for key, value in identity.items()}
+
+
 def _per_channel(config: Fields, key: str, channels: int) -> Tensor | None:
     """A list of one number per channel of the latents, as (c, 1, 1). None if it is absent."""
     values = config.numbers(key, 1e-12 if key == "latents_std" else -1e12, 1e12, MAX_CHANNELS)

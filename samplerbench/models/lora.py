@@ -12,6 +12,7 @@ from typing import Any
 
 from samplerbench.errors import UserError, argument
 from samplerbench.models.files import hash_files
+from samplerbench.models.flow_text import Wrapped
 from samplerbench.models.model import Model
 from samplerbench.untrusted import is_file, reason, shorten, user_path
 
@@ -95,7 +96,7 @@ def merge_loras(model: Model, pipeline: str, loras: Sequence[str]) -> None:
     import diffusers
 
     cls: Any = getattr(diffusers, pipeline, None)
-    network: Any = model.network
+    network: Any = model.network.transformer if isinstance(model.network, Wrapped) else model.network
     if not hasattr(cls, "lora_state_dict") or not hasattr(network, "load_lora_adapter"):
         raise UserError(
             f"{argument('lora', loras[0])}: diffusers supports no LoRA for a {pipeline} with a "

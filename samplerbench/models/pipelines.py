@@ -109,7 +109,7 @@ def _latent(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) ->
     from diffusers import UNet2DModel
 
     from samplerbench.models.diffusers_unet import unet_model
-    from samplerbench.models.latent import load_autoencoder
+    from samplerbench.models.latent import beside_flow, load_autoencoder
 
     checkpoint.require("unet", "UNet2DModel")
     checkpoint.check_variant(["unet", "vqvae"])
@@ -117,7 +117,7 @@ def _latent(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) ->
     channels, size = config.integer("in_channels", 1, MAX_CHANNELS), config.sides("sample_size")
     autoencoder, identity = load_autoencoder(checkpoint, "vqvae", channels, size, device, dtype)
     model = unet_model(checkpoint, device, dtype, autoencoder=autoencoder)
-    model.identity |= identity
+    model.identity |= identity if model.flow is None else beside_flow(identity)
     return model
 
 

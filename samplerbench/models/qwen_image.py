@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from samplerbench.limits import MAX_CHANNELS
 from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.models.fields import Fields
-from samplerbench.models.flow_text import FlowAdapter, TextFlow, load_flow_text, pack, unpack
+from samplerbench.models.flow_text import FlowAdapter, TextFlow, Wrapped, load_flow_text, pack, unpack
 from samplerbench.models.flux import SIDE, embedded_guidance
 from samplerbench.models.model import Condition
 from samplerbench.models.text_encoders import QWEN, EncoderPart, Tensors, TextRecipe
@@ -46,17 +46,8 @@ def _encode(pipeline: Any, lines: list[str], device: torch.device) -> Tensors:
     return {"text": text, "mask": mask}
 
 
-class PackedQwenImage(nn.Module):
-    """A `QwenImageTransformer2DModel` whose arguments all have one row per sample, and whose latents are not packed.
-
-    Args:
-        transformer: the transformer.
-        shape: shape (C, H, W) of the latents.
-    """
-
-    def __init__(self, transformer: nn.Module, shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.transformer, self.shape = transformer, shape
+class PackedQwenImage(Wrapped):
+    """A `QwenImageTransformer2DModel` whose arguments all have one row per sample, and whose latents are not packed."""
 
     def forward(self, y: Tensor, time: Tensor, text: Tensor, mask: Tensor, guidance: Tensor | None = None) -> Tensor:
         """Return the velocity, (B, C, H, W).

@@ -42,7 +42,7 @@ def recipe(force_zeros: bool) -> TextRecipe:
         ),
         encode=_encode,
         encode_null=_encode_null,
-        settings={"zeros without a negative prompt": force_zeros},
+        settings={},
         flags={"force_zeros_for_empty_prompt": force_zeros, "add_watermarker": False},
     )
 
@@ -107,7 +107,8 @@ def load_stable_diffusion_xl(checkpoint: Checkpoint, device: torch.device, dtype
     size = latent_size(checkpoint, config.sides("sample_size"))
     width = config.integer("cross_attention_dim", 1, MAX_CHANNELS)
     index = Fields(checkpoint.index, f"{source}: model_index.json")
-    text = load_text(checkpoint, recipe(index.flag("force_zeros_for_empty_prompt", True)), device)
+    force_zeros = index.flag("force_zeros_for_empty_prompt", True)
+    text = load_text(checkpoint, recipe(force_zeros), device)
     text.check_width(width, "cross_attention_dim")
     joint = config.integer("projection_class_embeddings_input_dim", 1, MAX_CHANNELS)
     sizes = TIME_IDS * config.integer("addition_time_embed_dim", 1, MAX_CHANNELS)
@@ -134,6 +135,8 @@ def load_stable_diffusion_xl(checkpoint: Checkpoint, device: torch.device, dtype
         | schedule.identity
         | latent
         | text.identity(options.negative_prompt)
+        # Without a negative prompt, its embeddings are zeros; those of an empty one are not.
+        | {"negative embeddings of zeros": force_zeros and options.negative_prompt is None}
         | {"image size": list(autoencoder.image_shape[1:])},
         preconditioning=DISCRETE[schedule.prediction],
         **text.fields(device, dtype),

@@ -21,6 +21,8 @@ from samplerbench.sampling.inputs import Inputs
 
 CUT = "truncated prompts"
 """Key of the note about prompts that are cut."""
+LIMITS = "truncated by"
+"""Key of the note about the tokenizers that cut them, with their maximum numbers of tokens."""
 
 
 @dataclass
@@ -129,7 +131,7 @@ class LoadedText:
         if self.embeddings is None or not self.embeddings.cut:
             return {}
         limits = ", ".join(self.embeddings.too_long)
-        return {CUT: str(self.embeddings.cut), "maximum tokens": limits}
+        return {CUT: str(self.embeddings.cut), LIMITS: limits}
 
     def check_width(self, wanted: int, key: str, name: str = "text") -> None:
         """Check that the embeddings fit the network.
@@ -215,7 +217,7 @@ def prompt_warning(model: Model) -> str:
     cut = model.notes[CUT]
     return (
         f"{cut} of {model.classes} prompts {'is' if cut == '1' else 'are'} longer than the text encoder of the model "
-        f"reads (maximum tokens: {model.notes['maximum tokens']}); the rest of the text has no effect."
+        f"reads (maximum tokens: {model.notes[LIMITS]}); the rest of the text has no effect."
     )
 
 

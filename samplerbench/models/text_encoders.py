@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplerbench.errors import OutOfMemoryError, UserError, argument, is_out_of_memory
+from samplerbench.errors import OutOfMemoryError, SamplerbenchError, UserError, argument, is_out_of_memory
 from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.models.files import hash_files
 from samplerbench.models.offload import offload_alone
@@ -146,10 +146,10 @@ class TextEncoders:
         for part in self.recipe.parts:
             given[part.encoder] = self.modules.get(part.encoder)
             given[part.tokenizer] = self.tokenizers.get(part.encoder)
-        with _quiet_pipelines():
+        with self._running():
             self._pipeline = cls(**given, **self.recipe.flags)
-        if self.recipe.config:
-            self._pipeline.transformer = _Configured(self.recipe.config)
+            if self.recipe.config:
+                self._pipeline.transformer = _Configured(self.recipe.config)
 
     def free(self) -> None:
         """Free the text encoders and tokenizers. They are loaded again if they are needed."""
@@ -173,7 +173,7 @@ class TextEncoders:
             OutOfMemoryError: if the device has not enough memory.
         """
         pipeline = self.pipeline
-        with explain_loading("the text encoders", self.device), _quiet_pipelines():
+        with self._running():
             return _on_cpu(self.recipe.encode(pipeline, list(lines), self.device))
 
     @torch.no_grad()
@@ -187,7 +187,7 @@ class TextEncoders:
             Named tensors with one row each, on the CPU.
         """
         pipeline = self.pipeline
-        with explain_loading("the text encoders", self.device), _quiet_pipelines():
+        with self._running():
             return _on_cpu(self.recipe.encode_null(pipeline, negative, self.device))
 
     def too_long(self, line: str) -> list[str]:
@@ -203,11 +203,27 @@ class TextEncoders:
             if tokenizer is None:
                 continue
             text, length = line, part.length or tokenizer.model_max_length
-            if part.counted is not None:
-                text, length = part.counted(tokenizer, line)
-            if len(tokenizer(text).input_ids) > length:
+            with self._running():
+                if part.counted is not None:
+                    text, length = part.counted(tokenizer, line)
+                tokens = len(tokenizer(text).input_ids)
+            if tokens > length:
                 found.append(f"{part.tokenizer}: {length}")
         return found
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Convert the errors of tokenizers and text encoders whose configuration is damaged."""
+        try:
+            with explain_loading("the text encoders", self.device), _quiet_pipelines():
+                yield
+        except SamplerbenchError:
+            raise
+        except Exception as error:  # the libraries raise many exception types for an invalid configuration
+            raise UserError(
+                f"{self.checkpoint.source}: the text encoders cannot encode a prompt; a configuration may be damaged "
+                f"({reason(error)})."
+            ) from error
 
 
 class _Configured:

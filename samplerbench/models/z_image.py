@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from samplerbench.limits import MAX_CHANNELS
 from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.models.fields import Fields
-from samplerbench.models.flow_text import FlowAdapter, TextFlow, load_flow_text
+from samplerbench.models.flow_text import FlowAdapter, TextFlow, Wrapped, load_flow_text
 from samplerbench.models.model import Condition
 from samplerbench.models.text_encoders import QWEN, EncoderPart, Tensors, TextRecipe
 
 TOKENS = 512
 """Maximum number of tokens of a prompt with its template, the default of diffusers."""
+PATCH = 2
+"""Side of a patch of latents, as in diffusers."""
 SIDE = 128
 """Side of the latents if no image size is given, for an autoencoder that reduces 1024 pixels by 8, as in diffusers."""
 TEMPLATE = (
@@ -54,17 +56,8 @@ def _encode(pipeline: Any, lines: list[str], device: torch.device) -> Tensors:
     return {"text": pad(list(rows), batch_first=True), "mask": pad(masks, batch_first=True)}
 
 
-class ListedZImage(nn.Module):
-    """A `ZImageTransformer2DModel` whose arguments are tensors with one row per sample instead of lists.
-
-    Args:
-        transformer: the transformer.
-        patch: side of a patch.
-    """
-
-    def __init__(self, transformer: nn.Module, patch: int) -> None:
-        super().__init__()
-        self.transformer, self.patch = transformer, patch
+class ListedZImage(Wrapped):
+    """A `ZImageTransformer2DModel` whose arguments are tensors with one row per sample instead of lists."""
 
     def forward(self, y: Tensor, time: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """Return the output of the transformer, (B, C, H, W).
@@ -80,7 +73,7 @@ class ListedZImage(nn.Module):
             list(y.unsqueeze(2).unbind(0)),
             time,
             [row[:length] for row, length in zip(text, lengths, strict=True)],
-            patch_size=self.patch,
+            patch_size=PATCH,
             return_dict=False,
         )[0]
         return torch.stack(list(output)).squeeze(2)
@@ -102,9 +95,9 @@ class ZImage(TextFlow):
 
 def _patch(config: Fields) -> int:
     sizes = config.values.get("all_patch_size")
-    if not isinstance(sizes, list | tuple) or 2 not in sizes:
+    if not isinstance(sizes, list | tuple) or PATCH not in sizes:
         raise config.refusal("all_patch_size", sizes, "a list with the patch size 2")
-    return 2
+    return PATCH
 
 
 ADAPTER = FlowAdapter(
@@ -115,7 +108,7 @@ ADAPTER = FlowAdapter(
     patch=_patch,
     channels=lambda config: config.integer("in_channels", 1, MAX_CHANNELS),
     side=lambda config: (SIDE, SIDE),
-    wrap=lambda transformer, shape: ListedZImage(transformer, 2),
+    wrap=ListedZImage,
 )
 
 

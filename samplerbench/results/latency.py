@@ -109,6 +109,7 @@ class Latency(_Strict):
         threads: threads of torch.
         compile: whether the network is compiled.
         graphs: whether batches run as CUDA graphs.
+        memory: ways in which memory is saved, separated by commas. Empty for none.
         warmup: number of batches before the measurement.
         first_seconds: time of the first batch, including compilation and initialisation.
         seconds: time of each measured batch, in the order of measurement.
@@ -153,6 +154,7 @@ class Latency(_Strict):
     cost_per_1000_images: PositiveAmount | None
     versions: dict[str, Text]
     finished: Text
+    memory: Text = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> Latency:
@@ -177,7 +179,7 @@ class Latency(_Strict):
     @property
     def conditions(self) -> dict[str, Any]:
         """The conditions of the measurement, as `samplerbench.results.timings` names them."""
-        names = ("batch_size", "device", "device_name", "threads", "compile", "graphs")
+        names = ("batch_size", "device", "device_name", "threads", "compile", "graphs", "memory")
         return {name: getattr(self, name) for name in names}
 
     @property
