@@ -177,9 +177,7 @@ def tiny_sana() -> tuple[SanaPipeline, dict[str, Any]]:
     depths = {f"{part}_layers_per_block": (1, 1) for part in ("encoder", "decoder")}
     blocks |= {f"{part}_qkv_multiscales": ((), ()) for part in ("encoder", "decoder")}
     vae = seeded(
-        lambda: AutoencoderDC(
-            latent_channels=4, attention_head_dim=2, scaling_factor=0.4, **blocks, **widths, **depths, **none
-        )
+        lambda: AutoencoderDC(latent_channels=4, attention_head_dim=2, scaling_factor=0.4, **blocks, **widths, **depths)
     )
     pipeline = SanaPipeline(None, None, vae, transformer, stock)
     masks: dict[str, Any] = {
