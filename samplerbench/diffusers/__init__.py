@@ -191,7 +191,8 @@ class SamplerScheduler(StepScheduler):
             UserError: the spacing cannot provide N steps, or an error of `as_scheduler`.
         """
         self._give_up()
-        grid = make_grid(self.spacing, self.levels, int(num_inference_steps))
+        pinned = self._pin(int(num_inference_steps))
+        grid = make_grid(self.spacing, self.levels, int(num_inference_steps)) if pinned is None else pinned
         self._prepare(self._subject.plan(grid), device)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

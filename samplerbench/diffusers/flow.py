@@ -156,12 +156,13 @@ class FlowSamplerScheduler(StepScheduler):
             raise UserError(
                 "set_timesteps supports timesteps only together with sigmas of the same times; pass only sigmas."
             )
-        if self.flow.dynamic and mu is None and self.config.spacing is None:
+        if self.flow.dynamic and mu is None and self.config.spacing is None and self.pinned is None:
             raise UserError(
                 "the shift of this schedule depends on the size of the image, so set_timesteps requires mu; pass it, "
                 'or choose a shift: as_scheduler(…, spacing="flow:shift=3").'
             )
-        grid = self._grid(steps, times, mu)
+        pinned = self._pin(steps)
+        grid = self._grid(steps, times, mu) if pinned is None else pinned
         self._unshift = 1.0 if timesteps is None else self._shifted_by(mu).factor()
         plan = self._subject.plan(grid)
         self._prepare(plan, device)

@@ -103,6 +103,8 @@ class Run:
         if self.seed is None:
             return _Drawn(sample.shape, sample.device, dtype)
         samples = torch.arange(len(sample)) if self.samples is None else self.samples
+        if len(sample) % len(samples) == 0:  # DiTPipeline holds every image twice, for its guidance
+            samples = samples.repeat(len(sample) // len(samples))
         return Noise(self.seed, samples.to(sample.device), sample.shape[1:], dtype)
 
     @property

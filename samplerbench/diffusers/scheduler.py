@@ -16,7 +16,8 @@ from torch import Tensor
 from samplerbench.diffusers.plan import Plan, Subject
 from samplerbench.diffusers.run import Run
 from samplerbench.errors import UserError
-from samplerbench.sampling import Prediction, Sampler, Spacing
+from samplerbench.sampling import Prediction, Sampler, Spacing, Step
+from samplerbench.sampling.driver import OnStep
 
 __all__ = ["StepScheduler"]
 
@@ -35,6 +36,12 @@ class StepScheduler(SchedulerMixin, ConfigMixin):
     timesteps: Tensor
     samples: Tensor | None = None
     """Indices of the samples whose noise is drawn with the seed, (B,). None for 0 … B-1."""
+    pinned: Tensor | None = None
+    """Noise levels of the next runs, (N+1,) float64, whatever `set_timesteps` is called with. None for no effect."""
+    on_step: OnStep | None = None
+    """Called with the number of the step and the step, whenever the sampler reaches a level of the grid."""
+    draws = 0
+    """Number of draws of noise in the last run."""
     num_inference_steps: int | None = None
     _plan: Plan | None = None
     _begin_index: int | None = None
@@ -124,6 +131,7 @@ class StepScheduler(SchedulerMixin, ConfigMixin):
         except BaseException:
             self._give_up()
             raise
+        self._report(run, following)
         if run.done:
             self._finish()
         x0 = prediction.x0.to(sample.dtype)
@@ -157,6 +165,20 @@ class StepScheduler(SchedulerMixin, ConfigMixin):
         self._plan, self.order = plan, plan.order
         self.num_inference_steps = len(plan.sigmas) - 1
 
+    def _pin(self, steps: int) -> Tensor | None:
+        """The noise levels that `pinned` prescribes for N steps, or None."""
+        if self.pinned is not None and len(self.pinned) != steps + 1:
+            raise UserError(f"the pipeline takes {steps} steps instead of {len(self.pinned) - 1}; use another number.")
+        return self.pinned
+
+    def _report(self, run: Run, x: Tensor) -> None:
+        """Call `on_step` if an interval of the grid has ended."""
+        if self.on_step is None:
+            return
+        finished = len(run.plan.sigmas) - 1 if run.done else run.plan.entries[run.index]
+        if finished:
+            self.on_step(finished - 1, Step(float(run.plan.sigmas[finished]), x))
+
     def _check_order(self, run: Run, timestep: float | Tensor) -> None:
         entry, expected = self.timesteps[run.index], run.plan.times[run.index]
         # Equal memory is the same entry. Comparing the values would synchronise with the device.
@@ -185,6 +207,7 @@ class StepScheduler(SchedulerMixin, ConfigMixin):
     def _finish(self) -> None:
         """End the run. The plan is kept for the next run."""
         if self._run is not None:
+            self.draws = self._run.draws
             self._run.close()
         self._run = None
 

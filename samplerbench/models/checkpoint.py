@@ -143,7 +143,8 @@ class Checkpoint:
         check_weights(folder, files, variant, complaint)
         module = self._from_pretrained(cls, folder, dtype, variant)
         # Channels-last convolutions are 1.2 to 1.4 times as fast, also on CPUs (benchmarks/README.md).
-        module.requires_grad_(False).eval().to(device=device, memory_format=torch.channels_last)
+        layout = torch.preserve_format if any(p.ndim == 5 for p in module.parameters()) else torch.channels_last
+        module.requires_grad_(False).eval().to(device=device, memory_format=layout)
         return Part(module, config, hash_files(files))
 
     def _variant(self, part: str) -> tuple[str, str | None]:
