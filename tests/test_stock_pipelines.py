@@ -26,8 +26,9 @@ from samplerbench.bench.request import Request
 from samplerbench.cli.app import app
 from samplerbench.cli.common import grid as grid_of_options
 from samplerbench.diffusers import StepScheduler
-from samplerbench.errors import SamplerbenchError, UserError
+from samplerbench.errors import SamplerbenchError, Stopped, UserError
 from samplerbench.models.files import LoadOptions
+from samplerbench.sampling import Step
 from samplerbench.sampling.noise import Purpose, normal
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:diffusers")
@@ -143,7 +144,10 @@ def test_a_pipeline_without_an_adapter_makes_its_stock_images(
     assert float((torch.cat(each) - together).abs().max()) > 1e-3, "otherwise one by one would not be needed"
 
 
-@pytest.mark.parametrize("sampler", ["heun", "unipc", "dpm++:order=3", "ddpm"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("sampler", [pytest.param("heun", marks=SLOW), "unipc", "dpm++:order=3", "ddpm"])
 @pytest.mark.parametrize("name", ["transformer", "text"])
 def test_our_own_adapters_make_the_same_images(name: str, sampler: str, folder: Path, images: Any) -> None:
     """Also with noise in the steps: sample i has the same noise in both."""
@@ -152,7 +156,7 @@ def test_our_own_adapters_make_the_same_images(name: str, sampler: str, folder: 
     assert_same(by_call, native.clamp(-1, 1), 2e-4)
 
 
-@pytest.mark.parametrize("sampler", ["dpm++", "ddpm"])
+@pytest.mark.parametrize("sampler", [pytest.param("dpm++", marks=SLOW), "ddpm"])
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "dit", "cogview4"])
 def test_an_image_does_not_depend_on_its_batch(name: str, sampler: str, folder: Path, images: Any) -> None:
     model = f"pipeline:{folder / name}" + ("" if name == "dit" else f",{SIZE}")
@@ -175,9 +179,9 @@ def records(folder: Path) -> list[dict[str, Any]]:
     ("name", "arguments", "calls"),
     [
         ("cogview4", f"{SIZE},guidance_scale=3", 2),
-        ("sd3", f"{SIZE},guidance_scale=1", 1),
-        ("sdxl", f"{SIZE}", 2),
-        ("dit", "guidance_scale=2", 2),
+        pytest.param("sd3", f"{SIZE},guidance_scale=1", 1, marks=SLOW),
+        pytest.param("sdxl", SIZE, 2, marks=SLOW),
+        pytest.param("dit", "guidance_scale=2", 2, marks=SLOW),
     ],
 )
 def test_a_run_counts_the_evaluations_and_records_the_pipeline(
@@ -230,6 +234,68 @@ def test_the_noise_levels_are_those_that_the_pipeline_chooses(folder: Path) -> N
         Request([grid_of_options(["ddim"], "2", None, [], "flow:shift=3")], model="pipeline:x"), "cpu", model
     ).cells
     assert chosen.sigmas[1:].tolist() == [3, 0]
+
+
+def test_a_budget_includes_the_guidance_of_the_pipeline(folder: Path) -> None:
+    for scale, steps in ((1, 9), (3, 4)):
+        model = setup.load_model(f"pipeline:{folder / 'dit'},guidance_scale={scale}", CPU, "fp32", LoadOptions())
+        request = Request([grid_of_options(["ddim"], None, "9", [], None)], model="pipeline:x")
+        assert [cell.steps for cell in prepare(request, "cpu", model).cells] == [steps]
+
+
+def test_a_stop_ends_a_call_of_the_pipeline(folder: Path) -> None:
+    model = setup.load_model(f"pipeline:{folder / 'dit'}", CPU, "fp32", LoadOptions())
+    prepared = prepare(Request([grid_of_options(["heun"], "4", None, [], None)], model="pipeline:x"), "cpu", model)
+    seen: list[int] = []
+
+    def stop(number: int, step: Step) -> None:
+        seen.append(number)
+        if number == 2:
+            raise Stopped
+
+    for interrupted in (False, True):
+        seen.clear()
+        batches = engine.generate(
+            model,
+            prepared.cells[0],
+            torch.arange(2),
+            prepared.inputs(2),
+            SEED,
+            2,
+            stop if interrupted else seen_by(seen),
+        )
+        if interrupted:
+            with pytest.raises(Stopped):
+                next(batches)
+            assert seen == [0, 1, 2]
+        else:
+            next(batches)
+            assert seen == [0, 1, 2, 3]
+
+
+def seen_by(numbers: list[int]) -> Callable[[int, Step], None]:
+    return lambda number, step: numbers.append(number)
+
+
+def test_a_hub_id_is_checked_before_its_weights_are_downloaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requested: list[list[str]] = []
+
+    def fetch(source: str, options: LoadOptions, patterns: list[str]) -> Path:
+        requested.append(patterns)
+        return folder / source.partition("/")[2]
+
+    monkeypatch.setattr("samplerbench.models.files._fetch", fetch)
+    model = setup.load_model("pipeline:owner/dit,guidance_scale=2", CPU, "fp32", LoadOptions(revision="main"))
+    assert model.identity["revision"] == "dit"
+    assert not any("safetensors" in pattern for pattern in requested[0])
+    assert "transformer/diffusion_pytorch_model.safetensors" in requested[1]
+    configured = folder / "video"
+    configured.mkdir()
+    (configured / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    requested.clear()
+    with pytest.raises(UserError, match="owner/video: WanPipeline makes videos"):
+        setup.load_model("pipeline:owner/video", CPU, "fp32", LoadOptions(prompts=("a",)))
+    assert len(requested) == 1
 
 
 def test_it_is_shown(folder: Path) -> None:

@@ -26,7 +26,7 @@ from samplerbench.diffusers.stock import (
     read_arguments,
     split_source,
 )
-from samplerbench.errors import SamplerbenchError, UserError, argument, is_out_of_memory
+from samplerbench.errors import SamplerbenchError, Stopped, UserError, argument, is_out_of_memory
 from samplerbench.limits import MAX_CLASSES
 from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.models.files import LoadOptions, check_no_prompts
@@ -152,7 +152,7 @@ class PipelineModel(Model):
         try:
             with noise.of(self.pipeline):
                 output = self.pipeline(**call, num_inference_steps=steps, output_type="np")
-        except (SamplerbenchError, _PlannedError):
+        except (SamplerbenchError, Stopped, _PlannedError):
             raise
         except Exception as error:  # pipelines raise many exception types for arguments that do not fit
             if is_out_of_memory(error):
