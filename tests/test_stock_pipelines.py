@@ -114,6 +114,7 @@ def assert_same(a: Tensor, b: Tensor, tolerance: float) -> None:
         ("sdxl", (4, 16, 16), "trailing", 2e-5),
         ("dit", (4, 8, 8), "trailing", 2e-5),
         ("sd3", (4, 16, 16), None, 2e-5),
+        ("flux", (4, 16, 16), None, 2e-5),
     ],
 )
 def test_ddim_makes_the_images_of_the_stock_pipeline(
@@ -157,7 +158,7 @@ def test_our_own_adapters_make_the_same_images(name: str, sampler: str, folder: 
 
 
 @pytest.mark.parametrize("sampler", [pytest.param("dpm++", marks=SLOW), "ddpm"])
-@pytest.mark.parametrize("name", ["sdxl", "sd3", "dit", "cogview4"])
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "dit", "cogview4", "flux"])
 def test_an_image_does_not_depend_on_its_batch(name: str, sampler: str, folder: Path, images: Any) -> None:
     model = f"pipeline:{folder / name}" + ("" if name == "dit" else f",{SIZE}")
     together = images(model, sampler, 3)

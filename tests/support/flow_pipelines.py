@@ -49,9 +49,9 @@ def loud(make: Any) -> Any:
     return module
 
 
-def flux_transformer() -> FluxTransformer2DModel:
+def flux_transformer(pooled: int = 8) -> FluxTransformer2DModel:
     sizes = {"attention_head_dim": 16, "num_attention_heads": 2, "axes_dims_rope": (4, 4, 8)}
-    widths = {"in_channels": 16, "joint_attention_dim": 16, "pooled_projection_dim": 8}
+    widths = {"in_channels": 16, "joint_attention_dim": 16, "pooled_projection_dim": pooled}
     return loud(lambda: FluxTransformer2DModel(patch_size=1, num_layers=1, num_single_layers=1, **sizes, **widths))
 
 

@@ -9,13 +9,14 @@ from diffusers import (
     CogView4Pipeline,
     DDIMScheduler,
     DiTPipeline,
+    FluxPipeline,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from torch import nn
 
-from support.flow_pipelines import loud, sd3_transformer, tiny_cogview4, tiny_sd3
+from support.flow_pipelines import flux_transformer, loud, sd3_transformer, tiny_cogview4, tiny_flux, tiny_sd3
 from support.pipelines import SD_BETAS, save_tokenizer, seeded, tiny_autoencoder, tiny_transformer
 
 
@@ -70,22 +71,41 @@ def tiny_dit() -> DiTPipeline:
     return DiTPipeline(tiny_transformer(), tiny_autoencoder(), scheduler)
 
 
-def tiny_cogview4_with_text(folder: Path) -> CogView4Pipeline:
-    """Without an adapter of ours. Its tokenizer pads the prompts of a batch to the longest."""
+def letters_tokenizer() -> Any:
+    """A tokenizer of single letters, with one token at the start."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-    from transformers import GlmConfig, GlmModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     letters = ["<pad>", "<unk>", "<sop>", " ", *"abcdefghijklmnopqrstuvwxyz"]
     words = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     words.post_processor = processors.TemplateProcessing(single="<sop> $A", special_tokens=[("<sop>", 2)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
+
+
+def tiny_cogview4_with_text() -> CogView4Pipeline:
+    """Without an adapter of ours. It pads the prompts of a batch to the longest."""
+    from transformers import GlmConfig, GlmModel
+
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = GlmConfig(
         vocab_size=32, head_dim=8, num_key_value_heads=1, pad_token_id=0, max_position_embeddings=64, **sizes
     )
     made, _ = tiny_cogview4()
-    return CogView4Pipeline(tokenizer, loud(lambda: GlmModel(config)), made.vae, made.transformer, made.scheduler)
+    encoder = loud(lambda: GlmModel(config))
+    return CogView4Pipeline(letters_tokenizer(), encoder, made.vae, made.transformer, made.scheduler)
+
+
+def tiny_flux_with_text(folder: Path) -> FluxPipeline:
+    """Packed latents."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    made, _ = tiny_flux(base_image_seq_len=4, max_image_seq_len=256)
+    encoder = loud(lambda: T5EncoderModel(config))
+    tokenizer = save_tokenizer(folder / "tokenizer-flux")
+    transformer = flux_transformer(pooled=16)
+    return FluxPipeline(made.scheduler, made.vae, clip(False), tokenizer, encoder, letters_tokenizer(), transformer)
 
 
 def save_stock_pipelines(root: Path) -> Path:
@@ -93,6 +113,7 @@ def save_stock_pipelines(root: Path) -> Path:
     tiny_sdxl(root).save_pretrained(root / "sdxl")
     tiny_sd3_with_text(root).save_pretrained(root / "sd3")
     tiny_dit().save_pretrained(root / "dit")
-    tiny_cogview4_with_text(root).save_pretrained(root / "cogview4")
+    tiny_flux_with_text(root).save_pretrained(root / "flux")
+    tiny_cogview4_with_text().save_pretrained(root / "cogview4")
     (root / "prompts.txt").write_text("a red cat\ntwo dogs on the grass beside it\nthe sea\n", "utf-8")
     return root
