@@ -243,7 +243,8 @@ def check_pipeline(source: str, index: Mapping[str, Any]) -> str:
     if name not in SUPPORTED:
         if made := _other_output(str(name)):
             raise UserError(f"{source} is a {name}, which makes {made}, not images; only images are supported.")
-        raise UserError(f"{source}: {shorten(str(name))} is not supported; {supported}.")
+        own_call = f"{argument('model', f'pipeline:{source}')} runs other pipelines of diffusers by their own call"
+        raise UserError(f"{source}: {shorten(str(name))} is not supported; {supported}. {own_call}.")
     return str(name)
 
 
