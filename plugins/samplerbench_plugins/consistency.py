@@ -27,6 +27,7 @@ class Consistency(Sampler):
     """
 
     spacing = "lcm"
+    from_infinity = True
 
     gamma: float = option(1.0, "1 adds all noise again, 0 is deterministic; eta of TCDScheduler", ge=0.0, le=1.0)
     sigma_min: float = option(0.0, "noise level at which the consistency model ends", ge=0.0, le=1e6)

@@ -60,12 +60,14 @@ class DEIS(Sampler):
         quadrature = self._quadrature(denoise)
         past: list[tuple[float, Tensor]] = []  # (σ, ε), latest first
         start = runge_kutta if denoise.process.ends else singlestep
-        for s, t in intervals(sigmas):
+        for i, (s, t) in enumerate(intervals(sigmas)):
             x0 = denoise(x, s)
+            if self.variable == "log-sigma" and past and is_infinite(past[0][0]):
+                past = []  # the polynomial in log σ has no node at σ = ∞
             past = [(s, (x - x0) / s), *past[: self.order]]
             if t == 0:
                 x = x0
-            elif is_infinite(s) or len(past) <= self._starts:
+            elif is_infinite(s) or i < self._starts:
                 x = start(denoise, x, x0, s, t, self.order if self._starts else 1)
             else:
                 weights = _integrals([level for level, _ in past], t, quadrature)

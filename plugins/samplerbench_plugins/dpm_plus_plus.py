@@ -69,12 +69,14 @@ class DPMPlusPlus(Sampler):
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         past: list[tuple[float, Tensor]] = []  # (λ, D), latest first
-        for s, t in intervals(sigmas):
+        for i, (s, t) in enumerate(intervals(sigmas)):
             x0 = denoise(x, s)
+            if i == 1 and is_infinite(float(sigmas[0])):
+                past = []  # D at σ = ∞ has no weight in later steps: its λ is infinite
             past = [(-math.log(s), x0), *past[: self.order - 1]]
             if t == 0:
                 x = x0
-            elif (self.method == "singlestep" and self.order == 2) or (self._started and len(past) == 1):
+            elif (self.method == "singlestep" and self.order == 2) or (self._started and i == 0):
                 if is_infinite(s):
                     x = runge_kutta(denoise, x, x0, s, t, 2)
                     yield Step(t, x, x0)

@@ -37,7 +37,7 @@ class Langevin(Sampler):
             for _ in range(self.T):
                 x0 = denoise(x, s)
                 x = x + self.r * (x0 - x) + (math.sqrt(2 * self.r) * s) * noise()
-            if is_infinite(s):
+            if is_infinite(s) and t > 0:
                 x = x0 + t * noise()
             if t == 0 and self.denoise:
                 x = x0 = denoise(x, s)

@@ -62,7 +62,8 @@ class UniPC(Sampler):
             x0 = denoise(x, s)
             if self.corrector and order:
                 x = self._move(start, level, s, past, order, x0)
-            past = [(-math.log(s), x0), *past[: self.order - 1]]
+            # D at σ = ∞ has no weight in later steps: its λ is infinite.
+            past = [(-math.log(s), x0), *([] if is_infinite(level) else past[: self.order - 1])]
             order = min(self.order, len(past), n - i if ends_at_zero else self.order)
             start, level = x, s
             if t == 0:
