@@ -133,7 +133,7 @@ LOADERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "edm": (save_edm, lambda f: setup.load_model(str(f), CPU, "fp32")),
     "autoencoder": (save_vae, lambda f: load_latents(opened(f), "vae", 4, (8, 8), CPU, torch.float32)),
     "trained autoencoder": (save_trained_autoencoder, lambda f: load_autoencoder(str(f))),
-    "text encoder": (save_text, lambda f: open_text_encoders(opened(f), RECIPE, CPU).load()),
+    "text encoder": (save_text, lambda f: open_text_encoders(opened(f), RECIPE, CPU).pipeline),
     "image classifier": (save_image_classifier, lambda f: load_image_classifier(str(f), exact("mixture"))),
     "noise classifier": (save_noise_classifier, lambda f: load_classifier(str(f), exact("mixture"))),
     "features": (save_features, lambda f: load_extractor(str(f), CPU)),

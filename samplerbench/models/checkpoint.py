@@ -150,6 +150,10 @@ class Checkpoint:
         check_no_code(config, complaint)
         check_weights(folder, files, variant, complaint)
         module = self._from_pretrained(cls, folder, dtype, variant)
+        # diffusers loads some classes, such as SD3Transformer2DModel, in float32 whatever dtype is requested.
+        kept = getattr(cls, "_keep_in_fp32_modules", None)
+        if not kept and any(p.is_floating_point() and p.dtype != dtype for p in module.parameters()):
+            module.to(dtype)
         return Part(self._placed(module, device), config, hash_files(files))
 
     def _placed(self, module: Any, device: torch.device) -> Any:
