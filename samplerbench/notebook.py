@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from samplerbench.progress import Progress
-from samplerbench.text import one_line, printable
+from samplerbench.text import one_line, printable, show_sigma
 
 if TYPE_CHECKING:
     from samplerbench.sampling import Step
@@ -78,7 +78,7 @@ class NotebookProgress:
         with self._bar(desc=f"converged solution, {count} images", unit="step", leave=False, disable=self.quiet) as bar:
 
             def on_step(_: int, step: Step) -> None:
-                bar.set_postfix_str(f"σ = {step.sigma:.3g}", refresh=False)
+                bar.set_postfix_str(show_sigma(step.sigma), refresh=False)
                 bar.update()
 
             yield on_step

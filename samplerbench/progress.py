@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samplerbench.text import console, one_line, printable, say
+from samplerbench.text import console, one_line, printable, say, show_sigma
 
 if TYPE_CHECKING:
     from samplerbench.sampling import Step
@@ -113,7 +113,7 @@ class Progress:
         task = self.bars.add_task(title, total=None, rate="")
 
         def on_step(_: int, step: Step) -> None:
-            self.bars.update(task, advance=1, rate=f"σ = {step.sigma:.3g}")
+            self.bars.update(task, advance=1, rate=show_sigma(step.sigma))
 
         try:
             yield on_step

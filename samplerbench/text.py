@@ -202,3 +202,8 @@ def csv_cell(value: Any) -> Any:
         return value
     text = printable(value)
     return f"'{text}" if str(value).lstrip().startswith(FORMULA) else text
+
+
+def show_sigma(sigma: float, digits: int = 3) -> str:
+    """A noise level as text: `σ = 0.25`, or `σ = ∞` for `SIGMA_INFINITY`, the time t = 1 of a rectified flow."""
+    return "σ = ∞" if sigma >= 2.0**54 else f"σ = {sigma:.{digits}g}"

@@ -634,7 +634,7 @@ def test_steps_out_of_order_are_refused() -> None:
     [
         (DDPMScheduler(thresholding=True), "the pipeline uses dynamic thresholding, which is not supported"),
         ({"beta_schedule": "linear"}, "the configuration does not name the scheduler's class"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "the configuration has the scheduler FlowMatchEulerDis"),
+        ({"_class_name": "EDMEulerScheduler"}, "the configuration has the scheduler EDMEulerScheduler; supported are"),
         (".", ". has no scheduler: scheduler/scheduler_config.json does not exist"),
         ("no/such-thing", 'no scheduler "no/such-thing": there is no such folder, and it is not on the Hub'),
         (3, "the pipeline has the scheduler int; supported are the discrete variance-preserving schedulers"),

@@ -320,7 +320,8 @@ def test_a_pipeline_that_is_not_supported_is_named_with_those_that_are(
         "ScoreSdeVePipeline, LDMPipeline, LatentDiffusionUncondPipeline, ConsistencyModelPipeline, DiTPipeline, "
         "LatentConsistencyModelPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline, "
         "FluxPipeline, PixArtAlphaPipeline, PixArtSigmaPipeline, SanaPipeline, Lumina2Pipeline, AuraFlowPipeline, "
-        "QwenImagePipeline and ZImagePipeline."
+        f"QwenImagePipeline and ZImagePipeline. --model pipeline:{folder} runs other pipelines of diffusers by their "
+        "own call."
     )
 
 

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import samplerbench
 from samplerbench.cli.app import command, main
 
 TABLE: dict[str, Any] = tomllib.loads((Path(__file__).parent / "wrong_inputs.toml").read_text("utf-8"))
-WORDS = TABLE["words"] | {"version": samplerbench.__version__}
+WORDS = TABLE["words"] | {"version": samplerbench.__version__, "diffusers": version("diffusers")}
 
 
 def rows() -> Iterator[tuple[str, int, str]]:

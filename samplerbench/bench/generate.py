@@ -14,7 +14,7 @@ from samplerbench.bench.cell import Cell
 from samplerbench.bench.replay import LONGEST, Replay, capture
 from samplerbench.bench.span import Span
 from samplerbench.boundary import plugin_call, shown
-from samplerbench.errors import OutOfMemoryError, RunError, SamplerbenchError, argument, is_out_of_memory
+from samplerbench.errors import OutOfMemoryError, RunError, SamplerbenchError, UserError, argument, is_out_of_memory
 from samplerbench.limits import MAX_CLASSES
 from samplerbench.models.model import Model
 from samplerbench.models.runner import how_run
@@ -118,6 +118,12 @@ def prepare(model: Model, cell: Cell, start: Tensor | None = None, record: bool 
             initial noise or asked for a trajectory.
     """
     cell.check()
+    if model.by_own_call and not isinstance(cell.method, Generator):
+        if start is not None or record:
+            raise UserError(
+                f"{_name(model)} runs a pipeline by its own call: initial noise and trajectories are not supported."
+            )
+        return PipelineCell(model, cell)
     if isinstance(cell.method, Generator) and start is None and not record:
         return PluginGenerator(model, bind_generator(cell.method, model))
     return SamplerOnModel(model, bound_cell(model, cell), start, record)
@@ -351,6 +357,51 @@ class SamplerOnModel:
         if known[key] is _FIRST:
             known[key] = capture(self.model, lambda r, given: self._walk(r, given, seed)[:2], rows, inputs)
         return known[key]
+
+
+class PipelineCell:
+    """Runs a sampler as the scheduler of a stock pipeline. Implements `Generates`.
+
+    The time of sampling includes that of the text encoders and of the decoder, which the pipeline calls itself.
+
+    Args:
+        model: The pipeline, a `PipelineModel`.
+        cell: The cell.
+    """
+
+    def __init__(self, model: Any, cell: Cell) -> None:
+        from samplerbench.diffusers import as_scheduler
+
+        as_scheduler(cell.sampler, model.config)  # refuses a sampler that cannot be a scheduler, before sampling
+        self.model, self.cell = model, cell
+        self.network: nn.Module = model.counted
+        self.beside: tuple[nn.Module, ...] = ()
+        self.bound_evaluations = 0
+
+    def generate(
+        self,
+        index: Tensor,
+        inputs: Inputs,
+        seed: int,
+        batch_size: int,
+        on_step: OnStep | None = None,
+        decode: bool = True,
+    ) -> Iterator[Batched]:
+        """See `Generates.generate`. The images are always decoded, and are also the states."""
+        model, cell = self.model, self.cell
+        for rows in torch.arange(len(index)).split(batch_size):
+            span = Span(model.device)
+            with explain_memory(len(rows)):
+                images, drew = model.images(cell.sampler, cell.sigmas, index[rows], inputs.rows(rows), seed, on_step)
+            expected = (len(rows), *model.image_shape)
+            if images.shape != expected:
+                raise RunError(
+                    f"{model.identity['source']}: the pipeline made images of shape {tuple(images.shape)} instead of "
+                    f"{expected}."
+                )
+            if not bool(images.isfinite().all()):
+                raise RunError(f"{model.identity['source']}: an image of the pipeline is not finite.")
+            yield Batched(index[rows], images, images, span.stop(), stochastic=drew)
 
 
 _FIRST: Any = object()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from samplerbench.bench.cell import Cell, plugin_parameters
-from samplerbench.errors import RunError
+from samplerbench.errors import RunError, UserError, argument
 from samplerbench.models.model import Model
 from samplerbench.sampling import Generator, Guidance, Sampler, Spacing
 from samplerbench.sampling.generator import bind_generator
@@ -76,7 +76,7 @@ def plan(
             for budget in budgets:
                 most = None
                 try:
-                    cost = evaluations_of(guidance)
+                    cost = evaluations_of(guidance) * model.rows_per_evaluation
                     most = most_steps(method, cost, budget)
                 except RunError as error:
                     cells.append(Cell(method, guidance, _shown(method, spacing_of), None, nowhere, budget, error))
@@ -90,6 +90,11 @@ def plan(
 
 def _bind(guidance: Guidance | None, model: Model) -> tuple[Guidance | None, RunError | None]:
     """Bind a guidance to the model. If its plugin fails, return the unbound guidance and the error."""
+    if guidance is not None and model.by_own_call:
+        raise UserError(
+            f"{argument('guidance', guidance.spec)} is not supported: a pipeline that is run by its own call applies "
+            "its own guidance; set its arguments, as in pipeline:SOURCE,guidance_scale=5."
+        )
     try:
         return bind_guidance(guidance, model), None
     except RunError as error:

@@ -348,6 +348,14 @@ def _check_needs(prepared: Prepared) -> bool | None:
     for metric in prepared.metrics:
         labels, prompts = conditional and not model.text, conditional and model.text
         _check(metric, n=request.n, has_labels=labels, has_prompts=prompts, has_classes=prepared.classes is not None)
+        if model.by_own_call:
+            with plugin_call(metric, "in solution"):
+                solution = metric.solution(1)
+            if solution is not None:
+                raise UserError(
+                    f"the metric {metric.label()} needs the denoiser of the model, but a pipeline that is run by its "
+                    "own call gives only images; use other metrics."
+                )
         if metric.data_source is not None:
             setup.check_named_data(model, metric.data_source, metric.label())
         if metric.needs_features and metric.feature_space:

@@ -40,6 +40,9 @@ from samplerbench.sampling import Guidance
 from samplerbench.sampling.spacing import pick_spacing as pick_spacing
 from samplerbench.untrusted import is_dir, is_file, shorten, user_path
 
+PIPELINE = "pipeline:"
+"""Prefix of a model that is a stock pipeline of diffusers, run by its own call."""
+
 
 def quiet_libraries() -> None:
     """Disable the progress bars and notices of other libraries."""
@@ -127,6 +130,10 @@ def load_model(source: str, device: torch.device, dtype: str, options: LoadOptio
 
 def _load(source: str, device: torch.device, dtype: torch.dtype, options: LoadOptions) -> Model:
     quiet_libraries()
+    if source.startswith(PIPELINE):
+        from samplerbench.diffusers.pipeline_model import load_pipeline_model
+
+        return load_pipeline_model(source, device, dtype, options)
     name = registry.split(source)[0]
     registered = plugin_file.split(name) is not None or any(e.name == name for e in registry.entries("model"))
     # A folder of data called mnist does not hide the model mnist.

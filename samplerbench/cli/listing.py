@@ -100,7 +100,7 @@ def show(
     current = {kind: registry.current_name(kind, head) for kind in registry.BASES}
     named = [e for kind in registry.BASES for e in registry.entries(kind) if e.name == current[kind]]
     if not named:
-        if is_dir(name) or name.count("/") == 1 or is_file(name):
+        if is_dir(name) or name.count("/") == 1 or is_file(name) or name.startswith("pipeline:"):
             out.print(_settings(name, options))
             return
         from samplerbench.options import did_you_mean

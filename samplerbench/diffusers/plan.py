@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
@@ -14,6 +13,7 @@ from torch import Tensor
 from samplerbench.errors import UserError
 from samplerbench.models.timesteps import timestep_at
 from samplerbench.sampling import VARIANCE_PRESERVING, Denoiser, Noise, Prediction, PredictionType, Sampler, Sigma, Step
+from samplerbench.sampling.process import Process
 from samplerbench.sampling.sampler import start_steps
 
 
@@ -31,23 +31,33 @@ class Subject:
         levels: (T,) float64, the noise levels of the model.
         learned: whether the network predicts a variance.
         prediction: prediction type of the network.
+        process: forward process. The state in the pipeline is α(σ) x.
+        time: the timestep that the pipeline is given for a noise level. None for the timesteps of `levels`.
     """
 
     sampler: Sampler
     levels: Tensor
     learned: bool
     prediction: PredictionType = "epsilon"
+    process: Process = VARIANCE_PRESERVING
+    time: Callable[[float], float] | None = None
 
     def refuse(self, why: str) -> NoReturn:
         """Raise UserError: the sampler cannot be a scheduler."""
         refuse(self.sampler, why)
 
-    def check(self) -> Plan:
-        """A plan for ten levels. Raises UserError if the sampler cannot be a scheduler on any grid."""
+    def check(self, sigmas: Tensor | None = None) -> Plan:
+        """A plan for ten levels. Raises UserError if the sampler cannot be a scheduler on any grid.
+
+        Args:
+            sigmas: the grid, (N+1,) float64. None for ten of `levels`.
+        """
         if type(self.sampler).bind is not Sampler.bind or getattr(self.sampler, "needs", None):
             self.refuse("it requires more from the model than D, and a scheduler has only the network's output")
         if self.sampler.nfe(1) is None:
             self.refuse("it chooses its noise levels from the image, and a pipeline requires all timesteps in advance")
+        if sigmas is not None:
+            return self.plan(sigmas)
         index = torch.linspace(len(self.levels) - 1, 0, 10).round().long().unique().flip(0)
         return self.plan(torch.cat([self.levels[index], self.levels.new_zeros(1)]))
 
@@ -94,7 +104,12 @@ class Plan:
 
     @cached_property
     def timesteps(self) -> Tensor:
-        """The timestep of each evaluation: int64 if all are timesteps of the model, else float32."""
+        """The timestep of each evaluation: int64 if all are timesteps of the model, else float32.
+
+        For a rectified flow, whose time is continuous, always float32.
+        """
+        if self.subject.time is not None:
+            return torch.tensor([self.subject.time(sigma) for sigma in self.evaluations], dtype=torch.float32)
         levels = self.subject.levels.tolist()
         times = [timestep_at(levels, sigma) for sigma in self.evaluations]
         return torch.tensor(times, dtype=torch.int64 if all(t.is_integer() for t in times) else torch.float32)
@@ -158,10 +173,9 @@ _OF_A_MODEL = (
 class Bare(Denoiser):
     """A denoiser that supports only D for the whole batch at one noise level. D is supplied by the caller."""
 
-    process = VARIANCE_PRESERVING
-
     def __init__(self, subject: Subject) -> None:
         self.subject, self.levels, self.prediction = subject, subject.levels, subject.prediction
+        self.process = subject.process
 
     def level(self, sigma: Sigma) -> float:
         """The noise level as a float. Raises UserError for one level per image."""
@@ -191,7 +205,7 @@ class _Rehearsal(Bare):
         super().__init__(subject)
         self.sigmas = sigmas
         z = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        self.x = z * scale * math.sqrt(1 + float(sigmas[0]) ** 2)
+        self.x = z * scale * subject.process.prior_scale(float(sigmas[0]))
         self.noise = _Dice(z)
         self.steps = 0
         self.evaluations: list[float] = []
@@ -214,9 +228,9 @@ class _Rehearsal(Bare):
 
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
         level = self.level(sigma)
-        i, scaled = self.steps, x * (1 + level**2) ** -0.5
+        i, scaled = self.steps, x * self.alpha(level)
         if not self.evaluations:
-            start = self.x * (1 + float(self.sigmas[0]) ** 2) ** -0.5
+            start = self.x * self.alpha(float(self.sigmas[0]))
             # With a tolerance: a sampler with its own grid computes this level differently.
             self.moved = not torch.allclose(scaled, start, rtol=1e-5, atol=1e-5)
         first = not self._at or self._at[-1] < i

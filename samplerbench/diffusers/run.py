@@ -16,12 +16,13 @@ from samplerbench.sampling.stepper import State, Stepper
 class Run:
     """A run from one entry of a plan to its end.
 
-    The pipeline holds the state x/√(1+σ²) in its own dtype. The sampler keeps x in at least float32.
+    The pipeline holds the state α(σ) x in its own dtype. The sampler keeps x in at least float32.
 
     Args:
         plan: the evaluations of the sampler.
         index: the entry of the plan at which the run starts.
         seed: seed of the noise; None uses the generator of the pipeline.
+        samples: indices of the samples whose noise is drawn with the seed, (B,). None for 0 … B-1.
 
     Attributes:
         index: the next entry of the plan.
@@ -33,8 +34,9 @@ class Run:
     x: Tensor
     sigma: float
 
-    def __init__(self, plan: Plan, index: int, seed: int | None) -> None:
-        self.plan, self.index, self.seed = plan, index, seed
+    def __init__(self, plan: Plan, index: int, seed: int | None, samples: Tensor | None = None) -> None:
+        self.plan, self.index, self.seed, self.samples = plan, index, seed, samples
+        self._process = plan.subject.process
         self.sent: Tensor | None = None
         self._version = 0
         self._stepper: Stepper | None = None
@@ -67,7 +69,7 @@ class Run:
             interval = self._changed()
         self.close()
         sigmas = self.plan.sigmas[interval:]
-        x = sample.to(state_dtype(sample.dtype)) * (1 + float(sigmas[0]) ** 2) ** 0.5
+        x = sample.to(state_dtype(sample.dtype)) / self._process.alpha(float(sigmas[0]))
         self._stepper = Stepper(self.plan.subject.sampler, sigmas, self._noise, Bare(self.plan.subject))
         self._receive(self._stepper.start(x))
 
@@ -94,13 +96,21 @@ class Run:
         self.x, self.sigma = state.x, level
 
     def _scaled(self) -> Tensor:
-        return self.x * (1 + self.sigma**2) ** -0.5
+        return self.x * self._process.alpha(self.sigma)
 
     def _make_noise(self, sample: Tensor) -> Noise:
         dtype = state_dtype(sample.dtype)
         if self.seed is None:
             return _Drawn(sample.shape, sample.device, dtype)
-        return Noise(self.seed, torch.arange(len(sample), device=sample.device), sample.shape[1:], dtype)
+        samples = torch.arange(len(sample)) if self.samples is None else self.samples
+        if len(sample) % len(samples) == 0:  # DiTPipeline holds every image twice, for its guidance
+            samples = samples.repeat(len(sample) // len(samples))
+        return Noise(self.seed, samples.to(sample.device), sample.shape[1:], dtype)
+
+    @property
+    def draws(self) -> int:
+        """Number of draws of noise so far."""
+        return 0 if self._noise is None else self._noise.draws
 
     def _is_sent(self, sample: Tensor) -> bool:
         """Whether this is the state that the last step returned, unchanged."""

@@ -7,18 +7,45 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DDPMScheduler, SchedulerMixin
+from torch import Tensor
 
 from samplerbench.errors import UserError
+from samplerbench.models.flow import is_flow, read_flow_schedule
 from samplerbench.models.schedule import Schedule, read_schedule
+from samplerbench.sampling.flow import FlowSchedule
 from samplerbench.untrusted import is_dir, read_json, user_path
 
 
-def read_source(scheduler: SchedulerMixin | Mapping[str, Any] | str | Path, own: str) -> Schedule:
+class ScheduleView:
+    """What is known of a model from its scheduler alone. A spacing may be bound to it.
+
+    Args:
+        levels: noise levels, (T,) float64, increasing.
+        flow: time steps of a rectified flow. None for other processes.
+    """
+
+    def __init__(self, levels: Tensor, flow: FlowSchedule | None = None) -> None:
+        self.levels, self.flow = levels, flow
+
+    def __getattr__(self, name: str) -> Any:
+        """Refuse a spacing that uses what only a model has."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UserError(
+            "this spacing requires more from the model than its noise levels, which is all that a scheduler has; use "
+            "another spacing."
+        )
+
+
+def read_source(
+    scheduler: SchedulerMixin | Mapping[str, Any] | str | Path, own: str, own_flow: str
+) -> Schedule | FlowSchedule:
     """Read the noise schedule of a model.
 
     Args:
         scheduler: the model's scheduler, its configuration, a folder, or a Hub repository id.
         own: the name of a class whose configuration contains all entries of DDPMScheduler's.
+        own_flow: the name of a class whose configuration contains those of FlowMatchEulerDiscreteScheduler's.
 
     Raises:
         UserError: no scheduler, an unknown class, or an unsupported schedule.
@@ -34,7 +61,10 @@ def read_source(scheduler: SchedulerMixin | Mapping[str, Any] | str | Path, own:
         source = "the pipeline"
     if name is None:
         raise UserError(f'{source} does not name the scheduler\'s class ("_class_name"); give the scheduler itself.')
-    return read_schedule("DDPMScheduler" if name == own else name, config, source)
+    name = {own: "DDPMScheduler", own_flow: "FlowMatchEulerDiscreteScheduler"}.get(name, name)
+    if is_flow(name, config):
+        return read_flow_schedule(name, config, source)
+    return read_schedule(name, config, source)
 
 
 def _load(source: str | Path) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from samplerbench.sampling import Inputs, Noise, Sampler
 from samplerbench.sampling.driver import OnStep
 from samplerbench.sampling.noise import Purpose, uniform
 from samplerbench.sampling.process import VARIANCE_PRESERVING
+from samplerbench.text import show_sigma
 from samplerbench.untrusted import is_dir, user_path
 
 
@@ -243,7 +244,7 @@ def name_steps(steps: int | None) -> str:
 
 def name_sigma(sigma: float) -> str:
     """`σ = 157`: three digits."""
-    return f"σ = {sigma:.3g}"
+    return show_sigma(sigma)
 
 
 def spread(count: int, columns: int) -> list[int]:

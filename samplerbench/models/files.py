@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,9 @@ def known_variants(folder: Path) -> list[str]:
     return sorted({found[1] for f in folder.glob("*.safetensors") if (found := named.fullmatch(f.name))})
 
 
-def resolve_checkpoint(source: str, options: LoadOptions | None = None) -> tuple[Path, str]:
+def resolve_checkpoint(
+    source: str, options: LoadOptions | None = None, check: Callable[[str, Mapping[str, Any]], Any] | None = None
+) -> tuple[Path, str]:
     """Return the local folder and the revision of a checkpoint.
 
     For a hub repository, only the configurations, the tokenizer and the safetensors of the requested variant are
@@ -181,6 +183,7 @@ def resolve_checkpoint(source: str, options: LoadOptions | None = None) -> tuple
     Args:
         source: path, or hub id `owner/name`.
         options: options for loading.
+        check: check of a pipeline's model_index.json before its weights are downloaded. None for `check_pipeline`.
 
     Returns:
         The folder, and the revision. The revision is empty for a local folder.
@@ -211,11 +214,13 @@ def resolve_checkpoint(source: str, options: LoadOptions | None = None) -> tuple
     index = folder / "model_index.json"
     if index.exists():
         content = read_json(index, source)
-        check_pipeline(source, content)  # before its weights are downloaded
+        (check or check_pipeline)(source, content)
         parts = [name for name, value in content.items() if isinstance(value, list)]
         # These parts are large and not used.
         parts = [p for p in parts if p not in ("safety_checker", "feature_extractor", "image_encoder")]
-        folder = _fetch(source, options, ["*.json", "*.txt", "*.model", *_weight_patterns(parts, options.variant)])
+        # *.model and *.jinja belong to tokenizers.
+        kept = ["*.json", "*.txt", "*.model", "*.jinja"]
+        folder = _fetch(source, options, [*kept, *_weight_patterns(parts, options.variant)])
     else:
         folder = _fetch(source, options, ["*.json", *_weight_patterns([""], options.variant)])
     return folder, folder.name
@@ -238,7 +243,8 @@ def check_pipeline(source: str, index: Mapping[str, Any]) -> str:
     if name not in SUPPORTED:
         if made := _other_output(str(name)):
             raise UserError(f"{source} is a {name}, which makes {made}, not images; only images are supported.")
-        raise UserError(f"{source}: {shorten(str(name))} is not supported; {supported}.")
+        own_call = f"{argument('model', f'pipeline:{source}')} runs other pipelines of diffusers by their own call"
+        raise UserError(f"{source}: {shorten(str(name))} is not supported; {supported}. {own_call}.")
     return str(name)
 
 

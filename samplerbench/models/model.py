@@ -71,10 +71,16 @@ class Model(ABC):
         default_n: number of images per block where none is set. None: the number of real images.
         flow: time steps of a rectified flow. None for other processes.
         spacing: default spacing for samplers that do not keep their own. None: the default of the sampler.
+        rows_per_evaluation: network evaluations (rows) per image and evaluation of D without a guidance plugin. Above 1
+            for a pipeline with a guidance of its own.
         draws: whether `real` draws from the exact distribution, so that the model can be its own reference.
         identity: protocol fields of the model.
         notes: additional lines for `samplerbench show`.
     """
+
+    by_own_call: ClassVar[bool] = False
+    """Whether a pipeline of diffusers makes the images by its own call (`diffusers/pipeline_model.py`), so that there
+    is no denoiser."""
 
     network: nn.Module
     shape: tuple[int, int, int]
@@ -99,6 +105,7 @@ class Model(ABC):
     default_n: int | None = None
     flow: FlowSchedule | None = None
     spacing: str | None = None
+    rows_per_evaluation: int = 1
     draws: bool = False
     identity: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)

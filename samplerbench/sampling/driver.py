@@ -16,6 +16,7 @@ from samplerbench.errors import RunError, argument
 from samplerbench.sampling.denoiser import Denoiser
 from samplerbench.sampling.noise import Noise
 from samplerbench.sampling.sampler import Sampler, Step, planned_nfe, start_steps
+from samplerbench.text import show_sigma
 
 OnStep = Callable[[int, Step], None]
 """Callback for progress and trajectories. Its arguments are the step index, from 0, and the yielded `Step`."""
@@ -59,7 +60,7 @@ class Walk:
             bad = sound.index(False)
             raise RunError(
                 f"sampler {self.sampler.label()}: the state is not finite after {_step(bad + 1, self.steps)} "
-                f"(σ = {self.levels[bad]:.4g}); try more steps, another spacing, or {argument('dtype', 'fp32')}."
+                f"({show_sigma(self.levels[bad], 4)}); try more steps, another spacing, or {argument('dtype', 'fp32')}."
             )
 
 

@@ -73,13 +73,26 @@ class FlowSchedule:
         Returns:
             The noise levels, (N+1,) float64. The first is `SIGMA_INFINITY`.
         """
-        factor = self.factor(mu) if shift is None else shift
         i = torch.arange(steps + 1, dtype=torch.float64)
-        sigmas = factor * (steps - i) / i  # t = (N-i)/N
-        if self.terminal is not None and steps > 1:
+        return self.shifted((steps - i) / i, shift, mu)  # t = (N-i)/N
+
+    def shifted(self, sigmas: Tensor, shift: float | None = None, mu: float | None = None) -> Tensor:
+        """The noise levels of a sequence of times after the shift, and after stretching to the last time.
+
+        Args:
+            sigmas: noise levels σ = t/(1-t) of the times before the shift, (N+1,) float64. The last is 0. A first one
+                of σ = ∞ may be `inf`.
+            shift: static shift. None: that of the schedule.
+            mu: μ of a dynamic shift. None: that of the schedule.
+
+        Returns:
+            The noise levels, (N+1,) float64. σ = ∞ is `SIGMA_INFINITY`.
+        """
+        sigmas = (self.factor(mu) if shift is None else shift) * sigmas
+        if self.terminal is not None and len(sigmas) > 2:
             # Stretch 1 - t = 1/(1+σ), so that the last time before 0 is `terminal`.
             rest = 1 / (1 + sigmas)
             rest = rest * ((1 - self.terminal) / rest[-2])
             sigmas = 1 / rest - 1
-        sigmas[0], sigmas[-1] = SIGMA_INFINITY, 0.0
-        return sigmas
+        sigmas[-1] = 0.0
+        return sigmas.clamp(max=SIGMA_INFINITY)
