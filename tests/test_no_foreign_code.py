@@ -19,6 +19,7 @@ import torch
 from conftest import CPU
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
+from support.text_pipelines import pixart
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, ViTConfig, ViTForImageClassification
 
@@ -103,6 +104,11 @@ def save_text(folder: Path) -> Path:
     return folder / "text_encoder"
 
 
+def save_text_to_image(folder: Path) -> Path:
+    pixart("PixArtAlphaPipeline").save_pretrained(folder)
+    return folder / "text_encoder"
+
+
 def save_image_classifier(folder: Path) -> Path:
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4, num_labels=2)).save_pretrained(folder)
@@ -133,7 +139,8 @@ LOADERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "edm": (save_edm, lambda f: setup.load_model(str(f), CPU, "fp32")),
     "autoencoder": (save_vae, lambda f: load_latents(opened(f), "vae", 4, (8, 8), CPU, torch.float32)),
     "trained autoencoder": (save_trained_autoencoder, lambda f: load_autoencoder(str(f))),
-    "text encoder": (save_text, lambda f: open_text_encoders(opened(f), RECIPE, CPU).load()),
+    "text encoder": (save_text, lambda f: open_text_encoders(opened(f), RECIPE, CPU).pipeline),
+    "text-to-image": (save_text_to_image, lambda f: setup.load_model(str(f), CPU, "fp32", LoadOptions(prompts=("x",)))),
     "image classifier": (save_image_classifier, lambda f: load_image_classifier(str(f), exact("mixture"))),
     "noise classifier": (save_noise_classifier, lambda f: load_classifier(str(f), exact("mixture"))),
     "features": (save_features, lambda f: load_extractor(str(f), CPU)),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import CPU
 from safetensors.torch import save_file
 from support.pipelines import PROMPTS, STEPS, load
 from support.text_flows import aura_flow, flux, lumina2, qwen_image, sana, sd3, z_image
 from support.text_pipelines import TOLERANCE, check_batches, difference, our_images, pipeline_images, start
 
+from samplerbench.bench import setup
 from samplerbench.errors import UserError
+from samplerbench.models.files import LoadOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:diffusers")
 
@@ -160,3 +164,33 @@ def test_a_lora_of_a_wrapped_transformer_is_merged(tmp_path: Path, monkeypatch: 
     ours = our_images(model, "ddim", "flow")
     assert difference(ours, expected) <= TOLERANCE
     assert float((ours - plain).abs().max()) > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", "fp64"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda root: sd3(root),
+        lambda root: flux(root, guidance_embeds=True),
+        lambda root: sana(),
+        lambda root: lumina2(),
+        lambda root: aura_flow(),
+        lambda root: qwen_image(),
+        lambda root: z_image(),
+    ],
+    ids=["sd3", "flux", "sana", "lumina2", "aura_flow", "qwen_image", "z_image"],
+)
+def test_every_flow_runs_in_other_precisions(tmp_path: Path, make: Callable[[Path], Any], dtype: str) -> None:
+    """In float64 the images are near those in float32, so neither the state nor the time is rounded on the way."""
+    make(tmp_path).save_pretrained(tmp_path / "model")
+    options = LoadOptions(prompts=tuple(PROMPTS), image_size=(32, 32))
+    model = setup.load_model(str(tmp_path / "model"), CPU, dtype, options)
+    assert {p.dtype for p in model.network.parameters()} == {model.dtype}
+    images = our_images(model, "ddim", "flow", guidance="cfg:scale=2")
+    assert images.isfinite().all()
+    assert images.dtype == (torch.float64 if dtype == "fp64" else torch.float32)
+    if dtype == "fp64":
+        model = setup.load_model(str(tmp_path / "model"), CPU, "fp32", options)
+        single = our_images(model, "ddim", "flow", guidance="cfg:scale=2")
+        assert difference(single.double(), images) <= 10 * TOLERANCE

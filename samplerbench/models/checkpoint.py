@@ -150,6 +150,10 @@ class Checkpoint:
         check_no_code(config, complaint)
         check_weights(folder, files, variant, complaint)
         module = self._from_pretrained(cls, folder, dtype, variant)
+        # diffusers loads some classes, such as SD3Transformer2DModel, in float32 whatever dtype is requested.
+        kept = getattr(cls, "_keep_in_fp32_modules", None)
+        if not kept and any(p.is_floating_point() and p.dtype != dtype for p in module.parameters()):
+            module.to(dtype)
         return Part(self._placed(module, device), config, hash_files(files))
 
     def _placed(self, module: Any, device: torch.device) -> Any:
@@ -164,16 +168,20 @@ class Checkpoint:
         return module
 
     def weights_hash(self, part: str) -> str:
-        """Return the hash of the weights of a part, without loading them.
+        """Return the hash of the weights of a part, without loading them. They are checked as by `load`.
 
         Args:
             part: name of the part.
 
         Raises:
-            UserError: if the weights are missing.
+            UserError: if the weights are missing, or the part refers to code or to other files.
         """
         if self.single_file is None or not contains(self.single_file, part, self.network):
-            return hash_files(self._weights(part))
+            name, variant = self._variant(part)
+            files, complaint = self._weights(part), f"{self.source} cannot be loaded"
+            check_no_code(self.config(name), complaint)
+            check_weights(self.path(name), files, variant, complaint)
+            return hash_files(files)
         # The configuration is not that of the file, so it belongs to what determines the output.
         settings = json.dumps({k: v for k, v in self.config(part).items() if not k.startswith("_")}, sort_keys=True)
         return hashlib.sha256((file_hash(self.single_file) + settings).encode()).hexdigest()

@@ -42,7 +42,6 @@ def recipe(force_zeros: bool) -> TextRecipe:
         ),
         encode=_encode,
         encode_null=_encode_null,
-        settings={},
         flags={"force_zeros_for_empty_prompt": force_zeros, "add_watermarker": False},
     )
 
