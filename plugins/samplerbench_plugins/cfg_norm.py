@@ -16,8 +16,9 @@ class NormalisedClassifierFree(Guidance):
     """Classifier-free guidance whose output keeps the norm of the conditional one:  v = v_g ‖v_c‖/‖v_g‖.
 
     v_g = v_u + g (v_c - v_u) is the guided output of the network: the velocity of a rectified flow, and ε of other
-    models. The norm is over the `width` of an image (the pipeline of Lumina-Image 2.0 in diffusers), over all channels
-    of a `patch` of 2x2 latents (Qwen-Image), or over the whole `sample` (Z-Image, with shrink=true). Two evaluations
+    models. The norm is over the `width` of an image, as in the pipeline of Lumina-Image 2.0 (Qin et al. 2025), over all
+    channels of a `patch` of 2x2 latents, as in that of Qwen-Image (Wu et al. 2025), or over the whole `sample`, as in
+    that of Z-Image, with shrink=true. Two evaluations
     per image, except for g = 1.
     """
 

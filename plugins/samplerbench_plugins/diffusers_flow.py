@@ -40,6 +40,11 @@ def make_flow_scheduler(cls: Any, settings: dict[str, Any], flow: FlowSchedule) 
         arguments["mu"] = flow.mu
     else:
         schedule["shift"] = flow.factor()
+    if "use_dynamic_shifting" in settings:
+        raise UserError("use_dynamic_shifting is a property of the model; set shift instead.")
+    if flow.dynamic and "shift" in settings and "use_dynamic_shifting" in known:
+        schedule["use_dynamic_shifting"] = False
+        arguments.clear()
     if flow.terminal is not None and "shift_terminal" in known:
         schedule["shift_terminal"] = flow.terminal
     return cls(**(schedule | settings)), arguments

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,10 @@ def read_entries(layout: Layout, files: Sequence[str]) -> list[Entry]:
     entries: list[Entry] = []
     for file in files:
         style = user_path(file).stem
+        if not re.fullmatch(r"[\w][\w.+ -]*", style):
+            raise UserError(
+                f"{argument('prompts', file)}: the style {style!r} is no name of a folder; rename the file."
+            )
         if any(entry.style == style for entry in entries):
             raise UserError(f"{argument('prompts', file)}: there are two files of the style {style}.")
         prompts = _parsed(file, _text(file))
@@ -86,12 +91,14 @@ def read_entries(layout: Layout, files: Sequence[str]) -> list[Entry]:
 
 def _geneval(file: str) -> list[Entry]:
     entries: list[Entry] = []
-    for line in filter(str.strip, _text(file).split("\n")):
+    for number, line in enumerate(_text(file).split("\n"), 1):
+        if not line.strip():
+            continue
         content = _parsed(file, line)
         prompt = content.get("prompt") if isinstance(content, dict) else None
         if not isinstance(prompt, str) or not prompt.strip():
             raise UserError(
-                f"{argument('prompts', file)}: line {len(entries) + 1} is not a JSON object with a prompt; use "
+                f"{argument('prompts', file)}: line {number} is not a JSON object with a prompt; use "
                 "GenEval's evaluation_metadata.jsonl."
             )
         entries.append(Entry(prompt, json.dumps(content), "", len(entries)))

@@ -97,6 +97,10 @@ def show(
         _show_plugin(out, registry.find(registry.kind_of(name, kinds), registry.split(name)[0]))
         return
     head = name.partition(":")[0]
+    if head.startswith("diffusers/") and head.endswith("Scheduler"):
+        registry.parse("sampler", name)  # raises if it is not supported
+        _show_plugin(out, registry.find("sampler", "diffusers"))
+        return
     current = {kind: registry.current_name(kind, head) for kind in registry.BASES}
     named = [e for kind in registry.BASES for e in registry.entries(kind) if e.name == current[kind]]
     if not named:

@@ -87,6 +87,11 @@ def read_flow_schedule(name: str, config: Mapping[str, Any], source: str) -> Flo
             f"{source} is a rectified flow with the scheduler {shorten(name)}; supported are "
             f"{', '.join(FLOW_SCHEDULERS)}."
         )
+    if not is_flow(name, config):
+        raise UserError(
+            f"{source} is a rectified flow, but its {name} is not in flow mode; set use_flow_sigmas to true and "
+            "prediction_type to flow_prediction in the scheduler's configuration."
+        )
     fields = Fields(config, f"{source}: the configuration of its scheduler")
     if fields.flag("invert_sigmas", False):
         raise UserError(f"{source} has invert_sigmas set, so its time runs from data to noise; it is not supported.")
@@ -115,7 +120,7 @@ def flow_identity(schedule: FlowSchedule) -> dict[str, Any]:
     """The protocol fields of a flow's schedule."""
     shift: dict[str, Any] = {"shift": schedule.shift}
     if schedule.dynamic:
-        shift = {"shift": f"dynamic, {schedule.kind}, {schedule.factor():.6g} for {schedule.tokens} tokens"}
+        shift = {"shift": f"dynamic, {schedule.kind}, {schedule.factor()!r} for {schedule.tokens} tokens"}
     if schedule.terminal is not None:
         shift["last time"] = schedule.terminal
     return {"prediction": "flow", "timesteps": schedule.timesteps} | shift

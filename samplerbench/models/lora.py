@@ -111,7 +111,7 @@ def merge_loras(model: Model, pipeline: str, loras: Sequence[str]) -> None:
     for text, lora in zip(loras, read, strict=True):
         _merge(network, cls, lora, f"{argument('lora', text)}")
     network.requires_grad_(False).eval()
-    sizes = [f"{lora.sha256}:{lora.scale:g}" for lora in read]
+    sizes = [f"{lora.sha256}:{lora.scale!r}" for lora in read]
     model.identity["lora"] = sizes
     # Estimates and other cached values belong to the weights.
     model.identity["weights"] = hashlib.sha256(" ".join([str(model.identity["weights"]), *sizes]).encode()).hexdigest()

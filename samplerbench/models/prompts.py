@@ -70,12 +70,13 @@ def read_prompts(file: str | Sequence[str]) -> Prompts:
         text = read_text(user_path(file))
     except (OSError, ValueError) as error:
         raise UserError(f"{argument('prompts', str(file))}: the file cannot be read ({error}).") from None
+    text = text.removeprefix("\ufeff")  # a byte order mark
     kind = Path(file).suffix.lower()
     if kind == ".jsonl":
         return _from_rows(_json_rows(text, given), given)
     if kind in (".csv", ".tsv"):
         return _from_rows(_csv_rows(text, given, "\t" if kind == ".tsv" else ","), given)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
         raise UserError(f"{argument('prompts', str(file))}: the file contains no prompts; write one prompt per line.")
     return Prompts(lines)

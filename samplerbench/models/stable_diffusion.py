@@ -108,6 +108,7 @@ def load_stable_diffusion(checkpoint: Checkpoint, device: torch.device, dtype: t
         | schedule.identity
         | latent
         | text.identity(options.negative_prompt)
+        | ({} if options.image_size is None else {"image size": list(autoencoder.image_shape[1:])})
         | ({} if scale is None else {"embedded guidance": scale}),
         preconditioning=schedule.preconditioning,
         guidance_embedding=None if embedding is None else embedding.to(device, dtype),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import importlib.metadata
 import inspect
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -108,9 +110,17 @@ class TextEncoders:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The protocol fields: the hash of each text encoder with its tokenizer, and the settings of the encoding."""
+        """The protocol fields: hashes of the text encoders, tokenizers and their configurations, settings, version."""
         named = {part.encoder.replace("_", " "): self.hashes.get(part.encoder, "none") for part in self.recipe.parts}
-        return named | dict(self.recipe.settings)
+        configured = json.dumps(self.settings, sort_keys=True).encode()
+        return (
+            named
+            | dict(self.recipe.settings)
+            | {
+                "text encoder settings": hashlib.sha256(configured).hexdigest(),
+                "transformers": importlib.metadata.version("transformers"),
+            }
+        )
 
     @property
     def pipeline(self) -> Any:
