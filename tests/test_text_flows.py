@@ -40,7 +40,7 @@ def test_stable_diffusion_3_equals_its_pipeline(tmp_path: Path, monkeypatch: pyt
         check_batches(model, "ddim", "flow", guidance="cfg:scale=4")
 
 
-@pytest.mark.parametrize("guidance", [None, 6.0, "schnell"])
+@pytest.mark.parametrize("guidance", [None, pytest.param(6.0, marks=pytest.mark.slow), "schnell"])
 def test_flux_equals_its_pipeline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guidance: float | str | None
 ) -> None:

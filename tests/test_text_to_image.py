@@ -26,7 +26,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::Warning:diffusers")
 
 
 @pytest.mark.parametrize(
-    ("negative", "force_zeros", "size"), [(None, True, None), (None, False, None), ("a dog", True, (16, 24))]
+    ("negative", "force_zeros", "size"),
+    [
+        (None, True, None),
+        pytest.param(None, False, None, marks=pytest.mark.slow),
+        ("a dog", True, (16, 24)),
+    ],
 )
 def test_stable_diffusion_xl_equals_its_pipeline(
     tmp_path: Path,
