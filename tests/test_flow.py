@@ -289,7 +289,11 @@ def test_which_schedulers_are_flows(name: str, config: dict[str, Any], flow: boo
         ("FlowMatchEulerDiscreteScheduler", {"time_shift_type": "cubic"}, "must be exponential or linear"),
         ("FlowMatchEulerDiscreteScheduler", {"shift_terminal": 2}, "shift_terminal is 2; it must be a number from"),
         ("FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": 1}, "num_train_timesteps is 1; it must be a whole"),
-        ("UniPCMultistepScheduler", {"flow_shift": "3"}, "flow_shift is '3'; it must be a number"),
+        (
+            "UniPCMultistepScheduler",
+            {"use_flow_sigmas": True, "flow_shift": "3"},
+            "flow_shift is '3'; it must be a number",
+        ),
     ],
 )
 def test_unsupported_schedules_are_one_line(name: str, config: dict[str, Any], message: str) -> None:

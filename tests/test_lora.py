@@ -169,7 +169,7 @@ def test_file_and_scale_are_in_the_identity(folder: Path, factors: Any, tmp_path
     others = [plain, identity(f"{one}:0.5"), identity(str(one), str(one))]
     # Estimates are cached by the weights alone.
     assert len({first["weights"], *(other["weights"] for other in others)}) == 4
-    assert first["lora"] == [f"{lora.read_lora(str(one)).sha256}:1"]
+    assert first["lora"] == [f"{lora.read_lora(str(one)).sha256}:1.0"]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from samplerbench.models.flow import flow_levels
 from samplerbench.models.model import Condition, Model
 from samplerbench.models.prompts import read_prompts
 from samplerbench.models.schedule import Schedule
-from samplerbench.sampling import Denoiser, Guidance, Sampler
+from samplerbench.sampling import Denoiser, Guidance, Noise, Sampler, Step, intervals
 from samplerbench.sampling.driver import OnStep
 from samplerbench.sampling.flow import FlowSchedule
 from samplerbench.sampling.inputs import Inputs
@@ -307,9 +307,21 @@ def _prompt_identity(prompts: Any, negative: str | None) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Trial(Sampler):
+    """Replace the state by D, for the trial call of a pipeline (Ho et al. 2020, the last line of algorithm 2)."""
+
+    from_infinity = True
+
+    def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+        for s, t in intervals(sigmas):
+            x = denoise(x, s)
+            yield Step(t, x, x)
+
+
 def _try(model: PipelineModel) -> None:
     """Call the pipeline once, with one step and one image, and store what it shows."""
-    scheduler = as_scheduler("ddim", model.config, seed=0, spacing=None if _is_flow(model) else "trailing")
+    scheduler = as_scheduler(Trial(), model.config, seed=0, spacing=None if _is_flow(model) else "trailing")
     noise = InitialNoise(0, torch.zeros(1, dtype=torch.int64))
     with Meter(model.counted) as meter, _padding() as padded:
         images = model.call(scheduler, 1, noise, torch.zeros(1, dtype=torch.int64) if model.classes else None)
