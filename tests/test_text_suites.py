@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 from support.encoders import save_clip
 from support.pipelines import SD_BETAS, tiny_stable_diffusion
@@ -21,6 +22,7 @@ from samplerbench.bench.prepare import Prepared, prepare
 from samplerbench.bench.request import Request
 from samplerbench.bench.suite import load_suite
 from samplerbench.cli.app import main
+from samplerbench.report.sheet import tiles
 from samplerbench.results.store import Store
 from samplerbench.sampling.guidance import evaluations_of
 from samplerbench.sampling.sampler import planned_nfe
@@ -143,3 +145,26 @@ def test_a_suite_runs_and_its_page_compares_the_prompts(
     (same,) = json.loads(data[1])["same"]
     assert [sample["heading"] for sample in same][:3] == PROMPTS
     assert all(len(sample["tiles"]) == len(records) for sample in same)
+
+
+def test_the_images_of_a_grid_have_the_labels_that_their_result_states(tmp_path: Path) -> None:
+    """Against `sample` with the same arguments, which writes images and labels."""
+    common = ["--model", "digits", "-s", "ddim", "--steps", "1", "--n", "12", "--device", "cpu"]
+    for arguments in (
+        ["run", *common, "--metric", "label-accuracy", "--out", str(tmp_path / "out")],
+        ["sample", str(tmp_path / "grid.png"), *common, "--npz", str(tmp_path / "images.npz")],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+    (entry,) = Store(tmp_path / "out").entries()
+    assert entry.record is not None
+    with np.load(tmp_path / "images.npz") as sampled:
+        images, labels = sampled["images"], sampled["labels"]
+    assert len(set(labels.tolist())) > 5
+    assert entry.record["shown"] == {"images": 12, "labels": labels.tolist()}
+    shown = tiles(entry.file.with_suffix(".png"), entry.record, 100)
+    zoom = shown[0].width // images.shape[2]
+    assert len(shown) == 12
+    for tile, image in zip(shown, images, strict=True):
+        assert (np.asarray(tile)[::zoom, ::zoom] == image[:, :, 0]).all()
