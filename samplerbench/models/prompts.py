@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from samplerbench.errors import UserError, argument
 from samplerbench.limits import MAX_CLASSES
@@ -149,7 +149,7 @@ def _json_rows(text: str, given: object) -> Iterable[_Row]:
 
 def _csv_rows(text: str, given: object, delimiter: str) -> Iterable[_Row]:
     text = text.removeprefix("\ufeff")
-    quoting = csv.QUOTE_NONE if delimiter == "\t" and not _is_quoted(text) else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" and not _is_quoted(text) else csv.QUOTE_MINIMAL
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, quoting=quoting)
     try:
         header = [name for name in reader.fieldnames or () if name]
