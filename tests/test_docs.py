@@ -62,6 +62,7 @@ SKIPPED = {
     r"^python -m mkdocs": "tests/test_site.py builds the site",
     r"ddim-table1-cifar10.toml": "needs a checkpoint of the hub",
     r"stable-diffusion-v1-5|--prompts prompts.csv": "needs a checkpoint of the hub",
+    r"--prompts parti.tsv": "needs a checkpoint of the hub; test_text_suites.py runs the suites on small ones",
     r"--data mnist --channels|stats mnist": "needs MNIST's files; tests/test_mnist_model.py measures without them",
     r"cifar10-32x32.npz": "needs Inception's weights and published statistics",
     r"figure pareto pareto.png": "needs latencies of the same folder; docs/latency.md measures them first",

@@ -308,3 +308,179 @@ def test_a_phone_shows_the_chosen_metric_and_the_samples_without_scrolling_sidew
         assert right_edge(phone, "#cells tbody td:nth-child(3)") <= 390
     assert right_edge(phone, "#grids img") <= 390
     assert texts(phone, "#grids thead th") == ["sampler \\ NFE", "5", "9", "10"]
+
+
+def shown(labels: list[int] | None = None, texts: list[str] | None = None, ids: list[str] | None = None) -> Any:
+    """The field `shown` of a record with nine samples."""
+    optional = {"labels": labels, "texts": texts, "ids": ids}
+    return {"shown": {"images": 9} | {name: value for name, value in optional.items() if value is not None}}
+
+
+def embedded(folder: Path, *made: dict[str, Any]) -> dict[str, Any]:
+    """The data of the page of records with sheets; sample i of record k has the grey level 20 k + i."""
+    files = [put(folder, r, shade=20 * k)[0] for k, r in enumerate(made)]
+    pictures = {r["protocol"]: f.with_suffix(".png") for r, f in zip(made, files, strict=True)}
+    text = page(group(made), [], pictures)
+    (folder / "page.html").write_text(text, "utf-8")
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert data is not None
+    return json.loads(data[1])
+
+
+def levels(sample: dict[str, Any], *made: dict[str, Any]) -> list[set[int]]:
+    """The grey levels of the image of each record."""
+    return [_levels(sample["tiles"][r["protocol"]]) for r in made]
+
+
+def _levels(uri: str) -> set[int]:
+    import base64
+    import io
+
+    from PIL import Image
+
+    head, content = uri.split(",")
+    assert head == "data:image/png;base64"
+    with Image.open(io.BytesIO(base64.b64decode(content))) as image:
+        return set(image.convert("L").tobytes())
+
+
+PROMPTED = {"protocol": {"model": {"source": "t2i", "prompts": "hash"}}}
+TEXTS = ["a red cat", HOSTILE, "a boat"]
+
+
+def test_samples_with_the_same_prompt_and_noise_are_side_by_side(tmp_path: Path) -> None:
+    """Prompts 0, 1, 2 repeat, so the first three samples are shown, and one more to have four."""
+    index = [i % 3 for i in range(9)]
+    given = shown(index, [TEXTS[i] for i in index], [f"p{i}" for i in index]) | PROMPTED
+    made = [record("ddim", 5, **given), record("ddim", 10, **given), record("heun", 5, nfe=9, **given)]
+    data = embedded(tmp_path, *made)
+    assert all("shown" not in r for r in data["groups"][0]["records"])
+    (same,) = data["same"]
+    assert [sample["heading"] for sample in same] == [*TEXTS, TEXTS[0]]
+    assert [sample["note"] for sample in same] == [
+        *(f"id p{i}, prompt {i}, sample {i}, seed 0" for i in range(3)),
+        "id p0, prompt 0, sample 3, seed 0",
+    ]
+    for i, sample in enumerate(same):
+        assert levels(sample, *made) == [{i}, {20 + i}, {40 + i}]
+
+
+def test_the_first_sample_of_each_label_is_shown_with_the_name_of_its_class(tmp_path: Path) -> None:
+    index = [7, 7, 7, 2, 2, 5, 4, 4, 3]
+    made = [record(s, 5, **shown(index, [f"name {i}" for i in index])) for s in ("ddim", "unipc")]
+    (same,) = embedded(tmp_path, *made)["same"]
+    assert [(s["heading"], s["note"]) for s in same] == [
+        (f"Class {label}: name {label}", f"sample {i}, seed 0") for i, label in ((0, 7), (3, 2), (5, 5), (6, 4), (8, 3))
+    ]
+    assert levels(same[2], *made) == [{5}, {25}]
+
+
+def test_a_model_without_labels_has_the_first_four_samples(tmp_path: Path) -> None:
+    made = [record(s, 5, labels="none", **shown()) for s in ("ddim", "unipc")]
+    (same,) = embedded(tmp_path, *made)["same"]
+    assert [(s["heading"], s["note"]) for s in same] == [(f"Sample {i}", "seed 0") for i in range(4)]
+
+
+def test_a_result_of_an_older_version_takes_the_labels_of_the_same_condition(tmp_path: Path) -> None:
+    """Without any other, only a run with one label says what it is."""
+    index = [i % 3 for i in range(9)]
+    made = [record("ddim", 5, **shown(index)), record("unipc", 5)]
+    (same,) = embedded(tmp_path / "a", *made)["same"]
+    assert [s["heading"] for s in same] == ["Class 0", "Class 1", "Class 2", "Class 0"]
+    assert levels(same[1], *made) == [{1}, {21}]
+    for labels, headings in (("balanced", ["Sample 0", "Sample 1"]), ("7", ["Class 7", "Class 7"])):
+        older = [record(s, 5, labels=labels) for s in ("ddim", "unipc")]
+        (same,) = embedded(tmp_path / labels, *older)["same"]
+        assert [s["heading"] for s in same][:2] == headings
+
+
+def test_cells_are_compared_only_if_noise_and_condition_are_equal(tmp_path: Path) -> None:
+    """Another seed has other noise, a generator none; other labels of the same index are another sample."""
+    a, b = ([i % k for i in range(9)] for k in (2, 3))
+    made = [
+        record("ddim", 5, **shown(a)),
+        record("unipc", 5, **shown(a)),
+        record("heun", 5, **shown(b)),
+        record("ddim", 5, seed=1, **shown(a)),
+        record("unipc", 5, seed=1, **shown(a)),
+        record("real", None, nfe=0, spacing=None, protocol={"spacing": None}, **shown(a)),
+        record("deis", 5, seed=2, **shown(a)),
+    ]
+    (same,) = embedded(tmp_path, *made)["same"]
+    keys = [r["protocol"] for r in made]
+    places = [(s["heading"], s["note"], sorted(keys.index(key) for key in s["tiles"])) for s in same]
+    assert places[:4] == [
+        ("Class 0", "sample 0, seed 0", [0, 1, 2]),
+        ("Class 1", "sample 1, seed 0", [0, 1, 2]),
+        ("Class 0", "sample 2, seed 0", [0, 1]),
+        ("Class 1", "sample 3, seed 0", [0, 1]),
+    ]
+    assert {(note.split()[-1], tuple(cells)) for _, note, cells in places[4:]} == {("1", (3, 4))}
+
+
+def test_a_single_cell_has_nothing_to_compare_with(tmp_path: Path) -> None:
+    assert embedded(tmp_path, record("ddim", 5, **shown()))["same"] == [[]]
+
+
+def test_large_samples_are_scaled_down_and_the_page_stays_small(tmp_path: Path) -> None:
+    """Noise is what compresses worst: 20 cells of 16 images of 512 x 512 take less than 45 MiB as PNG files."""
+    import torch
+
+    from samplerbench.data.grid import grid_size, save_grid
+    from samplerbench.report.same_noise import MAX_PIXELS
+
+    assert [grid_size(100, (3, side, side)) for side in (8, 256, 512, 1024, 8192)] == [100, 100, 64, 16, 1]
+    made = [record(f"ddim:eta=0.{k}", 5, n=4, shown={"images": 4}) for k in range(1, 9)]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (4, 3, 512, 512), dtype=torch.uint8, generator=generator)
+    pictures = {}
+    for r, file in zip(made, put(tmp_path, *made), strict=True):
+        save_grid(noise, file.with_suffix(".png"))
+        pictures[r["protocol"]] = file.with_suffix(".png")
+    text = page(group(made), [], pictures)
+    data = json.loads(re.findall(r'id="data">(.*?)</script>', text, re.DOTALL)[0])
+    (same,) = data["same"]
+    assert len(same) == 4
+    assert "scaled down to 256 pixels" in data["same_note"]
+    uris = [uri for sample in same for uri in sample["tiles"].values()]
+    assert all(uri.startswith("data:image/jpeg;base64,") for uri in uris)
+    assert len(uris) * 256 * 256 <= MAX_PIXELS
+    assert sum(map(len, uris)) / len(uris) < 3 * 256 * 256  # less than a byte a value, even for noise
+
+
+def test_the_comparison_follows_the_filter_and_the_switches(browser: Any, tmp_path: Path) -> None:
+    index = [i % 3 for i in range(9)]
+    given = shown(index, [TEXTS[i] for i in index]) | PROMPTED
+    embedded(tmp_path, record("ddim", 5, **given), record("ddim", 10, **given), record("heun", 5, nfe=9, **given))
+    browser.get((tmp_path / "page.html").as_uri())
+    assert texts(browser, "#same h3") == [*TEXTS, TEXTS[0]]  # the hostile prompt is text
+    assert browser.execute_script("return window.hacked === undefined")
+    first = "#same article:first-child "
+    assert texts(browser, first + "thead th") == ["sampler \\ NFE", "5", "9", "10"]
+    assert texts(browser, first + "tbody th") == ["ddim", "heun"]
+    alts = [e.get_attribute("alt") for e in browser.find_elements("css selector", first + "img")]
+    assert alts == ["ddim, 5 steps, 5 NFE", "ddim, 10 steps, 10 NFE", "heun, 5 steps, 9 NFE"]
+    assert browser.execute_script("return [...document.querySelectorAll('#same img')].every((i) => i.naturalWidth)")
+    press(browser, "[data-label='heun']")
+    assert texts(browser, first + "tbody th") == ["ddim"]
+    browser.find_element("id", "filter").send_keys("heun")
+    assert not browser.find_element("id", "same-section").is_displayed()
+
+
+def test_the_comparison_fits_a_phone(phone: Any) -> None:
+    assert right_edge(phone, "#same img") <= 390
+    assert texts(phone, "#same article:first-child thead th") == ["sampler \\ NFE", "5", "9", "10"]
+
+
+def test_long_names_of_schedulers_do_not_widen_the_page(browser: Any, tmp_path: Path) -> None:
+    """The name of a scheduler of diffusers with its parameters is wider than a phone."""
+    name = "diffusers/DPMSolverMultistepScheduler:use_karras_sigmas=true"
+    embedded(tmp_path, *(record(s, n, **shown()) for s in (name, "ddim") for n in (5, 10)))
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    )
+    try:
+        browser.get((tmp_path / "page.html").as_uri())
+        assert browser.execute_script("return document.documentElement.scrollWidth") == 390
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

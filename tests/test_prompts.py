@@ -397,3 +397,13 @@ def test_the_options_reach_the_model(folder: Path, tmp_path: Path) -> None:
     assert made["images"].shape == (1, 16, 24, 3)
     assert (made["labels"].tolist(), made["prompts"].tolist(), made["ids"].tolist()) == ([0], ["a cat"], ["q7"])
     assert LoadOptions(image_size=(16, 24)).image_size == (16, 24)
+
+
+def test_a_tab_separated_file_without_quoting_keeps_its_quotation_marks(tmp_path: Path) -> None:
+    """As in PartiPrompts.tsv, where a prompt begins with a quoted word. Quoted fields are read as in CSV."""
+    file = tmp_path / "parti.tsv"
+    rows = ['"GIGGLE" painted on a wall\tWorld Knowledge', 'The words "Fly" are written\tAbstract', "a cat\tAnimals"]
+    file.write_text("\n".join(["Prompt\tCategory", *rows]), "utf-8")
+    assert read_prompts(str(file)).lines == [row.split("\t")[0] for row in rows]
+    file.write_text('Prompt\tCategory\n"a ""red"" cat"\tAnimals\n', "utf-8")
+    assert read_prompts(str(file)).lines == ['a "red" cat']

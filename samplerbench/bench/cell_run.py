@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from samplerbench.bench.plan import plan
 from samplerbench.bench.session import Session, has_own_labels
 from samplerbench.bench.span import Span
 from samplerbench.boundary import plugin_call
+from samplerbench.data.grid import grid_size, save_grid
 from samplerbench.data.pixels import dequantise, quantise
 from samplerbench.errors import SamplerbenchError, Stopped, UserError
 from samplerbench.metrics.guarded import Guarded
@@ -35,9 +36,13 @@ from samplerbench.sampling.cost import Cost, Seconds
 from samplerbench.sampling.driver import OnStep
 from samplerbench.sampling.meter import Meter
 from samplerbench.tensor_seal import DamagedError
+from samplerbench.text import is_unicode
+from samplerbench.untrusted import shorten
 
 SOLUTIONS = 256 * 2**20
 """Maximum size in bytes of the converged solutions that a session keeps in memory."""
+MAX_SHOWN_TEXT = 1_000
+"""Maximum length of a prompt in the description of the sample grid, in characters."""
 
 
 @dataclass
@@ -84,7 +89,8 @@ class CellRun:
         self.session, self.cell, self.key, self.on_step = session, cell, key, on_step
         measurement, execution = session.measurement, session.execution
         self.model, self.team, self.store = measurement.model, execution.team, execution.store
-        self.n, self.blocks, self.keep = measurement.n, measurement.blocks, execution.keep
+        self.n, self.blocks = measurement.n, measurement.blocks
+        self.keep = grid_size(execution.keep, self.model.image_shape)
         self.generator: Generates | None = None
         self.progress = Progress()
         self.shown = torch.empty(0, *self.model.image_shape, dtype=torch.uint8)
@@ -387,6 +393,7 @@ class CellRun:
             **timing,
             "timings": [] if self.progress.mixed else [timing],
             "resumed": self.progress.resumed,
+            **({"shown": describe_shown(self.session, len(self.shown))} if len(self.shown) else {}),
         }
 
     def _summary(self) -> dict[str, Any]:
@@ -410,8 +417,6 @@ class CellRun:
         return values
 
     def _write_grid(self) -> None:
-        from samplerbench.data.grid import save_grid
-
         if not len(self.shown):  # all metrics measure the data
             return
         buffer = io.BytesIO()
@@ -436,6 +441,30 @@ def describe(session: Session, cell: Cell) -> dict[str, Any]:
         "labels": measurement.mode,
         "versions": versions(),
     }
+
+
+def describe_shown(session: Session, images: int) -> dict[str, Any]:
+    """Return the field of a record that describes the images of the sample grid.
+
+    Args:
+        session: The measurement and how it is executed.
+        images: Number of images in the grid.
+
+    Returns:
+        The number of images and, if the model has labels or prompts, the label or the index of the prompt of each
+        image, its prompt or the name of its class, and the id of its prompt.
+    """
+    model, chosen = session.measurement.model, session.measurement.inputs.chosen
+    shown: dict[str, Any] = {"images": images}
+    if chosen is None:
+        return shown
+    labels = chosen[:images].tolist()
+    prompts: Sequence[str] = getattr(model, "prompts", ()) if model.text else model.class_names
+    ids: Sequence[str] = getattr(model, "prompt_ids", ()) if model.text else ()
+    for name, texts in (("texts", prompts), ("ids", ids)):
+        if any(texts):
+            shown[name] = [shorten(texts[i], MAX_SHOWN_TEXT) if is_unicode(texts[i]) else "" for i in labels]
+    return shown | {"labels": labels}
 
 
 def solver(session: Session, cell: Cell) -> Callable[[Tensor, Sampler], Tensor]:

@@ -11,6 +11,19 @@ from torch import Tensor
 
 from samplerbench.data.pixels import quantise
 
+MAX_PIXELS = 2**24
+"""Maximum number of pixels of the images in the grid of a cell: 16 images of 1024x1024, 64 of 512x512."""
+
+
+def grid_size(most: int, image_shape: tuple[int, ...]) -> int:
+    """The number of images in the grid of a cell: at least 1, and at most as many as have `MAX_PIXELS` pixels.
+
+    Args:
+        most: maximum number of images.
+        image_shape: (C, H, W) of an image.
+    """
+    return max(1, min(most, MAX_PIXELS // (image_shape[-2] * image_shape[-1])))
+
 
 def save_grid(
     images: Tensor,

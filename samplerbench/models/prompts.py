@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from samplerbench.errors import UserError, argument
 from samplerbench.limits import MAX_CLASSES
@@ -51,7 +51,8 @@ def read_prompts(file: str | Sequence[str]) -> Prompts:
     - A text file (UTF-8) has one prompt per line. Blank lines and surrounding whitespace are removed.
     - A JSON Lines file (`.jsonl`) has one object per line with the key `prompt`, `caption` or `text`, and optionally
       `id`. A line can also be a string.
-    - A CSV file (`.csv`, or `.tsv` with tabs) has a header with the same names.
+    - A CSV file (`.csv`, or `.tsv` with tabs) has a header with the same names. A quotation mark in a `.tsv` file is a
+      character like any other unless the fields are quoted as in CSV.
     - `hf:owner/name,split=test,prompt=COLUMN,id=COLUMN` is a data set of the Hugging Face Hub.
 
     Args:
@@ -148,7 +149,9 @@ def _json_rows(text: str, given: object) -> Iterable[_Row]:
 
 
 def _csv_rows(text: str, given: object, delimiter: str) -> Iterable[_Row]:
-    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""), delimiter=delimiter, strict=True)
+    text = text.removeprefix("\ufeff")
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" and not _is_quoted(text) else csv.QUOTE_MINIMAL
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, quoting=quoting)
     try:
         header = [name for name in reader.fieldnames or () if name]
         column, named = _columns(dict.fromkeys(header), given, "the header")
@@ -156,6 +159,16 @@ def _csv_rows(text: str, given: object, delimiter: str) -> Iterable[_Row]:
             yield _Row(f"line {reader.line_num}", row[column], None if named is None else row[named])
     except csv.Error as error:
         raise UserError(f"{given}: line {reader.line_num} cannot be read ({reason(error)}).") from None
+
+
+def _is_quoted(text: str) -> bool:
+    """Whether the fields of a tab-separated file are quoted as in CSV. Those of PartiPrompts are not quoted."""
+    try:
+        for _ in csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True):
+            pass
+    except csv.Error:
+        return False
+    return True
 
 
 def _columns(row: Mapping[str, Any], given: object, place: str) -> tuple[str, str | None]:

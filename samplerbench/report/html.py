@@ -8,16 +8,20 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from samplerbench.report.formats import payload
 from samplerbench.report.latency import html_section, tradeoffs
 from samplerbench.report.matrix import Axis
-from samplerbench.report.sheet import block, data_uri, tiles
+from samplerbench.report.same_noise import compared, encoded, reduced, storage
+from samplerbench.report.sheet import block, tiles
 from samplerbench.report.style import COLOURS
 from samplerbench.results.groups import Group
 from samplerbench.results.latency import Latency
 from samplerbench.text import printable, printable_data
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 # Plotly's names of the marks in style.py, and their outlines within a circle of radius 5.
 SYMBOLS = {
@@ -53,7 +57,12 @@ def page(
 
     content = printable_data(payload(groups, problems, by))
     content["style"] = {"colours": COLOURS, "symbols": list(SYMBOLS), "paths": SYMBOLS, "dashes": DASHES}
-    content["pictures"] = _pictures(groups, pictures)
+    for record in (r for g in content["groups"] for r in g["records"]):
+        record.pop("shown", None)  # in `same` where it is used
+    images, side = _images(groups, pictures)
+    content["pictures"] = {key: encoded(block(first, 4), side) for key, first in images.items()}
+    content["same"] = printable_data([compared(group, images) for group in groups])
+    content["same_note"] = storage(side)
     listed = "".join(f"<li>{html.escape(printable(problem))}</li>" for problem in problems)
     fill = {
         "title": html.escape(title(groups)),
@@ -82,12 +91,15 @@ def embed(content: dict[str, Any]) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _pictures(groups: Sequence[Group], pictures: dict[str, Path]) -> dict[str, str]:
-    found = {}
-    for r in (r for group in groups for r in group.records if r["protocol"] in pictures):
-        if images := tiles(pictures[r["protocol"]], r, SAMPLES):
-            found[r["protocol"]] = data_uri(block(images, 4))
-    return found
+def _images(groups: Sequence[Group], pictures: dict[str, Path]) -> tuple[dict[str, list[Image]], int]:
+    """The first images of each cell, by protocol hash, reduced; and the largest side before that, in pixels."""
+    images: dict[str, list[Image]] = {}
+    side = 0
+    for record in (r for group in groups for r in group.records if r["protocol"] in pictures):
+        if first := tiles(pictures[record["protocol"]], record, SAMPLES):
+            images[record["protocol"]] = [reduced(image) for image in first]
+            side = max(side, *first[0].size)
+    return images, side
 
 
 def _template(name: str) -> str:

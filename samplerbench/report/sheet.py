@@ -14,7 +14,13 @@ from samplerbench.results.record import Record
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-KEPT = 100  # number of images in the PNG of a cell
+KEPT = 100
+"""Number of images in the PNG of a cell that does not say it."""
+
+
+def images_of(record: Record) -> int:
+    """The number of images in the PNG of a cell. Results of older versions do not state it."""
+    return int(record["shown"]["images"]) if "shown" in record else min(KEPT, int(record["n"]))
 
 
 def tiles(file: Path, record: Record, count: int) -> list[Image]:
@@ -24,7 +30,7 @@ def tiles(file: Path, record: Record, count: int) -> list[Image]:
     """
     from PIL import Image
 
-    kept = min(KEPT, record["n"])
+    kept = images_of(record)
     columns = math.ceil(math.sqrt(kept))
     lines = math.ceil(kept / columns)
     try:

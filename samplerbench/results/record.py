@@ -69,6 +69,23 @@ class Timing(_Strict):
     finished: Text = _optional(description="when it was measured: date and time in UTC")
 
 
+class Shown(_Strict):
+    """The images of the sample grid: the first ones of the first block. Not part of the protocol."""
+
+    images: Annotated[int, Field(ge=1, le=10_000)] = Field(description="number of images in the grid")
+    labels: list[Count] = _optional(description="label, or index of the prompt, of each image")
+    texts: list[Text] = _optional(description="prompt, or name of the class, of each image; may be shortened")
+    ids: list[Text] = _optional(description="id of the prompt of each image")
+
+    @model_validator(mode="after")
+    def _one_for_each_image(self) -> Shown:
+        for name in ("labels", "texts", "ids"):
+            given = getattr(self, name)
+            if given is not None and len(given) != self.images:
+                raise ValueError(f"there are {len(given)} {name} of {self.images} images")
+        return self
+
+
 class Plugin(_Strict):
     """A sampler, guidance or spacing in a protocol."""
 
@@ -144,6 +161,7 @@ class ResultRecord(Timing):
         description="a time for each set of conditions; empty where none is of one set alone"
     )
     resumed: Count = _optional(description="how often the cell was resumed from a checkpoint")
+    shown: Shown = _optional(description="what the images of the sample grid are")
     protocol: Sha256 = Field(description="sha256 of protocol_fields in canonical JSON")
     protocol_fields: Protocol = Field(description="everything that must be equal for two results to be one experiment")
     versions: dict[str, Text]

@@ -228,23 +228,45 @@
   function drawGrids() {
     const rows = shown().filter((r) => data.pictures[r.protocol]);
     $("grids-section").hidden = !rows.length;
-    // Where two results of a row are in one column, the one with more evaluations is shown, as in the table.
-    const places = new Map([...rows].sort((a, b) => a.nfe - b.nfe).map((r) => [JSON.stringify([r.label, r.column]), r]));
-    const heads = group().columns.filter((c) => rows.some((r) => r.column === c));
     const cell = (r) => {
       if (!r) return make("td");
       const name = `Samples of ${titled(r)}`;
       return make("td", {}, make("button", { type: "button", "aria-label": `${name}: enlarge`, onclick: () => details(r) }, make("img", { src: data.pictures[r.protocol], alt: name, loading: "lazy" })));
     };
+    fillPictures($("grids"), rows, cell);
+  }
+
+  // Rows are samplers, columns the evaluations or steps. Where two results of a row are in one column, the one with
+  // more evaluations is shown, as in the table.
+  function fillPictures(table, rows, cell) {
+    const places = new Map([...rows].sort((a, b) => a.nfe - b.nfe).map((r) => [JSON.stringify([r.label, r.column]), r]));
+    const heads = group().columns.filter((c) => rows.some((r) => r.column === c));
     const corner = `sampler \\ ${group().axis === "nfe" ? "NFE" : "steps"}`;
     const head = heads.map((c) => make("th", { scope: "col" }, c));
     const lines = [...new Set(rows.map((r) => r.label))].map((label) => [label, heads.map((c) => cell(places.get(JSON.stringify([label, c]))))]);
     // On a phone the name stands above its pictures, so that they have the whole width.
-    $("grids").replaceChildren(...(narrow.matches
+    table.replaceChildren(...(narrow.matches
       ? [make("thead", {}, make("tr", {}, make("th", { class: "corner", colspan: String(heads.length) }, corner)), make("tr", {}, ...head)),
         ...lines.map(([label, cells]) => make("tbody", {}, make("tr", {}, make("th", { scope: "rowgroup", colspan: String(heads.length) }, make("span", {}, make("span", {}, ...breakable(label))))), make("tr", {}, ...cells)))]
       : [make("thead", {}, make("tr", {}, make("th", { class: "corner", scope: "col" }, corner), ...head)),
-        make("tbody", {}, ...lines.map(([label, cells]) => make("tr", {}, make("th", { scope: "row" }, label), ...cells)))]));
+        make("tbody", {}, ...lines.map(([label, cells]) => make("tr", {}, make("th", { scope: "row" }, ...breakable(label)), ...cells)))]));
+  }
+
+  // Sample i has the same noise in every cell, and the same prompt or label: one table for each sample.
+  function drawSame() {
+    const rows = shown();
+    const name = (r) => `${titled(r)}, ${nfe(r)} NFE`;
+    const samples = data.same[state.group].map((s) => [s, rows.filter((r) => s.tiles[r.protocol])]).filter(([, cells]) => cells.length);
+    $("same-section").hidden = !samples.length;
+    $("same-about").textContent = ["Each table is one sample: the same noise, and the same prompt or label, in every cell.", data.same_note].filter(Boolean).join(" ");
+    $("same").replaceChildren(...samples.map(([sample, cells], i) => {
+      const table = make("table", { class: "pictures", "aria-labelledby": `same-${i}` });
+      fillPictures(table, cells, (r) => (r
+        ? make("td", {}, make("img", { src: sample.tiles[r.protocol], alt: name(r), title: name(r), class: sample.small ? "small" : "large" }))
+        : make("td")));
+      return make("article", {}, make("h3", { id: `same-${i}` }, sample.heading), make("p", { class: "quiet" }, sample.note),
+        make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${sample.heading}, scrolls sideways` }, table));
+    }));
   }
 
   function details(r) {
@@ -273,7 +295,7 @@
     const names = Object.keys(group().metrics);
     if (!names.includes(state.metric)) state.metric = names[0];
     const focused = document.activeElement?.dataset?.value;
-    drawControls(); drawStory(); drawMatrix(); drawPlot(); drawCells(); drawGrids();
+    drawControls(); drawStory(); drawMatrix(); drawPlot(); drawCells(); drawSame(); drawGrids();
     if (focused) [...document.querySelectorAll(".segments button")].find((b) => b.dataset.value === focused)?.focus();
   }
 
