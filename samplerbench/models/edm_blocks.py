@@ -181,7 +181,7 @@ class Frequencies(nn.Module):
 
     def __init__(self, count: int) -> None:
         super().__init__()
-        self.register_buffer("freqs", 16 * torch.randn(count))
+        self.register_buffer("freqs", 16 * torch.randn(count, dtype=torch.float32))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
@@ -211,10 +211,11 @@ class NoiseEmbedding(nn.Module):
     def __init__(self, width: int, out: int, classes: int, kind: str, adm: bool) -> None:
         super().__init__()
         self.width, self.classes, self.adm = width, classes, adm
-        self.fourier = Frequencies(width // 2) if kind == "fourier" else None
-        self.label = nn.Linear(classes, out if adm else width, bias=not adm) if classes else None
+        # The first tensor has the dtype of the network: by it, diffusers decides whether a loaded network is converted.
         self.first = nn.Linear(width, out)
         self.second = nn.Linear(out, out)
+        self.label = nn.Linear(classes, out if adm else width, bias=not adm) if classes else None
+        self.fourier = Frequencies(width // 2) if kind == "fourier" else None
 
     def forward(self, time: Tensor, labels: Tensor | None) -> Tensor:
         """Compute e.
