@@ -36,3 +36,7 @@ MAX_TOML = 256 * 1024
 """Maximum length of a TOML document, in characters."""
 MAX_KEY_PARTS = 50
 """Maximum number of parts of a dotted TOML key. The parsing time grows with the square of this number."""
+MAX_PICKLE_BYTES = 16 * 2**30
+"""Maximum size of a pickle to convert, in bytes."""
+MAX_PICKLE_OPCODES = 2_000_000
+"""Maximum number of opcodes of a pickle. Each of them can create an object."""

@@ -15,6 +15,7 @@ import typer
 from samplerbench.cli import (
     check,
     compare,
+    convert,
     export,
     figure,
     latency,
@@ -56,6 +57,7 @@ app.command("stats")(stats.stats)
 app.command("report")(report.report)
 app.command("compare")(compare.compare)
 app.command("latency")(latency.latency)
+app.add_typer(convert.app, name="convert")
 app.add_typer(figure.app, name="figure")
 app.add_typer(results.app, name="results")
 app.add_typer(train.app, name="train")

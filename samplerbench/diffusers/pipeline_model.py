@@ -383,5 +383,5 @@ def _levels_of(model: PipelineModel, steps: int) -> Tensor:
 
 def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a `FlowSamplerScheduler` for the configuration of another scheduler."""
-    made = as_scheduler("ddim", config)
+    made = as_scheduler(Trial(), config)
     return {key: made.config[key] for key in made.config if not key.startswith("_") and key != "sampler"}

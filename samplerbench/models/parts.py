@@ -69,7 +69,8 @@ def is_single_file(source: str) -> bool:
     if not is_file(path):
         return False
     if path.suffix.lower() in PICKLES:
-        raise UserError(f"{source}: pickle files are not supported; convert the file to safetensors.")
+        how = ", a network of EDM with `samplerbench convert edm`" if path.suffix.lower() == ".pkl" else ""
+        raise UserError(f"{source}: pickle files are not supported; convert the file to safetensors{how}.")
     return path.suffix.lower() == ".safetensors"
 
 

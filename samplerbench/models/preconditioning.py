@@ -156,6 +156,39 @@ def edm(sigma_data: float) -> Preconditioning:
     )
 
 
+def vp_level(t: Any, beta_d: float, beta_min: float) -> Any:
+    """Compute σ(t) = √(exp(β_d t²/2 + β_min t) - 1) of the VP SDE (Karras et al. 2022, table 1).
+
+    Args:
+        t: time, float64 tensor.
+        beta_d: slope β_d of the rate.
+        beta_min: rate β_min at t = 0.
+    """
+    return (beta_d * t**2 / 2 + beta_min * t).expm1().sqrt()
+
+
+def vp_sde(beta_d: float, beta_min: float, timesteps: int) -> Preconditioning:
+    """Create the preconditioning of a network of the VP SDE (Karras et al. 2022, table 1).
+
+    c_skip = 1, c_out = -σ, c_in = 1/√(σ² + 1), time (M-1) t(σ), t(σ) = (√(β_min² + 2 β_d ln(1 + σ²)) - β_min)/β_d.
+
+    Args:
+        beta_d: slope β_d of the rate.
+        beta_min: rate β_min at t = 0.
+        timesteps: number of timesteps M of the network.
+    """
+
+    def time(sigma: Any) -> Any:
+        squared = torch.as_tensor(sigma, dtype=torch.float64) ** 2
+        return (timesteps - 1) * ((beta_min**2 + 2 * beta_d * squared.log1p()).sqrt() - beta_min) / beta_d
+
+    return Preconditioning("vp", _one, lambda s: -s, _keep, time)
+
+
+VE_SDE = Preconditioning("ve", _one, lambda s: s, _one, lambda s: _log(s / 2))
+"""A network of the VE SDE: c_skip = 1, c_out = σ, c_in = 1, time ln(σ/2) (Karras et al. 2022, table 1)."""
+
+
 def consistency(sigma_data: float, sigma_min: float) -> Preconditioning:
     """Create the preconditioning of consistency models, with D(x, σ_min) = x (Song et al. 2023, appendix C).
 
