@@ -18,6 +18,7 @@ from samplerbench.cli import (
     export,
     figure,
     latency,
+    likelihood,
     listing,
     new,
     plugins,
@@ -56,6 +57,7 @@ app.command("stats")(stats.stats)
 app.command("report")(report.report)
 app.command("compare")(compare.compare)
 app.command("latency")(latency.latency)
+app.command("likelihood")(likelihood.likelihood)
 app.add_typer(figure.app, name="figure")
 app.add_typer(results.app, name="results")
 app.add_typer(train.app, name="train")
