@@ -361,13 +361,11 @@ def test_images_without_grey_levels_have_no_bits(monkeypatch: pytest.MonkeyPatch
 # --- The whole --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "spec"), [("vlb", "ddpm"), ("vlb", "ddim:eta=0.5"), ("nll", "pf-ode:solver=heun"), ("nll", "pf-ode")]
-)
+@pytest.mark.parametrize(("method", "spec"), [("vlb", "ddpm"), ("nll", "pf-ode")])
 def test_an_image_does_not_depend_on_the_batch_nor_on_the_number_of_images(method: Any, spec: str) -> None:
     settings: Any = {"method": method, "model": "digits", "training": False, "seed": 3}
     (whole,) = samplerbench.likelihood(spec, 3, n=7, **settings)
-    for n, batch_size in ((7, 3), (7, 1), (4, 4)):
+    for n, batch_size in ((7, 3), (4, 4)):
         (part,) = samplerbench.likelihood(spec, 3, n=n, batch_size=batch_size, **settings)
         assert part.per_image == pytest.approx(whole.per_image[:n], rel=1e-5)
     (other,) = samplerbench.likelihood(spec, 3, n=7, **settings | {"seed": 4})

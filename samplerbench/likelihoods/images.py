@@ -64,19 +64,20 @@ class Images:
         return -1 + 2 * (self.values[rows] + u) / self.levels
 
 
-def load_images(model: Model, source: str | None, n: int | None) -> Images:
+def load_images(model: Model, source: str | None, n: int | None, at_most: int = DEFAULT_IMAGES) -> Images:
     """Load the images of a data set for a model.
 
     Args:
         model: the model.
         source: data set. None: draws of the model itself, if its distribution is known exactly.
-        n: number of images. None: all, but at most `DEFAULT_IMAGES`.
+        n: number of images. None: all, but not more than `at_most`.
+        at_most: maximum number of images if `n` is None.
 
     Raises:
         UserError: if there is no data set, or not with n images of the shape of the model and known grey levels.
     """
     if source is None:
-        x0, labels = model.real(n or DEFAULT_IMAGES)
+        x0, labels = model.real(n or at_most)
         return Images(str(model.identity["source"]), x0.double(), labels, None)
     data = load_data(source)
     if data.shape != model.image_shape:
@@ -92,7 +93,7 @@ def load_images(model: Model, source: str | None, n: int | None) -> Images:
         )
     if n is not None and n > len(data):
         raise UserError(f"{argument('n', n)}: {source} has only {len(data)} images.")
-    return _images(data, source, n or min(len(data), DEFAULT_IMAGES), data.grey_levels)
+    return _images(data, source, n or min(len(data), at_most), data.grey_levels)
 
 
 def _images(data: ImageSet, source: str, n: int, levels: int) -> Images:

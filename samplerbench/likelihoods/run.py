@@ -278,8 +278,7 @@ def likelihoods(prepared: Prepared, settings: Settings) -> Iterator[Likelihood]:
     images = load_images(model, settings.data or held_out(model), settings.n)
     training = None
     if settings.gap and settings.data is None and not model.draws:
-        training = load_images(model, model.data, None)
-        training = _first(training, min(len(training), len(images)))
+        training = load_images(model, model.data, None, len(images))
     for cell in prepared.cells:
         bound = bound_cell(model, cell)
         found = _of_images(prepared, bound, settings, images)
@@ -287,11 +286,6 @@ def likelihoods(prepared: Prepared, settings: Settings) -> Iterator[Likelihood]:
             yield found
         else:
             yield replace(found, training=_of_images(prepared, bound, settings, training))
-
-
-def _first(images: Images, n: int) -> Images:
-    labels = None if images.labels is None else images.labels[:n]
-    return Images(images.name, images.values[:n], labels, images.levels)
 
 
 def _inputs(prepared: Prepared, images: Images) -> Inputs:
