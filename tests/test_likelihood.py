@@ -17,7 +17,7 @@ import samplerbench
 from samplerbench import registry
 from samplerbench.cli.app import main
 from samplerbench.data import ImageSet, load_data
-from samplerbench.errors import UserError
+from samplerbench.errors import RunError, UserError
 from samplerbench.likelihoods.gaussian import discretised_nll
 from samplerbench.likelihoods.images import Images, load_images
 from samplerbench.likelihoods.ode import Divergence, LikelihoodDenoiser, OdeTerms, increasing_grid, ode_terms
@@ -372,6 +372,24 @@ def test_an_image_does_not_depend_on_the_batch_nor_on_the_number_of_images(metho
     assert other.per_image != pytest.approx(whole.per_image, rel=1e-3)
 
 
+def test_parts_of_the_images_have_the_terms_of_the_whole() -> None:
+    """As several processes share them, in any order."""
+    model = exact("mixture", shape=SHAPE)
+    images, grid, x = load_images(model, None, 7), grid_of(model, 4), model.real(7)[0]
+    solver, parts = sampler_of("pf-ode:solver=heun"), (torch.tensor([5, 6, 4]), torch.tensor([1, 0, 3, 2]))
+    increasing = increasing_grid(solver, model, grid)
+
+    def totals(rows: Tensor) -> tuple[Tensor, Tensor]:
+        bound = bound_terms(model, sampler_of("ddpm"), grid, images, Inputs(7), rows, seed=9)
+        ode = ode_terms(model, solver, increasing, x[rows], Inputs(7), rows, Divergence(1), seed=9)
+        return bound.total, ode.total
+
+    whole = totals(torch.arange(7))
+    for rows in parts:
+        for part, all_of_them in zip(totals(rows), whole, strict=True):
+            assert torch.allclose(part, all_of_them[rows], rtol=1e-12)
+
+
 def test_the_command_prints_the_terms(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["likelihood", "-s", "ddpm", "-s", "ddim:eta=1", "--steps", "2,4", "--n", "6"]
     with pytest.raises(SystemExit):
@@ -415,7 +433,9 @@ def test_the_likelihood_of_an_exact_model_is_that_of_new_samples() -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ({"samplers": "ddim"}, "sampler ddim: its steps add no noise, so it has no variational bound"),
+        ({"samplers": ["ddpm", "ddim"]}, "sampler ddim reverses a forward process without noise"),
+        ({"samplers": "analytic-dpm:form=ddim"}, "form=ddim reverses a forward process without noise"),
+        ({"samplers": "real"}, "real is a generator and has no noise levels"),
         ({"samplers": "dpm++"}, "has no Gaussian reverse kernel"),
         ({"samplers": "pf-ode"}, "has no Gaussian reverse kernel"),
         ({"samplers": "ddpm", "method": "nll"}, "does not solve the probability-flow ODE from data to noise"),
@@ -433,10 +453,18 @@ def test_wrong_input_is_one_line(arguments: dict[str, Any], line: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_a_deterministic_forward_process_has_no_bound() -> None:
-    model = exact("gaussian", shape=SHAPE)
-    with pytest.raises(UserError, match="its forward process is deterministic"):
-        bound_of(model, "analytic-dpm:form=ddim", grid_of(model, 4), load_images(model, None, 2))
+def test_a_latent_model_has_no_likelihood_of_images() -> None:
+    model = replace(exact("gaussian", shape=SHAPE), autoencoder=object())
+    with pytest.raises(UserError, match="its decoder has no density"):
+        samplerbench.likelihood("ddpm", 2, model=model, n=2)
+
+
+@pytest.mark.parametrize("wrong", [3, (torch.zeros(2, 1), 1.0), (torch.zeros(2, 1, 2, 3), "1")])
+def test_a_kernel_of_another_form_is_one_line(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sampler = exact("gaussian", shape=SHAPE), sampler_of("ddpm")
+    monkeypatch.setattr(type(sampler), "transition", lambda *_: wrong)
+    with pytest.raises(RunError, match=r"sampler ddpm: transition returned .* it must be None, or a mean"):
+        bound_of(model, "ddpm", grid_of(model, 3), load_images(model, None, 2))
 
 
 @pytest.mark.slow

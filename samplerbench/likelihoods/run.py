@@ -18,7 +18,7 @@ from samplerbench.bench.request import Request, check_whole, one_grid
 from samplerbench.errors import UserError, argument
 from samplerbench.likelihoods.images import Images, held_out, load_images
 from samplerbench.likelihoods.ode import Divergence, Probe, increasing_grid, ode_terms
-from samplerbench.likelihoods.vlb import bound_terms
+from samplerbench.likelihoods.vlb import bound_terms, check_kernel
 from samplerbench.limits import MAX_REPEATS
 from samplerbench.models.model import Model
 from samplerbench.sampling import Inputs, Sampler, Spacing
@@ -270,11 +270,8 @@ def likelihoods(prepared: Prepared, settings: Settings) -> Iterator[Likelihood]:
         cell.check()
         if settings.method == "nll":
             increasing_grid(cell.sampler, model, cell.sigmas)
-        elif cell.sampler.reversible:
-            raise UserError(
-                f"sampler {cell.sampler.spec} has no Gaussian reverse kernel, so it has no variational bound; use "
-                f"{argument('method', 'nll')}, or a sampler such as ddpm, ddim:eta=1 or analytic-dpm."
-            )
+        else:
+            check_kernel(cell.sampler)
     images = load_images(model, settings.data or held_out(model), settings.n)
     training = None
     if settings.gap and settings.data is None and not model.draws:

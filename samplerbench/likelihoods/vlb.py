@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from samplerbench.boundary import plugin_call
-from samplerbench.errors import UserError, argument
+from samplerbench.boundary import plugin_call, shown
+from samplerbench.errors import RunError, UserError, argument
 from samplerbench.likelihoods.gaussian import GaussianPrior, Variance, discretised_nll, gaussian_kl, gaussian_nll
 from samplerbench.likelihoods.images import Images
 from samplerbench.models.model import Model
@@ -124,6 +125,24 @@ def _double(prediction: Prediction) -> Prediction:
     return Prediction(prediction.x0.double(), variance)
 
 
+def check_kernel(sampler: Sampler) -> None:
+    """Check that a sampler has a variational bound, before anything is evaluated.
+
+    Raises:
+        UserError: if the sampler has no Gaussian kernel, or a deterministic one.
+    """
+    if type(sampler).transition is Sampler.transition:
+        raise _no_kernel(sampler)
+    forward_variance(sampler, 2.0, 1.0)
+
+
+def _no_kernel(sampler: Sampler) -> UserError:
+    return UserError(
+        f"sampler {sampler.spec} has no Gaussian reverse kernel, so it has no variational bound; use ddpm, ddim:eta=1 "
+        f"or analytic-dpm, or {argument('method', 'nll')} with pf-ode."
+    )
+
+
 def kernel(
     sampler: Sampler, x: Tensor, prediction: Prediction, s: float, t: float, chain: Chain
 ) -> tuple[Tensor, Variance]:
@@ -135,17 +154,30 @@ def kernel(
     with plugin_call(sampler, "in transition"):
         found = sampler.transition(x, prediction, s, t, chain)
     if found is None:
-        raise UserError(
-            f"sampler {sampler.spec} has no Gaussian reverse kernel, so it has no variational bound; use ddpm, "
-            f"ddim:eta=1 or analytic-dpm, or {argument('method', 'nll')} with pf-ode."
+        raise _no_kernel(sampler)
+    if not _is_kernel(found, x):
+        raise RunError(
+            f"sampler {sampler.label()}: transition returned {shown(found)}; it must be None, or a mean and a variance of "
+            f"the shape {tuple(x.shape)}, where the variance may be a number."
         )
     mean, variance = found
     if not isinstance(variance, Tensor) and not variance > 0:
         raise UserError(
-            f"sampler {sampler.spec}: its steps add no noise, so it has no variational bound; use a sampler with "
-            f"noise, such as ddpm or ddim:eta=1, or {argument('method', 'nll')} with pf-ode."
+            f"sampler {sampler.spec}: the variance of its step from σ = {s:g} to {t:g} is 0, so its variational bound "
+            "is infinite; use another sampler, such as ddpm."
         )
     return mean, variance
+
+
+def _is_kernel(found: Any, x: Tensor) -> bool:
+    if not isinstance(found, tuple) or len(found) != 2:
+        return False
+    mean, variance = found
+    if not isinstance(mean, Tensor) or mean.shape != x.shape:
+        return False
+    if isinstance(variance, Tensor):
+        return variance.shape == x.shape
+    return isinstance(variance, float | int) and not isinstance(variance, bool)
 
 
 def forward_variance(sampler: Sampler, s: float, t: float) -> float:
@@ -156,9 +188,12 @@ def forward_variance(sampler: Sampler, s: float, t: float) -> float:
     """
     with plugin_call(sampler, "in forward_variance"):
         variance = sampler.forward_variance(s, t)
+    if isinstance(variance, bool) or not isinstance(variance, float | int):
+        raise RunError(f"sampler {sampler.label()}: forward_variance returned {shown(variance)}; it must be a number.")
     if not variance > 0:
         raise UserError(
-            f"sampler {sampler.spec}: its forward process is deterministic given x₀, so its variational bound is "
-            "infinite; use a sampler of a stochastic process, such as analytic-dpm:form=ddpm."
+            f"sampler {sampler.spec} reverses a forward process without noise, so its variational bound is infinite; "
+            "use a stochastic process, such as ddpm, ddim:eta=1 or analytic-dpm:form=ddpm, or "
+            f"{argument('method', 'nll')} with pf-ode."
         )
     return variance
