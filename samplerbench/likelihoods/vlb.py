@@ -157,8 +157,8 @@ def kernel(
         raise _no_kernel(sampler)
     if not _is_kernel(found, x):
         raise RunError(
-            f"sampler {sampler.label()}: transition returned {shown(found)}; it must be None, or a mean and a variance of "
-            f"the shape {tuple(x.shape)}, where the variance may be a number."
+            f"sampler {sampler.label()}: transition returned {shown(found)}; it must be None, or a mean and a variance "
+            f"of the shape {tuple(x.shape)}, where the variance may be a number."
         )
     mean, variance = found
     if not isinstance(variance, Tensor) and not variance > 0:
