@@ -15,17 +15,32 @@ from samplerbench import entry_point_guard
 
 if TYPE_CHECKING:
     from samplerbench.api import Results, Trajectory, evaluate, initial_noise, load_model, sample
+    from samplerbench.likelihoods.run import Likelihood, likelihood
 
 entry_point_guard.watch()
 
 __version__ = "0.1.0"
-__all__ = ["Results", "Trajectory", "__version__", "evaluate", "initial_noise", "load_model", "sample"]
+__all__ = [
+    "Likelihood",
+    "Results",
+    "Trajectory",
+    "__version__",
+    "evaluate",
+    "initial_noise",
+    "likelihood",
+    "load_model",
+    "sample",
+]
 
 
 def __getattr__(name: str) -> Any:
     """The Python API, imported when it is asked for: `import samplerbench` alone imports no torch."""
     if name == "diffusers":
         return import_module("samplerbench.diffusers")
+    if name in ("Likelihood", "likelihood"):
+        from samplerbench.likelihoods import run
+
+        return getattr(run, name)
     if name in __all__:
         from samplerbench import api
 

@@ -39,6 +39,7 @@ LONG = {
     "cli",
     "first-hour",
     "lectures",
+    "likelihood",
     "models",
     "plugins",
     "python",
@@ -128,6 +129,9 @@ def shortened(arguments: list[str]) -> list[str]:
         _cap(rest, "--blocks", 1 if solved else 2)
         if "--dry-run" in rest:
             rest += ["--batch-size", str(MOST_IMAGES)]
+    elif command == "likelihood":
+        _cap_list(rest, "--steps", MOST_STEPS, add=True)
+        _cap(rest, "--n", 2, add=True)
     elif command == "latency":
         _cap_list(rest, "--steps", MOST_STEPS)
         _cap_list(rest, "--nfe", 2 * MOST_STEPS)

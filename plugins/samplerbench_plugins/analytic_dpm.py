@@ -10,7 +10,18 @@ from typing import ClassVar, Literal, Self
 from torch import Tensor
 
 from samplerbench.models import posterior_variances
-from samplerbench.sampling import Denoiser, ModelView, Noise, Sampler, Step, intervals, option
+from samplerbench.sampling import (
+    Chain,
+    Denoiser,
+    ModelView,
+    Noise,
+    Prediction,
+    Sampler,
+    Step,
+    intervals,
+    markov_variance,
+    option,
+)
 
 
 @dataclass(frozen=True)
@@ -21,8 +32,8 @@ class AnalyticDPM(Sampler):
     and  v = u² + (1-c)² κ,  κ(s) = s² (1 - s² Γ(s)),  Γ(σ) = E‖score‖²/d: what x leaves unknown about x₀, on average.
     κ is estimated once per model and level, and kept: as the mean squared error of D on noised data, which is the
     same number for a perfect D, is optimal for an imperfect one too (Bao et al. 2022b, theorem 1), and does not lose
-    itself in s²(1 - s²Γ) at large s. No noise in the last step; in the one before, √v is bounded
-    so that the noise E|√v z| is at most y grey levels, as in the paper's section 4.4.
+    itself in s²(1 - s²Γ) at large s. No noise in the last step, whose variance as a decoder is κ; in the one before, √v
+    is bounded so that the noise E|√v z| is at most y grey levels, as in the paper's section 4.4.
     """
 
     spacing = "leading"
@@ -40,16 +51,25 @@ class AnalyticDPM(Sampler):
         return self.with_state(variances=variances, bound_evaluations=evaluations)
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-        n = len(sigmas) - 1
-        for i, (s, t) in enumerate(intervals(sigmas)):
-            x0 = denoise(x, s)
-            if t == 0:
-                x = x0
-            else:
-                u2 = t**2 * (1 - (t / s) ** 2) if self.form == "ddpm" else 0.0
-                c = math.sqrt(t**2 - u2) / s
-                deviation = math.sqrt(u2 + (1 - c) ** 2 * self.variances[s])
-                if self.y is not None and i == n - 2:
-                    deviation = min(deviation, self.y * (2 / 255) * math.sqrt(math.pi / 2))
-                x = x0 + c * (x - x0) + deviation * noise()
-            yield Step(t, x, x0)
+        chain = Chain.of(denoise, sigmas)
+        for s, t in intervals(sigmas):
+            prediction = denoise.predict(x, s)
+            x, variance = self.transition(x, prediction, s, t, chain)
+            if t > 0:
+                x = x + math.sqrt(variance) * noise()
+            yield Step(t, x, prediction.x0)
+
+    def transition(self, x: Tensor, prediction: Prediction, s: float, t: float, chain: Chain) -> tuple[Tensor, float]:
+        x0 = prediction.x0
+        if t == 0:
+            return x0, self.variances[s]
+        u2 = self.forward_variance(s, t)
+        c = math.sqrt(t**2 - u2) / s
+        variance = u2 + (1 - c) ** 2 * self.variances[s]
+        if self.y is not None and chain.is_last_but_one(t):
+            variance = min(variance, (self.y * (2 / 255) * math.sqrt(math.pi / 2)) ** 2)
+        return x0 + c * (x - x0), variance
+
+    def forward_variance(self, s: float, t: float) -> float:
+        """The variance of q(x_t | x_s, x₀): of the Markov process for form=ddpm, 0 for form=ddim."""
+        return markov_variance(s, t) if self.form == "ddpm" else 0.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals, option
+from samplerbench.sampling import Chain, Denoiser, Noise, Prediction, Sampler, Step, intervals, option
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,27 @@ class DDIM(Sampler):
         return 1 if self.eta == 0 else None
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+        chain = Chain.of(denoise, sigmas)
         for s, t in intervals(sigmas):
-            x0 = denoise(x, s)
-            u = self.eta * t * math.sqrt(1 - (t / s) ** 2)
-            x = x0 + (math.sqrt(t**2 - u**2) / s) * (x - x0)
-            if u > 0:
-                x = x + u * noise()
-            yield Step(t, x, x0)
+            prediction = denoise.predict(x, s)
+            x, variance = self.transition(x, prediction, s, t, chain)
+            if t > 0 and variance > 0:
+                x = x + math.sqrt(variance) * noise()
+            yield Step(t, x, prediction.x0)
+
+    def transition(self, x: Tensor, prediction: Prediction, s: float, t: float, chain: Chain) -> tuple[Tensor, float]:
+        u = self._deviation(s, t)
+        mean = prediction.x0 + (math.sqrt(t**2 - u**2) / s) * (x - prediction.x0)
+        if t > 0:
+            return mean, u**2
+        # The decoder has the variance of the step before, as in DDPM.
+        before = s if chain.last_noisy is None else self._deviation(*chain.last_noisy)
+        scale = self.eta if chain.last_noisy is None else 1.0
+        return mean, (scale * chain.alpha(s) * before) ** 2
+
+    def forward_variance(self, s: float, t: float) -> float:
+        """The variance u² of q(x_t | x_s, x₀) of the non-Markov forward process (eq. 7)."""
+        return self._deviation(s, t) ** 2
+
+    def _deviation(self, s: float, t: float) -> float:
+        return self.eta * t * math.sqrt(1 - (t / s) ** 2)

@@ -27,6 +27,7 @@ class ProbabilityFlow(Sampler):
     """
 
     from_infinity = True
+    reversible = True
 
     solver: Literal["euler", "heun", "rk4", "rk45"] = option("heun", "numerical method")
     rtol: float = option(1e-4, "rk45: relative error tolerance", gt=0.0, lt=1.0)
@@ -69,10 +70,12 @@ class ProbabilityFlow(Sampler):
             yield Step(t, x, x0)
 
     def _adaptive(self, denoise: Denoiser, x: Tensor, start: float) -> Iterator[Step]:
-        """Solve the ODE from σ_start down to σ_min in `variable`."""
+        """Solve the ODE in `variable` from σ_start to the first of the levels, which may be higher."""
         variable = _FlowTime if denoise.process.ends else _LogSigma
         first, last = variable.of(start), variable.of(float(denoise.levels[0]))
         u = torch.full((len(x),), first, dtype=torch.float64, device=x.device)
+        upwards = last > first
+        nearer = torch.minimum if upwards else torch.maximum
         h = torch.full_like(u, (last - first) / 50)  # only a first guess: the error control sets later steps
         x0 = denoise(x, start)
         x = variable.state(x, start)
@@ -80,7 +83,7 @@ class ProbabilityFlow(Sampler):
         active = torch.arange(len(x), device=x.device)
         while len(active):
             part, y = denoise.rows(active), x[active]
-            step = torch.maximum(h[active], last - u[active])
+            step = nearer(h[active], last - u[active])
             stages = [k1[active]]
             for c, row in zip(_C, _A, strict=True):
                 point = y + _column(step, y) * sum(a * k for a, k in zip(row, stages, strict=True) if a)
@@ -97,9 +100,10 @@ class ProbabilityFlow(Sampler):
             x = x.index_copy(0, moved, point[accept])
             k1 = k1.index_copy(0, moved, stages[-1][accept])
             u = u.index_copy(0, moved, (u[active] + step)[accept])
-            active = active[(u[active] > last + 1e-12) & ratio.isfinite()]
+            remaining = u[active] < last - 1e-12 if upwards else u[active] > last + 1e-12
+            active = active[remaining & ratio.isfinite()]
             x0 = variable.denoised(x, k1, u)
-            yield Step(variable.sigma(float(u.max())), variable.back(x, u), x0)
+            yield Step(variable.sigma(float(u.min() if upwards else u.max())), variable.back(x, u), x0)
         yield Step(0.0, x0, x0)
 
 

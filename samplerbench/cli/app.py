@@ -19,6 +19,7 @@ from samplerbench.cli import (
     export,
     figure,
     latency,
+    likelihood,
     listing,
     new,
     plugins,
@@ -57,6 +58,7 @@ app.command("stats")(stats.stats)
 app.command("report")(report.report)
 app.command("compare")(compare.compare)
 app.command("latency")(latency.latency)
+app.command("likelihood")(likelihood.likelihood)
 app.add_typer(convert.app, name="convert")
 app.add_typer(figure.app, name="figure")
 app.add_typer(results.app, name="results")

@@ -530,6 +530,50 @@ def forward(
         canvas.still(still(scene, levels, seen, labels))
 
 
+@app.command()
+def bound(
+    out: Annotated[Path, typer.Argument(help="File to write: .png or .svg.")],
+    sampler: common.Samplers = [],  # noqa: B006 - Typer copies it
+    steps: Annotated[str, typer.Option("--steps", help="Comma-separated numbers of steps.")] = "50",
+    spacing: Spacing = None,
+    model: common.ModelName = "digits",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            help="Images: a data set name, a folder, zip or npz file. Default: the held-out images of the model.",
+            autocompletion=common.complete("data set"),
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, max=10_000, help="Number of images.")] = 32,
+    seed: common.Seed = 0,
+    dtype: common.Dtype = "fp32",
+    device: common.Device = "auto",
+) -> None:
+    """The terms of the variational bound over the timestep, with a linear and a logarithmic axis.
+
+    Example: `samplerbench figure bound bound.png -s ddpm -s ddpm:variance=large --steps 25`
+    """
+    from samplerbench.bench.prepare import prepare
+    from samplerbench.bench.request import Request
+    from samplerbench.figures.output import pick_format
+    from samplerbench.likelihoods.figure import bound_figure
+    from samplerbench.likelihoods.run import likelihoods, make_settings
+    from samplerbench.report.plots import render
+    from samplerbench.results.files import write_atomically
+
+    form = pick_format(out, False)
+    if form not in ("png", "svg"):
+        raise UserError(f"{out}: this figure cannot be animated; write a .png or .svg file.")
+    if not sampler:
+        raise UserError("name a sampler with --sampler; `samplerbench list samplers` shows them.")
+    grid = common.grid(sampler, steps, None, [], spacing)
+    request = Request([grid], model=model, n=n, seeds=(seed,), dtype=dtype)
+    found = list(likelihoods(prepare(request, device), make_settings("vlb", data, n, training=False)))
+    write_atomically(out, render(bound_figure(found), form))
+    say(out)
+
+
 def _chosen_sigmas(sigmas: str | None, columns: int | None) -> list[float] | None:
     if sigmas is None:
         return None

@@ -32,9 +32,11 @@ class ImageSet:
         resized: rule by which the images were resized; empty if they have their own size.
         class_names: name of each class, "" for a class without a name; several names of one class are separated by
             commas. Empty if unknown.
+        grey_levels: number L of grey levels of a channel: the pixels are round(255 k/(L-1)), k = 0 … L-1. None if
+            unknown. Likelihoods of images depend on it.
 
     Raises:
-        UserError: no images, or images, labels or names of another type, shape or range.
+        UserError: no images, or images, labels, names or pixels of another type, shape or range.
     """
 
     name: str
@@ -46,6 +48,7 @@ class ImageSet:
     source: str = ""
     resized: str = ""
     class_names: tuple[str, ...] = ()
+    grey_levels: int | None = 256
 
     def __post_init__(self) -> None:
         shape = tuple(self.images.shape)
@@ -54,6 +57,8 @@ class ImageSet:
                 f"the data set {self.name}: the images are {self.images.dtype} of shape {shape}; they must be uint8 "
                 "(n, C, H, W) with C = 1 or 3, and not empty."
             )
+        if self.grey_levels != 256 and self.grey_levels is not None:
+            self._check_grey_levels(self.grey_levels)
         if self.class_names and not self._names_are_valid():
             raise UserError(
                 f"the data set {self.name}: class_names must be a tuple with one text for each class; the number of "
@@ -81,6 +86,16 @@ class ImageSet:
         if not isinstance(names, tuple) or len(names) != self.classes:
             return False
         return all(isinstance(name, str) and is_unicode(name) for name in names)
+
+    def _check_grey_levels(self, levels: int) -> None:
+        if isinstance(levels, bool) or not isinstance(levels, int) or not 2 <= levels <= 256:
+            raise UserError(f"the data set {self.name}: grey_levels is {levels!r}; it must be None or from 2 to 256.")
+        known = (torch.arange(levels, dtype=torch.float64) * (255 / (levels - 1))).round().to(torch.uint8)
+        if not bool(torch.isin(self.images, known).all()):
+            raise UserError(
+                f"the data set {self.name}: its pixels are not the {levels} grey levels round(255 k/{levels - 1}); set "
+                "grey_levels to the right number, or to None."
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -52,6 +52,7 @@ class Digits(DataSource):
             classes=10,
             licence="CC BY 4.0 (UCI Machine Learning Repository: Alpaydin & Kaynak 1998)",
             source="digits" if self.split == "all" else f"digits:split={self.split}",
+            grey_levels=17,
         )
 
 

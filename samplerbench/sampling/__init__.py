@@ -7,6 +7,7 @@ All interfaces use the same coordinates: the state is x = x₀ + σ z, regardles
 
 from samplerbench.errors import UserError, argument
 from samplerbench.options import option
+from samplerbench.sampling.chain import Chain, markov_variance
 from samplerbench.sampling.denoiser import (
     ConditionalDenoiser,
     Denoiser,
@@ -39,6 +40,7 @@ __all__ = [
     "SIGMA_INFINITY",
     "VARIANCE_EXPLODING",
     "VARIANCE_PRESERVING",
+    "Chain",
     "ConditionalDenoiser",
     "Denoiser",
     "FlowSchedule",
@@ -60,6 +62,7 @@ __all__ = [
     "coefficient",
     "intervals",
     "is_infinite",
+    "markov_variance",
     "option",
     "per_sample",
     "runge_kutta",

@@ -27,6 +27,9 @@ class Purpose(IntEnum):
     STEP = 1
     LABEL = 2
     ESTIMATE = 3
+    LIKELIHOOD = 4
+    PROBE = 5
+    DEQUANTISATION = 6
 
 
 def philox(counter: Sequence[Tensor | int], key: Sequence[int]) -> list[Tensor]:
@@ -105,6 +108,26 @@ def uniform(seed: int, purpose: Purpose, index: Tensor, draw: int = 0) -> Tensor
     """
     word = philox((0, draw, index, int(purpose)), split_seed(seed))[0]
     return (word.double() + 0.5) * 2.0**-32
+
+
+def uniforms(seed: int, purpose: Purpose, index: Tensor, draw: int, shape: Sequence[int]) -> Tensor:
+    """Draw uniform numbers in (0, 1).
+
+    Args:
+        seed: random seed, 0 ≤ seed < 2⁶⁴.
+        purpose: random stream.
+        index: sample indices, (B,) int64, 0 ≤ index < 2³².
+        draw: index of the draw in the stream.
+        shape: shape of one sample.
+
+    Returns:
+        Uniform numbers, (B, *shape) float64 on the device of index.
+    """
+    size = math.prod(shape)
+    blocks = torch.arange(-(-size // 4), device=index.device)
+    words = philox((blocks[None, :], draw, index[:, None], int(purpose)), split_seed(seed))
+    numbers = torch.stack([(w.double() + 0.5) * 2.0**-32 for w in words], dim=-1)
+    return numbers.flatten(1)[:, :size].reshape(len(index), *shape)
 
 
 class Noise:

@@ -14,7 +14,8 @@ from samplerbench.boundary import plugin_call, shown
 from samplerbench.errors import RunError
 from samplerbench.limits import MAX_INTEGER
 from samplerbench.options import Configurable
-from samplerbench.sampling.denoiser import Denoiser
+from samplerbench.sampling.chain import Chain, markov_variance
+from samplerbench.sampling.denoiser import Denoiser, Prediction
 from samplerbench.sampling.noise import Noise
 from samplerbench.sampling.process import is_infinite
 from samplerbench.sampling.view import ModelView
@@ -61,6 +62,10 @@ class Sampler(Configurable, ABC):
     even_in: ClassVar[Literal["log sigma", "sigma"]] = "log sigma"
     """The variable in which the grid is uniform when the order of convergence is measured."""
 
+    reversible: ClassVar[bool] = False
+    """Whether `steps` is a solver of the probability-flow ODE that also integrates an increasing grid, from a level
+    above 0 up to `levels[0]` of the denoiser. Exact likelihoods are computed with such samplers."""
+
     uniform_steps_only: ClassVar[bool] = False
     """Whether the claimed order holds only on grids that are uniform in `even_in`, as for constant multistep weights.
     If False, `samplerbench check` also measures the order on non-uniform grids."""
@@ -97,6 +102,42 @@ class Sampler(Configurable, ABC):
                 the order of convergence is measured.
             noise: noise source. Each call returns the next z ~ N(0, I), (B, C, H, W).
         """
+
+    def transition(
+        self, x: Tensor, prediction: Prediction, s: float, t: float, chain: Chain
+    ) -> tuple[Tensor, float | Tensor] | None:
+        """The Gaussian reverse kernel p(x_t | x_s) = N(mean, variance). By default, None: the method has none.
+
+        A sampler with a Gaussian kernel draws its steps from this function, and its likelihood is computed with it. At
+        t = 0 the kernel is the decoder p(x₀ | x_s): sampling takes its mean.
+
+        Args:
+            x: state x_s, (B, C, H, W).
+            prediction: prediction of the model for x_s.
+            s: noise level of x. It may be `SIGMA_INFINITY`.
+            t: next noise level of the grid, s > t ≥ 0.
+            chain: the grid and the forward process.
+
+        Returns:
+            The mean, (B, C, H, W), and the variance: a float, or a tensor (B, C, H, W). A variance of 0 is a
+            deterministic step.
+
+        Raises:
+            UserError: if the prediction lacks what the kernel needs, such as a learned variance.
+        """
+        return None
+
+    def forward_variance(self, s: float, t: float) -> float:
+        """The variance of q(x_t | x_s, x₀), the forward process that the kernel reverses.
+
+        The mean of q is that of `transition` for a perfect prediction, D = x₀. By default, the variance of the Markov
+        process, t²(1 - t²/s²) (Ho et al. 2020, eq. 7). A method with another forward process overrides it.
+
+        Args:
+            s: noise level of the given state.
+            t: next noise level, s > t > 0.
+        """
+        return markov_variance(s, t)
 
     def nfe(self, steps: int) -> int | None:
         """Planned network evaluations per sample for a number of steps, without guidance. Reported NFE are measured.
