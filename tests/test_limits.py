@@ -134,8 +134,8 @@ def test_a_spec_of_thousands_of_digits_is_one_short_line() -> None:
             "run -s ddim --spacing list:levels=" + ";".join(map(str, range(2000, 0, -1))),
             "spacing list: it has 2000 lev",
         ),
-        ("run -s ddim --spacing list:levels=inf;1", "spacing list: the levels must be decreasing numbers above 0"),
-        ("run -s ddim --spacing list:levels=1e999;1", "spacing list: the levels must be decreasing numbers above 0"),
+        ("run -s ddim --spacing list:levels=inf;1", "spacing list: only a rectified flow can start at inf"),
+        ("run -s ddim --spacing list:levels=1e999;1", "spacing list: only a rectified flow can start at inf"),
     ],
 )
 def test_a_number_beyond_what_is_possible_is_one_line(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import sys
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import pytest
@@ -69,6 +69,18 @@ def embeddings() -> torch.Tensor:
     return torch.randn(BATCH + 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
+class Rows:
+    """Embeddings of prompts that the test makes up."""
+
+    negative = None
+
+    def __init__(self, text: torch.Tensor) -> None:
+        self.text = text
+
+    def rows(self, index: list[int]) -> dict[str, torch.Tensor]:
+        return {"text": self.text[index]}
+
+
 def ours(pipeline: Any, embeddings: torch.Tensor, spec: str, prediction: Any, given: Any = None) -> torch.Tensor:
     """The latents of `diffusers/spec` on the pipeline's network; `given`: what the scheduler is to be given."""
     model = StableDiffusion(
@@ -82,8 +94,8 @@ def ours(pipeline: Any, embeddings: torch.Tensor, spec: str, prediction: Any, gi
         null=True,
         text=True,
         preconditioning=DISCRETE[prediction],
-        embeddings=embeddings[1:],
-        null_embedding=embeddings[:1],
+        embeddings=cast(Any, Rows(embeddings[1:])),
+        null_embeddings={"text": embeddings[:1]},
     )
     index = torch.arange(BATCH)
     denoise = denoiser(model, index, BATCH, replace(registry.parse("guidance", "cfg"), scale=SCALE))

@@ -329,7 +329,7 @@ WATCHED = [
     *("ddpm", "ddpm:variance=large", "ddim", "ddim:eta=0.5", "langevin:T=2", "pf-ode", "pf-ode:solver=heun"),
     *("pf-ode:solver=rk4", "heun", "heun:S_churn=10", "euler-maruyama", "reverse-diffusion", "pc", "dpm-solver"),
     *("dpm-solver:order=3", "dpm++", "dpm++:order=3", "dpm++:sde=true", "dpm++:method=singlestep", "unipc", "deis"),
-    *("ipndm", "analytic-dpm"),
+    *("ipndm", "analytic-dpm", "consistency"),
 ]
 """All but `pf-ode:solver=rk45`, whose step size depends on the state, and `diffusers/*`, whose code is not ours."""
 
@@ -588,7 +588,8 @@ def test_graphs_are_asked_for_where_the_model_is_loaded(monkeypatch: pytest.Monk
     """On a GPU the option reaches the network; elsewhere it is refused."""
     with pytest.raises(UserError, match="`graphs` requires an NVIDIA GPU"):
         setup.load_model("digits", CPU, "fp32", LoadOptions(graphs=True))
-    monkeypatch.setattr(setup, "_load", lambda source, device, dtype, options: SimpleNamespace(network=nn.Identity()))
+    model = SimpleNamespace(network=nn.Identity(), autoencoder=None)
+    monkeypatch.setattr(setup, "_load", lambda source, device, dtype, options: model)
     monkeypatch.setattr(setup, "set_precision", lambda dtype, device: torch.float32)
     loaded = setup.load_model("digits", torch.device("cuda"), "fp32", LoadOptions(graphs=True))
     assert how_run(loaded.network) == HowRun("fp32", graphs=True)

@@ -34,7 +34,7 @@ class Listed(Spacing):
     levels: str = option("", "σ values separated by semicolons, or the path of a text file", positional=True)
 
     def bind(self, model: ModelView, sampler: Sampler) -> Self:
-        if model.flow is None and is_infinite(self.values()[0]):
+        if model.flow is None and self.levels and is_infinite(self.values()[0]):
             raise UserError("spacing list: only a rectified flow can start at inf; give a number.")
         return self
 

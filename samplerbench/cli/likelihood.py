@@ -11,7 +11,7 @@ import typer
 from samplerbench.cli import common
 from samplerbench.cli.numbers import parse_batch_size
 from samplerbench.errors import UserError
-from samplerbench.limits import MAX_REPEATS
+from samplerbench.limits import MAX_IMAGES, MAX_REPEATS
 from samplerbench.text import console, literal, print_json
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def likelihood(
         ),
     ] = None,
     n: Annotated[
-        int | None, typer.Option("--n", min=1, help="Number of images. Default: all, but at most 256.")
+        int | None,
+        typer.Option("--n", min=1, max=MAX_IMAGES, help="Number of images. Default: all, but at most 256."),
     ] = None,
     labels: Annotated[
         str | None,

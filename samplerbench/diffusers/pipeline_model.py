@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplerbench import registry
 from samplerbench.diffusers import FlowSamplerScheduler, SamplerScheduler, as_scheduler
 from samplerbench.diffusers.own_noise import InitialNoise
 from samplerbench.diffusers.plan import Plan
@@ -236,7 +235,7 @@ def load_pipeline_model(spec: str, device: torch.device, dtype: torch.dtype, opt
         "_class_name": checkpoint.kind("scheduler")
     }
     schedule = read_source(config, SamplerScheduler.__name__, FlowSamplerScheduler.__name__)
-    stock = load_stock(checkpoint, as_scheduler("ddim", config), device, dtype)
+    stock = load_stock(checkpoint, as_scheduler(Trial(), config), device, dtype)
     flow = schedule if isinstance(schedule, FlowSchedule) else None
     counts = (0 if prompts is None else len(prompts.lines)) if text else _classes(checkpoint, stock)
     model = PipelineModel(
@@ -372,7 +371,7 @@ def _padding() -> Iterator[list[str]]:
 
 def _levels_of(model: PipelineModel, steps: int) -> Tensor:
     """The noise levels of N steps that the pipeline itself chooses, (N+1,) float64."""
-    planner = _Planner(registry.parse("sampler", "ddim"), **_parameters(model.config))
+    planner = _Planner(Trial(), **_parameters(model.config))
     index = torch.zeros(1, dtype=torch.int64)
     try:
         model.call(planner, steps, InitialNoise(0, index), index if model.classes else None)
