@@ -237,7 +237,13 @@ def test_every_check_of_a_model_has_teeth() -> None:
 MODELS = [e.name for e in registry.entries("model") if e.distribution == registry.OWN]
 
 
-@pytest.mark.parametrize("spec", [*MODELS, "exact:mixture", "exact:points", "exact:mixture,shape=1x2x2,classes=1"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(pytest.param(name, marks=[] if name == "digits" else [pytest.mark.slow]) for name in MODELS),
+        *("exact:mixture", "exact:points", "exact:mixture,shape=1x2x2,classes=1"),
+    ],
+)
 def test_the_built_in_models_pass(spec: str) -> None:
     assert failures(registry.parse("model", spec)) == {}
 

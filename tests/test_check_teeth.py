@@ -409,7 +409,15 @@ def test_a_sampler_that_says_too_little_is_caught(sampler: Sampler, says: str) -
 
 
 @pytest.mark.parametrize(
-    "sampler", [Sound(), Sound(0.5), SoundMultistep(), SaysEvenStepsOnly(), SaysWhereItStarts()], ids=lambda s: s.spec
+    "sampler",
+    [
+        Sound(),
+        *(
+            pytest.param(s, marks=pytest.mark.slow)
+            for s in (Sound(0.5), SoundMultistep(), SaysEvenStepsOnly(), SaysWhereItStarts())
+        ),
+    ],
+    ids=lambda s: s.spec,
 )
 def test_the_sound_twins_pass(sampler: Sampler) -> None:
     assert failures(sampler) == {}

@@ -286,7 +286,12 @@ def latent_consistency_pipeline(folder: Path, **config: Any) -> LatentConsistenc
 
 
 @pytest.mark.parametrize(
-    ("steps", "scale", "prediction"), [(1, None, "epsilon"), (4, 3.0, "epsilon"), (4, None, "v_prediction")]
+    ("steps", "scale", "prediction"),
+    [
+        pytest.param(1, None, "epsilon", marks=pytest.mark.slow),
+        (4, 3.0, "epsilon"),
+        pytest.param(4, None, "v_prediction", marks=pytest.mark.slow),
+    ],
 )
 def test_latent_consistency_models_equal_their_pipeline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt_file: str, steps: int, scale: float | None, prediction: str

@@ -38,12 +38,15 @@ LONG = {
     "choosing",
     "cli",
     "first-hour",
+    "flows",
+    "latency",
     "lectures",
     "likelihood",
     "models",
     "plugins",
     "python",
     "reading-a-table",
+    "text-to-image-metrics",
     "tutorial",
 }
 """Pages with many commands, half a minute of them."""

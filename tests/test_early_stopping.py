@@ -70,6 +70,7 @@ def card(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "samplerbench.json").read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_the_weights_with_the_lowest_bound_are_saved(data: ImageSet, held_out: ImageSet, tmp_path: Path) -> None:
     values = [5.0, 3.0, 4.0, 3.5, 3.25]
     task = Curve(data, values)
@@ -108,6 +109,7 @@ def test_a_run_that_was_stopped_and_resumed_saves_the_same_weights(
     assert card(whole)["held_out"] == card(stopped)["held_out"]
 
 
+@pytest.mark.slow
 def test_a_training_does_not_resume_with_or_without_held_out_images_if_it_began_otherwise(
     data: ImageSet, held_out: ImageSet, tmp_path: Path
 ) -> None:

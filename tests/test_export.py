@@ -70,6 +70,7 @@ def test_the_images_of_a_prompt_default_to_those_of_the_benchmark(folder: Path, 
     assert [f.name for f in sorted((out / "00002/samples").iterdir())] == [f"000{i}.png" for i in range(4)]
 
 
+@pytest.mark.slow
 def test_the_layout_of_hps(folder: Path, tmp_path: Path) -> None:
     """A folder for each style, named as its file, with one JPEG for each prompt at Pillow's default quality."""
     out = tmp_path / "out"

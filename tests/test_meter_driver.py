@@ -195,7 +195,13 @@ def test_a_run_that_fails_closes_the_sampler(how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "steps"), [("ddim", 10), ("ddpm", 10), ("langevin:T=3,r=0.7", 12), ("pf-ode:solver=heun", 10)]
+    ("sampler", "steps"),
+    [
+        ("ddim", 10),
+        ("ddpm", 10),
+        pytest.param("langevin:T=3,r=0.7", 12, marks=pytest.mark.slow),
+        pytest.param("pf-ode:solver=heun", 10, marks=pytest.mark.slow),
+    ],
 )
 def test_the_same_seed_gives_the_same_images_for_every_batch_size(
     digits: Model, labels: Tensor, sampler: str, steps: int

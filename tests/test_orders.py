@@ -43,7 +43,7 @@ ORDERS = {
 DETERMINISTIC = [*ORDERS, "pf-ode:solver=rk45"]
 
 
-@pytest.mark.parametrize("problem", ["gaussian", "mixture"])
+@pytest.mark.parametrize("problem", [pytest.param("gaussian", marks=pytest.mark.slow), "mixture"])
 @pytest.mark.parametrize(
     "spec", [pytest.param(s, marks=[pytest.mark.slow] if s.startswith("ipndm") else []) for s in ORDERS]
 )

@@ -208,6 +208,7 @@ def test_the_samples_have_the_columns_of_the_table(opened: Any) -> None:
     assert places == {"ddim": ["5", "10"], "heun": ["9"], HOSTILE: ["10"]}
 
 
+@pytest.mark.slow
 def test_a_generator_has_no_steps_and_is_a_line_across_the_plot(browser: Any, tmp_path: Path) -> None:
     gap = record("ddim", 10, metrics={"gap": [0.5] * 3})
     gap["metrics"]["gap"] |= {"features": "", "reference": ""}
@@ -422,6 +423,7 @@ def test_a_single_cell_has_nothing_to_compare_with(tmp_path: Path) -> None:
     assert embedded(tmp_path, record("ddim", 5, **shown()))["same"] == [[]]
 
 
+@pytest.mark.slow
 def test_large_samples_are_scaled_down_and_the_page_stays_small(tmp_path: Path) -> None:
     """Noise is what compresses worst: 20 cells of 16 images of 512 x 512 take less than 45 MiB as PNG files."""
     import torch
@@ -472,6 +474,7 @@ def test_the_comparison_fits_a_phone(phone: Any) -> None:
     assert texts(phone, "#same article:first-child thead th") == ["sampler \\ NFE", "5", "9", "10"]
 
 
+@pytest.mark.slow
 def test_long_names_of_schedulers_do_not_widen_the_page(browser: Any, tmp_path: Path) -> None:
     """The name of a scheduler of diffusers with its parameters is wider than a phone."""
     name = "diffusers/DPMSolverMultistepScheduler:use_karras_sigmas=true"

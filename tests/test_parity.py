@@ -96,7 +96,7 @@ def test_what_is_left_between_them_is_rounding(labels: Tensor, ours: str, same: 
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("eta", [0.0, pytest.param(0.5, marks=pytest.mark.slow), 1.0])
 def test_ddim_equals_diffusers(digits: Model, labels: Tensor, feed_noise: FeedNoise, eta: float, spacing: str) -> None:
     feed_noise(digits)
     theirs = diffusers_images(digits, DDIMScheduler(**EMBEDDED, timestep_spacing=spacing), labels, eta=eta)

@@ -141,7 +141,13 @@ def images(root: Path, model: str, **options: Any) -> tuple[Any, Tensor]:
     return loaded, ours(loaded, "ddim", "leading:offset=1", torch.arange(N), guidance="cfg:scale=5")
 
 
-@pytest.mark.parametrize("file", ["whole.safetensors", "unet.safetensors", "diffusers.safetensors"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "whole.safetensors",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("unet.safetensors", "diffusers.safetensors")),
+    ],
+)
 def test_a_single_file_is_the_pipeline_it_was_made_of(pipelines: Path, file: str) -> None:
     """What a file does not contain is that of the pipeline of `config`."""
     base = "other" if file == "whole.safetensors" else "own"

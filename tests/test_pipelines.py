@@ -401,6 +401,7 @@ def test_prompts_are_encoded_once_and_drawn_like_labels(tmp_path: Path, prompt_f
     assert float((given - none).abs().max()) > 0.01
 
 
+@pytest.mark.slow
 def test_everything_that_fixes_the_images_is_in_the_protocol(tmp_path: Path, prompt_file: str) -> None:
     pipeline = tiny_stable_diffusion(tmp_path, DDIMScheduler(clip_sample=False, **SD_BETAS))
     folder = tmp_path / "model"

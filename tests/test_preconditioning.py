@@ -166,7 +166,13 @@ def test_euler_in_the_flow_s_time_is_ddim() -> None:
     torch.testing.assert_close(x, y, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("spec", ["ddpm:variance=large", "reverse-diffusion", "euler-maruyama"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "ddpm:variance=large",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("reverse-diffusion", "euler-maruyama")),
+    ],
+)
 def test_stochastic_samplers_reach_the_flow_s_gaussian(spec: str) -> None:
     """On a fine grid the last state has the data's mean and variance, for every process; VP and VE as a control."""
     from samplerbench.sampling.noise import Purpose, normal

@@ -192,6 +192,7 @@ def test_a_change_of_the_encoder_or_the_tokenizer_is_seen(folder: Path, monkeypa
     assert load(folder, prompts=(PROMPTS[0],)).identity["text encoder"] != after.identity["text encoder"]
 
 
+@pytest.mark.slow
 def test_damaged_files_of_the_cache_are_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = text_of(load(folder, prompts=(PROMPTS[0],)), 0)
     files = sorted((folder.parent / "cache/prompts").rglob("*.safetensors"))
@@ -209,6 +210,7 @@ def test_damaged_files_of_the_cache_are_made_again(folder: Path, monkeypatch: py
     assert len(encoded) == 1
 
 
+@pytest.mark.slow
 def test_many_prompts_stay_in_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = our_images(load(folder, prompts=tuple(PROMPTS)), "ddim", None)
     monkeypatch.setattr(embeddings, "IN_MEMORY", 0)
@@ -356,6 +358,7 @@ def test_a_shown_model_encodes_nothing(folder: Path, monkeypatch: pytest.MonkeyP
 # --- Memory -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_slicing_does_not_change_the_images(tmp_path: Path) -> None:
     xl(tmp_path, ddim()).save_pretrained(tmp_path / "model")
     plain = load(tmp_path / "model", prompts=tuple(PROMPTS))
@@ -372,7 +375,7 @@ def test_slicing_does_not_change_the_images(tmp_path: Path) -> None:
     assert tiled.identity == plain.identity | {"autoencoder tiling": True}
 
 
-@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("sequential", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_offloading_does_not_change_the_images(tmp_path: Path, sequential: bool) -> None:
     """accelerate's hooks move weights between devices. Both are the CPU here; on a GPU they differ."""
     flux(tmp_path, guidance_embeds=False).save_pretrained(tmp_path / "model")

@@ -25,7 +25,7 @@ TIMES = np.linspace(1.0, 1 / STEPS, STEPS)
 """The times before the shift, which most pipelines use by default."""
 
 
-@pytest.mark.parametrize("with_t5", [True, False])
+@pytest.mark.parametrize("with_t5", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_stable_diffusion_3_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_t5: bool) -> None:
     pipeline = sd3(tmp_path, with_t5)
     pipeline.save_pretrained(tmp_path / "model")
@@ -40,7 +40,9 @@ def test_stable_diffusion_3_equals_its_pipeline(tmp_path: Path, monkeypatch: pyt
         check_batches(model, "ddim", "flow", guidance="cfg:scale=4")
 
 
-@pytest.mark.parametrize("guidance", [None, pytest.param(6.0, marks=pytest.mark.slow), "schnell"])
+@pytest.mark.parametrize(
+    "guidance", [None, pytest.param(6.0, marks=pytest.mark.slow), pytest.param("schnell", marks=pytest.mark.slow)]
+)
 def test_flux_equals_its_pipeline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guidance: float | str | None
 ) -> None:
@@ -65,6 +67,7 @@ def test_flux_equals_its_pipeline(
             load(tmp_path / "model", embedded_guidance=2.0, **options)
 
 
+@pytest.mark.slow
 def test_sana_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = sana()
     pipeline.save_pretrained(tmp_path / "model")
@@ -77,6 +80,7 @@ def test_sana_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     check_batches(model, "ddim", "flow", guidance="cfg:scale=4.5")
 
 
+@pytest.mark.slow
 def test_aura_flow_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = aura_flow()
     pipeline.save_pretrained(tmp_path / "model")
@@ -87,6 +91,7 @@ def test_aura_flow_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.Monke
     check_batches(model, "ddim", "flow", guidance="cfg:scale=3.5")
 
 
+@pytest.mark.slow
 def test_lumina_2_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its network is given 1 - t and returns -v."""
     pipeline = lumina2()
@@ -102,6 +107,7 @@ def test_lumina_2_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.Monkey
     check_batches(model, "ddim", "flow", guidance="cfg-norm:scale=4,over=width")
 
 
+@pytest.mark.slow
 def test_qwen_image_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its scheduler has a dynamic shift and a last time, and its autoencoder is one of videos."""
     pipeline = qwen_image()
@@ -120,6 +126,7 @@ def test_qwen_image_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.Monk
     check_batches(model, "ddim", "flow", guidance="cfg-norm:scale=4,over=patch")
 
 
+@pytest.mark.slow
 def test_z_image_equals_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its network is given 1 - t and returns -v; its guidance scale is one less than that of `cfg`."""
     pipeline = z_image()
@@ -147,6 +154,7 @@ def test_latents_are_packed_as_in_diffusers() -> None:
     assert torch.equal(unpack(pack(y), 4, 6), y)
 
 
+@pytest.mark.slow
 def test_a_lora_of_a_wrapped_transformer_is_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("peft")
     pipeline = flux(tmp_path, guidance_embeds=False)

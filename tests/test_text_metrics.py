@@ -165,6 +165,7 @@ def test_prompts_with_one_image_each_are_strata_together() -> None:
     assert accumulator.result()["standard_error"] == pytest.approx(math.sqrt(variance), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_long_prompts_are_announced_once(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("a red cat\nthe sea at midnight and the sky\nmountains under the clouds\n")
@@ -250,6 +251,7 @@ def test_cmmd_and_fd_dinov2_of_a_run(folder: Path, tmp_path: Path) -> None:
         assert entries[name]["features"] == extractor.name
 
 
+@pytest.mark.slow
 def test_statistics_of_an_encoder_are_a_reference(folder: Path, tmp_path: Path) -> None:
     file, space = tmp_path / "real.safetensors", f"dinov2:{folder / 'dinov2'}"
     assert run(["stats", str(folder / "real"), "--features", space, "--out", str(file)]) == 0
@@ -261,6 +263,7 @@ def test_statistics_of_an_encoder_are_a_reference(folder: Path, tmp_path: Path) 
     assert values[0] == pytest.approx(values[1], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_few_images_for_fd_dinov2_are_announced(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,7 +80,9 @@ def planned(name: str, model: Path, prompts: Path) -> Prepared:
     return prepare(request.replace(model=str(model), prompts=str(prompts), dtype="fp32", image_size=size), "cpu")
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "sdxl" else [pytest.mark.slow]) for name in PIPELINES]
+)
 def test_every_row_of_a_suite_is_planned_and_bound_within_its_budget(
     name: str, checkpoints: Callable[[str], Path], prompts: Path
 ) -> None:

@@ -69,8 +69,8 @@ def test_a_refiner_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cls", "sample_size", "size"),
     [
-        ("PixArtAlphaPipeline", 8, None),
-        ("PixArtAlphaPipeline", 128, (16, 24)),
+        pytest.param("PixArtAlphaPipeline", 8, None, marks=pytest.mark.slow),
+        pytest.param("PixArtAlphaPipeline", 128, (16, 24), marks=pytest.mark.slow),
         ("PixArtSigmaPipeline", 8, None),
     ],
 )

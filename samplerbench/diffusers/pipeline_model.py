@@ -320,7 +320,7 @@ class Trial(Sampler):
 
 def _try(model: PipelineModel) -> None:
     """Call the pipeline once, with one step and one image, and store what it shows."""
-    scheduler = as_scheduler(Trial(), model.config, seed=0, spacing=None if _is_flow(model) else "trailing")
+    scheduler = as_scheduler(Trial(), model.config, seed=0)
     noise = InitialNoise(0, torch.zeros(1, dtype=torch.int64))
     with Meter(model.counted) as meter, _padding() as padded:
         images = model.call(scheduler, 1, noise, torch.zeros(1, dtype=torch.int64) if model.classes else None)

@@ -56,7 +56,7 @@ def embedded_guidance(checkpoint: Checkpoint, config: Fields) -> tuple[float | N
         if given is not None:
             raise UserError(
                 f"{argument('embedded_guidance', given)} requires a distilled network that takes the guidance scale as "
-                f"an input, but {checkpoint.source} is not one; use {argument('guidance', f'cfg:scale={given:g}')}."
+                f"an input, but {checkpoint.source} is not one; use {argument('guidance')} instead."
             )
         return None, None
     scale = DEFAULTS.get(checkpoint.pipeline, DEFAULT) if given is None else given
