@@ -38,9 +38,11 @@ from support.pipelines import (
     tiny_unet,
 )
 from torch import Tensor, nn
+from transformers import T5Config, T5EncoderModel
 
 from samplerbench import cli
 from samplerbench.errors import UserError
+from samplerbench.models.single_file import contains, load_from_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:diffusers")
 
@@ -176,6 +178,30 @@ def test_a_single_file_gives_the_images_of_from_single_file(pipelines: Path, mon
     expected = theirs(pipeline, start(model), monkeypatch, latents=start(model), prompt=PROMPTS, guidance_scale=5.0)
     assert_same(made, expected)
     assert float((made - expected).abs().max()) <= 1e-4
+
+
+def test_a_single_file_of_stable_diffusion_3_with_and_without_t5(tmp_path: Path) -> None:
+    """Files of Stable Diffusion 3 are published with the two CLIPs alone, and with T5 as well."""
+    config = T5Config(d_model=16, d_ff=32, d_kv=8, num_layers=1, num_heads=2, vocab_size=11)
+    encoder = T5EncoderModel(config)
+    encoder.save_pretrained(tmp_path / "t5")
+    clips = {f"text_encoders.clip_{size}.transformer.text_model.weight": torch.zeros(1) for size in "lg"}
+    names = {"text_encoders.t5xxl.transformer.encoder.embed_tokens.weight": encoder.shared.weight.detach().clone()}
+    t5 = {f"text_encoders.t5xxl.transformer.{k}": v.clone() for k, v in encoder.state_dict().items()} | names
+    save_file(clips, tmp_path / "clips.safetensors")
+    save_file(clips | t5, tmp_path / "all.safetensors")
+    parts = [("text_encoder", "CLIPTextModelWithProjection"), ("text_encoder_2", "CLIPTextModelWithProjection")]
+    for file, has_t5 in ((tmp_path / "clips.safetensors", False), (tmp_path / "all.safetensors", True)):
+        assert all(contains(file, part, "transformer", kind) for part, kind in parts)
+        assert contains(file, "text_encoder_3", "transformer", "T5EncoderModel") == has_t5
+        assert not contains(file, "vae", "transformer", "AutoencoderKL")
+    # In FLUX's files T5 is the second text encoder.
+    assert not contains(tmp_path / "clips.safetensors", "text_encoder_2", "transformer", "T5EncoderModel")
+    part = load_from_file(
+        "all", tmp_path / "all.safetensors", "text_encoder_3", T5EncoderModel, tmp_path / "t5", torch.float32
+    )
+    tokens = torch.tensor([[1, 5, 2]])
+    assert torch.equal(part.eval()(tokens).last_hidden_state, encoder.eval()(tokens).last_hidden_state)
 
 
 def test_the_configuration_of_a_single_file_is_in_its_identity(pipelines: Path, tmp_path: Path) -> None:

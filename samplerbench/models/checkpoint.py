@@ -141,7 +141,7 @@ class Checkpoint:
         Raises:
             UserError: if the weights are missing, damaged, in a pickle file, or do not match the configuration.
         """
-        if self.single_file is not None and contains(self.single_file, part, self.network):
+        if self.single_file is not None and contains(self.single_file, part, self.network, self.kind(part)):
             return self._from_file(part, cls, dtype, device, self.single_file)
         name, variant = self._variant(part)
         config, folder = self.config(name), self.path(name)
@@ -176,7 +176,7 @@ class Checkpoint:
         Raises:
             UserError: if the weights are missing, or the part refers to code or to other files.
         """
-        if self.single_file is None or not contains(self.single_file, part, self.network):
+        if self.single_file is None or not contains(self.single_file, part, self.network, self.kind(part)):
             name, variant = self._variant(part)
             files, complaint = self._weights(part), f"{self.source} cannot be loaded"
             check_no_code(self.config(name), complaint)

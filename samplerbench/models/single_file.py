@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,28 +10,31 @@ from typing import Any
 import torch
 
 from samplerbench.errors import UserError
-from samplerbench.models.files import hash_files
 from samplerbench.untrusted import reason
 
 PREFIXES = {
     "vae": ("first_stage_model.", "vae."),
-    "text_encoder": ("cond_stage_model.", "conditioner.", "text_encoders."),
+    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0.", "text_encoders.clip_l."),
+    "text_encoder_2": ("conditioner.embedders.1.", "text_encoders.clip_g."),
 }
 """Prefixes of the tensors of a part in a single file. Those of the network have many forms."""
+T5_PREFIX = "text_encoders.t5xxl."
+"""Prefix of the tensors of a T5 encoder in a single file, whichever part of the pipeline it is."""
 
 
-def contains(file: Path, part: str, network: str) -> bool:
+def contains(file: Path, part: str, network: str, kind: str | None = None) -> bool:
     """Whether a single file contains a part.
 
     Args:
         file: the safetensors file.
         part: name of the part, such as "vae" or "text_encoder_2".
         network: name of the network, which every file contains.
+        kind: name of the class of the part, such as "T5EncoderModel".
 
     Raises:
         UserError: if the file is damaged.
     """
-    prefixes = next((names for name, names in PREFIXES.items() if part.startswith(name)), ())
+    prefixes = (T5_PREFIX,) if kind is not None and kind.startswith("T5") else PREFIXES.get(part, ())
     return part == network or any(name.startswith(prefixes) for name in _names(*_version(file)) if prefixes)
 
 
@@ -58,12 +62,15 @@ def load_from_file(source: str, file: Path, part: str, cls: Any, config: Path, d
     try:
         if hasattr(cls, "from_single_file"):
             module = cls.from_single_file(str(file), config=str(config), local_files_only=True, torch_dtype=dtype)
-        elif cls.__name__.startswith("CLIPTextModel"):
-            from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+        elif cls.__name__.startswith(("CLIPTextModel", "T5")):
+            from diffusers.loaders import single_file_utils as converters
 
-            module = create_diffusers_clip_model_from_ldm(
-                cls, load_file(file), config=str(config), torch_dtype=dtype, local_files_only=True
+            convert = (
+                converters.create_diffusers_t5_model_from_checkpoint
+                if cls.__name__.startswith("T5")
+                else converters.create_diffusers_clip_model_from_ldm
             )
+            module = convert(cls, load_file(file), config=str(config), torch_dtype=dtype, local_files_only=True)
         else:
             raise UserError(f"{complaint}: diffusers does not support this class in a single file.")
     except UserError:
@@ -93,10 +100,11 @@ def _names(file: str, size: int, modified: int) -> tuple[str, ...]:
 
 
 def file_hash(file: Path) -> str:
-    """The SHA-256 hash of a file, computed once for all parts as long as the file does not change."""
+    """The SHA-256 hash of the contents of a file, computed once for all parts as long as the file does not change."""
     return _hash(*_version(file))
 
 
 @lru_cache(maxsize=4)
 def _hash(file: str, size: int, modified: int) -> str:
-    return hash_files([Path(file)])
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
