@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import CPU
 from safetensors.torch import save_file
-from support.pipelines import PROMPTS, STEPS, load
+from support.pipelines import PROMPTS, STEPS, configure, load
 from support.text_flows import aura_flow, flux, lumina2, qwen_image, sana, sd3, z_image
 from support.text_pipelines import TOLERANCE, check_batches, difference, our_images, pipeline_images, start
 
@@ -38,6 +38,17 @@ def test_stable_diffusion_3_equals_its_pipeline(tmp_path: Path, monkeypatch: pyt
     assert model.identity["text encoder 3"] == "none" or with_t5
     if with_t5:
         check_batches(model, "ddim", "flow", guidance="cfg:scale=4")
+
+
+def test_what_the_transformer_cannot_take_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
+    sd3(tmp_path).save_pretrained(tmp_path / "model")
+    with pytest.raises(
+        UserError, match=r"embeddings for latents of at most 32x32 .* but they are 8x40; use a smaller `i"
+    ):
+        load(tmp_path / "model", show=True, image_size=(16, 80))
+    configure(tmp_path / "model/transformer/config.json", pooled_projection_dim=16)
+    with pytest.raises(UserError, match=r"pooled_projection_dim of the network is 16, but .* have 20 channels\."):
+        load(tmp_path / "model", prompts=tuple(PROMPTS))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from samplerbench.limits import MAX_CHANNELS
 from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.models.fields import Fields
 from samplerbench.models.flow_text import FlowAdapter, TextFlow, load_flow_text, patch_size
@@ -52,6 +54,7 @@ ADAPTER = FlowAdapter(
     recipe=_recipe,
     width="joint_attention_dim",
     patch=patch_size,
+    positions=lambda config: math.isqrt(config.integer("pos_embed_max_size", 1, MAX_CHANNELS**2)),
 )
 
 

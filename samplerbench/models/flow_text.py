@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from samplerbench.errors import UserError
+from samplerbench.errors import UserError, argument
 from samplerbench.limits import MAX_CHANNELS
 from samplerbench.models.checkpoint import Checkpoint
 from samplerbench.models.diffusers_unet import card_fields, identity_of
@@ -41,6 +41,7 @@ class FlowAdapter:
         doubled: whether the output may have twice as many channels, of which the second half is dropped.
         wrap: function of the loaded transformer, the shape of the latents and the patch that returns the network. None
             for the transformer itself.
+        positions: largest side of the latents in patches, as a function of the configuration. None for no limit.
         fields: further fields of the model, as a function of the checkpoint and the configuration of the transformer.
     """
 
@@ -54,6 +55,7 @@ class FlowAdapter:
     tokens: Callable[[tuple[int, int, int], int], int] = lambda shape, patch: (shape[1] // patch) * (shape[2] // patch)
     doubled: bool = False
     wrap: Callable[[Any, tuple[int, int, int]], nn.Module] | None = None
+    positions: Callable[[Fields], int] | None = None
     fields: Callable[[Checkpoint, Fields], Mapping[str, Any]] = field(default=lambda checkpoint, config: {})
 
 
@@ -89,9 +91,16 @@ def load_flow_text(checkpoint: Checkpoint, device: torch.device, dtype: torch.dt
     made = dict(adapter.fields(checkpoint, config))
     text = load_text(checkpoint, recipe, device)
     text.check_width(config.integer(adapter.width, 1, MAX_CHANNELS), adapter.width)
+    if "pooled_projection_dim" in config.values:
+        text.check_width(config.integer("pooled_projection_dim", 1, MAX_CHANNELS), "pooled_projection_dim", "pooled")
     autoencoder, latent = load_autoencoder(checkpoint, "vae", channels, size, device, dtype)
     if any(side % patch for side in size):
         raise UserError(f"{source}: latents of {size[0]}x{size[1]} cannot be divided into patches of {patch}x{patch}.")
+    if adapter.positions is not None and max(size) > (most := patch * adapter.positions(config)):
+        raise UserError(
+            f"{source}: its transformer has positional embeddings for latents of at most {most}x{most} "
+            f"(pos_embed_max_size), but they are {size[0]}x{size[1]}; use a smaller {argument('image_size')}."
+        )
     part = checkpoint.load("transformer", cls, dtype, device)
     card = card_fields(checkpoint, part.module)
     card["notes"] |= text.notes

@@ -62,6 +62,7 @@ ADAPTER = FlowAdapter(
     recipe=_recipe,
     width="joint_attention_dim",
     patch=patch_size,
+    positions=lambda config: config.integer("pos_embed_max_size", 1, MAX_CHANNELS),
 )
 
 
