@@ -4,6 +4,8 @@ from __future__ import annotations
 
 MAX_STEPS = 1_000_000
 """Maximum number of steps of a sampler, and of network evaluations of a budget."""
+MAX_EVALUATIONS = 10**15
+"""Maximum number of network evaluations of a search, summed over images."""
 MAX_TRAINING_STEPS = 1_000_000_000
 """Maximum number of optimiser steps."""
 MAX_CELLS = 100_000

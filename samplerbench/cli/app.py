@@ -28,6 +28,7 @@ from samplerbench.cli import (
     run,
     stats,
     train,
+    tune,
 )
 from samplerbench.cli.spelling import with_options
 from samplerbench.cli.usage import describe
@@ -59,6 +60,7 @@ app.command("report")(report.report)
 app.command("compare")(compare.compare)
 app.command("latency")(latency.latency)
 app.command("likelihood")(likelihood.likelihood)
+app.command("tune")(tune.tune)
 app.add_typer(convert.app, name="convert")
 app.add_typer(figure.app, name="figure")
 app.add_typer(results.app, name="results")

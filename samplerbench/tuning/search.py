@@ -1,0 +1,279 @@
+"""The search of `samplerbench tune`: candidates are proposed, races drop them, and the winner is measured again."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from samplerbench.errors import UserError
+from samplerbench.results.compare import Difference, paired_difference
+from samplerbench.tuning.arena import Arena, Entry
+from samplerbench.tuning.proposals import Proposals
+from samplerbench.tuning.space import Candidate, Space
+
+RUNGS = (3, 5, 8)
+"""Numbers of seeds after which candidates are compared."""
+KEPT = (8, 4, 4)
+"""Largest number of candidates that stay after each comparison."""
+BATCH = 8
+"""Candidates that are proposed before the next race."""
+FRESH = 8
+"""Blocks of the last measurement."""
+FRESH_OFFSET = 1_000_000
+"""Distance of its seed from the first one of the search, which never uses it."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """When a search ends. The default rows are measured in any case.
+
+    Attributes:
+        evaluations: network evaluations, summed over images, of the search of one budget. None for no limit.
+        seconds: seconds of the search of one budget, those of an earlier run included. None for no limit.
+    """
+
+    evaluations: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with Student's 95% interval over blocks."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Interval:
+        """The interval of some values, at least two."""
+        from scipy.stats import t
+
+        mean, n = statistics.fmean(values), len(values)
+        half = float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+        return cls(mean, mean - half, mean + half)
+
+    def as_dict(self) -> dict[str, float]:
+        """`value`, `low` and `high`."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate after the search.
+
+    Attributes:
+        candidate: the candidate.
+        spacing: spec of the spacing that it used. None for a method with noise levels of its own.
+        steps: number of steps that fit into the budget.
+        search: mean of the metric over the seeds of the search.
+        fresh: the metric on noise that the search never used.
+        seconds: seconds per image of the fresh measurement.
+    """
+
+    candidate: Candidate
+    spacing: str | None
+    steps: int
+    search: float
+    fresh: Interval
+    seconds: float
+
+    def as_dict(self, nfe: int) -> dict[str, Any]:
+        """The settings of the row."""
+        settings = {"sampler": self.candidate.sampler, "guidance": self.candidate.guidance, "spacing": self.spacing}
+        return {**settings, "nfe": nfe, "steps": self.steps}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The result of the search of one budget.
+
+    Attributes:
+        nfe: the budget, in network evaluations per image.
+        metric: name of the metric.
+        better: "lower" or "higher".
+        winner: the best candidate.
+        best_default: the best of the default rows.
+        difference: fresh value of the winner minus that of the best default row, paired by block, with a 95% interval.
+        tied: labels of candidates that the search cannot tell from the winner.
+        tried: number of candidates that were measured, default rows included.
+        refused: number of proposals that could not be run.
+        evaluations: network evaluations of the search, summed over images.
+        seconds: seconds of the search and the fresh measurement, those of an earlier run included.
+    """
+
+    nfe: int
+    metric: str
+    better: str
+    winner: Row
+    best_default: Row
+    difference: Difference
+    tied: tuple[str, ...]
+    tried: int
+    refused: int
+    evaluations: int
+    seconds: float
+
+    @property
+    def improvement(self) -> float:
+        """By how much the winner is better than the best default row. Negative if it is worse."""
+        return -self.difference.mean if self.better == "lower" else self.difference.mean
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as it is written to JSON."""
+        return {
+            "nfe": self.nfe,
+            "metric": self.metric,
+            "better": self.better,
+            "winner": self.winner.as_dict(self.nfe),
+            "fresh": self.winner.fresh.as_dict(),
+            "search_best": self.winner.search,
+            "best_default": {
+                **self.best_default.as_dict(self.nfe),
+                "fresh": self.best_default.fresh.as_dict(),
+                "search": self.best_default.search,
+            },
+            "difference": {
+                "value": self.difference.mean,
+                "low": self.difference.mean - self.difference.margin,
+                "high": self.difference.mean + self.difference.margin,
+                "tied": self.difference.tied,
+            },
+            "tied": list(self.tied),
+            "tried": self.tried,
+            "refused": self.refused,
+            "evaluations": self.evaluations,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def race(arena: Arena, entries: Sequence[Entry], seed: int) -> list[Entry]:
+    """Measure candidates with more and more seeds, and drop those that are worse than the leader.
+
+    A candidate is dropped if the 95% interval of its paired difference to the leader is above 0. At most `KEPT`
+    candidates stay. This is sequential racing with common random numbers (Maron & Moore 1994; Birattari et al. 2002).
+
+    Args:
+        arena: measures the candidates.
+        entries: the candidates.
+        seed: first seed of the search.
+
+    Returns:
+        The candidates that were not dropped, the best one first.
+    """
+    alive = list(dict.fromkeys(entries))
+    for rung, most in zip(RUNGS, KEPT, strict=True):
+        seeds = range(seed, seed + rung)
+        arena.measure(alive, seeds)
+        alive = sorted((e for e in alive if e.reason is None and e.cell is not None), key=lambda e: e.mean(seeds))
+        alive = [e for e in alive if not _worse(e, alive[0], seeds)][:most]
+    return alive
+
+
+def _worse(entry: Entry, leader: Entry, seeds: Sequence[int]) -> bool:
+    if entry is leader:
+        return False
+    difference = paired_difference(entry.at(seeds), leader.at(seeds))
+    return difference.mean > difference.margin
+
+
+def tune(
+    arena: Arena,
+    space: Space,
+    nfe: int,
+    seed: int,
+    limit: Limit,
+    say: Callable[[str], None] = lambda line: None,
+) -> Tuned:
+    """Search the best candidate at a budget.
+
+    The default rows race first. Then `Proposals` are made in batches, which race against the leader, until the limit is
+    reached or every proposal was tried. At the end, the winner and the best default row are measured on
+    new noise: the value of the search is the smallest of many noisy ones, and therefore too good.
+
+    With the same folder, an interrupted search continues. If the limit is in evaluations, the result depends only on
+    the arguments.
+
+    Args:
+        arena: measures the candidates.
+        space: the candidates.
+        nfe: the budget, in network evaluations per image.
+        seed: first seed of the search, and seed of the proposals.
+        limit: when the search ends.
+        say: called with a line about the progress.
+
+    Raises:
+        UserError: if no default row can be run at this budget.
+        Stopped: if the arena is stopped. What is finished is kept.
+    """
+    start, seconds = arena.evaluations, arena.seconds
+    seeds = range(seed, seed + RUNGS[-1])
+    rows = {candidate: arena.entry(candidate, nfe) for candidate in space.defaults()}
+    alive = race(arena, list(rows.values()), seed)
+    if not alive:
+        reasons = "; ".join(f"{c.label}: {e.reason}" for c, e in list(rows.items())[:3])
+        raise UserError(f"no sampler can be run with {nfe} evaluations ({reasons}).")
+    best_default = leader = alive[0]
+    proposals = Proposals(space, seed)
+    for candidate, entry in rows.items():
+        proposals.add(candidate, _score(entry, seed))
+    measured, refused = {e for e in rows.values() if e.reason is None}, 0
+    while not _ended(limit, arena.evaluations - start, arena.seconds - seconds):
+        line = f"{len(measured)} candidates, best {arena.sign * leader.mean(seeds):.4g} of {leader.candidate.label}"
+        say(f"{nfe} evaluations: {line}")
+        batch = {candidate: arena.entry(candidate, nfe) for candidate in proposals.batch(BATCH)}
+        if not batch:
+            break
+        alive = race(arena, [leader, *batch.values()], seed)
+        leader = alive[0]
+        for candidate, entry in batch.items():
+            proposals.tell(candidate, _score(entry, seed))
+            refused += entry.reason is not None
+        measured |= {entry for entry in batch.values() if entry.reason is None}
+    records = arena.measure_again([leader, best_default], seed + FRESH_OFFSET, FRESH)
+    fresh, usual = (record["metrics"][arena.metric]["blocks"] for record in records)
+    difference = paired_difference(fresh, usual)
+    tied = [e.candidate.label for e in alive if e is not leader]
+    return Tuned(
+        nfe,
+        arena.metric,
+        "lower" if arena.sign == 1 else "higher",
+        _row(arena, leader, seeds, fresh, records[0]),
+        _row(arena, best_default, seeds, usual, records[1]),
+        difference,
+        tuple(tied),
+        len(measured),
+        refused,
+        arena.evaluations - start,
+        arena.seconds - seconds,
+    )
+
+
+def _score(entry: Entry, seed: int) -> float:
+    """The value that the proposals learn from. Infinity for a candidate that cannot be run."""
+    return entry.mean(range(seed, seed + RUNGS[0]))
+
+
+def _ended(limit: Limit, evaluations: int, seconds: float) -> bool:
+    return (limit.evaluations is not None and evaluations >= limit.evaluations) or (
+        limit.seconds is not None and seconds >= limit.seconds
+    )
+
+
+def _row(arena: Arena, entry: Entry, seeds: Sequence[int], values: Sequence[float], record: Mapping[str, Any]) -> Row:
+    assert entry.cell is not None
+    assert entry.cell.steps is not None
+    return Row(
+        entry.candidate,
+        None if entry.cell.spacing is None else entry.cell.spacing.spec,
+        entry.cell.steps,
+        arena.sign * entry.mean(seeds),
+        Interval.of(values),
+        float(record.get("seconds") or 0.0) / (len(values) * arena.n),
+    )
+
+
+__all__ = ["Interval", "Limit", "Row", "Tuned", "race", "tune"]
