@@ -108,15 +108,31 @@ def entries(kind: str) -> list[Entry]:
 
     If SAMPLERBENCH_NO_PLUGINS is set, only the built-in plugins.
     """
+    return sorted(
+        (e for e in _registered(kind, _installed()) if e.distribution == OWN or not no_plugins()),
+        key=lambda e: (e.name, e.distribution, e.value),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _registered(kind: str, installed: object) -> frozenset[Entry]:
+    """The entries of a kind. Kept as long as `installed` does not change, because reading them parses many files."""
     points = _points(group_of(kind))
     # Once per distribution, because each access parses a file.
     by_id = {id(point.dist): point.dist for point in points}
     origins = {key: _name_and_version(dist) for key, dist in by_id.items()}
-    registered = {Entry(kind, point.name, point.value, *origins[id(point.dist)]) for point in points}
-    return sorted(
-        (e for e in registered if e.distribution == OWN or not no_plugins()),
-        key=lambda e: (e.name, e.distribution, e.value),
-    )
+    return frozenset(Entry(kind, point.name, point.value, *origins[id(point.dist)]) for point in points)
+
+
+def _installed() -> tuple[object, ...]:
+    """What changes when a distribution is installed or removed: the search path and the times of its folders."""
+    times = []
+    for folder in sys.path:
+        try:
+            times.append((folder, os.stat(folder or ".").st_mtime_ns))
+        except OSError:
+            times.append((folder, 0))
+    return entry_points, own_distribution, tuple(times)
 
 
 def no_plugins() -> bool:
