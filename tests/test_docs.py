@@ -47,6 +47,7 @@ LONG = {
     "python",
     "reading-a-table",
     "text-to-image-metrics",
+    "tuning",
     "tutorial",
 }
 """Pages with many commands, half a minute of them."""
@@ -135,6 +136,15 @@ def shortened(arguments: list[str]) -> list[str]:
     elif command == "likelihood":
         _cap_list(rest, "--steps", MOST_STEPS, add=True)
         _cap(rest, "--n", 2, add=True)
+    elif command == "tune":  # with few images and one sampler, if the page names none
+        if "--time" in rest:
+            place = rest.index("--time")
+            del rest[place : place + 2]
+        _cap(rest, "--evaluations", 400, add=True)
+        _cap_list(rest, "--nfe", 6, add=True)
+        _cap(rest, "--n", 8, add=True)
+        rest += [] if "-s" in rest or "--sampler" in rest else ["-s", "ddim"]
+        rest += [] if "--spacing" in rest else ["--spacing", "karras"]
     elif command == "latency":
         _cap_list(rest, "--steps", MOST_STEPS)
         _cap_list(rest, "--nfe", 2 * MOST_STEPS)

@@ -197,7 +197,11 @@ class Arena:
         if outcome.error is not None:
             entry.reason = str(outcome.error)
             return
-        value = outcome.record["metrics"].get(self.metric, {}).get("value")
+        measured = outcome.record["metrics"].get(self.metric)
+        if measured is None:
+            entry.reason = f"it has no {self.metric}"
+            return
+        value = measured.get("value")
         if not isinstance(value, int | float) or not math.isfinite(value):
             entry.reason = f"its {self.metric} is not a finite number"
             return

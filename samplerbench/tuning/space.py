@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -120,7 +121,7 @@ class Space:
         values["guidance"] = candidate.guidance or "none"
         for kind, spec in (("sampler", candidate.sampler), ("guidance", candidate.guidance)):
             if spec is not None:
-                values |= {f"{spec} {p.name}": show_value(p.default) for p in _searched(kind, spec)}
+                values |= {f"{spec} {name}": shown[0] for name, shown in _searched(kind, spec)}
         return values
 
     def suggest(self, trial: Trial) -> Candidate:
@@ -139,23 +140,24 @@ class Space:
         )
 
 
-def _searched(kind: str, spec: str) -> list[Parameter]:
-    """The parameters of a plugin that have more than one choice and are not fixed in the spec."""
+@functools.lru_cache(maxsize=512)
+def _searched(kind: str, spec: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The parameters of a plugin that have several choices and are not fixed in the spec, with the choices as text."""
     text = registry.split(spec)[2]
     fixed = registry.parse(kind, spec)
     known = parameters_of(type(fixed)).values()
     named = {part.partition("=")[0].strip() for part in text.split(",")} if text else set()
     unset = [p for p in known if p.name not in named and getattr(fixed, p.name) == p.default]
-    return [p for p in unset if len(choices(p)) > 1]
+    listed = [(p.name, tuple(show_value(value) for value in choices(p))) for p in unset]
+    return tuple((name, values) for name, values in listed if len(values) > 1)
 
 
 def _suggested(kind: str, spec: str, trial: Trial) -> str:
     extended = spec
-    for parameter in _searched(kind, spec):
-        shown = [show_value(value) for value in choices(parameter)]
-        value = trial.suggest_categorical(f"{spec} {parameter.name}", shown)
-        if value != shown[0]:
-            extended = registry.extend(extended, f"{parameter.name}={value}")
+    for name, values in _searched(kind, spec):
+        value = trial.suggest_categorical(f"{spec} {name}", values)
+        if value != values[0]:
+            extended = registry.extend(extended, f"{name}={value}")
     return extended
 
 
