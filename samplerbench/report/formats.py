@@ -66,7 +66,8 @@ def latex(groups: Sequence[Group], by: Axis | None, metrics: Sequence[str] = ())
         for table in matrices(group, by, metrics):
             arrow = "$\\downarrow$" if table.better == "lower" else "$\\uparrow$"
             title = f" {tex(group.title)}." if group.title else ""
-            notes = f" {tex('; '.join(table.notes).capitalize())}." if table.notes else ""
+            legend = "; ".join(table.notes)
+            notes = f" {tex(legend[0].upper() + legend[1:])}." if legend else ""
             parts += [
                 "\\begin{table}",
                 "  \\centering\\small\\setlength{\\tabcolsep}{4pt}",
@@ -233,6 +234,8 @@ def _table(table: Matrix) -> dict[str, Any]:
         "metric": table.metric,
         "axis": table.axis,
         "columns": table.heads,
+        "measured_in": table.measured_in.strip(" ()"),
+        "no_value": list(table.no_value),
         "notes": table.notes,
         "rows": [
             {

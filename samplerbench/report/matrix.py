@@ -95,7 +95,8 @@ def _below(record: Record) -> bool:
 
 def default_axis(group: Group) -> Axis:
     """The default axis: evaluations if the samplers differ in evaluations per step or have budgets, else steps."""
-    uneven = any(r["steps"] is not None and r["nfe"] != r["steps"] for r in group.records)
+    # Where only data was measured, nothing was sampled and nfe is 0.
+    uneven = any(r["steps"] is not None and r["nfe"] not in (0, r["steps"]) for r in group.records)
     return "nfe" if uneven else "steps"
 
 
@@ -103,7 +104,7 @@ def column(record: Record, axis: Axis) -> int | None:
     """The column of a result: its steps; or its budget, else its evaluations. None if the sampler chose its steps."""
     if record["steps"] is None:
         return None
-    if axis == "steps":
+    if axis == "steps" or (not record["nfe"] and record.get("budget") is None):
         return int(record["steps"])
     return int(record["budget"] if record.get("budget") is not None else round(record["nfe"]))
 
@@ -119,20 +120,19 @@ def matrix(group: Group, metric: str, axis: Axis) -> Matrix:
     without = [r for r in group.records if metric in r.get("inapplicable", {})]
     found = {column(r, axis) for r in records}
     columns: list[int | None] = [*sorted(c for c in found if c is not None), *([None] if None in found else [])]
-    rows = list(dict.fromkeys(group.label(r) for r in records))
+    rows = list(dict.fromkeys(group.label(r) for r in group.records if r in records or r in without))
     cells: dict[tuple[str, int | None], Record] = {}
     for r in sorted(records, key=lambda r: r["nfe"]):
         cells[group.label(r), column(r, axis)] = r
     by_column = [mark([cells.get((row, c)) for row in rows], metric) for c in columns]
-    no_value = tuple(row for row in dict.fromkeys(group.label(r) for r in without) if row not in rows)
+    no_value = tuple(dict.fromkeys(group.label(r) for r in without))
     return Matrix(
         metric,
         entry["better"],
         measured_in(entry),
         axis,
         columns,
-        [(row, [entries[i] for entries in by_column]) for i, row in enumerate(rows)]
-        + [(row, [None] * len(columns)) for row in no_value],
+        [(row, [entries[i] for entries in by_column]) for i, row in enumerate(rows)],
         no_value,
         tuple(no_value_notes(without, metric)),
     )

@@ -62,7 +62,8 @@ def column_of(record: Record, by_cost: bool = False) -> int | None:
     """
     if record.get("budget") is not None:
         return record["budget"]
-    return round(record["nfe"]) if by_cost and "nfe" in record and record["steps"] is not None else record["steps"]
+    by_cost = by_cost and bool(record.get("nfe"))  # 0 where only data was measured
+    return round(record["nfe"]) if by_cost and record["steps"] is not None else record["steps"]
 
 
 def _columns(records: Sequence[Record], by_cost: bool) -> list[int | None]:
