@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import samplerbench
 from samplerbench import registry
@@ -32,7 +31,6 @@ from samplerbench.report.load import load
 from samplerbench.report.table import NO_VALUE
 from samplerbench.results.groups import group
 from samplerbench.results.store import Store
-from samplerbench.testing import parametrize_with_checks
 
 SMALL: dict[str, Any] = {"model": "exact:gaussian,shape=1x2x3", "dtype": "fp64"}
 
@@ -73,12 +71,12 @@ def test_the_metrics_are_the_values_of_likelihood() -> None:
 def test_the_bound_of_a_gaussian_is_above_its_entropy_and_the_likelihood_equals_it() -> None:
     model = exact("gaussian", shape="1x2x3")
     entropy = float(0.5 * (2 * math.pi * math.e * model.problem.variances).log2().mean())
-    (ode,) = records("pf-ode:solver=rk4", "nll:probes=exact", steps=40, n=200, **SMALL)
-    (bound,) = records("ddpm", "vlb", steps=40, n=200, **SMALL)
+    (ode,) = records("pf-ode:solver=rk4", "nll:probes=exact", steps=30, n=100, **SMALL)
+    (bound,) = records("ddpm", "vlb", steps=30, n=100, **SMALL)
     assert abs(ode["metrics"]["nll"]["value"] - entropy) < 4.5 * ode["metrics"]["nll"]["standard_error"]
     assert bound["metrics"]["vlb"]["value"] > ode["metrics"]["nll"]["value"]
     assert ode["metrics"]["nll"]["network_backward"] == 6 * ode["metrics"]["nll"]["nfe"]
-    assert (ode["n"], ode["nfe"], bound["metrics"]["vlb"]["nfe"]) == (200, 0, 40)
+    assert (ode["n"], ode["nfe"], bound["metrics"]["vlb"]["nfe"]) == (100, 0, 30)
 
 
 def test_blocks_have_different_images_and_the_mean_of_the_whole() -> None:
@@ -234,17 +232,12 @@ def test_the_dry_run_counts_the_evaluations() -> None:
     assert all(row.seconds > 0 for row in rows)
 
 
-@pytest.mark.slow
-@parametrize_with_checks(["nll:probes=exact,repeats=2,images=300"], kind="metric")
-def test_the_metrics_pass_the_checks(check: Any) -> None:
-    check()
-
-
 # --- Runs that are stopped, killed and shared -------------------------------------------------------------------------
 
 
 def test_stopped_after_any_checkpoint_the_bits_are_the_same(tmp_path: Path) -> None:
-    request = Request([one_grid(["ddpm"], [3])], n=40, blocks=2, batch_size=8, metrics=["nearest", "vlb"])
+    grid = one_grid(["ddpm"], [3])
+    request = Request([grid], model=SMALL["model"], n=40, blocks=2, batch_size=8, metrics=["vlb"])
     prepared = prepare(request, "cpu")
     measured = measure_reference(prepared)
     found = {}
@@ -272,13 +265,14 @@ def test_stopped_after_any_checkpoint_the_bits_are_the_same(tmp_path: Path) -> N
     assert found["whole"]["metrics"]["vlb"]["images"] == 40
 
 
-SHARED = ["-s", "ddpm", "-s", "pf-ode", "-s", "dpm++", "--steps", "30", "--n", "256", "-b", "64"]
-SHARED += ["--metric", "vlb", "--metric", "nll:images=128", "--metric", "label-accuracy"]
+SHARED = ["-s", "ddpm", "-s", "pf-ode", "-s", "dpm++", "--steps", "10", "--n", "64", "-b", "8"]
+SHARED += ["--metric", "vlb", "--metric", "nll:images=24", "--metric", "nearest"]
 
 
 def start(out: Path, *launcher: str) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *(launcher or ("-m", "samplerbench")), "run", *SHARED, "--out", str(out)]
+    command = [sys.executable, *(launcher or ("-m", "samplerbench")), "run", *SHARED, "--device", "cpu"]
+    command += ["--out", str(out)]
     return subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8", env=environment
     )
@@ -298,7 +292,7 @@ def test_two_processes_a_kill_and_two_runs_at_once_give_the_same_bits(tmp_path: 
     assert whole.wait(timeout=120) == 0, whole.stderr and whole.stderr.read()
     expected = values(tmp_path / "whole")
     assert len(expected) == 3
-    # Killed after a checkpoint, then resumed by two processes.
+    # Killed after a checkpoint, then resumed by two processes, while another run takes cells of the same folder.
     out = tmp_path / "killed"
     killed = start(out)
     until = time.monotonic() + 60
@@ -306,24 +300,10 @@ def test_two_processes_a_kill_and_two_runs_at_once_give_the_same_bits(tmp_path: 
         time.sleep(0.02)
     killed.kill()
     killed.wait()
-    assert len(values(out)) < 3
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "samplerbench")
-    resumed = start(out, *torchrun)
-    assert resumed.wait(timeout=180) == 0, resumed.stderr and resumed.stderr.read()
+    assert list(out.glob("*.partial.safetensors"))
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "samplerbench")
+    team, other = start(out, *torchrun), start(out)
+    for process in (team, other):
+        printed = process.communicate(timeout=240)[1]
+        assert process.returncode == 0, printed
     assert values(out) == expected
-    # Two runs on one folder share the cells by claims.
-    both = [start(tmp_path / "both") for _ in range(2)]
-    assert [one.wait(timeout=180) for one in both] == [0, 0]
-    assert values(tmp_path / "both") == expected
-
-
-@pytest.mark.slow
-def test_the_bound_of_the_digits_beside_the_fid() -> None:
-    """Bao et al. 2022, table 1: the optimal variance has the lowest bound at every N, the small one by far the highest."""
-    specs = ["ddpm", "ddpm:variance=large", "analytic-dpm:y=none"]
-    found = records(specs, ["fid", "vlb:images=64"], steps=[10, 25], n=200)
-    bits = {(r["sampler"], r["steps"]): r["metrics"]["vlb"]["value"] for r in found}
-    for steps in (10, 25):
-        small, large, optimal = (bits[spec, steps] for spec in specs)
-        assert optimal < large < small / 3
-    assert torch.tensor([r["metrics"]["fid"]["value"] for r in found]).isfinite().all()

@@ -40,7 +40,8 @@ def summarise_blocks(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     `value` is the mean over blocks. With more than one block, `sd` is the standard deviation over blocks and `blocks`
     are the values. `standard_error` is the error of the mean, √(Σ s_b²)/B, because blocks are independent. Other
-    numbers are averaged; a whole number that is the same in all blocks stays one. Other data is kept if it is equal in all blocks. Entries that a block lacks are omitted.
+    numbers are averaged; a whole number that is the same in all blocks stays one. Other data is kept if it is equal in
+    all blocks. Entries that a block lacks are omitted.
 
     Args:
         results: the value of `Accumulator.result` for each block, at least one.
