@@ -215,6 +215,10 @@ def test_results_that_differ_only_in_a_metric_of_data_are_one_row() -> None:
     both, alone = (records("ddpm", metrics, steps=1, n=8)[0] for metrics in (["nearest", "vlb:images=4"], ["nearest"]))
     (merged,) = group([alone, both])
     assert [set(record["metrics"]) for record in merged.records] == [{"nearest", "vlb"}]
+    without = [record | {"metrics": {"nearest": record["metrics"]["nearest"]}} for record in (alone, both)]
+    without[1]["inapplicable"] = {"vlb": "a reason"}
+    (merged,) = group(without)
+    assert merged.records[0]["inapplicable"] == {"vlb": "a reason"}
 
 
 def test_the_dry_run_counts_the_evaluations() -> None:

@@ -56,7 +56,7 @@ class LikelihoodMetric(Metric, ABC):
             )
         digest = hashlib.sha256(repr((images.name, images.levels)).encode())
         for tensor in (images.values, images.labels):
-            digest.update(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
+            digest.update(b"" if tensor is None else tensor.cpu().contiguous().numpy().tobytes())
         identity = f"{images.name} {count} images of each block, sha256 {digest.hexdigest()[:16]}"
         labels = None if model.classes is None else images.labels
         return EvaluatedImages(images.name, identity, count, labels, images.states, images)
