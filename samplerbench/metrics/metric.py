@@ -332,7 +332,7 @@ class Metric(Configurable, ABC):
         return None
 
     def evaluations(self, sampler: Sampler, sigmas: Tensor, context: Context) -> tuple[float, float]:
-        """Network evaluations and backward passes that the metric takes for each image, for `--dry-run`.
+        """Network evaluations and backward passes that the metric takes for each image, for estimates of a run.
 
         Only called for metrics with images of their own (`evaluated`).
 
