@@ -68,6 +68,7 @@ def test_the_metrics_are_the_values_of_likelihood() -> None:
         assert record["metrics"]["nearest"]["value"] > 0
 
 
+@pytest.mark.slow
 def test_the_bound_of_a_gaussian_is_above_its_entropy_and_the_likelihood_equals_it() -> None:
     model = exact("gaussian", shape="1x2x3")
     entropy = float(0.5 * (2 * math.pi * math.e * model.problem.variances).log2().mean())
@@ -104,6 +105,7 @@ def test_the_number_of_images_is_that_of_the_samples_up_to_256() -> None:
     assert default["metrics"]["vlb"]["images"] == default["n"] == 256
 
 
+@pytest.mark.slow
 def test_labels_and_guidance_are_those_of_the_run() -> None:
     """A guided chain is a chain of Gaussian steps too: at scale 1 it is the conditional one."""
 
