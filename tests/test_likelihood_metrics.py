@@ -50,18 +50,18 @@ def run(*arguments: str) -> int:
 
 def test_the_metrics_are_the_values_of_likelihood() -> None:
     """The same images, labels, noise and terms as `samplerbench likelihood`, beside a metric of samples."""
-    found = records(["ddpm", "pf-ode"], ["nearest", "vlb:images=9", "nll:images=9,repeats=2"], n=9, seed=5)
+    found = records(["ddpm", "pf-ode"], ["nearest", "vlb:images=5", "nll:images=5,repeats=2"], n=5, seed=5)
     for record, name, method in zip(found, ("vlb", "nll"), ("vlb", "nll"), strict=True):
         spec = record["sampler"]
         repeats = 2 if name == "nll" else 1
-        (alone,) = samplerbench.likelihood(spec, 3, method=method, n=9, seed=5, repeats=repeats, training=False)  # type: ignore[arg-type]
+        (alone,) = samplerbench.likelihood(spec, 3, method=method, n=5, seed=5, repeats=repeats, training=False)  # type: ignore[arg-type]
         entry = record["metrics"][name]
         assert entry["value"] == pytest.approx(alone.bits_per_dim, rel=1e-9)
         assert entry["standard_error"] == pytest.approx(alone.standard_error, rel=1e-9)
         assert entry["prior"] == pytest.approx(alone.prior, rel=1e-9)
         assert entry["nfe"] == alone.nfe
         assert entry.get("network_backward", 0) == alone.network_backward
-        assert (entry["images"], entry["data"], entry["unit"]) == (9, "digits:split=held-out", "bits/dim")
+        assert (entry["images"], entry["data"], entry["unit"]) == (5, "digits:split=held-out", "bits/dim")
         # The evaluations of sampling are counted apart.
         assert record["nfe"] == (3 if name == "vlb" else 5)
         assert record["network_backward"] == 0
