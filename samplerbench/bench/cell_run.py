@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from samplerbench.bench.cell import Cell, versions
+from samplerbench.bench.evaluate import evaluate, update_counted
 from samplerbench.bench.generate import Batched, Generates, SamplerOnModel, explain_memory, generate, prepare
 from samplerbench.bench.plan import plan
 from samplerbench.bench.session import Session, has_own_labels
@@ -79,6 +80,7 @@ class CellRun:
         progress: Progress of the cell.
         generator: Generates the images. None before `resume` is called.
         whole: Accumulators of the current block, one for each metric.
+        reasons: Why a metric has no value for this cell, or None, for each metric.
         shown: Images of the sample grid so far (k, C, H, W), uint8.
         lease: Claim of this run on the cell. It is checked before anything is written.
     """
@@ -94,7 +96,8 @@ class CellRun:
         self.generator: Generates | None = None
         self.progress = Progress()
         self.shown = torch.empty(0, *self.model.image_shape, dtype=torch.uint8)
-        self.whole: list[Accumulator] = []
+        self.whole: list[Guarded] = []
+        self.reasons = [measurement.reason(metric, cell) for metric in measurement.metrics]
 
     def resume(self) -> None:
         """Prepare the model and the metrics, and resume from the checkpoint of the cell, if there is one.
@@ -238,11 +241,17 @@ class CellRun:
         if need_samples(measurement.metrics):
             self._sample(block, within, accumulators, part)
         if any(metric.of == "data" for metric in measurement.metrics):
-            self._take_in_data(block, within, accumulators, part)
+            taking = Span(model.device)
+            self._take_in_data(block, within, accumulators)
+            evaluate(self.session, self.reasons, accumulators, block, first, last, self._networks_beside())
+            part.seconds += Seconds(measuring=taking.stop().seconds)
         part.states = [accumulator.state() for accumulator in accumulators]
         return part
 
-    def _sample(self, block: int, within: Tensor, accumulators: list[Accumulator], part: Part) -> None:
+    def _networks_beside(self) -> Sequence[nn.Module]:
+        return () if self.generator is None else self.generator.beside
+
+    def _sample(self, block: int, within: Tensor, accumulators: list[Guarded], part: Part) -> None:
         """Sample and measure the images with indices `within` (k,) of a block."""
         model, measurement, generator = self.model, self.session.measurement, self._prepared()
         decoder = None if model.autoencoder is None else model.autoencoder.decoder
@@ -273,7 +282,7 @@ class CellRun:
             self.generator = prepare(self.model, self.cell)
         return self.generator
 
-    def _accumulators(self) -> list[Accumulator]:
+    def _accumulators(self) -> list[Guarded]:
         return [Guarded(metric, self._context(metric)) for metric in self.session.measurement.metrics]
 
     def _context(self, metric: Metric) -> Context:
@@ -301,6 +310,9 @@ class CellRun:
             measurement.real_set(metric),
             None if space is None else space.extractor.prompts,
             image_solver(self.session, self.cell, solve),
+            model,
+            measurement.evaluated.get(metric.spec),
+            measurement.seed,
         )
 
     def _features(self, pixels: Tensor, of: str) -> dict[str, dict[str, Tensor]]:
@@ -314,7 +326,7 @@ class CellRun:
                     found[metric.feature_space] = space.extractor.all(pixels)
         return found
 
-    def _take_in(self, accumulators: list[Accumulator], batch: Batched, pixels: Tensor) -> None:
+    def _take_in(self, accumulators: list[Guarded], batch: Batched, pixels: Tensor) -> None:
         measurement = self.session.measurement
         given = measurement.inputs.rows(batch.index % self.n)
         complete = self._complete(batch.index, given)
@@ -344,25 +356,30 @@ class CellRun:
         with plugin_call(f"model {self.model.identity.get('source')}", "in inputs"):
             return self.model.inputs(index.to(device), inputs.to(device)).to("cpu")
 
-    def _update(self, accumulators: list[Accumulator], of: str, batch: Batch) -> None:
+    def _update(self, accumulators: list[Guarded], of: str, batch: Batch) -> None:
         """Update the metrics of samples or of the data with a batch and the features that each metric requires."""
         features = self._features(batch.images, of)
-        for metric, accumulator in zip(self.session.measurement.metrics, accumulators, strict=True):
-            if metric.of != of:
+        measurement = self.session.measurement
+        for metric, accumulator, reason in zip(measurement.metrics, accumulators, self.reasons, strict=True):
+            if metric.of != of or reason is not None or metric.spec in measurement.evaluated:
                 continue
             own = features.get(metric.feature_space, {}).get(metric.layer) if metric.needs_features else None
-            accumulator.update(batch if own is None else replace(batch, features=own))
+            given = batch if own is None else replace(batch, features=own)
+            if of == "data":
+                update_counted(accumulator, given, self.model, self._networks_beside())
+            else:
+                accumulator.update(given)
 
     def _prompts(self, inputs: Inputs) -> tuple[str, ...] | None:
         texts: tuple[str, ...] = getattr(self.model, "prompts", ())
         return None if inputs.prompts is None or not texts else tuple(texts[i] for i in inputs.prompts.tolist())
 
-    def _take_in_data(self, block: int, within: Tensor, accumulators: list[Accumulator], part: Part) -> None:
-        """Update the metrics of the data with the real images `within` (k,) of a block."""
+    def _take_in_data(self, block: int, within: Tensor, accumulators: list[Guarded]) -> None:
+        """Update the metrics of the real images with the images `within` (k,) of a block."""
         data = self.session.measurement.data
-        assert data is not None, "a metric of the data requires data"
+        if data is None:  # all metrics of the data have images of their own
+            return
         model, index = self.model, within + block * self.n
-        taking = Span(model.device)
         for rows in index.split(self.session.execution.batch_size):
             pixels = data.images[rows]
             labels = None if data.labels is None else data.labels[rows]
@@ -371,10 +388,10 @@ class CellRun:
             inputs = self._complete(rows, Inputs(len(rows), labels))
             empty = torch.empty(len(rows), 0)
             self._update(accumulators, "data", Batch(pixels, empty, labels, rows, states, False, inputs))
-        part.seconds += Seconds(measuring=taking.stop().seconds)
 
     def _results(self) -> list[dict[str, Any]]:
-        return [accumulator.result() for accumulator in self.whole]
+        pairs = zip(self.whole, self.reasons, strict=True)
+        return [accumulator.result() if reason is None else {} for accumulator, reason in pairs]
 
     def _record(self) -> dict[str, Any]:
         n, seconds = self.n * self.blocks, self.progress.seconds
@@ -390,11 +407,18 @@ class CellRun:
             **self.progress.cost.per_image(n),
             **({"bound_evaluations": bound} if (bound := self._prepared().bound_evaluations) else {}),
             "metrics": self._summary() if self.team.main else {},
+            **self._inapplicable(),
             **timing,
             "timings": [] if self.progress.mixed else [timing],
             "resumed": self.progress.resumed,
             **({"shown": describe_shown(self.session, len(self.shown))} if len(self.shown) else {}),
         }
+
+    def _inapplicable(self) -> dict[str, dict[str, str]]:
+        """Return the field of a record that says why metrics have no value. Empty if all have one."""
+        pairs = zip(self.session.measurement.names, self.reasons, strict=True)
+        reasons = {name: reason for name, reason in pairs if reason is not None}
+        return {"inapplicable": reasons} if reasons else {}
 
     def _summary(self) -> dict[str, Any]:
         """Return the summary of each metric: mean over blocks, values per block, standard deviation, and details."""
@@ -413,7 +437,11 @@ class CellRun:
                 "features": "" if space is None else space.extractor.name,
                 "reference": label,
                 "better": metric.better,
+                **({"unit": metric.unit} if metric.unit else {}),
+                **({"of": "data"} if metric.of == "data" else {}),
             }
+            if (images := measurement.evaluated.get(metric.spec)) is not None:
+                values[measurement.names[i]]["data"] = images.name
         return values
 
     def _write_grid(self) -> None:
@@ -571,7 +599,7 @@ def _no_spacing(sampler: Sampler) -> Spacing:
     )
 
 
-def _merge(whole: list[Accumulator], states: Iterable[dict[str, Tensor]]) -> None:
+def _merge(whole: Sequence[Accumulator], states: Iterable[dict[str, Tensor]]) -> None:
     for accumulator, state in zip(whole, states, strict=False):
         if state:  # empty at the beginning of a block
             accumulator.merge(state)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
 from samplerbench.bench.cell import Cell
 from samplerbench.bench.cell_run import SOLUTIONS, solution_cell
 from samplerbench.bench.generate import SamplerOnModel, prepare
-from samplerbench.bench.prepare import Prepared, check_measurement
+from samplerbench.bench.prepare import Prepared, check_measurement, evaluated_images
+from samplerbench.bench.session import why_not
 from samplerbench.boundary import plugin_call
-from samplerbench.metrics.metric import names_of, need_samples
+from samplerbench.metrics.metric import Context, names_of, need_samples
+from samplerbench.metrics.reference import Reference
 from samplerbench.models.sample import start_batch
-from samplerbench.sampling import Generator, Step
+from samplerbench.sampling import Denoiser, Generator, Guidance, Inputs, Step
 from samplerbench.sampling.guidance import evaluations_of
 from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.sampler import planned_nfe
@@ -30,11 +33,14 @@ class Row:
 
     Attributes:
         cell: The cell, or the cell that computes a converged solution.
-        metrics: Names of the metrics that use the converged solution. Empty for a cell of the run.
+        metrics: Names of the metrics that use the converged solution, or the name of the metric of the data that takes
+            the evaluations. Empty for the samples of a cell.
         nfe: Network evaluations per image.
         measured: Whether `nfe` was measured on a few images instead of planned.
         images: Number of images over all blocks.
         seconds: Estimated time in seconds.
+        of_data: Whether the evaluations are those of a metric of the data.
+        backward: Backward passes through the network per image.
     """
 
     cell: Cell
@@ -43,6 +49,8 @@ class Row:
     measured: bool
     images: int
     seconds: float
+    of_data: bool = False
+    backward: float = 0
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ class Estimate:
     """The estimate of a run with one seed.
 
     Attributes:
-        rows: The cells that are sampled, followed by the converged solutions that metrics use.
+        rows: The cells that are sampled, followed by the metrics of the data and by the converged solutions that
+            metrics use.
         n: Images per block.
         evaluation: Time of one network evaluation of one image, in seconds.
     """
@@ -96,9 +105,35 @@ def estimate(prepared: Prepared) -> Estimate:
         measured = planned is None
         nfe = measured_nfe(prepared, cell) if planned is None else planned * evaluations_of(cell.guidance)
         rows.append(row(cell, (), nfe, measured, n * blocks))
+    rows += _evaluations(prepared, evaluation)
     for cell, names, images in _solutions(prepared, n):
         rows.append(row(cell, names, measured_nfe(prepared, cell), True, images))
     return Estimate(rows, n, evaluation)
+
+
+def _evaluations(prepared: Prepared, evaluation: float) -> list[Row]:
+    """Return a row for each cell and metric of the data with images of its own. A backward pass counts as two."""
+    model, blocks, rows = prepared.model, prepared.request.blocks, []
+    evaluated = evaluated_images(prepared)
+    for name, metric in zip(names_of(prepared.metrics), prepared.metrics, strict=True):
+        if (images := evaluated.get(metric.spec)) is None:
+            continue
+        for cell, *_ in prepared.runs:
+            if cell.error is not None or isinstance(cell.method, Generator) or why_not(metric, cell, model) is not None:
+                continue
+
+            def denoiser(inputs: Inputs, guidance: Guidance | None = cell.guidance) -> Denoiser:
+                return model.denoiser(inputs.to(model.device), guidance)
+
+            context = Context(cast(Reference, None), denoiser=denoiser, model=model, evaluated=images)
+            context.sigmas = cell.sigmas
+            with plugin_call(metric, "in evaluations"):
+                forward, backward = metric.evaluations(cell.sampler, cell.sigmas, context)
+            forward, backward = forward * evaluations_of(cell.guidance), backward * evaluations_of(cell.guidance)
+            count = images.n * blocks
+            seconds = (forward + 2 * backward) * count * evaluation
+            rows.append(Row(cell, (name,), forward, cell.steps is None, count, seconds, True, backward))
+    return rows
 
 
 def _solutions(prepared: Prepared, n: int) -> list[tuple[Cell, list[str], int]]:

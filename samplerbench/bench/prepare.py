@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,12 +24,13 @@ from samplerbench.bench.session import (
     Session,
     check_metrics,
     is_stratified,
+    why_not,
 )
 from samplerbench.bench.team import Team
 from samplerbench.boundary import plugin_call
 from samplerbench.errors import RunError, UserError, argument
 from samplerbench.metrics.extractors import Extractor
-from samplerbench.metrics.metric import Metric, check_requirements
+from samplerbench.metrics.metric import EvaluatedImages, Metric, check_requirements
 from samplerbench.metrics.reference import Reference
 from samplerbench.models.legacy import check_legacy
 from samplerbench.models.model import Model, check_guidance
@@ -234,6 +235,7 @@ class Measured:
         spaces: Feature spaces that metrics select themselves, by name.
         data: The real images. None if no metric measures the data.
         named: Data sets that metrics select themselves, by name.
+        evaluated: Images that metrics of the data evaluate in place of the real images, by the spec of the metric.
     """
 
     extractor: Extractor | None
@@ -243,6 +245,7 @@ class Measured:
     spaces: dict[str, FeatureSpace] = field(default_factory=dict)
     data: RealData | None = None
     named: dict[str, NamedData] = field(default_factory=dict)
+    evaluated: dict[str, EvaluatedImages] = field(default_factory=dict)
 
 
 def measure_reference(prepared: Prepared) -> Measured:
@@ -270,13 +273,54 @@ def measure_reference(prepared: Prepared) -> Measured:
             measured.real = setup.RealImages(model, request.data, measured.extractor) if images else None
     measured.spaces = _own_spaces(prepared)
     measured.named = {s: setup.named_data(model, s) for s in _sources(prepared)}
+    measured.evaluated = evaluated_images(prepared)
     reference = measured.reference
     measured.n = (
-        _n(prepared) if reference is None or request.n is not None else setup.default_n(model, reference.data["n"])
+        _n(prepared, measured.evaluated)
+        if reference is None or request.n is not None
+        else setup.default_n(model, reference.data["n"])
     )
-    if of_data := [f"the metric {metric.label()}" for metric in prepared.metrics if metric.of == "data"]:
+    whole = [m for m in prepared.metrics if m.of == "data" and m.spec not in measured.evaluated]
+    if of_data := [f"the metric {metric.label()}" for metric in whole]:
         measured.data = setup.real_data(model, request.data, measured.n * request.blocks, of_data[0])
     return measured
+
+
+def evaluated_images(prepared: Prepared) -> dict[str, EvaluatedImages]:
+    """Load the images that metrics of the data evaluate in place of the real images, by the spec of the metric.
+
+    Args:
+        prepared: The prepared request.
+
+    Raises:
+        UserError: If a metric has no value for the model, or its images are not available.
+        RunError: If a plugin fails.
+    """
+    request, found = prepared.request, {}
+    for metric in prepared.metrics:
+        if metric.of != "data":
+            continue
+        with _naming(metric), plugin_call(metric, "in evaluated"):
+            images = metric.evaluated(prepared.model, request.n, request.blocks)
+            if images is not None:
+                found[metric.spec] = images
+    return found
+
+
+def _check_applicable(prepared: Prepared) -> None:
+    """Check that each metric has a value for a cell.
+
+    Raises:
+        UserError: If a metric has no value for any cell.
+    """
+    cells = [cell for cell in prepared.cells if cell.error is None]
+    for metric in prepared.metrics:
+        reasons = [why_not(metric, cell, prepared.model) for cell in cells]
+        if reasons and all(reason is not None for reason in reasons):
+            raise UserError(
+                f"the metric {metric.label()} has no value for any sampler of this run: "
+                f"{'; '.join(dict.fromkeys(map(str, reasons)))}."
+            )
 
 
 def _sources(prepared: Prepared) -> list[str]:
@@ -325,7 +369,7 @@ def check_measurement(prepared: Prepared) -> int:
         n = setup.default_n(model, real.n) if n is None else n
     elif any(m.needs_features for m in prepared.metrics):
         setup.known_dimension(setup.features_name(model, request.features), request.features_weights)
-    n = _n(prepared) if n is None else n
+    n = _n(prepared, evaluated_images(prepared)) if n is None else n
     inputs = prepared.inputs(n)
     sizes: dict[str, int | None] = {"dimension": real.dimension, "real_images": real.n}
     check_metrics(model, prepared.metrics, inputs, prepared.mode, n, has_real_images=images, **sizes)
@@ -345,6 +389,7 @@ def _check_needs(prepared: Prepared) -> bool | None:
     request, model = prepared.request, prepared.model
     using = [m for m in prepared.metrics if m.needs_features]
     conditional = prepared.mode != "none"
+    _check_applicable(prepared)
     for metric in prepared.metrics:
         labels, prompts = conditional and not model.text, conditional and model.text
         _check(metric, n=request.n, has_labels=labels, has_prompts=prompts, has_classes=prepared.classes is not None)
@@ -391,11 +436,13 @@ def _has_reference(model: Model, data: str | None) -> bool:
     return bool(data or model.data or model.draws)
 
 
-def _n(prepared: Prepared) -> int:
+def _n(prepared: Prepared, evaluated: Mapping[str, EvaluatedImages]) -> int:
     """Return the number of images per block for a run without a reference."""
     request, model = prepared.request, prepared.model
     if request.n is not None:
         return request.n
+    if evaluated and all(metric.spec in evaluated for metric in prepared.metrics):
+        return max(images.n for images in evaluated.values())
     count = setup.count_images(model, request.data) if model.default_n is None else None
     if count is None and model.default_n is None:
         raise UserError(f"there are no real images to take the number of images from; set it with {argument('n')}.")
@@ -458,6 +505,7 @@ def make_session(
         spaces=measured.spaces,
         data=measured.data,
         named=measured.named,
+        evaluated=measured.evaluated,
     )
     if measured.real is not None:
         measurement.real_labels = measured.real.labels

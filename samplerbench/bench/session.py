@@ -13,11 +13,12 @@ from torch import Tensor
 
 from samplerbench.bench.cell import Cell, metric_sources, protocol_of
 from samplerbench.bench.team import Team
-from samplerbench.boundary import plugin_call
+from samplerbench.boundary import plugin_call, shown
+from samplerbench.errors import RunError
 from samplerbench.metrics.extractors import Extractor
 from samplerbench.metrics.guarded import min_images_of
 from samplerbench.metrics.memorisation import as_points
-from samplerbench.metrics.metric import Layer, Metric, check_requirements, names_of
+from samplerbench.metrics.metric import EvaluatedImages, Layer, Metric, check_requirements, names_of
 from samplerbench.metrics.neighbours import Neighbours
 from samplerbench.metrics.reference import Reference
 from samplerbench.models.model import Model
@@ -127,6 +128,7 @@ class Measurement:
         spaces: Feature spaces that metrics select themselves (`Metric.feature_space`), by name.
         data: The real images. None if no metric measures the data.
         named: Data sets that metrics select themselves (`Metric.data_source`), by name.
+        evaluated: Images that metrics of the data evaluate in place of the real images, by the spec of the metric.
         shared: Protocol fields that all cells have in common.
     """
 
@@ -144,6 +146,7 @@ class Measurement:
     spaces: Mapping[str, FeatureSpace] = field(default_factory=dict)
     data: RealData | None = None
     named: Mapping[str, NamedData] = field(default_factory=dict)
+    evaluated: Mapping[str, EvaluatedImages] = field(default_factory=dict)
     shared: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -169,7 +172,7 @@ class Measurement:
             "dtype": dtype_name(self.model),
             **({"compile": True} if how.compiled else {}),
             "metrics": [m.spec for m in self.metrics],
-            **metric_sources(self.metrics, self.stratified),
+            **self._metric_sources(self.stratified),
             "features": None if self.extractor is None else self.extractor.identity,
             "reference": None if self.reference is None else self.reference.data,
             **self._own_spaces(),
@@ -220,6 +223,25 @@ class Measurement:
             fields["metric data"] = {name or "training data": found.identity for name, found in self.named.items()}
         return fields
 
+    def _metric_sources(self, stratified: bool) -> dict[str, dict[str, str]]:
+        """Return the protocol field of `metric_sources`, with the identity of the images that metrics evaluate."""
+        sources = metric_sources(self.metrics, stratified).get("metric sources", {})
+        for spec, images in self.evaluated.items():
+            sources[spec] = f"{sources.get(spec, '')} {images.identity}".strip()
+        return {"metric sources": sources} if sources else {}
+
+    def reason(self, metric: Metric, cell: Cell) -> str | None:
+        """Return why a metric has no value for a cell, in one sentence without a full stop, or None if it has one.
+
+        Args:
+            metric: The metric.
+            cell: The cell.
+
+        Raises:
+            RunError: If a plugin fails.
+        """
+        return why_not(metric, cell, self.model)
+
     @property
     def stratified(self) -> bool:
         """Whether the number of images of each label is fixed, so that the images are not independent draws."""
@@ -267,9 +289,31 @@ class Measurement:
         if isinstance(cell.method, Generator):
             fields |= dict(bind_generator(cell.method, self.model).bound_identity)
             fields.pop("metric sources", None)  # the estimators depend on whether the labels are the requested ones
-            return fields | metric_sources(self.metrics, self.stratified_in(cell))
+            return fields | self._metric_sources(self.stratified_in(cell))
         guidance = bind_guidance(cell.guidance, self.model)
         return fields if guidance is None else fields | dict(guidance.bound_identity)
+
+
+def why_not(metric: Metric, cell: Cell, model: Model) -> str | None:
+    """Return why a metric has no value for a cell (`Metric.inapplicable`), or None if it has one or the cell failed.
+
+    Args:
+        metric: The metric.
+        cell: The cell.
+        model: The model.
+
+    Raises:
+        RunError: If a plugin fails.
+    """
+    if type(metric).inapplicable is Metric.inapplicable or cell.error is not None:
+        return None
+    if isinstance(cell.method, Generator):
+        return f"{cell.method.spec} is a generator and has no noise levels"
+    with plugin_call(metric, "in inapplicable"):
+        reason = metric.inapplicable(cell.method, cell.guidance, model)
+    if not isinstance(reason, str | None):
+        raise RunError(f"metric {metric.label()}: inapplicable returned {shown(reason)}; it must be a text or None.")
+    return reason
 
 
 def dtype_name(model: Model) -> str:

@@ -326,23 +326,28 @@ def _dry_run(prepared: Prepared) -> None:
         cell, known = row.cell, row.cell.pending
         guidance = names.plugin(known, "guidance")
         solution = f"converged solution of {', '.join(row.metrics)}" + (f" + {guidance}" if guidance else "")
+        name = f"{row.metrics[0]} of {names.row(known)}" if row.of_data else solution
+        passes = f"≈ {row.nfe:.0f}" if row.measured else f"{row.nfe:g}"
         table.add_row(
-            literal(solution if row.metrics else names.row(known)),
+            literal(name if row.metrics else names.row(known)),
             literal(names.spacing(known)),
             steps_label(known),
-            f"≈ {row.nfe:.0f}" if row.measured else str(row.nfe),
+            passes + (f" + {row.backward:.0f} backward" if row.backward else ""),
             f"{row.seconds:.0f} s",
         )
     screen = console()
     screen.print(table)
     seeds = len(request.seeds)
+    work = "sampling and metrics" if any(row.of_data for row in expected.rows) else "sampling"
     cells, blocks = len(prepared.runs) * seeds, f"{request.blocks} x " if request.blocks > 1 else ""
     screen.print(
         f"{cells:,} cell{'s' if cells != 1 else ''} of {blocks}{expected.n:,} images; about "
-        f"{expected.seconds * seeds / 60:.1f} minutes of sampling on {prepared.model.device}, measured at "
+        f"{expected.seconds * seeds / 60:.1f} minutes of {work} on {prepared.model.device}, measured at "
         f"{1 / expected.evaluation:.0f} evaluations/s."
     )
-    if any(row.metrics for row in expected.rows):
+    if any(row.of_data for row in expected.rows):
+        screen.print("The evaluations of a metric of the data are for each of its images.")
+    if any(row.metrics and not row.of_data for row in expected.rows):
         screen.print("A converged solution is computed once for all cells with the same guidance.")
     if any(row.measured for row in expected.rows):
         screen.print("≈: measured on two images.")
@@ -359,7 +364,10 @@ def _line(outcome: Outcome, title: str) -> str:
     record = outcome.record
     if outcome.error is not None:
         return f"{title}: failed: {with_options(outcome.error)}"
-    values = "".join(f"{name} {format_value(m['value'])}, " for name, m in record["metrics"].items())
+    counts = {name: f" ({format_nfe(m['nfe'])} NFE)" for name, m in record["metrics"].items() if "nfe" in m}
+    values = "".join(
+        f"{name} {format_value(m['value'])}{counts.get(name, '')}, " for name, m in record["metrics"].items()
+    )
     timed = "" if record["seconds"] is None else f"{record['seconds']:.1f} s"
     how = "from an earlier run" if outcome.reused else timed
     return f"{title}: {values}NFE {format_nfe(record['nfe'])}" + (f", {how}" if how else "")

@@ -64,7 +64,24 @@ class Images:
         return -1 + 2 * (self.values[rows] + u) / self.levels
 
 
-def load_images(model: Model, source: str | None, n: int | None, at_most: int = DEFAULT_IMAGES) -> Images:
+def check_pixels(model: Model) -> None:
+    """Check that the states of a model are images.
+
+    Raises:
+        UserError: if it samples latents.
+    """
+    if model.autoencoder is not None or model.text:
+        raise UserError(
+            "this model samples latents, and its decoder has no density, so its images have no likelihood; use a model "
+            "that works in pixel space."
+        )
+    if model.by_own_call:
+        raise UserError("a pipeline that is run by its own call gives only images, so their likelihood is not known.")
+
+
+def load_images(
+    model: Model, source: str | None, n: int | None, at_most: int = DEFAULT_IMAGES, where: object = None
+) -> Images:
     """Load the images of a data set for a model.
 
     Args:
@@ -72,6 +89,7 @@ def load_images(model: Model, source: str | None, n: int | None, at_most: int = 
         source: data set. None: draws of the model itself, if its distribution is known exactly.
         n: number of images. None: all, but not more than `at_most`.
         at_most: maximum number of images if `n` is None.
+        where: the argument that names the data set, for messages. None: `data`.
 
     Raises:
         UserError: if there is no data set, or not with n images of the shape of the model and known grey levels.
@@ -79,17 +97,17 @@ def load_images(model: Model, source: str | None, n: int | None, at_most: int = 
     if source is None:
         x0, labels = model.real(n or at_most)
         return Images(str(model.identity["source"]), x0.double(), labels, None)
+    where = where or argument("data")
     data = load_data(source)
     if data.shape != model.image_shape:
         here, there = ("x".join(map(str, shape)) for shape in (data.shape, model.image_shape))
         raise UserError(
-            f"the images of {source} have shape {here}, but the model requires {there}; use other images with "
-            f"{argument('data')}."
+            f"the images of {source} have shape {here}, but the model requires {there}; use other images with {where}."
         )
     if data.grey_levels is None:
         raise UserError(
             f"the number of grey levels of the data set {source} is not known, so its images have no bits per "
-            f"dimension; use a data set with `grey_levels`, with {argument('data')}."
+            f"dimension; use a data set with `grey_levels`, with {where}."
         )
     if n is not None and n > len(data):
         raise UserError(f"{argument('n', n)}: {source} has only {len(data)} images.")
@@ -102,8 +120,12 @@ def _images(data: ImageSet, source: str, n: int, levels: int) -> Images:
     return Images(source, values, None if data.labels is None else data.labels[order], levels)
 
 
-def held_out(model: Model) -> str | None:
+def held_out(model: Model, where: object = None) -> str | None:
     """The held-out data of a model: the split `held-out` or `test` of its training data.
+
+    Args:
+        model: the model.
+        where: the argument that names the data set, for messages. None: `data`.
 
     Returns:
         The data set. None for a model whose distribution is known exactly, of which new samples are drawn.
@@ -122,6 +144,5 @@ def held_out(model: Model) -> str | None:
         for split in ("held-out", "test"):
             if split in splits and trained == "train":
                 return registry.parse("data set", f"{named.label()}:split={split}").spec
-    raise UserError(
-        f"the model does not say which images were held out from its training; name them with {argument('data')}."
-    )
+    where = where or argument("data")
+    raise UserError(f"the model does not say which images were held out from its training; name them with {where}.")

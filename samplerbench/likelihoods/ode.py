@@ -186,30 +186,59 @@ def ode_terms(
     Raises:
         RunError: if the solver fails.
     """
-    start, end = float(sigmas[0]), float(sigmas[-1])
-    prior, d = GaussianPrior.of(model, end), x[0].numel()
+    prior = GaussianPrior.of(model, float(sigmas[-1]))
     parts: list[OdeTerms] = []
     for part, states in zip(rows.split(batch_size), x.split(batch_size), strict=True):
         index = part.to(model.device)
         inner = model.denoiser(model.inputs(index, inputs.rows(part).to(model.device)))
-        vectors = divergence.vectors(seed, index, model.shape, repeat)
-        denoise = LikelihoodDenoiser(inner, model.shape, end, vectors)
-        state = states.to(model.device).double().flatten(1)
-        state = torch.cat([state, state.new_zeros(len(state), 1)], 1)[:, :, None, None]
-        reached: list[Step] = []
-
-        def keep(_: int, step: Step, reached: list[Step] = reached) -> None:
-            if step.sigma > 0:  # an adaptive solver ends with the step to 0, which is no part of the ODE
-                reached[:] = [step]
-
-        drive(sampler, denoise, state, sigmas, _NoNoise(sampler), keep)
-        final = reached[0].x[:, :, 0, 0]
-        first, last = (float(denoise.ratio(sigmas.new_tensor(level))) for level in (start, end))
-        # Densities in coordinates y = x/ratio.
-        at_end = prior.nll(final[:, :-1].reshape(-1, *model.shape)) - d * math.log(last)
-        volume = d * math.log(first) - final[:, -1] / last
-        parts.append(OdeTerms(at_end.cpu(), volume.cpu()))
+        parts.append(ode_of_batch(model, sampler, sigmas, states, inner, index, prior, divergence, seed, repeat))
     return OdeTerms(torch.cat([p.prior for p in parts]), torch.cat([p.volume for p in parts]))
 
 
-__all__ = ["Divergence", "LikelihoodDenoiser", "OdeTerms", "increasing_grid", "ode_terms"]
+def ode_of_batch(
+    model: Model,
+    sampler: Sampler,
+    sigmas: Tensor,
+    x: Tensor,
+    inner: Denoiser,
+    index: Tensor,
+    prior: GaussianPrior,
+    divergence: Divergence,
+    seed: int = 0,
+    repeat: int = 0,
+) -> OdeTerms:
+    """Compute -log p(x) of one batch. See `ode_terms`.
+
+    Args:
+        model: the model.
+        sampler: the solver.
+        sigmas: increasing noise levels σ_min … σ_T of `increasing_grid`.
+        x: states at σ_min, (B, *shape) float64.
+        inner: denoiser of the batch.
+        index: rows of the images of the batch on the device of the model, (B,) int64.
+        prior: distribution of the initial states at σ_T.
+        divergence: how the divergence is computed.
+        seed: random seed of the probes.
+        repeat: index of the repetition, which draws other probes.
+    """
+    start, end, d = float(sigmas[0]), float(sigmas[-1]), x[0].numel()
+    vectors = divergence.vectors(seed, index, model.shape, repeat)
+    denoise = LikelihoodDenoiser(inner, model.shape, end, vectors)
+    state = x.to(model.device).double().flatten(1)
+    state = torch.cat([state, state.new_zeros(len(state), 1)], 1)[:, :, None, None]
+    reached: list[Step] = []
+
+    def keep(_: int, step: Step) -> None:
+        if step.sigma > 0:  # an adaptive solver ends with the step to 0, which is no part of the ODE
+            reached[:] = [step]
+
+    drive(sampler, denoise, state, sigmas, _NoNoise(sampler), keep)
+    final = reached[0].x[:, :, 0, 0]
+    first, last = (float(denoise.ratio(sigmas.new_tensor(level))) for level in (start, end))
+    # Densities in coordinates y = x/ratio.
+    at_end = prior.nll(final[:, :-1].reshape(-1, *model.shape)) - d * math.log(last)
+    volume = d * math.log(first) - final[:, -1] / last
+    return OdeTerms(at_end.cpu(), volume.cpu())
+
+
+__all__ = ["Divergence", "LikelihoodDenoiser", "OdeTerms", "increasing_grid", "ode_of_batch", "ode_terms"]

@@ -16,7 +16,7 @@ from samplerbench.bench.generate import bound_cell, explain_memory
 from samplerbench.bench.prepare import Prepared, prepare
 from samplerbench.bench.request import Request, check_whole, one_grid
 from samplerbench.errors import UserError, argument
-from samplerbench.likelihoods.images import Images, held_out, load_images
+from samplerbench.likelihoods.images import Images, check_pixels, held_out, load_images
 from samplerbench.likelihoods.ode import Divergence, Probe, increasing_grid, ode_terms
 from samplerbench.likelihoods.vlb import bound_terms, check_kernel
 from samplerbench.limits import MAX_REPEATS
@@ -261,11 +261,7 @@ def likelihoods(prepared: Prepared, settings: Settings) -> Iterator[Likelihood]:
         RunError: if a sampler fails.
     """
     model = prepared.model
-    if model.autoencoder is not None or model.text:
-        raise UserError(
-            "this model samples latents, and its decoder has no density, so its images have no likelihood; use a model "
-            "that works in pixel space."
-        )
+    check_pixels(model)
     for cell in prepared.cells:
         cell.check()
         if settings.method == "nll":

@@ -77,7 +77,7 @@ def bound_terms(
     for part in rows.split(batch_size):
         index = part.to(model.device)
         denoise = model.denoiser(model.inputs(index, inputs.rows(part).to(model.device)))
-        found.append(_batch(model, sampler, sigmas, images, denoise, part, index, prior, seed))
+        found.append(bound_of_batch(model, sampler, sigmas, images, denoise, part, index, prior, seed))
     return BoundTerms(
         torch.cat([terms.prior for terms in found]),
         torch.cat([terms.denoising for terms in found]),
@@ -85,7 +85,8 @@ def bound_terms(
     )
 
 
-def _batch(
+@torch.no_grad()
+def bound_of_batch(
     model: Model,
     sampler: Sampler,
     sigmas: Tensor,
@@ -96,6 +97,19 @@ def _batch(
     prior: GaussianPrior,
     seed: int,
 ) -> BoundTerms:
+    """Compute the terms of one batch. See `bound_terms`.
+
+    Args:
+        model: the model.
+        sampler: sampler with a Gaussian kernel, prepared by `bind`.
+        sigmas: noise levels, (N+1,) float64 on the CPU.
+        images: the images.
+        denoise: denoiser of the batch.
+        rows: rows of the images of the batch, (B,) int64 on the CPU.
+        index: the same rows on the device of the model.
+        prior: distribution of the initial states at the highest noise level.
+        seed: random seed.
+    """
     chain = Chain.of(denoise, sigmas)
     x0 = images.states(rows).to(model.device)
     denoising: list[Tensor] = []
@@ -123,6 +137,15 @@ def _batch(
 def _double(prediction: Prediction) -> Prediction:
     variance = None if prediction.variance is None else prediction.variance.double()
     return Prediction(prediction.x0.double(), variance)
+
+
+def kernel_problem(sampler: Sampler) -> str | None:
+    """Return why a sampler has no variational bound, in one sentence without a full stop, or None if it has one."""
+    if type(sampler).transition is Sampler.transition:
+        return f"{sampler.spec} has no Gaussian reverse kernel"
+    if not _forward_variance(sampler, 2.0, 1.0) > 0:
+        return f"{sampler.spec} reverses a forward process without noise, so its bound is infinite"
+    return None
 
 
 def check_kernel(sampler: Sampler) -> None:
@@ -186,14 +209,19 @@ def forward_variance(sampler: Sampler, s: float, t: float) -> float:
     Raises:
         UserError: if it is 0: the forward process is deterministic, and the bound is infinite.
     """
-    with plugin_call(sampler, "in forward_variance"):
-        variance = sampler.forward_variance(s, t)
-    if isinstance(variance, bool) or not isinstance(variance, float | int):
-        raise RunError(f"sampler {sampler.label()}: forward_variance returned {shown(variance)}; it must be a number.")
+    variance = _forward_variance(sampler, s, t)
     if not variance > 0:
         raise UserError(
             f"sampler {sampler.spec} reverses a forward process without noise, so its variational bound is infinite; "
             "use a stochastic process, such as ddpm, ddim:eta=1 or analytic-dpm:form=ddpm, or "
             f"{argument('method', 'nll')} with pf-ode."
         )
+    return variance
+
+
+def _forward_variance(sampler: Sampler, s: float, t: float) -> float:
+    with plugin_call(sampler, "in forward_variance"):
+        variance = sampler.forward_variance(s, t)
+    if isinstance(variance, bool) or not isinstance(variance, float | int):
+        raise RunError(f"sampler {sampler.label()}: forward_variance returned {shown(variance)}; it must be a number.")
     return variance

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,15 @@ from samplerbench.boundary import plugin_call, shown
 from samplerbench.errors import RunError
 from samplerbench.limits import MAX_RECORDED, MAX_RECORDED_TEXT
 from samplerbench.metrics.metric import Accumulator, Batch, Context, Metric
+from samplerbench.sampling.cost import Cost
 from samplerbench.text import is_unicode
 from samplerbench.untrusted import shorten
 
-RESERVED = ("sd", "blocks", "features", "reference", "better")
+RESERVED = ("sd", "blocks", "features", "reference", "better", "of", "data", "unit")
 """Names in a record that the result of a metric must not use."""
+
+COUNTS = "/counts"
+"""Name of the counted evaluations in the state of a metric of the data."""
 
 MOST_NAMES = 100
 """The maximum number of names in a result."""
@@ -32,12 +37,17 @@ class Guarded(Accumulator):
         metric: the plugin.
         context: the context passed to `Metric.start`.
 
+    Attributes:
+        cost: network evaluations of a metric of the data, as counted by `count`.
+        images: number of images that they are of.
+
     Raises:
         RunError: from any method, if the plugin raises an exception or violates the interface of its base class.
     """
 
     def __init__(self, metric: Metric, context: Context) -> None:
         self.metric = metric
+        self.cost, self.images = Cost(), 0
         if metric.better not in ("lower", "higher"):
             raise RunError(
                 f'metric {metric.label()}: better is {shown(metric.better)}; it must be "lower" or "higher".'
@@ -59,6 +69,10 @@ class Guarded(Accumulator):
                 "copy."
             )
 
+    def count(self, cost: Cost, images: int) -> None:
+        """Add the evaluations that the metric took for some images. They are part of the state and of the result."""
+        self.cost, self.images = self.cost + cost, self.images + images
+
     def state(self) -> dict[str, Tensor]:
         with self._call("state"):
             found = self.inner.state()
@@ -74,9 +88,15 @@ class Guarded(Accumulator):
             place = value.untyped_storage().data_ptr()
             state[name] = value.detach().clone() if place in seen else value.detach()
             seen.add(place)
+        if self.images:
+            state[COUNTS] = torch.tensor([self.images, *astuple(self.cost)])
         return state
 
     def merge(self, state: dict[str, Tensor]) -> None:
+        if COUNTS in state:
+            images, *rows = state[COUNTS].tolist()
+            self.count(Cost(*rows), images)
+            state = {name: tensor for name, tensor in state.items() if name != COUNTS}
         with self._call("merge"):
             self.inner.merge(state)
 
@@ -86,6 +106,8 @@ class Guarded(Accumulator):
         NumPy numbers and zero-dimensional tensors are converted to Python numbers. NaN and infinity are valid and are
         recorded. Entries other than "value" may also be a string, a bool or None. Finite numbers above MAX_RECORDED,
         strings longer than MAX_RECORDED_TEXT, and strings that are not valid Unicode raise an error.
+
+        The evaluations of a metric of the data are added as `images`, `nfe`, `network_backward` and so on, per image.
         """
         with self._call("result"):
             found = self.inner.result()
@@ -115,7 +137,13 @@ class Guarded(Accumulator):
             result[name] = number
         if "value" not in result:
             raise RunError(f'{who} no "value", only {shorten(", ".join(result))}.')
-        return result
+        return self._counts() | result
+
+    def _counts(self) -> dict[str, Any]:
+        if not self.images:
+            return {}
+        per_image = self.cost.per_image(self.images)
+        return {"images": self.images} | {name: rows for name, rows in per_image.items() if rows or name == "nfe"}
 
     def _call(self, method: str) -> plugin_call:
         return plugin_call(self.metric, f"in {method}", memory=False)

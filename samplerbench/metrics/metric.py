@@ -15,7 +15,7 @@ from samplerbench.metrics.neighbours import Neighbours
 from samplerbench.metrics.reference import Reference
 from samplerbench.metrics.strata import SINGLE_SHARE, single_images
 from samplerbench.options import Configurable, option
-from samplerbench.sampling import Denoiser, Inputs, Sampler
+from samplerbench.sampling import Denoiser, Guidance, Inputs, ModelView, Sampler
 
 Layer = Literal["fid", "kid", "isc", "prc"]
 """Which of an extractor's layers a metric takes: the one that torch-fidelity's metric of that name takes."""
@@ -54,6 +54,27 @@ class Batch:
     def truth(self) -> Tensor | None:
         """(B, ...), the truth behind the observation of each sample; None where there is none."""
         return None if self.inputs is None else self.inputs.tensors.get("truth")
+
+
+@dataclass(frozen=True)
+class EvaluatedImages:
+    """Images that a metric of the data evaluates in place of the real images of the run (`Metric.evaluated`).
+
+    Attributes:
+        name: the data set, as tables show it.
+        identity: what identifies the images in the protocol. Other images must have another text.
+        n: images in a block. Block b has the images b·n … (b+1)·n - 1.
+        labels: (N,) int64, the labels of the images of all blocks; None without labels.
+        states: gives the states at σ = 0 of the images (B,), (B, C, H, W).
+        source: whatever else the metric needs of them.
+    """
+
+    name: str
+    identity: str
+    n: int
+    labels: Tensor | None
+    states: Callable[[Tensor], Tensor]
+    source: Any = None
 
 
 class RealSet(Protocol):
@@ -96,6 +117,9 @@ class Context:
         prompts: encodes prompts into the feature space of the metric; None for a space of images alone.
         solve_images: as `solve`, but gives the decoded images (B, C, H, W) uint8 of these states, on the CPU. None
             outside a run.
+        model: the model of the run; None outside a run.
+        evaluated: what `Metric.evaluated` returned for the run; None where it returned None, and outside a run.
+        seed: seed of the run.
     """
 
     reference: Reference
@@ -110,6 +134,9 @@ class Context:
     real_set: RealSet | None = None
     prompts: PromptEncoder | None = None
     solve_images: Callable[[Tensor, Sampler], Tensor] | None = None
+    model: ModelView | None = None
+    evaluated: EvaluatedImages | None = None
+    seed: int = 0
 
     def real_features(self, layer: Layer) -> Tensor:
         """Features of the real images, (N, d). Raises UserError where only their statistics are at hand."""
@@ -237,6 +264,8 @@ class Metric(Configurable, ABC):
     """Whether real images have a better value than noise. A metric of memorisation does not: noise copies nothing."""
     needs_class_pairs: ClassVar[bool] = False
     """Whether the metric averages over pairs of images of one class, where the labels are balanced."""
+    unit: ClassVar[str] = ""
+    """The unit of the value for the headings of tables, such as `bits/dim`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Accept the attribute names of version 0.1 (`fewest`, `fewest_per_feature`, `fewest_real`)."""
@@ -272,6 +301,47 @@ class Metric(Configurable, ABC):
             None where it computes no such solution.
         """
         return None
+
+    def evaluated(self, model: ModelView, n: int | None, blocks: int) -> EvaluatedImages | None:
+        """The images that a metric of the data evaluates, if they are not the real images of the run.
+
+        Args:
+            model: the model of the run.
+            n: images in a block of the run; None if the user did not set a number.
+            blocks: number of blocks.
+
+        Returns:
+            The images of all blocks. None for the real images of the run.
+
+        Raises:
+            UserError: if the metric has no value for this model, or the images are not available.
+        """
+        return None
+
+    def inapplicable(self, sampler: Sampler, guidance: Guidance | None, model: ModelView) -> str | None:
+        """Why the metric has no value for a sampler, in one sentence without a full stop; None if it has one.
+
+        Such a cell of a table has no value, with this reason below the table. A run in which a metric has no value for
+        any sampler is refused before it starts.
+
+        Args:
+            sampler: the sampler of a cell, not bound to the model.
+            guidance: the guidance of the cell; None without guidance.
+            model: the model of the run.
+        """
+        return None
+
+    def evaluations(self, sampler: Sampler, sigmas: Tensor, context: Context) -> tuple[float, float]:
+        """Network evaluations and backward passes that the metric takes for each image, for estimates of a run.
+
+        Only called for metrics with images of their own (`evaluated`).
+
+        Args:
+            sampler: the sampler of a cell, not bound to the model.
+            sigmas: (N+1,) float64, the grid of the cell.
+            context: the model, its denoiser and the images; the rest is empty.
+        """
+        return 0.0, 0.0
 
     def estimator(self, stratified: bool) -> str | None:
         """The name of the estimator for the protocol, where it is not the metric's first one; else None.

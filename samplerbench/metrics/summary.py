@@ -40,7 +40,8 @@ def summarise_blocks(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     `value` is the mean over blocks. With more than one block, `sd` is the standard deviation over blocks and `blocks`
     are the values. `standard_error` is the error of the mean, √(Σ s_b²)/B, because blocks are independent. Other
-    numbers are averaged. Other data is kept if it is equal in all blocks. Entries that a block lacks are omitted.
+    numbers are averaged; a whole number that is the same in all blocks stays one. Other data is kept if it is equal in
+    all blocks. Entries that a block lacks are omitted.
 
     Args:
         results: the value of `Accumulator.result` for each block, at least one.
@@ -58,7 +59,9 @@ def summarise_blocks(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         entries = [result[name] for result in results if name in result]
         if len(entries) < len(results):
             continue
-        if all(isinstance(x, int | float) and not isinstance(x, bool) for x in entries):
+        if name != "value" and all(type(x) is int and x == entries[0] for x in entries):
+            summary[name] = entries[0]
+        elif all(isinstance(x, int | float) and not isinstance(x, bool) for x in entries):
             summary[name] = COMBINE.get(name, mean)(entries)
         elif all(x == entries[0] for x in entries):
             summary[name] = entries[0]

@@ -12,7 +12,6 @@ from typing import Any
 
 from samplerbench.report.matrix import Axis, Entry, Matrix, column, default_axis, matrix
 from samplerbench.report.reproduce import command
-from samplerbench.report.table import measured_in
 from samplerbench.results.groups import Group, metric_specs
 from samplerbench.results.names import RowNames, metric_title, own_head, steps_label
 from samplerbench.results.record import Record
@@ -35,18 +34,17 @@ def markdown(groups: Sequence[Group], problems: Sequence[str], by: Axis | None, 
             lines += [f"## {_md(group.title)}", ""]
         lines += [_md(group.describe()), ""]
         for table in matrices(group, by, metrics):
-            lines += [f"**{_md(metric_title(table.metric))} {table.arrow}** {_md(_space(table))}".rstrip(), ""]
+            lines += [f"**{_md(metric_title(table.metric))} {table.arrow}** {_md(table.measured_in)}".rstrip(), ""]
             lines.append(f"| sampler \\\\ {AXIS_NAMES[table.axis]} | " + " | ".join(table.heads) + " |")
             lines.append("| --- |" + " ---: |" * len(table.columns))
-            lines += [f"| {_md(name)} | " + " | ".join(_md_entry(e) for e in row) + " |" for name, row in table.rows]
+            lines += [
+                f"| {_md(name)} | " + " | ".join(_md_entry(e) or table.blank(name) for e in row) + " |"
+                for name, row in table.rows
+            ]
             lines += ["", *([_md("; ".join(table.notes) + "."), ""] if table.notes else [])]
     if problems:
         lines += ["Left out:", "", *[f"- {_md(problem)}" for problem in problems], ""]
     return "\n".join(lines)
-
-
-def _space(table: Matrix) -> str:
-    return measured_in(table.features, table.reference)
 
 
 def _md(text: str) -> str:
@@ -68,11 +66,12 @@ def latex(groups: Sequence[Group], by: Axis | None, metrics: Sequence[str] = ())
         for table in matrices(group, by, metrics):
             arrow = "$\\downarrow$" if table.better == "lower" else "$\\uparrow$"
             title = f" {tex(group.title)}." if group.title else ""
-            notes = f" {tex('; '.join(table.notes).capitalize())}." if table.notes else ""
+            legend = "; ".join(table.notes)
+            notes = f" {tex(legend[0].upper() + legend[1:])}." if legend else ""
             parts += [
                 "\\begin{table}",
                 "  \\centering\\small\\setlength{\\tabcolsep}{4pt}",
-                f"  \\caption{{{tex(metric_title(table.metric))} {arrow}{tex(_space(table))}; "
+                f"  \\caption{{{tex(metric_title(table.metric))} {arrow}{tex(table.measured_in)}; "
                 f"{tex(group.describe())}.{title}{notes}}}",
                 f"  \\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
                 "    \\toprule",
@@ -80,7 +79,10 @@ def latex(groups: Sequence[Group], by: Axis | None, metrics: Sequence[str] = ())
                 f"    \\cmidrule(l){{2-{len(table.columns) + 1}}}",
                 "    & " + " & ".join(table.heads) + " \\\\",
                 "    \\midrule",
-                *[f"    {tex(name)} & " + " & ".join(map(_tex_entry, row)) + " \\\\" for name, row in table.rows],
+                *[
+                    f"    {tex(name)} & " + " & ".join(_tex_entry(e) or tex(table.blank(name)) for e in row) + " \\\\"
+                    for name, row in table.rows
+                ],
                 "    \\bottomrule",
                 "  \\end{tabular}",
                 "\\end{table}",
@@ -100,7 +102,7 @@ TEX = {
     ">": "\\textgreater{}", "|": "\\textbar{}", '"': "\\textquotedbl{}", "`": "\\textasciigrave{}",
     "'": "\\textquotesingle{}", "±": "$\\pm$", "≈": "$\\approx$", "×": "$\\times$", "…": "\\ldots{}",
     "σ": "$\\sigma$", "η": "$\\eta$", "ρ": "$\\rho$", "λ": "$\\lambda$", "α": "$\\alpha$", "ε": "$\\varepsilon$",
-    "∞": "$\\infty$", "-": "{-}",
+    "∞": "$\\infty$", "-": "{-}", "–": "--",
     **{c: f"\\{c}" for c in "&%$#_{}"},
 }  # fmt: skip
 
@@ -144,6 +146,9 @@ def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
                 row |= {name: entry["value"], f"{name}.sd": entry.get("sd")}
                 row |= {f"{name}.blocks": _flat(entry.get("blocks")), f"{name}.spec": specs.get(name, name)}
                 row |= {f"{name}.features": entry["features"], f"{name}.reference": entry["reference"]}
+                if entry.get("of") == "data":
+                    row |= {f"{name}.{key}": entry[key] for key in OF_DATA if key in entry}
+            row |= {f"{name}.no_value": reason for name, reason in r.get("inapplicable", {}).items()}
             found.append(row | {"command": command(r)})
     return found
 
@@ -155,6 +160,9 @@ PLAIN = (
 )  # fmt: skip
 
 SEALED = ("protocol", "seal")
+
+OF_DATA = ("standard_error", "unit", "data", "images", "nfe", "network_backward")
+"""Further columns of a metric of the data."""
 
 
 def _own_times(record: Record) -> Record:
@@ -226,6 +234,8 @@ def _table(table: Matrix) -> dict[str, Any]:
         "metric": table.metric,
         "axis": table.axis,
         "columns": table.heads,
+        "measured_in": table.measured_in.strip(" ()"),
+        "no_value": list(table.no_value),
         "notes": table.notes,
         "rows": [
             {

@@ -51,7 +51,7 @@ def load(folder: Path) -> Loaded:
         if record is None:
             problems.append(f"{entry.problem}, left out: {file.name}")
             continue
-        if not record["metrics"]:
+        if not record["metrics"] and "inapplicable" not in record:
             problems.append(f"without a metric, left out: {file.name}")
             continue
         records.append(with_current_names(record))

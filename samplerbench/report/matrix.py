@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from samplerbench.report.table import format_value
+from samplerbench.report.table import (
+    IMAGES_NOTE,
+    NO_VALUE,
+    deviation_of,
+    format_value,
+    measured_in,
+    no_value_notes,
+)
 from samplerbench.results.groups import Group
 from samplerbench.results.names import own_head
 from samplerbench.results.record import Record
@@ -42,11 +49,14 @@ class Matrix:
 
     metric: str
     better: str
-    features: str
-    reference: str
+    measured_in: str
     axis: Axis
     columns: list[int | None]
     rows: list[tuple[str, list[Entry | None]]]
+    no_value: tuple[str, ...] = ()
+    """Names of rows without a value, because the metric has none for the sampler."""
+    reasons: tuple[str, ...] = ()
+    """Notes on these rows."""
 
     @property
     def arrow(self) -> str:
@@ -64,13 +74,19 @@ class Matrix:
         """The legend of the marks that occur in the table."""
         entries = [e for _, row in self.rows for e in row if e is not None]
         notes = []
-        if any(e.sd is not None for e in entries):
+        if any("sd" in e.record["metrics"][self.metric] for e in entries):
             notes.append("mean ± standard deviation over blocks")
+        elif any(e.sd is not None for e in entries):
+            notes.append(IMAGES_NOTE)
         if any(e.tied for e in entries):
             notes.append("≈ not significantly different from the best of its column (95%)")
         if self.axis == "nfe" and any(_below(e.record) for e in entries):
             notes.append("a column is a budget: each sampler takes the most steps that fit")
-        return notes
+        return [*notes, *self.reasons]
+
+    def blank(self, row: str) -> str:
+        """The text of a cell of a row without an entry."""
+        return NO_VALUE if row in self.no_value else ""
 
 
 def _below(record: Record) -> bool:
@@ -79,7 +95,8 @@ def _below(record: Record) -> bool:
 
 def default_axis(group: Group) -> Axis:
     """The default axis: evaluations if the samplers differ in evaluations per step or have budgets, else steps."""
-    uneven = any(r["steps"] is not None and r["nfe"] != r["steps"] for r in group.records)
+    # Where only data was measured, nothing was sampled and nfe is 0.
+    uneven = any(r["steps"] is not None and r["nfe"] not in (0, r["steps"]) for r in group.records)
     return "nfe" if uneven else "steps"
 
 
@@ -87,7 +104,7 @@ def column(record: Record, axis: Axis) -> int | None:
     """The column of a result: its steps; or its budget, else its evaluations. None if the sampler chose its steps."""
     if record["steps"] is None:
         return None
-    if axis == "steps":
+    if axis == "steps" or (not record["nfe"] and record.get("budget") is None):
         return int(record["steps"])
     return int(record["budget"] if record.get("budget") is not None else round(record["nfe"]))
 
@@ -100,21 +117,24 @@ def matrix(group: Group, metric: str, axis: Axis) -> Matrix:
     """
     records = [r for r in group.records if metric in r["metrics"]]
     entry = records[0]["metrics"][metric]
+    without = [r for r in group.records if metric in r.get("inapplicable", {})]
     found = {column(r, axis) for r in records}
     columns: list[int | None] = [*sorted(c for c in found if c is not None), *([None] if None in found else [])]
-    rows = list(dict.fromkeys(group.label(r) for r in records))
+    rows = list(dict.fromkeys(group.label(r) for r in group.records if r in records or r in without))
     cells: dict[tuple[str, int | None], Record] = {}
     for r in sorted(records, key=lambda r: r["nfe"]):
         cells[group.label(r), column(r, axis)] = r
     by_column = [mark([cells.get((row, c)) for row in rows], metric) for c in columns]
+    no_value = tuple(dict.fromkeys(group.label(r) for r in without))
     return Matrix(
         metric,
         entry["better"],
-        entry["features"],
-        entry["reference"],
+        measured_in(entry),
         axis,
         columns,
         [(row, [entries[i] for entries in by_column]) for i, row in enumerate(rows)],
+        no_value,
+        tuple(no_value_notes(without, metric)),
     )
 
 
@@ -141,4 +161,4 @@ def mark(records: Sequence[Record | None], metric: str) -> list[Entry | None]:
 
 def _entry(record: Record, metric: str) -> Entry:
     found = record["metrics"][metric]
-    return Entry(record, found["value"], found.get("sd"))
+    return Entry(record, found["value"], deviation_of(found))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from samplerbench.report.table import deviation_of
 from samplerbench.results.groups import Group
 from samplerbench.results.names import RowNames
 from samplerbench.results.record import Record
@@ -18,7 +19,7 @@ Horizontal = Literal["nfe", "steps", "seconds_per_image"]
 
 @dataclass(frozen=True)
 class Series:
-    """The points of one row of the table, in the order of x. sd: standard deviations; None with a single block."""
+    """The points of one row of the table, in the order of x. sd: standard deviations (`deviation_of`)."""
 
     label: str
     x: list[float]
@@ -31,9 +32,11 @@ def series(group: Group, metric: str, horizontal: Horizontal) -> list[Series]:
     found: dict[str, list[tuple[float, float, float | None]]] = defaultdict(list)
     for r in group.records:
         x = group.seconds_per_image(r) if horizontal == "seconds_per_image" else r[horizontal]
+        if metric in r["metrics"] and horizontal == "nfe" and not x:  # only data was measured
+            x = r["metrics"][metric].get("nfe", 0)
         if metric in r["metrics"] and x is not None and math.isfinite(r["metrics"][metric]["value"]):
             entry = r["metrics"][metric]
-            found[group.label(r)].append((float(x), float(entry["value"]), entry.get("sd")))
+            found[group.label(r)].append((float(x), float(entry["value"]), deviation_of(entry)))
     return [_series(label, points) for label, points in found.items()]
 
 
@@ -51,7 +54,7 @@ def sweeps(group: Group, metric: str) -> list[Series]:
         scale = guidance.get("parameters", {}).get("scale") if isinstance(guidance, dict) else None
         entry = r["metrics"].get(metric)
         if isinstance(scale, int | float) and entry is not None and math.isfinite(entry["value"]):
-            found[_sweep(group, names, r)].append((float(scale), float(entry["value"]), entry.get("sd")))
+            found[_sweep(group, names, r)].append((float(scale), float(entry["value"]), deviation_of(entry)))
     return [_series(label, points) for label, points in found.items() if len({p[0] for p in points}) > 1]
 
 

@@ -16,6 +16,9 @@ from samplerbench.results.timings import describe_conditions, timings_of
 from samplerbench.text import literal
 
 BEST_NOTE = "* the best of its column"
+NO_VALUE = "–"
+"""A cell of a metric that has no value for the sampler."""
+IMAGES_NOTE = "mean ± standard error over images"
 FLOOR_NOTE = (
     "real against real: the FID between two disjoint random sets of {size} real images each; rows are measured against "
     "all real images, so a row may be lower"
@@ -59,7 +62,8 @@ def column_of(record: Record, by_cost: bool = False) -> int | None:
     """
     if record.get("budget") is not None:
         return record["budget"]
-    return round(record["nfe"]) if by_cost and "nfe" in record and record["steps"] is not None else record["steps"]
+    by_cost = by_cost and bool(record.get("nfe"))  # 0 where only data was measured
+    return round(record["nfe"]) if by_cost and record["steps"] is not None else record["steps"]
 
 
 def _columns(records: Sequence[Record], by_cost: bool) -> list[int | None]:
@@ -77,7 +81,7 @@ def steps_table(records: Sequence[Record], metric: str, floor: tuple[float, floa
     """
     found = next((r["metrics"][metric] for r in records if metric in r["metrics"]), None)
     arrow = "↓" if found is None or found["better"] == "lower" else "↑"
-    space = measured_in(found["features"], found["reference"]) if found else ""
+    space = measured_in(found) if found else ""
     budgets = any(r.get("budget") is not None for r in records)
     columns, names = _columns(records, budgets), row_names(records)
     by_column = [(column_of(r, budgets), r) for r in records]
@@ -97,6 +101,9 @@ def steps_table(records: Sequence[Record], metric: str, floor: tuple[float, floa
         notes.append(
             "mean ± standard deviation over blocks; ≈ not significantly different from the best (paired blocks, 95%)"
         )
+    if any(_is_over_images(_value(r, metric)) for r in records):
+        notes.append(IMAGES_NOTE)
+    notes += no_value_notes(records, metric)
     if floor is not None:
         mean, deviation, size = floor
         text = f"{format_value(mean)} ± {format_value(deviation)}"
@@ -111,10 +118,39 @@ def _value(record: Record, metric: str) -> dict[str, Any] | None:
     return record["metrics"].get(metric)
 
 
-def measured_in(features: str, reference: str) -> str:
-    """` (digits-cnn features, against digits (all, 1797))`, for a metric with features and a reference."""
-    parts = [f"{features} features" if features else "", f"against {reference}" if reference else ""]
+def measured_in(entry: dict[str, Any]) -> str:
+    """` (digits-cnn features, against digits (all, 1797))`, for an entry of a metric with features and a reference.
+
+    For a metric of the data, ` (bits/dim, 256 images of digits:split=held-out)`.
+    """
+    features, reference, data = entry["features"], entry["reference"], entry.get("data")
+    count = f"{entry['images']:g} images of " if "images" in entry else ""
+    parts = [entry.get("unit") or "", f"{features} features" if features else ""]
+    parts += [f"against {reference}" if reference else "", f"{count}{data}" if data else ""]
     return f" ({', '.join(filter(None, parts))})" if any(parts) else ""
+
+
+def deviation_of(entry: dict[str, Any]) -> float | None:
+    """What stands after ± in a table: the standard deviation over blocks, or that of the mean over real images.
+
+    None if there is a single block, except for a metric of the data.
+    """
+    if "sd" in entry:
+        return entry["sd"]
+    return entry["standard_error"] if _is_over_images(entry) else None
+
+
+def _is_over_images(entry: dict[str, Any] | None) -> bool:
+    """Whether ± is the standard error over the images of a metric of the data, in a single block."""
+    if entry is None or "sd" in entry or entry.get("of") != "data":
+        return False
+    return isinstance(entry.get("standard_error"), int | float)
+
+
+def no_value_notes(records: Sequence[Record], metric: str) -> list[str]:
+    """Why a metric has no value for some samplers, one line for each reason."""
+    reasons = dict.fromkeys(reason for r in records if (reason := r.get("inapplicable", {}).get(metric)))
+    return [f"{NO_VALUE} no value: {reason}" for reason in reasons]
 
 
 def _best(column: Sequence[Record], metric: str, lower: bool) -> dict[str, Any] | None:
@@ -134,12 +170,14 @@ def _cell(record: Record | None, metric: str, best: dict[str, Any] | None) -> Te
         return Text("unmet", "dim")
     if record.get("pending"):
         return Text("…", "dim")
+    if metric in record.get("inapplicable", {}):
+        return Text(NO_VALUE, "dim")
     if metric not in record["metrics"]:
         return Text("failed", "red") if "error" in record else Text("")  # the metric is not applicable to it
     entry = record["metrics"][metric]
     text = format_value(entry["value"])
-    if "sd" in entry:
-        text += f" ± {format_value(entry['sd'])}"
+    if (deviation := deviation_of(entry)) is not None:
+        text += f" ± {format_value(deviation)}"
     if best is None or not math.isfinite(entry["value"]):
         return Text(text)
     if entry["value"] == best["value"]:
@@ -165,8 +203,10 @@ def long_table(records: Sequence[Record], keys: bool = False) -> WideTable:
     spacings = RowNames(records)
     extra = any(r.get("classifier_forward") for r in records)
     decoded = any(r.get("decoder_passes") for r in records)
+    evaluated = any("nfe" in entry for r in records for entry in r["metrics"].values())
     heads = ["key"] if keys else []
-    heads += ["sampler", "spacing", "steps", "NFE", *metrics, "seconds", "images/s"]
+    heads += ["sampler", "spacing", "steps", "NFE", *metrics, *(["metric NFE"] if evaluated else [])]
+    heads += ["seconds", "images/s"]
     heads += ["classifier passes"] if extra else []
     heads += ["decoder passes", "decoder seconds"] if decoded else []
     table = WideTable(heads, fixed=1 if keys else 4, left=2 + keys, name=int(keys))
@@ -179,9 +219,13 @@ def long_table(records: Sequence[Record], keys: bool = False) -> WideTable:
         if "error" in r:
             table.add_row(*start, Text("failed", "red"))
             continue
-        values = [format_value(r["metrics"][m]["value"]) if m in r["metrics"] else "" for m in metrics]
-        backward = f" + {format_nfe(r['network_backward'])} backward" if r.get("network_backward") else ""
-        cells = [format_nfe(r["nfe"]) + backward, *values, _time(r["seconds"]), _time(r["images_per_second"])]
+        missing = r.get("inapplicable", {})
+        values = [
+            format_value(r["metrics"][m]["value"]) if m in r["metrics"] else NO_VALUE if m in missing else ""
+            for m in metrics
+        ]
+        values += [_metric_nfe(r)] if evaluated else []
+        cells = [_passes(r), *values, _time(r["seconds"]), _time(r["images_per_second"])]
         if extra:
             passes = f"{format_nfe(r['classifier_forward'])} + {format_nfe(r['classifier_backward'])} backward"
             cells.append(passes if r["classifier_forward"] else "")
@@ -191,6 +235,17 @@ def long_table(records: Sequence[Record], keys: bool = False) -> WideTable:
     if untimed := [r for r in records if "metrics" in r and r.get("seconds", 0.0) is None]:
         table.caption = untimed_note(untimed)
     return table
+
+
+def _passes(cost: dict[str, Any]) -> str:
+    """`10`, or `10 + 10 backward`: the network evaluations of a record, or of an entry of a metric of the data."""
+    backward = f" + {format_nfe(cost['network_backward'])} backward" if cost.get("network_backward") else ""
+    return format_nfe(cost["nfe"]) + backward
+
+
+def _metric_nfe(record: Record) -> str:
+    """`vlb 10`: the evaluations of the metrics of the data, per image of the metric."""
+    return ", ".join(f"{name} {_passes(entry)}" for name, entry in record["metrics"].items() if "nfe" in entry)
 
 
 def _sampled(records: Sequence[Record]) -> list[Record]:

@@ -12,7 +12,7 @@ from rich.text import Text
 from samplerbench.report.formats import AXIS_NAMES
 from samplerbench.report.matrix import Entry, Matrix
 from samplerbench.report.series import Series
-from samplerbench.report.table import BEST_NOTE, format_value, measured_in
+from samplerbench.report.table import BEST_NOTE, format_value
 from samplerbench.report.wide import WideTable
 from samplerbench.results.names import metric_title
 from samplerbench.text import literal, printable
@@ -23,17 +23,17 @@ DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille 
 
 def matrix_table(matrix: Matrix) -> Group:
     """Rows are samplers, columns are steps or budgets. The best of a column is bold, with a *; ties have ≈."""
-    title = f"{metric_title(matrix.metric)} {matrix.arrow}{measured_in(matrix.features, matrix.reference)}"
+    title = f"{metric_title(matrix.metric)} {matrix.arrow}{matrix.measured_in}"
     table = WideTable([f"sampler \\ {AXIS_NAMES[matrix.axis]}", *matrix.heads])
     for name, row in matrix.rows:
-        table.add_row(literal(name), *map(_cell, row))
+        table.add_row(literal(name), *(_cell(entry, matrix.blank(name)) for entry in row))
     best = [BEST_NOTE] if any(entry is not None and entry.best for _, row in matrix.rows for entry in row) else []
     return Group(literal(title, "bold"), table, *[Text(note, style="dim") for note in [*best, *matrix.notes]])
 
 
-def _cell(entry: Entry | None) -> Text:
+def _cell(entry: Entry | None, blank: str) -> Text:
     if entry is None:
-        return Text("")
+        return Text(blank, "dim")
     if entry.best:
         return Text(f"* {entry.text}", "bold green")
     return Text(f"≈ {entry.text}", "green") if entry.tied else Text(entry.text)

@@ -154,7 +154,10 @@ def merge_metrics(records: Sequence[Record]) -> list[Record]:
                 both = before | {"metrics": sorted({*before.get("metrics", []), *more.get("metrics", [])})}
                 if sources := before.get("metric sources", {}) | more.get("metric sources", {}):
                     both["metric sources"] = sources
-                found[key] = first | {"metrics": {**record["metrics"], **first["metrics"]}, "protocol_fields": both}
+                merged = {"metrics": {**record["metrics"], **first["metrics"]}, "protocol_fields": both}
+                if reasons := record.get("inapplicable", {}) | first.get("inapplicable", {}):
+                    merged["inapplicable"] = reasons
+                found[key] = first | merged
                 break
         else:
             found[json.dumps(fields, sort_keys=True) + record["protocol"]] = record

@@ -71,8 +71,10 @@ METRIC_TITLES = {
     "kid": "KID",
     "label-accuracy": "Label accuracy",
     "nearest": "Nearest",
+    "nll": "NLL",
     "precision": "Precision",
     "recall": "Recall",
+    "vlb": "VLB",
 }
 """The names of the built-in metrics in headings, as papers write them."""
 

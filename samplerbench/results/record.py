@@ -50,6 +50,12 @@ class MetricEntry(_Strict):
     features: Text = Field(description="feature space")
     reference: Text = Field(description="the real images: name (split, number)")
     better: Literal["lower", "higher"] = Field(description="lower or higher")
+    unit: Text = _optional(description="unit of the value, like bits/dim")
+    of: Literal["samples", "data"] = _optional(description="data: computed from real images, not from samples")
+    data: Text = _optional(description="of a metric of the data: the images, if they are not those of the run")
+    images: Positive = _optional(description="of a metric of the data: images in a block")
+    nfe: Amount = _optional(description="of a metric of the data: its network evaluations per image, not in nfe")
+    network_backward: Amount = _optional(description="of a metric of the data: its backward passes per image")
 
 
 class Timing(_Strict):
@@ -157,6 +163,9 @@ class ResultRecord(Timing):
     model: Text
     labels: Text
     metrics: dict[Annotated[str, Field(min_length=1, max_length=MAX_RECORDED_TEXT)], MetricEntry]
+    inapplicable: dict[Annotated[str, Field(min_length=1, max_length=MAX_RECORDED_TEXT)], Text] = _optional(
+        description="metrics without a value for this sampler: the reason"
+    )
     timings: list[Timing] = _optional(
         description="a time for each set of conditions; empty where none is of one set alone"
     )

@@ -7,7 +7,7 @@ import copy
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import pairwise
@@ -24,9 +24,11 @@ from samplerbench.metrics import Accumulator, Batch, Context, FeatureStore, Laye
 from samplerbench.metrics.extractors import DIGITS, Extractor, load_extractor
 from samplerbench.metrics.memorisation import as_points
 from samplerbench.metrics.neighbours import Neighbours
+from samplerbench.models.exact import exact
 from samplerbench.results.partial import Extent, Progress, load_partial, save_partial
-from samplerbench.sampling import Sampler
+from samplerbench.sampling import Chain, Denoiser, Inputs, Noise, Prediction, Sampler, Step, markov_variance
 from samplerbench.sampling.noise import Purpose, normal
+from samplerbench.sampling.ode import Ode
 from samplerbench.testing.checks import NotApplicableError
 from samplerbench.testing.common import (
     Checks,
@@ -111,7 +113,44 @@ def _neighbours(layer: Layer | None) -> Neighbours:
     return Neighbours(as_points(_digits()[0][:REAL]) if layer is None else _real()[layer])
 
 
-def _context(n: int) -> Context:
+def _context(n: int, metric: Metric | None = None) -> Context:
+    """What a metric is measured against. For a metric of the data, also a model, a sampler and its grid."""
+    context = _context_of_samples(n)
+    if metric is None or metric.of != "data":
+        return context
+    model = exact("gaussian", shape="1x8x8")
+    images = metric.evaluated(model, LIMIT, 1)
+    if images is not None and images.n < n:
+        raise NotApplicableError(f"it evaluates {images.n} images, and {n} are measured here")
+
+    def denoiser(inputs: Inputs) -> Denoiser:
+        return model.denoiser(inputs)
+
+    sigmas = torch.tensor([5.0, 1.0, 0.4, 0.1, 0.0], dtype=torch.float64)
+    return replace(context, model=model, evaluated=images, denoiser=denoiser, sampler=EulerOrGaussian(), sigmas=sigmas)
+
+
+@dataclass(frozen=True)
+class EulerOrGaussian(Sampler):
+    """Euler's method for the probability-flow ODE, and beside it the Gaussian kernel of DDPM (Ho et al. 2020, eq. 7).
+
+    A metric of the data can take what it needs: the solver in both directions, or the kernel.
+    """
+
+    reversible = True
+
+    def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+        ode = Ode(denoise)
+        for s, t in pairwise(sigmas.tolist()):
+            x = x + (t - s) * ode.slope(x, s)
+            yield Step(t, x)
+
+    def transition(self, x: Tensor, prediction: Prediction, s: float, t: float, chain: Chain) -> tuple[Tensor, float]:
+        mean = prediction.x0 + (t / s) ** 2 * (x - prediction.x0)
+        return mean, markov_variance(s, t) if t > 0 else s**2
+
+
+def _context_of_samples(n: int) -> Context:
     real = {layer: features.clone() for layer, features in _real().items()}  # a metric may write into them
     described = {"name": "digits", "split": "a part", "n": REAL, "sha256": ""}
     reference = Reference(Moments.of(real["fid"]), described, _extractor().identity)
@@ -134,8 +173,13 @@ def _size(metric: Metric) -> int:
 
 
 def _batch(metric: Metric, n: int, good: bool = True) -> Batch:
-    """The samples 0 … n-1 as one batch, in tensors of its own."""
+    """The samples 0 … n-1 as one batch, in tensors of its own. For a metric of the data, the images of the model."""
     images, features = _samples(good, n)
+    if metric.of == "data":
+        evaluated = _context(n, metric).evaluated
+        states = dequantise(images).double() if evaluated is None else evaluated.states(torch.arange(n))
+        found = features[metric.layer].clone()
+        return Batch(quantise(states), found, None, torch.arange(n), states, inputs=Inputs(n))
     labels = _digits()[1][REAL : REAL + n].clone()
     return Batch(
         images.clone(),
@@ -150,7 +194,8 @@ def _batch(metric: Metric, n: int, good: bool = True) -> Batch:
 def _rows(batch: Batch, rows: Tensor) -> Batch:
     cut = {f.name: getattr(batch, f.name)[rows] for f in fields(batch) if isinstance(getattr(batch, f.name), Tensor)}
     prompts = None if batch.prompts is None else tuple(batch.prompts[i] for i in rows.tolist())
-    return replace(batch, **cut, prompts=prompts)
+    inputs = None if batch.inputs is None else batch.inputs.rows(rows)
+    return replace(batch, **cut, prompts=prompts, inputs=inputs)
 
 
 def _cut(batch: Batch, at: Iterable[int]) -> list[Batch]:
@@ -213,9 +258,9 @@ def _images(n: int) -> str:
 
 def _whole(metric: Metric) -> _Whole:
     n = _size(metric)
-    context = _context(n)
+    context = _context(n, metric)
     value = _measure(metric, [_batch(metric, n)], context)
-    bad = _measure(metric, [_batch(metric, n, good=False)], context)
+    bad = value if metric.of == "data" else _measure(metric, [_batch(metric, n, good=False)], context)
     # Near 0 the value of good samples is a difference of larger numbers, whose rounding it has.
     return _Whole(_batch(metric, n), context, value, max(abs(value), abs(bad) / 100, 1e-30))
 
@@ -237,7 +282,7 @@ def check_declared(metric: Metric) -> str:
 def check_result(metric: Metric) -> str:
     """The result has a finite value and can be written as JSON."""
     n = _size(metric)
-    accumulator = _fed(metric, [_batch(metric, n)], _context(n))
+    accumulator = _fed(metric, [_batch(metric, n)], _context(n, metric))
     value = _value(accumulator)
     result = accumulator.result()
     try:
@@ -251,8 +296,10 @@ def check_better(metric: Metric) -> str:
     """Real images are better than noise, in the declared direction."""
     if not metric.prefers_real_images:
         raise NotApplicableError("it says that real images need not be better than noise (prefers_real_images)")
+    if metric.of == "data":
+        raise NotApplicableError("it is of the data, and real images are compared with nothing")
     n = _size(metric)
-    good, bad = (_measure(metric, [_batch(metric, n, good=g)], _context(n)) for g in (True, False))
+    good, bad = (_measure(metric, [_batch(metric, n, good=g)], _context(n, metric)) for g in (True, False))
     text = f"real images {good:.4g}, noise {bad:.4g}"
     right = good < bad if metric.better == "lower" else good > bad
     require(right, f"it says that {metric.better} is better: {text}")
@@ -348,7 +395,7 @@ def check_min_images(metric: Metric) -> str:
     """It has a value for its declared minimum number of images."""
     n = metric.min_images
     _size(metric)
-    value = _measure(metric, [_batch(metric, n)], _context(n))
+    value = _measure(metric, [_batch(metric, n)], _context(n, metric))
     return f"{_images(n)}: {value:.4g}"
 
 
@@ -357,11 +404,11 @@ def check_memory(metric: Metric) -> str:
     n = _size(metric)
 
     def size(images: int) -> int:
-        state = _fed(metric, [_batch(metric, images)], _context(images)).state()
+        state = _fed(metric, [_batch(metric, images)], _context(images, metric)).state()
         return sum(t.numel() * t.element_size() for t in state.values())
 
     one, two = size(n), size(2 * n)
-    if isinstance(metric.start(_context(n)), FeatureStore):
+    if isinstance(metric.start(_context(n, metric)), FeatureStore):
         require(two <= 2.1 * one, f"twice the images are {two / max(one, 1):.1f} times the state")
         return f"keeps what it sees: {(two - one) / n:.0f} bytes an image"
     require(
@@ -375,7 +422,7 @@ def check_memory(metric: Metric) -> str:
 def check_no_state(metric: Metric) -> str:
     """It keeps no state between runs: interleaved accumulators give the same values."""
     n = _size(metric)
-    context, before = _context(n), dict(vars(metric))
+    context, before = _context(n, metric), dict(vars(metric))
     streams = [_cut(_batch(metric, n, good=good), (20, 40)) for good in (True, False)]
     alone = [_measure(metric, stream, context) for stream in streams]
     pair = [metric.start(context), metric.start(context)]
@@ -393,12 +440,14 @@ def check_lacking(metric: Metric) -> str:
     n = _size(metric)
     batch, needs = _batch(metric, n), []
     cases: list[tuple[str, Callable[[], float]]] = [
-        ("labels", lambda: _measure(metric, [replace(batch, labels=None)], _context(n))),
-        ("prompts", lambda: _measure(metric, [replace(batch, prompts=None)], _context(n))),
-        ("real images", lambda: _measure(metric, [batch], replace(_context(n), real=None))),
-        ("a solver", lambda: _measure(metric, [batch], replace(_context(n), solve=None, solve_images=None))),
-        ("determinism", lambda: _measure(metric, [replace(batch, stochastic=True)], _context(n))),
+        ("labels", lambda: _measure(metric, [replace(batch, labels=None)], _context(n, metric))),
+        ("prompts", lambda: _measure(metric, [replace(batch, prompts=None)], _context(n, metric))),
+        ("real images", lambda: _measure(metric, [batch], replace(_context(n, metric), real=None))),
+        ("a solver", lambda: _measure(metric, [batch], replace(_context(n, metric), solve=None, solve_images=None))),
+        ("determinism", lambda: _measure(metric, [replace(batch, stochastic=True)], _context(n, metric))),
     ]
+    if metric.of == "data":
+        cases.append(("a run of a sampler", lambda: _measure(metric, [batch], _context(n))))
     for what, measured in cases:
         try:
             measured()
@@ -418,7 +467,7 @@ def check_lacking(metric: Metric) -> str:
 def check_no_writes(metric: Metric) -> str:
     """It never modifies its images, features and reference."""
     n = _size(metric)
-    batch, context = _batch(metric, n), _context(n)
+    batch, context = _batch(metric, n), _context(n, metric)
     given = {f.name: getattr(batch, f.name) for f in fields(batch) if isinstance(getattr(batch, f.name), Tensor)}
     given |= {f"the real images' {layer}": context.real_features(layer) for layer in get_args(Layer)}
     moments = context.reference.moments
@@ -434,7 +483,7 @@ def check_random_state(metric: Metric) -> str:
     """It does not use global random generators, and repeated measurements are equal."""
     n = _size(metric)
     with untouched_random_state():
-        values = [_measure(metric, [_batch(metric, n)], _context(n)) for _ in range(2)]
+        values = [_measure(metric, [_batch(metric, n)], _context(n, metric)) for _ in range(2)]
     require(values[0] == values[1], f"measured twice it is {values[0]:.6g} and {values[1]:.6g}")
     return "untouched"
 

@@ -45,11 +45,14 @@
     if (a > 0 && a < 0.001) return v.toExponential(1);
     return v.toFixed(a < 0.1 ? 4 : a < 1 ? 3 : a < 100 ? 2 : 1);
   };
+  // Over blocks; for a metric of the data in a single block, over images.
+  const deviation = (e) => e.sd ?? (e.of === "data" ? e.standard_error : null);
   // The standard deviation has the decimals of the value, as in the other tables.
   const spread = (e) => {
-    if (e.sd === null || e.sd === undefined) return "";
+    const sd = deviation(e);
+    if (sd === null || sd === undefined) return "";
     const value = number(e.value);
-    return ` ± ${value.includes("e") ? number(e.sd) : e.sd.toFixed((value.split(".")[1] ?? "").length)}`;
+    return ` ± ${value.includes("e") ? number(sd) : sd.toFixed((value.split(".")[1] ?? "").length)}`;
   };
   const cost = (v) => (v === null || v === undefined ? "" : v < 0.01 ? v.toPrecision(2) : number(v));
   const nfe = (r) => (Number.isInteger(r.nfe) ? String(r.nfe) : r.nfe.toFixed(1));
@@ -115,7 +118,9 @@
   function drawPlot() {
     const metric = state.metric;
     const traces = [];
-    const visible = shown().filter((r) => r.metrics[metric] && r.metrics[metric].value !== null);
+    // Where only data was measured, nothing was sampled: the evaluations are those of the metric.
+    const sampled = (r) => (r.nfe ? r : { ...r, nfe: r.metrics[metric].nfe ?? r.nfe });
+    const visible = shown().filter((r) => r.metrics[metric] && r.metrics[metric].value !== null).map(sampled);
     // A generator has no evaluations and no steps: its value is a horizontal line over the range of the others.
     const across = state.x === "seconds_per_image" ? [] : visible.filter((r) => !isGenerator(r) && r[state.x] !== null).map((r) => r[state.x]);
     const flat = (r) => isGenerator(r) && across.length > 0;
@@ -127,7 +132,7 @@
       const { colour, symbol, dash } = look(label);
       traces.push({
         type: "scatter", mode: rows.some(flat) ? "lines" : "lines+markers", name: plain(label), x: rows.map((r) => r[state.x]), y: rows.map((r) => r.metrics[metric].value),
-        error_y: { type: "data", array: rows.map((r) => r.metrics[metric].sd ?? 0), visible: rows.some((r) => r.metrics[metric].sd), thickness: 1, width: 3 },
+        error_y: { type: "data", array: rows.map((r) => deviation(r.metrics[metric]) ?? 0), visible: rows.some((r) => deviation(r.metrics[metric])), thickness: 1, width: 3 },
         line: { color: colour, width: 2, dash }, marker: { color: colour, symbol, size: 8 },
         customdata: rows.map((r) => [number(r.metrics[metric].value), spread(r.metrics[metric]), [withSteps(r), `${nfe(r)} NFE`, r.seconds_per_image === null ? "" : `${cost(r.seconds_per_image)} s per image`].filter(Boolean).join(", ")]),
         hovertemplate: `<b>${plain(label)}</b><br>${plain(metricTitle(metric))} %{customdata[0]}%{customdata[1]}<br>%{customdata[2]}<extra></extra>`,
@@ -161,16 +166,15 @@
 
   function drawMatrix() {
     const table = group().tables.find((t) => t.metric === state.metric);
-    const { features, reference } = group().metrics[state.metric];
-    const space = [features && `${features} features`, reference && `against ${reference}`].filter(Boolean).join(", ");
     const visible = new Map(shown().map((r) => [r.protocol, r]));
     const has = (cell) => cell !== null && visible.has(cell.protocol);
-    const rows = table.rows.filter((row) => row.cells.some(has));
+    const without = (row) => table.no_value.includes(row.label) && shown().some((r) => r.label === row.label);
+    const rows = table.rows.filter((row) => row.cells.some(has) || without(row));
     const kept = table.columns.map((_, j) => j).filter((j) => rows.some((row) => has(row.cells[j])));
     const body = rows.map((row) => make("tr", {},
       make("th", { scope: "row" }, ...breakable(row.label)),
       ...kept.map((j) => row.cells[j]).map((cell) => {
-        if (!has(cell)) return make("td", {}, "");
+        if (!has(cell)) return make("td", {}, without(row) ? "–" : "");
         const [value, sd] = cell.text.split(" ± ");
         const record = visible.get(cell.protocol);
         const mark = cell.tied ? "≈ " : "";
@@ -178,7 +182,7 @@
           make("button", { type: "button", title: "Protocol and command", onclick: () => details(record) }, mark + value, ...(sd ? [make("span", { class: "sd" }, ` ± ${sd}`)] : [])));
       })));
     $("matrix").replaceChildren(
-      make("caption", {}, `${metricTitle(state.metric)} ${arrow(state.metric)} `, make("small", {}, space)),
+      make("caption", {}, `${metricTitle(state.metric)} ${arrow(state.metric)} `, make("small", {}, table.measured_in)),
       make("thead", {}, make("tr", {}, make("th", { scope: "col" }, `sampler \\ ${table.axis === "nfe" ? "NFE" : "steps"}`), ...kept.map((j) => make("th", { scope: "col" }, table.columns[j])))),
       make("tbody", {}, ...(rows.length ? body : [make("tr", {}, make("th", { scope: "row" }, "no cell matches"))])));
     const best = table.rows.some((row) => row.cells.some((c) => c && c.best)) ? ["bold: the best of its column"] : [];
