@@ -133,7 +133,7 @@ def shortened(arguments: list[str]) -> list[str]:
         if "--dry-run" in rest:
             rest += ["--batch-size", str(MOST_IMAGES)]
     elif command == "likelihood":
-        _cap_list(rest, "--steps", MOST_STEPS, add=True)
+        _cap_list(rest, "--steps", MOST_STEPS, add="elbo" not in rest)
         _cap(rest, "--n", 2, add=True)
     elif command == "latency":
         _cap_list(rest, "--steps", MOST_STEPS)
