@@ -332,7 +332,7 @@ def likelihoods(prepared: Prepared, settings: Settings) -> Iterator[Likelihood]:
     if model.autoencoder is not None or model.text:
         raise UserError(
             "this model samples latents, and its decoder has no density, so its images have no likelihood; use a model "
-            f"that works in pixel space, or {argument('method', 'elbo')} for the bound of its autoencoder."
+            "that works in pixel space."
         )
     for cell in prepared.cells:
         cell.check()
