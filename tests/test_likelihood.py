@@ -318,10 +318,12 @@ def tanh_decoder(x: Tensor, mean: Tensor, log_variance: Tensor, half: float) -> 
     return torch.where(x < -0.999, high.clamp(min=1e-12).log(), edge)
 
 
-@pytest.mark.parametrize("kind", ["small", "large"])
-def test_the_terms_of_the_digits_network_are_those_of_guided_diffusion(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("source", "kind"), [("digits", "small"), ("digits", "large"), ("digits-learned-variance", "learned")]
+)
+def test_the_terms_of_the_digits_network_are_those_of_guided_diffusion(source: str, kind: str) -> None:
     n, steps = 8, 5
-    model = samplerbench.load_model("digits", device="cpu")
+    model = samplerbench.load_model(source, device="cpu")
     images = load_images(model, "digits:split=held-out", n)
     assert images.levels == 17
     sampler = sampler_of(f"ddpm:variance={kind}")
@@ -332,9 +334,13 @@ def test_the_terms_of_the_digits_network_are_those_of_guided_diffusion(kind: str
     bars = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[::200]
     noise = [normal(0, Purpose.LIKELIHOOD, torch.arange(n), i, model.shape) for i in range(steps)]
 
-    def network(y: Tensor, t: int) -> tuple[Tensor, None]:
+    def network(y: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():
-            return model.network(y.float(), 200 * t, class_labels=images.labels).sample.double(), None
+            output = model.network(y.float(), 200 * t, class_labels=images.labels).sample.double()
+        if kind != "learned":
+            return output, None
+        epsilon, variance = output.chunk(2, dim=1)
+        return epsilon, (variance + 1) / 2
 
     terms, mean, log_variance = guided_diffusion(bars, kind, images.states(torch.arange(n)), noise, network)
     d = 64 * math.log(2)
@@ -545,3 +551,16 @@ def test_the_optimal_variance_has_the_lowest_bound_of_the_digits() -> None:
         small, large, optimal = (bits[spec, steps] for spec in specs)
         assert optimal < min(small, large)
         assert small > 3 * large
+
+
+@pytest.mark.slow
+def test_the_included_network_with_a_learned_variance_is_a_folder_of_diffusers() -> None:
+    from diffusers import DDPMPipeline
+
+    from samplerbench.assets import asset
+
+    pipeline = DDPMPipeline.from_pretrained(asset("digits-learned-variance"))
+    assert pipeline.scheduler.config.variance_type == "learned_range"
+    assert (pipeline.unet.config.in_channels, pipeline.unet.config.out_channels) == (1, 2)
+    model = samplerbench.load_model("digits-learned-variance", device="cpu")
+    assert (model.learned_variance, model.shape, model.data) == (True, (1, 8, 8), "digits:split=train")
