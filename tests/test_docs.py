@@ -68,6 +68,7 @@ SKIPPED = {
     r"stable-diffusion-v1-5|--prompts prompts.csv": "needs a checkpoint of the hub",
     r"--prompts parti.tsv": "needs a checkpoint of the hub; test_text_suites.py runs the suites on small ones",
     r"--data mnist --channels|stats mnist": "needs MNIST's files; tests/test_mnist_model.py measures without them",
+    r"^samplerbench likelihood --model mnist": "needs MNIST's files; the same command on the digits is run",
     r"cifar10-32x32.npz": "needs Inception's weights and published statistics",
     r"figure pareto pareto.png": "needs latencies of the same folder; docs/latency.md measures them first",
     r"--model FOLDER|coco/|^samplerbench export": "needs a text-to-image model; test_text_metrics.py, test_export.py",
