@@ -564,3 +564,12 @@ def test_the_included_network_with_a_learned_variance_is_a_folder_of_diffusers()
     assert (pipeline.unet.config.in_channels, pipeline.unet.config.out_channels) == (1, 2)
     model = samplerbench.load_model("digits-learned-variance", device="cpu")
     assert (model.learned_variance, model.shape, model.data) == (True, (1, 8, 8), "digits:split=train")
+
+
+@pytest.mark.slow
+def test_the_learned_variance_has_a_lower_bound_than_both_fixed_ones() -> None:
+    specs = ["ddpm", "ddpm:variance=large", "ddpm:variance=learned"]
+    found = samplerbench.likelihood(specs, 50, model="digits-learned-variance", n=32, training=False)
+    small, large, learned = (one.bits_per_dim for one in found)
+    assert learned < large - 0.5
+    assert small > 3 * large
