@@ -531,7 +531,7 @@ def test_the_shell_completes_what_is_registered() -> None:
         ("run", "features", "dinov2-vit-b", ["dinov2-vit-b-14"]),
         ("run", "data", "mn", ["mnist"]),
         ("run", "dtype", "fp", ["fp16", "fp32", "fp64"]),
-        ("run", "model", "dig", ["digits", "digits-flow"]),
+        ("run", "model", "dig", ["digits", "digits-flow", "digits-learned-variance"]),
         ("run", "metric", "incep", ["inception-score"]),
         ("sample", "spacing", "kar", ["karras"]),
         ("sample", "dtype", "b", ["bf16"]),

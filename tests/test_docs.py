@@ -69,6 +69,7 @@ SKIPPED = {
     r"stable-diffusion-v1-5|--prompts prompts.csv": "needs a checkpoint of the hub",
     r"--prompts parti.tsv": "needs a checkpoint of the hub; test_text_suites.py runs the suites on small ones",
     r"--data mnist --channels|stats mnist": "needs MNIST's files; tests/test_mnist_model.py measures without them",
+    r"^samplerbench likelihood --model mnist": "needs MNIST's files; the same command on the digits is run",
     r"cifar10-32x32.npz": "needs Inception's weights and published statistics",
     r"figure pareto pareto.png": "needs latencies of the same folder; docs/latency.md measures them first",
     r"--model FOLDER|coco/|^samplerbench export": "needs a text-to-image model; test_text_metrics.py, test_export.py",
@@ -134,7 +135,7 @@ def shortened(arguments: list[str]) -> list[str]:
         if "--dry-run" in rest:
             rest += ["--batch-size", str(MOST_IMAGES)]
     elif command == "likelihood":
-        _cap_list(rest, "--steps", MOST_STEPS, add=True)
+        _cap_list(rest, "--steps", MOST_STEPS, add="elbo" not in rest)
         _cap(rest, "--n", 2, add=True)
     elif command == "tune":  # with few images and one sampler, if the page names none
         if "--time" in rest:

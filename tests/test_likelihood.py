@@ -24,6 +24,7 @@ from samplerbench.likelihoods.ode import Divergence, LikelihoodDenoiser, OdeTerm
 from samplerbench.likelihoods.vlb import BoundTerms, bound_terms
 from samplerbench.models.exact import ExactModel, exact
 from samplerbench.sampling import SIGMA_INFINITY, Inputs, Prediction, Sampler
+from samplerbench.sampling.denoiser import per_sample
 from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.sampling.spacing import make_grid
 
@@ -86,6 +87,34 @@ def test_the_likelihood_of_the_ode_is_the_closed_form(problem: str, process: str
     assert (found.total - true_nll(model, x)).abs().max() < 1e-6
 
 
+def with_covariance(d: int, process: str, n: int) -> tuple[ExactModel, Images, Tensor, Tensor]:
+    """N(μ, Σ) with a full covariance: the model, n draws, their -log p, and Σ. D = μ + Σ (Σ + σ²)⁻¹ (x - μ)."""
+    generator = torch.Generator().manual_seed(d)
+    model, root = exact("gaussian", shape=f"1x1x{d}", process=process), torch.randn(d, d, generator=generator).double()
+    covariance = root @ root.T / d + 0.1 * torch.eye(d, dtype=torch.float64)
+    mean = torch.randn(d, generator=generator).double()
+    values, vectors = torch.linalg.eigh(covariance)
+
+    def evaluate(x: Tensor, sigma: Any, condition: Any) -> Prediction:
+        gain = values / (values + per_sample(sigma, x)[:, None] ** 2)
+        x0 = mean + ((x.flatten(1) - mean) @ vectors * gain) @ vectors.T
+        return Prediction(x0.reshape(x.shape))
+
+    model.evaluate = evaluate  # type: ignore[method-assign]
+    gaussian = torch.distributions.MultivariateNormal(mean, covariance)
+    x = mean + torch.randn(n, d, generator=generator).double() @ torch.linalg.cholesky(covariance).T
+    return model, Images("draws", x.reshape(n, *model.shape), None, None), -gaussian.log_prob(x), covariance
+
+
+@pytest.mark.parametrize("process", ["vp", "flow"])
+@pytest.mark.parametrize("d", [1, 3, pytest.param(10, marks=pytest.mark.slow)])
+def test_the_likelihood_of_any_covariance_and_dimension_is_the_closed_form(d: int, process: str) -> None:
+    model, images, nll, _ = with_covariance(d, process, 4)
+    top = torch.tensor([SIGMA_INFINITY if process == "flow" else 1e8, 0.0], dtype=torch.float64)
+    found = ode_of(model, "pf-ode:solver=rk45,rtol=1e-8,atol=1e-8", top, images.values, Divergence(None))
+    assert (found.total - nll).abs().max() < 1e-6
+
+
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("rk4", 4)])
 @pytest.mark.parametrize("process", ["vp", "flow"])
 def test_it_converges_at_the_order_of_the_solver(solver: str, order: int, process: str) -> None:
@@ -135,6 +164,46 @@ def test_the_likelihood_with_probes_has_the_mean_of_the_exact_one() -> None:
 
 
 # --- The variational bound --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("process", ["vp", "flow"])
+@pytest.mark.parametrize("spec", ["ddpm:variance=large", "analytic-dpm:y=none"])
+def test_every_term_of_another_variance_is_its_closed_form(process: str, spec: str) -> None:
+    """L_{t-1} = ½ ((1-c)² ‖x₀-D‖²/v + d (u²/v - 1 - log u²/v)) for a variance v other than u²."""
+    model = exact("gaussian", shape=SHAPE, process=process)
+    n = 400
+    images, grid = load_images(model, None, n), grid_of(model, 8)
+    found = bound_of(model, spec, grid, images)
+    x0, alpha = images.states(torch.arange(n)).flatten(1), model.process.alpha
+    for i, (s, t) in enumerate(pairwise(grid.tolist()[:-1])):
+        c = (t / s) ** 2
+        u2 = t**2 * (1 - c)
+        v = (alpha(s) / alpha(t)) ** 2 * (s**2 - t**2)
+        if spec.startswith("analytic"):
+            v = u2 + (1 - c) ** 2 * float(kappa(model, s).mean())
+        z = normal(0, Purpose.LIKELIHOOD, torch.arange(n), i, model.shape).flatten(1)
+        variances = model.problem.variances.flatten()
+        difference = ((x0 - model.problem.means) - variances / s * z) / (1 + variances / s**2)
+        rest = 6 * (u2 / v - 1 - math.log(u2 / v))
+        closed = 0.5 * ((1 - c) ** 2 * difference.square().sum(1) / v + rest)
+        assert torch.allclose(found.denoising[:, i], closed, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", ["vp", "flow"])
+def test_the_terms_and_the_bound_of_a_full_covariance(process: str) -> None:
+    """The mean of L_{t-1} is ½ (1/t² - 1/s²) tr κ(s), κ = Σ - Σ (Σ + s²)⁻¹ Σ, and the bound is above -log p."""
+    n, d = 600, 5
+    model, images, nll, covariance = with_covariance(d, process, n)
+    grid = grid_of(model, 8)
+    found = bound_of(model, "ddpm", grid, images)
+    for i, (s, t) in enumerate(pairwise(grid.tolist()[:-1])):
+        inverse = torch.linalg.inv(covariance + s**2 * torch.eye(d, dtype=torch.float64))
+        closed = 0.5 * (1 / t**2 - 1 / s**2) * float(torch.trace(covariance - covariance @ inverse @ covariance))
+        term = found.denoising[:, i]
+        assert abs(float(term.mean()) - closed) < 4.5 * float(term.std()) / math.sqrt(n)
+    for spec in ("ddpm", "ddpm:variance=large"):
+        gap = bound_of(model, spec, grid, images).total - nll
+        assert gap.mean() > -3 * gap.std() / math.sqrt(n)
 
 
 @pytest.mark.parametrize("process", ["vp", "flow"])
@@ -249,10 +318,12 @@ def tanh_decoder(x: Tensor, mean: Tensor, log_variance: Tensor, half: float) -> 
     return torch.where(x < -0.999, high.clamp(min=1e-12).log(), edge)
 
 
-@pytest.mark.parametrize("kind", ["small", "large"])
-def test_the_terms_of_the_digits_network_are_those_of_guided_diffusion(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("source", "kind"), [("digits", "small"), ("digits", "large"), ("digits-learned-variance", "learned")]
+)
+def test_the_terms_of_the_digits_network_are_those_of_guided_diffusion(source: str, kind: str) -> None:
     n, steps = 8, 5
-    model = samplerbench.load_model("digits", device="cpu")
+    model = samplerbench.load_model(source, device="cpu")
     images = load_images(model, "digits:split=held-out", n)
     assert images.levels == 17
     sampler = sampler_of(f"ddpm:variance={kind}")
@@ -263,9 +334,13 @@ def test_the_terms_of_the_digits_network_are_those_of_guided_diffusion(kind: str
     bars = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[::200]
     noise = [normal(0, Purpose.LIKELIHOOD, torch.arange(n), i, model.shape) for i in range(steps)]
 
-    def network(y: Tensor, t: int) -> tuple[Tensor, None]:
+    def network(y: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():
-            return model.network(y.float(), 200 * t, class_labels=images.labels).sample.double(), None
+            output = model.network(y.float(), 200 * t, class_labels=images.labels).sample.double()
+        if kind != "learned":
+            return output, None
+        epsilon, variance = output.chunk(2, dim=1)
+        return epsilon, (variance + 1) / 2
 
     terms, mean, log_variance = guided_diffusion(bars, kind, images.states(torch.arange(n)), noise, network)
     d = 64 * math.log(2)
@@ -476,3 +551,25 @@ def test_the_optimal_variance_has_the_lowest_bound_of_the_digits() -> None:
         small, large, optimal = (bits[spec, steps] for spec in specs)
         assert optimal < min(small, large)
         assert small > 3 * large
+
+
+@pytest.mark.slow
+def test_the_included_network_with_a_learned_variance_is_a_folder_of_diffusers() -> None:
+    from diffusers import DDPMPipeline
+
+    from samplerbench.assets import asset
+
+    pipeline = DDPMPipeline.from_pretrained(asset("digits-learned-variance"))
+    assert pipeline.scheduler.config.variance_type == "learned_range"
+    assert (pipeline.unet.config.in_channels, pipeline.unet.config.out_channels) == (1, 2)
+    model = samplerbench.load_model("digits-learned-variance", device="cpu")
+    assert (model.learned_variance, model.shape, model.data) == (True, (1, 8, 8), "digits:split=train")
+
+
+@pytest.mark.slow
+def test_the_learned_variance_has_a_lower_bound_than_both_fixed_ones() -> None:
+    specs = ["ddpm", "ddpm:variance=large", "ddpm:variance=learned"]
+    found = samplerbench.likelihood(specs, 50, model="digits-learned-variance", n=32, training=False)
+    small, large, learned = (one.bits_per_dim for one in found)
+    assert learned < large - 0.5
+    assert small > 3 * large

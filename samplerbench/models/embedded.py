@@ -66,6 +66,16 @@ class DigitsFlow(Embedded):
     classifier = "digits-classifier"
 
 
+class DigitsLearnedVariance(_Discrete):
+    """The embedded class-conditional U-Net of real 8x8 digits with a learned variance, for `ddpm:variance=learned`.
+
+    It has the network and the data of `digits`, with the loss L_simple + 0.001 L_vlb (Nichol & Dhariwal 2021, eq. 16).
+    """
+
+    features = "digits-cnn"
+    classifier = "digits-classifier"
+
+
 class MNIST(_Discrete):
     """The embedded class-conditional U-Net of MNIST's 28x28 digits (ε-prediction, T = 1000, linear β).
 

@@ -73,8 +73,19 @@ class Autoencoder:
             Images, (B, C, H, W), approximately in [-1, 1].
         """
         z = latents.to(self._dtype) / self._scale(latents.device) + self._shift(latents.device)
-        parts = [self._decode(part.contiguous()) for part in z.split(self.chunk)]
-        return torch.cat(parts).to(latents.dtype)
+        return self.decode_unscaled(z).to(latents.dtype)
+
+    def decode_unscaled(self, z: Tensor) -> Tensor:
+        """Decode latents in the scale of the autoencoder: Dec(z).
+
+        Args:
+            z: latents, (B, c, h, w).
+
+        Returns:
+            Images, (B, C, H, W), in the precision of the autoencoder.
+        """
+        parts = [self._decode(part.contiguous()) for part in z.to(self._dtype).split(self.chunk)]
+        return torch.cat(parts)
 
     def _decode(self, z: Tensor) -> Tensor:
         if not self.frames:
@@ -114,6 +125,35 @@ class Autoencoder:
             mode = mode[:, :, 0] if self.frames else mode
             parts.append(((mode - self._shift(device)) * self._scale(device)).to(images.dtype))
         return torch.cat(parts).to(images.device)
+
+    @torch.no_grad()
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder q(z | x) = N(μ, s²) of a variational autoencoder. The prior of z is N(0, I), without `scale`.
+
+        Args:
+            images: images in [-1, 1], (B, C, H, W).
+
+        Returns:
+            μ and log s², (B, c, h, w) float64 on the device of the images.
+
+        Raises:
+            UserError: if the autoencoder is vector-quantised or deterministic.
+        """
+        device = execution_device(self.module)
+        means, log_variances = [], []
+        for part in images.split(self.chunk):
+            pixels = part.to(device, self._dtype)
+            encoded = self.module.encode(pixels[:, :, None] if self.frames else pixels)
+            if not hasattr(encoded, "latent_dist"):
+                raise UserError(
+                    f"the encoder of this model, {type(self.module).__name__}, is deterministic, so it has no evidence "
+                    "lower bound; use a model with an AutoencoderKL."
+                )
+            q = encoded.latent_dist
+            mean, log_variance = (v[:, :, 0] if self.frames else v for v in (q.mean, q.logvar))
+            means.append(mean.to(images.device, torch.float64))
+            log_variances.append(log_variance.to(images.device, torch.float64))
+        return torch.cat(means), torch.cat(log_variances)
 
     def _scale(self, device: torch.device) -> Any:
         return self.scale if self.std is None else (self.scale / self.std).to(device, self._dtype)
