@@ -360,7 +360,7 @@ def test_no_sampler_reads_the_state(sampler: str, digits: Model) -> None:
 
 
 @pytest.mark.usefixtures("as_on_a_device")
-@pytest.mark.parametrize("guidance", ["cfg:scale=2", "classifier"])
+@pytest.mark.parametrize("guidance", ["cfg:scale=2", "classifier", "interval", "cfg-rescale", "apg"])
 def test_no_guidance_reads_the_state(guidance: str, digits: Model) -> None:
     """Nor the labels."""
     assert isinstance(watched_walk(digits, "ddim", guidance).x, Watched)
