@@ -657,6 +657,8 @@ VARIANTS = [
     *("ddim:eta=1", "ddpm:variance=large", "heun:S_churn=10", "pf-ode:solver=rk45", "dpm-solver:order=3"),
     *("dpm++:order=3", "dpm++:method=singlestep", "dpm++:sde=true", "unipc:variant=B1", "deis:variable=sigma"),
     *("deis:variable=log-sigma", "pc:predictor=ancestral", "pc:predictor=probability-flow", "analytic-dpm:form=ddim"),
+    *("restart:K=0", "res:method=singlestep", "er-sde:phi=ode", "er-sde:phi=ode,derivatives=exact", "sa-solver:tau=0"),
+    *("dpm++:sde=true,order=3", "dpm++:method=singlestep,sde=true", "dpm++:method=singlestep,ancestral=true"),
     "diffusers/DPMSolverMultistepScheduler:timestep_spacing=trailing",
 ]
 OTHER_VARIANTS = [

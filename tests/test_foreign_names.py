@@ -217,7 +217,7 @@ def test_exponential_is_that_of_k_diffusion(model: ExactModel, rho: float) -> No
         ("sampler", "lcm", "it is called consistency here (it requires a consistency-distilled model)."),
         ("sampler", "DPM2 a Karras", "use diffusers/KDPM2AncestralDiscreteScheduler:use_karras_sigmas=true."),
         ("sampler", "MadeUpScheduler", "use diffusers/MadeUpScheduler."),
-        ("sampler", "dpmpp_sde", "the nearest one here is dpm++:sde=true (DPM++ 2M SDE, which is multistep)."),
+        ("sampler", "dpmpp_3m_sde", "the nearest one here is dpm++:sde=true,order=3 (they use half of the "),
         ("sampler", "ddim_cfgpp", "CFG++ is not available here."),
         ("sampler", "karras", "it is a spacing here."),
         ("spacing", "sgm_uniform", "the nearest one here is trailing (its timesteps differ by less than 1.5)."),

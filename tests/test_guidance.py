@@ -19,7 +19,7 @@ from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.process import VARIANCE_PRESERVING
 
 SAMPLERS = sorted({entry.name for entry in registry.entries("sampler")})
-NEW_SAMPLERS: tuple[str, ...] = ()
+NEW_SAMPLERS = ("er-sde", "res", "restart", "sa-solver")
 GUIDANCES = ("cfg", "cfg-norm", "classifier")
 NEW_GUIDANCES = ("apg", "cfg-rescale", "interval:low=0.01,high=20")
 """What needs a folder of weights has tests of its own."""

@@ -329,7 +329,8 @@ WATCHED = [
     *("ddpm", "ddpm:variance=large", "ddim", "ddim:eta=0.5", "langevin:T=2", "pf-ode", "pf-ode:solver=heun"),
     *("pf-ode:solver=rk4", "heun", "heun:S_churn=10", "euler-maruyama", "reverse-diffusion", "pc", "dpm-solver"),
     *("dpm-solver:order=3", "dpm++", "dpm++:order=3", "dpm++:sde=true", "dpm++:method=singlestep", "unipc", "deis"),
-    *("ipndm", "analytic-dpm", "consistency"),
+    *("ipndm", "analytic-dpm", "consistency", "restart", "er-sde", "res", "res:method=singlestep", "sa-solver"),
+    *("dpm++:sde=true,order=3", "dpm++:method=singlestep,sde=true", "dpm++:method=singlestep,ancestral=true"),
 ]
 """All but `pf-ode:solver=rk45`, whose step size depends on the state, and `diffusers/*`, whose code is not ours."""
 
