@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import run_images
+from diffusers import UNet2DModel
 from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance, MomentumBuffer, normalized_guidance
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from support.denoising import denoiser
 from torch import Tensor
 
+import samplerbench
 from samplerbench import registry
 from samplerbench.errors import UserError
 from samplerbench.models import Model
 from samplerbench.models.exact import ExactModel, exact
-from samplerbench.sampling import ConditionalDenoiser, Inputs
+from samplerbench.sampling import SIGMA_INFINITY, ConditionalDenoiser, Inputs, Noise
+from samplerbench.sampling.driver import drive
 from samplerbench.sampling.guidance import bind_guidance
 from samplerbench.sampling.meter import Meter
 
@@ -245,3 +251,112 @@ def test_the_momentum_of_each_row_is_its_own(model: ExactModel, states: list[Ten
 def test_with_momentum_images_do_not_depend_on_the_batches(digits: Model, labels: Tensor) -> None:
     whole, split = (run_images(digits, "heun", None, 3, 4, labels, guidance="apg", batch_size=size) for size in (4, 3))
     torch.testing.assert_close(whole, split, rtol=0, atol=1e-5)
+
+
+# --- CFG++ ----------------------------------------------------------------------------------------------------------
+
+LEVELS = torch.tensor([20.0, 7.0, 2.5, 1.0, 0.4, 0.1, 0.0], dtype=torch.float64)
+
+
+def sampled(model: Model, sampler: str, guidance: str, levels: Tensor = LEVELS) -> Tensor:
+    x = levels[0] * torch.randn(6, *model.shape, generator=torch.Generator().manual_seed(2)).double()
+    noise = Noise(5, torch.arange(6), model.shape, torch.float64)
+    denoise = denoiser(model, LABELS, 6, registry.parse("guidance", guidance))
+    return drive(registry.parse("sampler", sampler), denoise, x, levels, noise)
+
+
+def test_cfg_pp_is_ddim_with_a_scale_for_each_step(model: ExactModel) -> None:
+    """x' = D_λ + (σ'/σ)(x - D_u) is a step of DDIM with g = λ σ/(σ-σ') (Chung et al. 2024, section 3.3)."""
+    scale = 0.6
+    x = LEVELS[0] * torch.randn(6, *model.shape, generator=torch.Generator().manual_seed(2)).double()
+    for s, t in pairwise(LEVELS.tolist()):
+        free, given = parts(model, x, s)
+        guided_x0 = free + scale * s / (s - t) * (given - free)
+        x = guided_x0 + t / s * (x - guided_x0)
+    result = sampled(model, "ddim:cfg_pp=true", f"cfg:scale={scale}")
+    torch.testing.assert_close(result, x, rtol=0, atol=1e-10)
+    assert (result - sampled(model, "ddim", f"cfg:scale={scale}")).abs().max() > 1e-2
+
+
+def test_ancestral_cfg_pp_is_that_of_comfyui(model: ExactModel) -> None:
+    """x' = D + σ_down (x - D_u)/σ + σ_up z."""
+    x = LEVELS[0] * torch.randn(6, *model.shape, generator=torch.Generator().manual_seed(2)).double()
+    noise = Noise(5, torch.arange(6), model.shape, torch.float64)
+    for s, t in pairwise(LEVELS.tolist()):
+        free, given = parts(model, x, s)
+        up = t * math.sqrt(1 - t**2 / s**2)
+        x = free + 0.6 * (given - free) + math.sqrt(t**2 - up**2) * (x - free) / s
+        x = x + up * noise() if t > 0 else x
+    result = sampled(model, "ddim:eta=1,cfg_pp=true", "cfg:scale=0.6")
+    torch.testing.assert_close(result, x, rtol=0, atol=1e-10)
+
+
+def test_cfg_pp_from_infinity(states: list[Tensor]) -> None:
+    """The first step from t = 1 of a flow is D + σ' z, as for every guidance."""
+    flow = exact("mixture", shape="2x3x3", process="flow")
+    levels = torch.tensor([SIGMA_INFINITY, 2.0], dtype=torch.float64)
+    x = SIGMA_INFINITY * torch.randn(6, *flow.shape, generator=torch.Generator().manual_seed(2)).double()
+    free, given = parts(flow, x, SIGMA_INFINITY)
+    expected = free + 0.6 * (given - free) + 2.0 * x / SIGMA_INFINITY
+    torch.testing.assert_close(sampled(flow, "ddim:cfg_pp=true", "cfg:scale=0.6", levels), expected)
+
+
+@pytest.mark.parametrize("guidance", ["cfg:scale=1", "classifier"])
+def test_cfg_pp_requires_the_unconditional_prediction(model: ExactModel, guidance: str) -> None:
+    with pytest.raises(UserError, match="cfg_pp=true requires"):
+        sampled(model, "ddim:cfg_pp=true", guidance)
+
+
+# --- By a second model ----------------------------------------------------------------------------------------------
+
+WEAK = "problem=mixture,shape=2x3x3,width=0.9"
+
+
+def test_autoguidance_extrapolates_from_the_second_model(model: ExactModel, states: list[Tensor]) -> None:
+    weak = exact("mixture", shape="2x3x3", width=0.9)
+    for sigma, x in zip(SIGMAS, states, strict=True):
+        good, bad = (parts(m, x, sigma)[1] for m in (model, weak))
+        result = guided(model, f"autoguidance/exact:scale=2.5,{WEAK}", x, sigma)
+        torch.testing.assert_close(result, bad + 2.5 * (good - bad), rtol=0, atol=1e-12)
+        assert torch.equal(guided(model, f"autoguidance/exact:scale=1,{WEAK}", x, sigma), good)
+
+
+def test_a_second_checkpoint_is_loaded_counted_and_identified(digits: Model, labels: Tensor, tmp_path: Path) -> None:
+    """A folder with other weights: D₂ is its own prediction, and its hash is part of the protocol."""
+    folder = tmp_path / "weak"
+    shutil.copytree(Path(samplerbench.__file__).parent / "assets/digits", folder)
+    network = UNet2DModel.from_pretrained(folder / "unet")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    network.save_pretrained(folder / "unet")
+    weak = samplerbench.load_model(str(folder), device="cpu")
+
+    guidance = bind_guidance(registry.parse("guidance", f"autoguidance:model={folder},scale=1.5"), digits)
+    assert guidance is not None
+    assert guidance.identity["second model's weights"] == weak.identity["weights"] != digits.identity["weights"]
+    x = torch.randn(2, *digits.shape, generator=generator)
+    inputs = Inputs(2, labels[:2])
+    with torch.no_grad(), Meter(digits.network, guidance.networks) as meter:
+        result = digits.denoiser(inputs, guidance)(x, 1.0)
+    assert (meter.network, meter.classifier_forward) == (2, 2)
+    with torch.no_grad():
+        good, bad = digits.denoiser(inputs)(x, 1.0), weak.denoiser(inputs)(x, 1.0)
+    assert (good - bad).abs().max() > 1e-2
+    torch.testing.assert_close(result, bad + 1.5 * (good - bad), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("autoguidance", "requires a second model"),
+        ("autoguidance/exact:problem=mixture,shape=1x2x2", r"has the state \(1, 2, 2\), but the model has \(2, 3, 3\)"),
+        ("autoguidance/exact:problem=mixture,shape=2x3x3,process=flow", "has the forward process rectified flow"),
+        ("autoguidance/exact:problem=gaussian,shape=2x3x3", "has the number of classes"),
+        ("autoguidance:model=no-such-folder/here", "no-such-folder"),
+    ],
+)
+def test_a_wrong_second_model(model: ExactModel, spec: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        bind_guidance(registry.parse("guidance", spec), model)

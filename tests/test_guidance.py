@@ -187,7 +187,7 @@ def test_the_classifier_can_guide_the_conditional_prediction(digits: Model, labe
 
 def test_every_guidance_is_in_a_pair() -> None:
     registered = {entry.name for entry in registry.entries("guidance")}
-    assert registered - {registry.split(g)[0] for _, g in PAIRS} == {"image-classifier"}
+    assert registered - {registry.split(g)[0] for _, g in PAIRS} == {"autoguidance", "image-classifier"}
 
 
 @pytest.mark.parametrize(

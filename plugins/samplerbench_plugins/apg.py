@@ -118,7 +118,7 @@ class _Projected(Denoiser):
         update = given.x0 - free.x0
         if self.guidance.momentum:
             update = self.state.add(update, sigma, self.guidance.momentum, self.index)
-        return Prediction(self.guidance.combine(given.x0, update), given.variance)
+        return Prediction(self.guidance.combine(given.x0, update), given.variance, free.x0)
 
     def rows(self, index: Tensor) -> Denoiser:
         whole = index if self.index is None else self.index[index]

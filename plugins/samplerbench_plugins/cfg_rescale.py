@@ -42,7 +42,7 @@ class RescaledClassifierFree(Guidance):
         conditional = base - given.x0
         guided = base - (free.x0 + self.scale * (given.x0 - free.x0))
         ratio = _deviation(conditional) / _deviation(guided)
-        return Prediction(base - guided * (self.phi * ratio + (1 - self.phi)), given.variance)
+        return Prediction(base - guided * (self.phi * ratio + (1 - self.phi)), given.variance, free.x0)
 
 
 def _base(denoise: ConditionalDenoiser, x: Tensor, sigma: Sigma) -> Tensor:

@@ -92,8 +92,8 @@ _TRAILING = "timestep_spacing=trailing"
 _MULTISTEP = f"diffusers/DPMSolverMultistepScheduler:{_TRAILING}"
 _SDE = "algorithm_type=sde-dpmsolver++"
 _CFG_PP = (
-    "cfg++, ddim_cfgpp, DDIM CFG++, euler_cfg_pp, euler_ancestral_cfg_pp, dpmpp_2m_cfg_pp, dpmpp_2s_ancestral_cfg_pp, "
-    "res_multistep_cfg_pp, res_multistep_ancestral_cfg_pp, gradient_estimation_cfg_pp"
+    "dpmpp_2m_cfg_pp, dpmpp_2s_ancestral_cfg_pp, res_multistep_cfg_pp, res_multistep_ancestral_cfg_pp, "
+    "gradient_estimation_cfg_pp"
 )
 _NOT_HERE = "heunpp2, exp_heun_2_x0_sde, res_multistep_ancestral, gradient_estimation, seeds_2, seeds_3, cfgpp_ud10_ab"
 _SPACINGS_NOT_HERE = "beta, Beta, use_beta_sigmas, linear_quadratic, kl_optimal, KL Optimal, Align Your Steps"
@@ -173,7 +173,19 @@ TABLE: tuple[ForeignName, ...] = (
     _k("Restart", "restart", note="the web UI chooses the restarts by the number of steps"),
     _k("lcm, LCM", "consistency", _LCM, "it requires a consistency-distilled model"),
     _k("PLMS", "diffusers/PNDMScheduler:skip_prk_steps=true", note="the nearest one of samplerbench is ipndm"),
-    _k(_CFG_PP, "", note="CFG++ is not available here"),
+    _k(
+        "cfg++, ddim_cfgpp, DDIM CFG++, euler_cfg_pp",
+        "ddim:cfg_pp=true",
+        "test_candidate_guidances.py::test_cfg_pp_is_ddim_with_a_scale_for_each_step",
+        "with `--guidance cfg:scale=0.6`",
+    ),
+    _k(
+        "euler_ancestral_cfg_pp",
+        "ddim:eta=1,cfg_pp=true",
+        "test_candidate_guidances.py::test_ancestral_cfg_pp_is_that_of_comfyui",
+        "with `--guidance cfg:scale=0.6`",
+    ),
+    _k(_CFG_PP, "", note="CFG++ is available for ddim only"),
     _k(_NOT_HERE, "", note="this method is not available here"),
     _grid(K_DIFFUSION, "get_sigmas_karras, karras, Karras", "karras", "test_spacings.py::test_karras_is_equation_5"),
     _grid(
