@@ -218,7 +218,7 @@ def test_exponential_is_that_of_k_diffusion(model: ExactModel, rho: float) -> No
         ("sampler", "DPM2 a Karras", "use diffusers/KDPM2AncestralDiscreteScheduler:use_karras_sigmas=true."),
         ("sampler", "MadeUpScheduler", "use diffusers/MadeUpScheduler."),
         ("sampler", "dpmpp_3m_sde", "the nearest one here is dpm++:sde=true,order=3 (they use half of the "),
-        ("sampler", "ddim_cfgpp", "it is called ddim:cfg_pp=true here (with --guidance cfg:scale=0.6)."),
+        ("sampler", "ddim_cfgpp", "it is called ddim:cfg_pp=true here (with the guidance cfg:scale=0.6)."),
         ("sampler", "dpmpp_2m_cfg_pp", "CFG++ is available for ddim only."),
         ("sampler", "karras", "it is a spacing here."),
         ("spacing", "sgm_uniform", "the nearest one here is trailing (its timesteps differ by less than 1.5)."),
