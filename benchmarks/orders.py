@@ -45,6 +45,15 @@ SPECS = [
     "unipc:order=3,corrector=false,start=singlestep",
     *(f"deis:order={r},start=singlestep" for r in (2, 3)),
     *(f"ipndm:order={p},start=singlestep" for p in (3, 4)),
+    "restart:K=0",
+    "er-sde:order=2,phi=ode",
+    "er-sde:phi=ode",
+    "er-sde:phi=ode,derivatives=exact",
+    "res",
+    "res:method=singlestep",
+    "sa-solver:tau=0",
+    "sa-solver:tau=0,predictor=3,corrector=0",
+    "sa-solver:tau=0,predictor=3,corrector=4",
 ]
 
 

@@ -185,8 +185,9 @@ def test_their_copy_in_another_distribution_does_the_same(third_party: None) -> 
     """Another distribution's files with the same lines give the same states, bit for bit."""
     model = exact("mixture", shape="1x2x2")
     made: dict[str, Any] = {}
+    required = {"list": ":levels=80;20;5;1;0.1", "autoguidance": "/exact:problem=mixture,shape=1x2x2,width=0.9"}
     for kind, name in registered():
-        given = ":levels=80;20;5;1;0.1" if name == "list" else ""
+        given = required.get(name, "")
         one, other = (registry.parse(kind, f"{prefix}{name}{given}") for prefix in ("", "other-"))
         assert type(one) is not type(other)
         assert registry.find(kind, f"other-{name}").distribution == COPY

@@ -652,11 +652,16 @@ def test_the_sound_spacing_passes() -> None:
 # --- What is built in -----------------------------------------------------------------------------------------------
 
 KINDS = ("sampler", "guidance", "spacing")
-BUILT_IN = [(kind, e.name) for kind in KINDS for e in registry.entries(kind) if e.distribution == registry.OWN]
+WITH_PARAMETERS = {"autoguidance": "autoguidance/exact:problem=mixture,shape=1x2x2,width=0.9"}
+"""What has no defaults."""
+NAMES = [(kind, e.name) for kind in KINDS for e in registry.entries(kind) if e.distribution == registry.OWN]
+BUILT_IN = [(kind, WITH_PARAMETERS.get(name, name)) for kind, name in NAMES]
 VARIANTS = [
     *("ddim:eta=1", "ddpm:variance=large", "heun:S_churn=10", "pf-ode:solver=rk45", "dpm-solver:order=3"),
     *("dpm++:order=3", "dpm++:method=singlestep", "dpm++:sde=true", "unipc:variant=B1", "deis:variable=sigma"),
     *("deis:variable=log-sigma", "pc:predictor=ancestral", "pc:predictor=probability-flow", "analytic-dpm:form=ddim"),
+    *("restart:K=0", "res:method=singlestep", "er-sde:phi=ode", "er-sde:phi=ode,derivatives=exact", "sa-solver:tau=0"),
+    *("dpm++:sde=true,order=3", "dpm++:method=singlestep,sde=true", "dpm++:method=singlestep,ancestral=true"),
     "diffusers/DPMSolverMultistepScheduler:timestep_spacing=trailing",
 ]
 OTHER_VARIANTS = [

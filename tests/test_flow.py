@@ -43,11 +43,25 @@ DETERMINISTIC = [
     *("deis:variable=sigma", "deis:variable=log-sigma", "deis:order=3,start=singlestep"),
     *(f"ipndm:order={p}" for p in range(1, 5)),
     *("ipndm:order=3,start=singlestep", "ipndm:order=4,start=singlestep"),
+    *("restart:K=0", "res", "res:method=singlestep", "er-sde:phi=ode", "er-sde:phi=ode,derivatives=exact"),
+    *("sa-solver:tau=0", "sa-solver:tau=0,predictor=3,corrector=4"),
 ]
 STOCHASTIC = [
     *("ddim:eta=0.5", "ddim:eta=1", "ddpm", "ddpm:variance=large", "euler-maruyama", "reverse-diffusion"),
     *("pc", "pc:predictor=ancestral", "langevin", "dpm++:sde=true", "heun:S_churn=40", "analytic-dpm"),
 ]
+NEW_STOCHASTIC = [
+    *(
+        "restart",
+        "er-sde",
+        "er-sde:phi=er-4",
+        "er-sde:phi=sde,order=1",
+        "sa-solver",
+        "sa-solver:predictor=3,corrector=4",
+    ),
+    *("dpm++:sde=true,order=3", "dpm++:method=singlestep,sde=true", "dpm++:method=singlestep,ancestral=true"),
+]
+"""Their moments are measured in CI, and not in the README's command."""
 
 
 def test_infinity_is_exact() -> None:
@@ -82,7 +96,9 @@ def test_the_first_evaluation_is_exact(dtype: torch.dtype) -> None:
     torch.testing.assert_close((x - x0) / SIGMA_INFINITY, z, rtol=1e-15 if dtype == torch.float64 else 0, atol=1e-15)
 
 
-@pytest.mark.parametrize("spec", [*DETERMINISTIC, *(s for s in STOCHASTIC if not s.startswith("langevin"))])
+@pytest.mark.parametrize(
+    "spec", [*DETERMINISTIC, *NEW_STOCHASTIC, *(s for s in STOCHASTIC if not s.startswith("langevin"))]
+)
 def test_one_step_from_infinity_is_d(spec: str) -> None:
     """Every sampler with a single step returns D = z - v."""
     model = exact("mixture", shape="1x2x2", process="flow")
@@ -167,7 +183,7 @@ def test_order_from_infinity_of_four_kinds(spec: str) -> None:
     assert abs(slope - sampler.convergence_from_infinity()) <= 0.2
 
 
-@pytest.mark.parametrize("spec", STOCHASTIC)
+@pytest.mark.parametrize("spec", [*STOCHASTIC, *(pytest.param(s, marks=pytest.mark.slow) for s in NEW_STOCHASTIC)])
 def test_moments_from_infinity(spec: str) -> None:
     """The mean and variance of stochastic samplers approach the closed form with more steps."""
     model = exact("gaussian", shape="1x8x8", process="flow")

@@ -18,12 +18,18 @@ from samplerbench.sampling.guidance import bind_guidance
 from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.process import VARIANCE_PRESERVING
 
-# What needs a folder of weights has tests of its own.
-SAMPLERS = [
-    *sorted({entry.name for entry in registry.entries("sampler")}),
-    pytest.param("pf-ode:solver=rk45", marks=pytest.mark.slow),  # many evaluations
-]
-GUIDANCES = sorted({entry.name for entry in registry.entries("guidance")} - {"image-classifier"})
+SAMPLERS = sorted({entry.name for entry in registry.entries("sampler")})
+NEW_SAMPLERS = ("er-sde", "res", "restart", "sa-solver")
+GUIDANCES = ("cfg", "cfg-norm", "classifier")
+NEW_GUIDANCES = ("apg", "cfg-rescale", "interval:low=0.01,high=20")
+"""What needs a folder of weights has tests of its own."""
+QUICK = {
+    *((s, g) for s in SAMPLERS if s not in NEW_SAMPLERS for g in GUIDANCES),
+    *((s, "cfg") for s in NEW_SAMPLERS),
+    *(("ddim", g) for g in NEW_GUIDANCES),
+}
+"""The pairs of the README's command. CI tests all of them."""
+PAIRS = [(s, g) for s in (*SAMPLERS, "pf-ode:solver=rk45") for g in (*GUIDANCES, *NEW_GUIDANCES)]
 LEVEL = 1.3
 
 
@@ -179,8 +185,15 @@ def test_the_classifier_can_guide_the_conditional_prediction(digits: Model, labe
 # --- With every sampler ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("guidance", GUIDANCES)
-@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_guidance_is_in_a_pair() -> None:
+    registered = {entry.name for entry in registry.entries("guidance")}
+    assert registered - {registry.split(g)[0] for _, g in PAIRS} == {"autoguidance", "image-classifier"}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "guidance"),
+    [pytest.param(*pair, marks=[] if pair in QUICK else [pytest.mark.slow]) for pair in PAIRS],
+)
 def test_every_guidance_works_with_every_sampler(digits: Model, labels: Tensor, sampler: str, guidance: str) -> None:
     images = run_images(digits, sampler, None, 3, 4, labels, guidance=guidance)
     assert images.shape == (4, *digits.shape)

@@ -137,7 +137,7 @@ def test_the_default_spacing_is_a_registered_name() -> None:
 
 
 def test_a_spec_is_a_name_and_parameters() -> None:
-    assert registry.parse("sampler", "ddim").parameters == {"eta": 0.0}
+    assert registry.parse("sampler", "ddim").parameters == {"eta": 0.0, "cfg_pp": False}
     assert registry.parse("sampler", "ddim:").eta == 0
     assert registry.parse("sampler", " ddim : eta = 0.5 ,").eta == 0.5
     made = registry.parse("sampler", "pf-ode:solver=rk45,rtol=1e-3")
@@ -148,8 +148,11 @@ def test_a_spec_is_a_name_and_parameters() -> None:
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ("ddim:et=1", 'no parameter "et". Did you mean "eta"? Parameters of ddim: eta: float, ≥ 0, ≤ 1, default 0.'),
-        ("ddim:eta=1.5", "Parameters of ddim: eta: float, ≥ 0, ≤ 1, default 0."),
+        (
+            "ddim:et=1",
+            'no parameter "et". Did you mean "eta"? Parameters of ddim: eta: float, ≥ 0, ≤ 1, default 0; cfg_pp: bool',
+        ),
+        ("ddim:eta=1.5", "Parameters of ddim: eta: float, ≥ 0, ≤ 1, default 0; cfg_pp: bool, default false."),
         ("ddim:eta=0.1,eta=0.2", "eta is given twice"),
         ("ddim:half", '"half" has no name; write parameter=value. Parameters of ddim: '),
         ("ddim:0,5", '"5" has no name; write parameter=value. Parameters of ddim: '),

@@ -329,7 +329,8 @@ WATCHED = [
     *("ddpm", "ddpm:variance=large", "ddim", "ddim:eta=0.5", "langevin:T=2", "pf-ode", "pf-ode:solver=heun"),
     *("pf-ode:solver=rk4", "heun", "heun:S_churn=10", "euler-maruyama", "reverse-diffusion", "pc", "dpm-solver"),
     *("dpm-solver:order=3", "dpm++", "dpm++:order=3", "dpm++:sde=true", "dpm++:method=singlestep", "unipc", "deis"),
-    *("ipndm", "analytic-dpm", "consistency"),
+    *("ipndm", "analytic-dpm", "consistency", "restart", "er-sde", "res", "res:method=singlestep", "sa-solver"),
+    *("dpm++:sde=true,order=3", "dpm++:method=singlestep,sde=true", "dpm++:method=singlestep,ancestral=true"),
 ]
 """All but `pf-ode:solver=rk45`, whose step size depends on the state, and `diffusers/*`, whose code is not ours."""
 
@@ -360,7 +361,7 @@ def test_no_sampler_reads_the_state(sampler: str, digits: Model) -> None:
 
 
 @pytest.mark.usefixtures("as_on_a_device")
-@pytest.mark.parametrize("guidance", ["cfg:scale=2", "classifier"])
+@pytest.mark.parametrize("guidance", ["cfg:scale=2", "classifier", "interval", "cfg-rescale", "apg"])
 def test_no_guidance_reads_the_state(guidance: str, digits: Model) -> None:
     """Nor the labels."""
     assert isinstance(watched_walk(digits, "ddim", guidance).x, Watched)

@@ -37,4 +37,4 @@ class ClassifierFree(Guidance):
         if self.scale == 0:
             return denoise.unconditional(x, sigma)
         free, given = denoise.both(x, sigma)
-        return Prediction(free.x0 + self.scale * (given.x0 - free.x0), given.variance)
+        return Prediction(free.x0 + self.scale * (given.x0 - free.x0), given.variance, free.x0)

@@ -15,7 +15,7 @@ from samplerbench_plugins.exponential import phi
 
 @dataclass(frozen=True)
 class DPMPlusPlus(Sampler):
-    """DPM-Solver++ with data prediction: 2S, 2M, 3M and SDE-2M (Lu et al. 2022b, algorithms 1 and 2, eq. 18).
+    """DPM-Solver++ with data prediction: 2S, 2M, 3M, SDE and ancestral (Lu et al. 2022b, algorithms 1, 2, eq. 18).
 
     With h = log(s/t):  x ← (t/s) x + (1 - e^{-h}) D̄, where D̄ approximates D over the step:
     2S  D at the middle of the step in λ = -log σ, with two evaluations per step;
@@ -23,7 +23,11 @@ class DPMPlusPlus(Sampler):
     3M  Taylor series in λ with D' and D'' from three evaluations: (1-e^{-h}) D + φ₂ hD' - φ₃ h²D'', where
         φ₂ = 1 - (1-e^{-h})/h and φ₃ = φ₂/h - 1/2. The authors' code, and libraries based on it, use h²D''/2 in place
         of h²D'', which reduces the order to 2.
-    SDE  x ← (t/s) e^{-h} x + (1 - e^{-2h}) D̄ + t √(1 - e^{-2h}) z, with D̄ of 2M, or D for order 1.
+    SDE  x ← (t/s) e^{-h} x + (1 - e^{-2h}) D̄ + t √(1 - e^{-2h}) z, with D̄ of 2M or 2S, D for order 1, and for order 3
+        the integral of 3M with 2h in place of h;
+    ancestral  2S from s to t²/s, followed by t √(1 - t²/s²) z: "DPM++ 2S a" of k-diffusion.
+    The SDE form of 2S is "DPM++ SDE" of k-diffusion: the state at the middle m has noise as well, and the z of the two
+    draws of a step have the correlation of a Brownian motion in σ, √((s-m)/(s-t)).
     The last interval, to σ = 0, is x ← D.
 
     The first steps of a multistep method have lower order. If sampling starts at a large σ, where D hardly changes, 3M
@@ -42,30 +46,38 @@ class DPMPlusPlus(Sampler):
     start: Literal["lower-order", "singlestep"] = option(
         "lower-order", "first step for order=3: lower-order, or singlestep with one more evaluation"
     )
-    sde: bool = option(False, "solve the reverse SDE instead of the ODE (multistep, orders 1 and 2)")
+    sde: bool = option(False, "solve the reverse SDE instead of the ODE")
+    ancestral: bool = option(False, "add the noise of an ancestral step after each step of 2S")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.method == "singlestep" and self.order == 3:
             raise UserError("sampler dpm++: there is no singlestep method of order 3; use method=multistep.")
-        if self.sde and (self.method == "singlestep" or self.order == 3):
-            raise UserError("sampler dpm++: the SDE form is a multistep method of order 1 or 2.")
+        if self.sde and (self.ancestral or self._started):
+            raise UserError("sampler dpm++: sde=true cannot be combined with ancestral=true or start=singlestep.")
+        if self.ancestral and not self._two_stages:
+            raise UserError("sampler dpm++: ancestral=true requires method=singlestep and order=2.")
 
     @property
     def _started(self) -> bool:
         """Whether the first step is a singlestep step."""
         return self.start == "singlestep" and self.order == 3
 
+    @property
+    def _two_stages(self) -> bool:
+        """Whether each step is a singlestep step of order 2."""
+        return self.method == "singlestep" and self.order == 2
+
     def nfe(self, steps: int) -> int:
-        if self.method == "singlestep" and self.order == 2:
+        if self._two_stages:
             return 2 * steps - 1
         return steps + (self._started and steps > 1)
 
     def convergence(self) -> int | None:
-        return None if self.sde else self.order
+        return None if self.sde or self.ancestral else self.order
 
     def convergence_from_any_start(self) -> int | None:
-        return None if self.sde else 3 if self._started else min(2, self.order)
+        return None if self.sde or self.ancestral else 3 if self._started else min(2, self.order)
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         past: list[tuple[float, Tensor]] = []  # (λ, D), latest first
@@ -76,22 +88,53 @@ class DPMPlusPlus(Sampler):
             past = [(-math.log(s), x0), *past[: self.order - 1]]
             if t == 0:
                 x = x0
-            elif (self.method == "singlestep" and self.order == 2) or (self._started and i == 0):
-                if is_infinite(s):
-                    x = runge_kutta(denoise, x, x0, s, t, 2)
-                    yield Step(t, x, x0)
-                    continue
-                middle = math.sqrt(s * t)
-                guess = (middle / s) * x + (1 - middle / s) * x0
-                x = (t / s) * x + (1 - t / s) * denoise(guess, middle)
+            elif self.sde and self._two_stages:
+                x = _stochastic_singlestep(denoise, x, x0, s, t, noise)
+            elif self.ancestral:
+                # η = 1: down² = t² - up² with up² = t² (1 - t²/s²)
+                x = _singlestep(denoise, x, x0, s, t**2 / s) + t * math.sqrt(1 - (t / s) ** 2) * noise()
+            elif self._two_stages or (self._started and i == 0):
+                x = _singlestep(denoise, x, x0, s, t)
             elif self.sde:
-                gone = -math.expm1(-2 * math.log(s / t))
-                x = (t / s) ** 2 * x + gone * _midpoint(past, math.log(s / t)) + t * math.sqrt(gone) * noise()
+                h = math.log(s / t)
+                gone = -math.expm1(-2 * h)
+                mean = (
+                    gone * _midpoint(past, h)
+                    if len(past) < 3
+                    else _taylor([(2 * place, d) for place, d in past], 2 * h)
+                )
+                x = (t / s) ** 2 * x + mean + t * math.sqrt(gone) * noise()
             elif len(past) < 3:
                 x = (t / s) * x + (1 - t / s) * _midpoint(past, math.log(s / t))
             else:
                 x = (t / s) * x + _taylor(past, math.log(s / t))
             yield Step(t, x, x0)
+
+
+def _singlestep(denoise: Denoiser, x: Tensor, x0: Tensor, s: float, t: float) -> Tensor:
+    """One step of 2S from s to t: D at the middle in log σ, or the midpoint rule in the time of a flow from σ = ∞."""
+    if is_infinite(s):
+        return runge_kutta(denoise, x, x0, s, t, 2)
+    middle = math.sqrt(s * t)
+    guess = (middle / s) * x + (1 - middle / s) * x0
+    return (t / s) * x + (1 - t / s) * denoise(guess, middle)
+
+
+def _stochastic_singlestep(denoise: Denoiser, x: Tensor, x0: Tensor, s: float, t: float, noise: Noise) -> Tensor:
+    """One step of 2S for the SDE from s to t, with two correlated draws."""
+    if is_infinite(s):
+        middle = denoise.process.level((denoise.process.time(s) + denoise.process.time(t)) / 2)
+    else:
+        middle = math.sqrt(s * t)
+    first, second = noise(), noise()
+    x2 = _reverse(x, x0, s, middle, first)
+    share = (s - middle) / (s - t)
+    return _reverse(x, denoise(x2, middle), s, t, math.sqrt(share) * first + math.sqrt(1 - share) * second)
+
+
+def _reverse(x: Tensor, x0: Tensor, s: float, t: float, z: Tensor) -> Tensor:
+    """The reverse step of order 1 from s to t: x ← D + (t²/s²)(x - D) + t √(1 - t²/s²) z."""
+    return x0 + (t / s) ** 2 * (x - x0) + t * math.sqrt(1 - (t / s) ** 2) * z
 
 
 def _midpoint(past: list[tuple[float, Tensor]], h: float) -> Tensor:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 
 def phi(k: int, z: float) -> float:
@@ -26,3 +29,18 @@ def phi(k: int, z: float) -> float:
     for j in range(k):
         value = (value - 1 / math.factorial(j)) / z
     return value
+
+
+def adams_weights(nodes: Sequence[float], h: float, rate: float = 1.0) -> list[float]:
+    """The weights w of Σ_j w_j D_j = r ∫₀^h e^{-r(h-u)} P(u) du, P interpolating D_j at the nodes.
+
+    The moments are r ∫₀^h e^{-r(h-u)} u^k du = k! r h^{k+1} φ_{k+1}(-r h). The sum of the weights is 1 - e^{-r h}.
+
+    Args:
+        nodes: distinct places u_j in λ = -log σ, relative to the start of the step.
+        h: length of the step in λ.
+        rate: r: 1 for the ODE, 1 + τ² for an SDE.
+    """
+    powers = np.vander(np.array(nodes) / h, increasing=True).T
+    moments = [math.factorial(k) * rate * h * phi(k + 1, -rate * h) for k in range(len(nodes))]
+    return np.linalg.solve(powers, np.array(moments)).tolist()

@@ -15,6 +15,7 @@ DIFFUSERS = "diffusers"
 PAPERS = "Papers"
 
 _PAPER = "test_solvers_agree.py::test_same_as_the_paper"
+_FORMULA = "test_candidate_samplers.py::test_same_as_the_formula"
 _LANGEVIN = "test_closed_form.py::test_langevin_at_one_level_has_the_stationary_variance_of_its_recursion"
 _ORDER = "test_closed_form.py::test_order_of_convergence"
 _CM = "test_consistency.py::test_consistency_models_are_sampled_as_by_diffusers_at_every_step"
@@ -91,13 +92,10 @@ _TRAILING = "timestep_spacing=trailing"
 _MULTISTEP = f"diffusers/DPMSolverMultistepScheduler:{_TRAILING}"
 _SDE = "algorithm_type=sde-dpmsolver++"
 _CFG_PP = (
-    "cfg++, ddim_cfgpp, DDIM CFG++, euler_cfg_pp, euler_ancestral_cfg_pp, dpmpp_2m_cfg_pp, dpmpp_2s_ancestral_cfg_pp, "
-    "res_multistep_cfg_pp, res_multistep_ancestral_cfg_pp, gradient_estimation_cfg_pp"
+    "dpmpp_2m_cfg_pp, dpmpp_2s_ancestral_cfg_pp, res_multistep_cfg_pp, res_multistep_ancestral_cfg_pp, "
+    "gradient_estimation_cfg_pp"
 )
-_NOT_HERE = (
-    "heunpp2, exp_heun_2_x0, exp_heun_2_x0_sde, res_multistep, res_multistep_ancestral, gradient_estimation, er_sde, "
-    "seeds_2, seeds_3, cfgpp_ud10_ab, Restart"
-)
+_NOT_HERE = "heunpp2, exp_heun_2_x0_sde, res_multistep_ancestral, gradient_estimation, seeds_2, seeds_3, cfgpp_ud10_ab"
 _SPACINGS_NOT_HERE = "beta, Beta, use_beta_sigmas, linear_quadratic, kl_optimal, KL Optimal, Align Your Steps"
 
 TABLE: tuple[ForeignName, ...] = (
@@ -128,10 +126,16 @@ TABLE: tuple[ForeignName, ...] = (
     ),
     _k(
         "sample_dpmpp_2s_ancestral, dpmpp_2s_ancestral, DPM++ 2S a",
-        "dpm++:method=singlestep",
-        note="deterministic: their eta = 0",
+        "dpm++:method=singlestep,ancestral=true",
+        _FORMULA,
+        "`dpm++:method=singlestep` is their eta = 0",
     ),
-    _k("sample_dpmpp_sde, dpmpp_sde, DPM++ SDE", "dpm++:sde=true", note="DPM++ 2M SDE, which is multistep"),
+    _k(
+        "sample_dpmpp_sde, dpmpp_sde, DPM++ SDE",
+        "dpm++:method=singlestep,sde=true",
+        _FORMULA,
+        "for the same Brownian motion",
+    ),
     _k("sample_dpmpp_2m, dpmpp_2m, DPM++ 2M", "dpm++", _MULTISTEP),
     _k(
         "sample_dpmpp_2m_sde, dpmpp_2m_sde, DPM++ 2M SDE",
@@ -143,7 +147,11 @@ TABLE: tuple[ForeignName, ...] = (
         "dpmpp_2m_sde_heun, DPM++ 2M SDE Heun",
         f"diffusers/DPMSolverMultistepScheduler:{_SDE},solver_type=heun",
     ),
-    _k("sample_dpmpp_3m_sde, dpmpp_3m_sde, DPM++ 3M SDE", "dpm++:sde=true", note="DPM++ 2M SDE"),
+    _k(
+        "sample_dpmpp_3m_sde, dpmpp_3m_sde, DPM++ 3M SDE",
+        "dpm++:sde=true,order=3",
+        note="they use half of the second-derivative term, and another second step",
+    ),
     _k("sample_dpm_fast, dpm_fast, DPM fast", "dpm-solver:order=3", note="of order 3 in every step but the last"),
     _k(
         "sample_dpm_adaptive, dpm_adaptive, DPM adaptive",
@@ -157,10 +165,27 @@ TABLE: tuple[ForeignName, ...] = (
     _k("deis", "deis:order=2", note="ComfyUI fits a time to the grid, samplerbench uses the time of the model"),
     _k("uni_pc, UniPC", "unipc:variant=B1", note="their last interval does not end at σ = 0"),
     _k("uni_pc_bh2", "unipc", note="their last interval does not end at σ = 0"),
-    _k("sa_solver, sa_solver_pece", "diffusers/SASolverScheduler"),
+    _k("er_sde", "er-sde", _FORMULA),
+    _k("res_multistep", "res", _FORMULA),
+    _k("exp_heun_2_x0", "res:method=singlestep,c=1", _FORMULA),
+    _k("sa_solver", "sa-solver", note="theirs has noise in the middle of the time steps only"),
+    _k("sa_solver_pece", "sa-solver", note="theirs evaluates D twice in a step"),
+    _k("Restart", "restart", note="the web UI chooses the restarts by the number of steps"),
     _k("lcm, LCM", "consistency", _LCM, "it requires a consistency-distilled model"),
     _k("PLMS", "diffusers/PNDMScheduler:skip_prk_steps=true", note="the nearest one of samplerbench is ipndm"),
-    _k(_CFG_PP, "", note="CFG++ is not available here"),
+    _k(
+        "cfg++, ddim_cfgpp, DDIM CFG++, euler_cfg_pp",
+        "ddim:cfg_pp=true",
+        "test_candidate_guidances.py::test_cfg_pp_is_ddim_with_a_scale_for_each_step",
+        "with the guidance `cfg:scale=0.6`",
+    ),
+    _k(
+        "euler_ancestral_cfg_pp",
+        "ddim:eta=1,cfg_pp=true",
+        "test_candidate_guidances.py::test_ancestral_cfg_pp_is_that_of_comfyui",
+        "with the guidance `cfg:scale=0.6`",
+    ),
+    _k(_CFG_PP, "", note="CFG++ is available for ddim only"),
     _k(_NOT_HERE, "", note="this method is not available here"),
     _grid(K_DIFFUSION, "get_sigmas_karras, karras, Karras", "karras", "test_spacings.py::test_karras_is_equation_5"),
     _grid(
@@ -210,7 +235,11 @@ TABLE: tuple[ForeignName, ...] = (
         "dpm++:method=singlestep",
         note="one step here is two there; diffusers/DPMSolverSinglestepScheduler is the original",
     ),
-    _d("DPMSolverSDEScheduler", "dpm++:sde=true", note="DPM++ 2M SDE; the scheduler of diffusers draws its own noise"),
+    _d(
+        "DPMSolverSDEScheduler",
+        "dpm++:method=singlestep,sde=true",
+        note="the scheduler of diffusers draws its own noise",
+    ),
     _d("UniPCMultistepScheduler", "unipc:order=2", _TRAILING),
     _d(
         "DEISMultistepScheduler",
@@ -219,7 +248,11 @@ TABLE: tuple[ForeignName, ...] = (
     ),
     _d("PNDMScheduler", note="the nearest one of samplerbench is ipndm"),
     _d("IPNDMScheduler", "ipndm", note="the same weights; the scheduler has a noise schedule of its own"),
-    _d("SASolverScheduler"),
+    _d(
+        "SASolverScheduler",
+        "sa-solver",
+        note="the scheduler has noise at the timesteps 200 to 800 only, and does not step to σ = 0",
+    ),
     ForeignName(DIFFUSERS, "sampler", ("LCMScheduler",), "consistency", _LCM, "it requires a distilled model"),
     ForeignName(
         DIFFUSERS, "sampler", ("TCDScheduler",), "consistency:gamma=0.3", _TCD, "it ends at timestep 0, not at σ = 0"
@@ -266,6 +299,9 @@ TABLE: tuple[ForeignName, ...] = (
         "the authors' code uses half of the second-derivative term",
     ),
     _p("sde-dpm-solver++", "dpm++:sde=true", _PAPER),
+    _p("er-sde-solver-1", "er-sde:order=1", _FORMULA),
+    _p("er-sde-solver-2", "er-sde:order=2", _FORMULA),
+    _p("er-sde-solver-3", "er-sde", _FORMULA),
     _p("unipc-1", "unipc:order=1", _PAPER),
     _p("unipc-2", "unipc:order=2", _PAPER),
     _p("unipc-3", "unipc", _PAPER),

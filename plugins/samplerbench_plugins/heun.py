@@ -40,18 +40,32 @@ class Heun(Sampler):
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         churn = min(self.S_churn / (len(sigmas) - 1), math.sqrt(2) - 1)
-        ode = Ode(denoise)
         for s, t in intervals(sigmas):
             if churn > 0 and not is_infinite(s) and self.S_min <= s <= (math.inf if self.S_max is None else self.S_max):
                 raised = s * (1 + churn)
                 x, s = x + self.S_noise * math.sqrt(raised**2 - s**2) * noise(), raised
-            x0 = denoise(x, s)
-            if t == 0:
-                yield Step(t, x0, x0)
-                continue
-            now, after = ode.time(s), ode.time(t)
-            y = ode.state(x, s)
-            slope = (y - x0) / now
-            again = ode.slope(y + (after - now) * slope, after)
-            x = ode.back(y + ((after - now) / 2) * (slope + again), after)
+            x, x0 = heun_step(denoise, x, s, t)
             yield Step(t, x, x0)
+
+
+def heun_step(denoise: Denoiser, x: Tensor, s: float, t: float) -> tuple[Tensor, Tensor]:
+    """One step of Heun's method from level s to t on `Ode`, or x ← D for t = 0.
+
+    Args:
+        denoise: denoiser D(x, σ).
+        x: state at level s, (B, C, H, W).
+        s: noise level of x. It may be infinite for a rectified flow.
+        t: next noise level, s > t ≥ 0.
+
+    Returns:
+        The state at level t and D(x, s).
+    """
+    x0 = denoise(x, s)
+    if t == 0:
+        return x0, x0
+    ode = Ode(denoise)
+    now, after = ode.time(s), ode.time(t)
+    y = ode.state(x, s)
+    slope = (y - x0) / now
+    again = ode.slope(y + (after - now) * slope, after)
+    return ode.back(y + ((after - now) / 2) * (slope + again), after), x0

@@ -1,7 +1,7 @@
 """Models: load checkpoints as denoisers, by name, path or hub id. Also classifiers and estimates for plugins."""
 
 from samplerbench.models.classifier import LoadedClassifier
-from samplerbench.models.guiding import classifier_of, image_classifier_of
+from samplerbench.models.guiding import classifier_of, image_classifier_of, second_model_of
 from samplerbench.models.model import Condition, Model, ModelSource
 from samplerbench.models.posterior_variance import posterior_variances
 from samplerbench.models.preconditioning import (
@@ -29,4 +29,5 @@ __all__ = [
     "classifier_of",
     "image_classifier_of",
     "posterior_variances",
+    "second_model_of",
 ]

@@ -27,10 +27,13 @@ class Prediction:
         x0: denoised state D(x, σ), (B, C, H, W).
         variance: interpolation weight between the two log variances, (B, C, H, W): 0 is the small variance, 1 is the
             large variance (Nichol & Dhariwal 2021 eq. 15). None if the model did not learn the variance.
+        unconditional: unconditional prediction of x₀ that classifier-free guidance was applied to, (B, C, H, W). None
+            if there is no such guidance, or if it did not need this prediction.
     """
 
     x0: Tensor
     variance: Tensor | None = None
+    unconditional: Tensor | None = None
 
 
 class Denoiser(ABC):
@@ -192,7 +195,10 @@ class ClippedConditional(ConditionalDenoiser):
 
 def clamp(prediction: Prediction, limit: float) -> Prediction:
     """Return the prediction with x₀ clamped to [-limit, limit]."""
-    return Prediction(prediction.x0.clamp(-limit, limit), prediction.variance)
+    free = prediction.unconditional
+    return Prediction(
+        prediction.x0.clamp(-limit, limit), prediction.variance, None if free is None else free.clamp(-limit, limit)
+    )
 
 
 def per_sample(sigma: Sigma, x: Tensor) -> Tensor:

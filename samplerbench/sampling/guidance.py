@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from samplerbench.boundary import plugin_call, shown
 from samplerbench.errors import RunError
 from samplerbench.limits import MAX_INTEGER
+from samplerbench.registry import parse
 from samplerbench.sampling.bound import Bindable
 from samplerbench.sampling.denoiser import ConditionalDenoiser, Denoiser, Prediction, Sigma
 from samplerbench.sampling.view import ModelView
@@ -45,8 +46,24 @@ class Guidance(Bindable, ABC):
 
     @property
     def evaluations(self) -> int:
-        """Planned network evaluations per prediction, for NFE budgets. Reported NFE are measured."""
+        """Planned network evaluations per prediction, for NFE budgets: the maximum over the noise levels.
+
+        Reported NFE are measured.
+        """
         return 1
+
+    @staticmethod
+    def from_spec(spec: str) -> Guidance:
+        """Create a guidance from its spec, for a guidance that contains another one.
+
+        Args:
+            spec: spec of a guidance, for example `cfg:scale=3`.
+
+        Raises:
+            UserError: an unknown name or parameter, or an invalid value.
+        """
+        guidance: Guidance = parse("guidance", spec)
+        return guidance
 
     def bind(self, model: ModelView) -> Guidance:
         """Prepare the guidance for a model, for example load a classifier. By default, return the instance itself.
@@ -84,7 +101,14 @@ class Guidance(Bindable, ABC):
         """
 
     def guide(self, denoise: ConditionalDenoiser) -> Denoiser:
-        """Return the guided denoiser."""
+        """Return the guided denoiser of one run of a sampler.
+
+        A guidance with a state per trajectory, such as a momentum, overrides this method and keeps the state in the
+        returned denoiser: it is called once for each batch and each solution of it.
+
+        Args:
+            denoise: denoiser of the model for the batch.
+        """
         return _Guided(self, denoise)
 
 

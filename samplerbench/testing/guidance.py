@@ -81,13 +81,16 @@ def check_steers(guidance: Guidance) -> str:
 
 
 def check_evaluations(guidance: Guidance) -> str:
-    """The counted network evaluations equal `evaluations`."""
+    """The largest number of counted network evaluations per prediction equals `evaluations`."""
     model, x, labels = _setting()
-    with Meter(model.network) as meter:
-        _guided(guidance, model, x, labels, 1.0)
-    counted = meter.network / len(x)
-    require(counted == guidance.evaluations, f"{counted:g} evaluations counted; it says {guidance.evaluations}")
-    return f"{counted:g} per prediction"
+    counts = []
+    for sigma in (*_LEVELS, 1.0):
+        with Meter(model.network) as meter:
+            _guided(guidance, model, x, labels, sigma)
+        counts.append(meter.network / len(x))
+    low, high = min(counts), max(counts)
+    require(high == guidance.evaluations, f"{high:g} evaluations counted; it says {guidance.evaluations}")
+    return f"{high:g} per prediction" if low == high else f"{low:g} to {high:g} per prediction"
 
 
 def check_batch_split(guidance: Guidance) -> str:

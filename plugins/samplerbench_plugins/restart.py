@@ -1,4 +1,4 @@
-"""Restart sampling: a second-order ODE solver that adds noise and solves the ODE again, several times."""
+"""Restart sampling."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from samplerbench.sampling import Denoiser, Noise, Sampler, Step, UserError, intervals, option
 from torch import Tensor
+
+from samplerbench.sampling import Denoiser, Noise, Sampler, Step, UserError, intervals, option
+from samplerbench_plugins.heun import heun_step
 
 
 @dataclass(frozen=True)
@@ -19,15 +21,17 @@ class Restart(Sampler):
     x ← x + S_noise √(t_max² - t²) z is a state at t_max, followed by Heun's method back to t over the levels
     σ_j = (t_max^(1/ρ) + j/(N_restart-1) (t^(1/ρ) - t_max^(1/ρ)))^ρ,  j = 0 … N_restart-1.
     The noise reduces the errors made above t_max, and the short ODE adds only small new ones. K = 0 is Heun's method.
-    If no level of the grid after the first lies between 0 and t_max, there is no restart.
+    If no level of the grid after the first lies between 0 and t_max, there is no restart. The defaults are the paper's
+    for CIFAR-10 with 18 steps. A restart takes 2 (N_restart - 1) evaluations.
     """
 
     spacing = "karras"
+    from_infinity = True
 
     t_min: float = option(0.06, "noise level of a restart; the nearest level of the grid is used", gt=0.0)
     t_max: float = option(0.3, "noise level up to which a restart adds noise", gt=0.0)
-    K: int = option(2, "number of restarts", ge=0)
-    N_restart: int = option(3, "number of levels of the restart grid, including t_max and t_min", ge=2)
+    K: int = option(2, "number of restarts", ge=0, le=1_000_000)
+    N_restart: int = option(3, "number of levels of the restart grid, including t_max and t_min", ge=2, le=1_000_000)
     S_noise: float = option(1.0, "standard deviation of the added noise", gt=0.0)
     rho: float = option(7.0, "ρ of the restart grid", gt=0.0)
 
@@ -43,10 +47,13 @@ class Restart(Sampler):
     def convergence(self) -> int | None:
         return 2 if self.K == 0 else None
 
+    def convergence_from_infinity(self) -> int | None:
+        return self.convergence()
+
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         bottom = self.bottom(sigmas)
         for s, t in intervals(sigmas):
-            x, x0 = heun(denoise, x, s, t)
+            x, x0 = heun_step(denoise, x, s, t)
             if t == bottom:
                 for _ in range(self.K):
                     x, x0 = self.restart(denoise, x, t, noise)
@@ -62,7 +69,7 @@ class Restart(Sampler):
         x = x + (self.S_noise * math.sqrt(self.t_max**2 - t**2)) * noise()
         x0 = x
         for a, b in pairwise(self.levels(t)):
-            x, x0 = heun(denoise, x, a, b)
+            x, x0 = heun_step(denoise, x, a, b)
         return x, x0
 
     def levels(self, t: float) -> list[float]:
@@ -71,14 +78,3 @@ class Restart(Sampler):
         high, low = self.t_max ** (1 / self.rho), t ** (1 / self.rho)
         inner = [(high + j / last * (low - high)) ** self.rho for j in range(1, last)]
         return [self.t_max, *inner, t]
-
-
-def heun(denoise: Denoiser, x: Tensor, s: float, t: float) -> tuple[Tensor, Tensor]:
-    """One step of Heun's method from level s to t (Euler's for t = 0). Returns the state at t, and D(x, s)."""
-    x0 = denoise(x, s)
-    slope = (x - x0) / s
-    following = x + (t - s) * slope
-    if t > 0:
-        again = (following - denoise(following, t)) / t
-        following = x + ((t - s) / 2) * (slope + again)
-    return following, x0
