@@ -20,6 +20,8 @@ KEPT = (8, 4, 4)
 """Largest number of candidates that stay after each comparison."""
 BATCH = 8
 """Candidates that are proposed before the next race."""
+IDLE = 5
+"""The search ends after this many batches without a candidate that can be run."""
 FRESH = 8
 """Blocks of the last measurement."""
 FRESH_OFFSET = 1_000_000
@@ -221,7 +223,8 @@ def tune(
     for candidate, entry in rows.items():
         proposals.add(candidate, _score(entry, seed))
     measured, refused = {e for e in rows.values() if e.reason is None}, 0
-    while not _ended(limit, arena.evaluations - start, arena.seconds - seconds):
+    idle = 0
+    while idle < IDLE and not _ended(limit, arena.evaluations - start, arena.seconds - seconds):
         line = f"{len(measured)} candidates, best {arena.sign * leader.mean(seeds):.4g} of {leader.candidate.label}"
         say(f"{nfe} evaluations: {line}")
         batch = {candidate: arena.entry(candidate, nfe) for candidate in proposals.batch(BATCH)}
@@ -232,7 +235,9 @@ def tune(
         for candidate, entry in batch.items():
             proposals.tell(candidate, _score(entry, seed))
             refused += entry.reason is not None
-        measured |= {entry for entry in batch.values() if entry.reason is None}
+        new = {entry for entry in batch.values() if entry.reason is None} - measured
+        measured |= new
+        idle = 0 if new else idle + 1
     records = arena.measure_again([leader, best_default], seed + FRESH_OFFSET, FRESH)
     fresh, usual = (record["metrics"][arena.metric]["blocks"] for record in records)
     difference = paired_difference(fresh, usual)
