@@ -517,7 +517,7 @@ def test_the_shell_completes_what_is_registered() -> None:
     assert {"ddim", "ddpm"} <= set(complete("samplerbench run --sampler dd").split())
     assert complete("samplerbench run --sampler autoenc").split() == ["autoencoder-prior"]
     assert complete("samplerbench run --spacing kar").split() == ["karras"]
-    assert complete("samplerbench run --guidance cf").split() == ["cfg", "cfg-norm"]
+    assert complete("samplerbench run --guidance cf").split() == ["cfg", "cfg-norm", "cfg-rescale"]
     assert "run" in complete("samplerbench r").split()
 
 
@@ -526,7 +526,7 @@ def test_the_shell_completes_what_is_registered() -> None:
     [
         ("show", "name", "kar", ["karras"]),
         ("show", "name", "mni", ["mnist"]),
-        ("check", "spec", "cf", ["cfg", "cfg-norm"]),
+        ("check", "spec", "cf", ["cfg", "cfg-norm", "cfg-rescale"]),
         ("check", "spec", "mni", ["mnist"]),
         ("run", "features", "dinov2-vit-b", ["dinov2-vit-b-14"]),
         ("run", "data", "mn", ["mnist"]),

@@ -515,7 +515,7 @@ def test_the_likelihood_of_an_exact_model_is_that_of_new_samples() -> None:
         ({"samplers": "pf-ode"}, "has no Gaussian reverse kernel"),
         ({"samplers": "ddpm", "method": "nll"}, "does not solve the probability-flow ODE from data to noise"),
         ({"samplers": "ddpm:variance=learned"}, "the model learned no variance"),
-        ({"samplers": "ddpm", "method": "both"}, "choose vlb or nll"),
+        ({"samplers": "ddpm", "method": "both"}, "choose vlb, nll or elbo"),
         ({"samplers": "ddpm", "n": 400}, "digits:split=held-out has only 355 images"),
         ({"samplers": "pf-ode", "method": "nll", "probes": "many"}, 'give a whole number or "exact"'),
         ({"samplers": "ddpm", "model": "exact:points"}, "does not say which images were held out"),

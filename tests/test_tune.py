@@ -23,7 +23,7 @@ from samplerbench.sampling import Sampler, option
 from samplerbench.tuning.arena import Arena, Entry
 from samplerbench.tuning.output import snippet, verdict
 from samplerbench.tuning.proposals import Proposals
-from samplerbench.tuning.search import FRESH, FRESH_OFFSET, RUNGS, Interval, Limit, Tuned, race, tune
+from samplerbench.tuning.search import FRESH, FRESH_OFFSET, RUNGS, ConfidenceInterval, Limit, Tuned, race, tune
 from samplerbench.tuning.space import Candidate, Space, all_specs, choices
 
 MODEL = ("--model", "exact:mixture,shape=1x2x2", "--n", "8")
@@ -246,7 +246,7 @@ def test_a_higher_value_can_be_better() -> None:
 
 
 def test_an_interval_is_students() -> None:
-    interval = Interval.of([1.0, 2.0, 3.0])
+    interval = ConfidenceInterval.of([1.0, 2.0, 3.0])
     assert interval.value == 2.0
     assert interval.high - 2.0 == pytest.approx(4.302652729911275 / math.sqrt(3))  # t of two degrees of freedom
 

@@ -42,7 +42,7 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Interval:
+class ConfidenceInterval:
     """A mean with Student's 95% interval over blocks."""
 
     value: float
@@ -50,7 +50,7 @@ class Interval:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Interval:
+    def of(cls, values: Sequence[float]) -> ConfidenceInterval:
         """The interval of some values, at least two."""
         from scipy.stats import t
 
@@ -80,7 +80,7 @@ class Row:
     spacing: str | None
     steps: int
     search: float
-    fresh: Interval
+    fresh: ConfidenceInterval
     seconds: float
 
     def as_dict(self, nfe: int) -> dict[str, Any]:
@@ -276,9 +276,9 @@ def _row(arena: Arena, entry: Entry, seeds: Sequence[int], values: Sequence[floa
         None if entry.cell.spacing is None else entry.cell.spacing.spec,
         entry.cell.steps,
         arena.sign * entry.mean(seeds),
-        Interval.of(values),
+        ConfidenceInterval.of(values),
         float(record.get("seconds") or 0.0) / (len(values) * arena.n),
     )
 
 
-__all__ = ["Interval", "Limit", "Row", "Tuned", "race", "tune"]
+__all__ = ["ConfidenceInterval", "Limit", "Row", "Tuned", "race", "tune"]
