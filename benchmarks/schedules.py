@@ -18,7 +18,8 @@ from samplerbench.bench.request import Grid, Request
 from samplerbench.bench.run import Run
 from samplerbench.results.store import Store
 
-HAND_MADE = ("karras", "logsnr", "trailing", "linspace", "exponential")
+HAND_MADE = ("karras", "logsnr", "trailing", "linspace")
+"""`exponential` has the same levels as `logsnr`."""
 LEARNED = ("dmn", "gits", "gits:cost=l2", "gap-optimal")
 
 
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--models", default="digits,digits-flow")
     parser.add_argument("--samplers", default="ddim,ipndm")
     parser.add_argument("--nfe", default="5,6,8,10")
-    parser.add_argument("--n", type=int, default=500, help="images per block")
+    parser.add_argument("--n", type=int, default=300, help="images per block")
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--images", type=int, default=64, help="images per block whose gap is measured")
     parser.add_argument("--out", default="results/schedules")

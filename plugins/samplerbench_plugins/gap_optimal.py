@@ -24,15 +24,15 @@ class GapOptimal(LearnedSpacing):
 
     x* is the solution of the probability-flow ODE from the same noise, under the same guidance and labels. Minimising
     the distance to a converged solution over the levels is the idea of LD3 (Tong et al. 2024); here the sampler is
-    not differentiated: log σ is optimised by Levenberg-Marquardt with finite differences and common random numbers,
-    from several starts. The noise of the learning images is never that of a run. The first level of a rectified flow
+    not differentiated: log σ is optimised with common random numbers, by Levenberg-Marquardt with finite differences
+    from several starts and then by Nelder-Mead. The noise of the learning images is never that of a run. The first level of a rectified flow
     stays at σ = ∞; the other levels are free between the smallest and the largest level of the model.
     """
 
     most_steps = 50
 
     images: int = option(64, "number of images that the levels are learned on", ge=4, le=1_000_000)
-    runs: int = option(250, "budget: how often all images are sampled during the search", ge=1, le=1_000_000)
+    runs: int = option(150, "budget: how often all images are sampled during the search", ge=1, le=1_000_000)
     tol: float = option(1e-3, "relative and absolute tolerance of the converged solution", gt=0.0, le=1e-2)
     seed: int = option(0, "seed of the noise that the levels are learned on", ge=0)
     batch: int = option(64, "images per batch; changes only the last digits", ge=1, le=1_000_000)

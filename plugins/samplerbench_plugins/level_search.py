@@ -12,6 +12,8 @@ Residuals = Callable[[np.ndarray, int], np.ndarray]
 
 STEP = 0.03
 """Step of the finite differences in log σ. It is large, because the networks are evaluated in float32."""
+SIMPLEX = 0.2
+"""Size of the first simplex in log σ."""
 LONGEST = 1.5
 """Largest change of log σ in one iteration."""
 CLOSEST = 0.05
@@ -20,10 +22,12 @@ CLOSEST = 0.05
 
 @dataclass
 class LevelSearch:
-    """Levenberg-Marquardt from several starts, with common random numbers (Moré 1978; Nocedal & Wright 2006, ch. 10).
+    """Levenberg-Marquardt from several starts, then Nelder-Mead, with common random numbers.
 
-    The starts are compared on a quarter of the images. The best of them are improved there for a few iterations, and
-    the best result on all images is improved until it converges or the budget is used up.
+    The starts are compared on a quarter of the images. The best of them are improved there for a few iterations of
+    Levenberg-Marquardt with finite differences (Nocedal & Wright 2006, section 10.3), and the best result is improved
+    on all images until it converges. The rest of the budget goes to Nelder-Mead (Gao & Han 2012), which needs no
+    derivative and also improves where a change of the levels moves some images to another mode of the data.
 
     Args:
         residuals: residuals of the levels.
@@ -60,7 +64,25 @@ class LevelSearch:
         # The unchanged best start is a candidate too: an improvement on few images need not be one on all.
         candidates = [*improved, sound[order[0]]]
         whole = [self._cost(self._at(levels, self.images)) for levels in candidates]
-        return self._improve(candidates[int(np.argmin(whole))], self.images, 1000)
+        return self._polish(self._improve(candidates[int(np.argmin(whole))], self.images, 1000))
+
+    def _polish(self, levels: np.ndarray) -> np.ndarray:
+        """Nelder-Mead on all images with the rest of the budget. The result is never worse than the start."""
+        from scipy.optimize import minimize
+
+        runs = (self.budget - self.sampled) // self.images
+        if runs < len(levels) + 2:
+            return levels
+
+        def cost(trial: np.ndarray) -> float:
+            return self._cost(self._at(trial, self.images)) if self._valid(trial) else np.inf
+
+        corners = [levels]
+        for k in range(len(levels)):
+            moved = [levels + size * np.eye(len(levels))[k] for size in (-SIMPLEX, SIMPLEX, -STEP, STEP)]
+            corners.append(next((corner for corner in moved if self._valid(corner)), levels))
+        settings = {"maxfev": runs, "xatol": 5e-3, "fatol": 0.0, "adaptive": True, "initial_simplex": np.stack(corners)}
+        return np.asarray(minimize(cost, levels, method="Nelder-Mead", options=settings).x)
 
     def _at(self, levels: np.ndarray, n: int) -> np.ndarray:
         self.sampled += n
