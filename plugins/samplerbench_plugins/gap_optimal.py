@@ -23,10 +23,10 @@ class GapOptimal(LearnedSpacing):
     """Levels that minimise the metric `gap`, mean ‖x - x*‖²/d, of any deterministic sampler (this work).
 
     x* is the solution of the probability-flow ODE from the same noise, under the same guidance and labels. Minimising
-    the distance to a converged solution over the levels is the idea of LD3 (Tong et al. 2024); here the sampler is
-    not differentiated: log σ is optimised with common random numbers, by Levenberg-Marquardt with finite differences
-    from several starts and then by Nelder-Mead. The noise of the learning images is never that of a run. The first level of a rectified flow
-    stays at σ = ∞; the other levels are free between the smallest and the largest level of the model.
+    the distance to a converged solution over the levels is the idea of LD3 (Tong et al. 2024). Here the sampler is not
+    differentiated: log σ is optimised with common random numbers, by Levenberg-Marquardt with finite differences from
+    several starts, and then by Nelder-Mead. The noise of the learning images is never that of a run. The first level of
+    a rectified flow stays at σ = ∞. The other levels are free between the smallest and the largest of the model.
     """
 
     most_steps = 50
