@@ -108,7 +108,9 @@ def test_the_costs_of_gits_are_those_of_euler_jumps_from_the_teacher() -> None:
 
     def deviation(point: Tensor) -> Tensor:
         a, b = (point - end).flatten(1), (x - end).flatten(1)
-        return ((a.square().sum(1) * b.square().sum(1) - (a * b).sum(1).square()).clamp(min=0) / b.square().sum(1)).sqrt()
+        return (
+            (a.square().sum(1) * b.square().sum(1) - (a * b).sum(1).square()).clamp(min=0) / b.square().sum(1)
+        ).sqrt()
 
     jumped = x + (levels[2] - levels[0]) * d
     assert costs[0, 2] == pytest.approx(float((deviation(jumped) - deviation(two)).mean()), rel=1e-6)

@@ -25,9 +25,9 @@ class LevelSearch:
     """Levenberg-Marquardt from several starts, then Nelder-Mead, with common random numbers.
 
     The starts are compared on a quarter of the images. The best of them are improved there for a few iterations of
-    Levenberg-Marquardt with finite differences (Nocedal & Wright 2006, section 10.3), and the best result is improved
-    on all images until it converges. The rest of the budget goes to Nelder-Mead (Gao & Han 2012), which needs no
-    derivative and also improves where a change of the levels moves some images to another mode of the data.
+    Levenberg-Marquardt with finite differences (Nocedal & Wright 2006, section 10.3), and the two best results are
+    improved on all images until they converge. The rest of the budget goes to Nelder-Mead (Gao & Han 2012), which needs
+    no derivative and also improves where a change of the levels moves some images to another mode of the data.
 
     Args:
         residuals: residuals of the levels.
@@ -64,7 +64,8 @@ class LevelSearch:
         # The unchanged best start is a candidate too: an improvement on few images need not be one on all.
         candidates = [*improved, sound[order[0]]]
         whole = [self._cost(self._at(levels, self.images)) for levels in candidates]
-        return self._polish(self._improve(candidates[int(np.argmin(whole))], self.images, 1000))
+        finished = [self._improve(candidates[i], self.images, 1000) for i in np.argsort(whole, kind="stable")[:2]]
+        return self._polish(min(finished, key=lambda levels: self._cost(self._at(levels, self.images))))
 
     def _polish(self, levels: np.ndarray) -> np.ndarray:
         """Nelder-Mead on all images with the rest of the budget. The result is never worse than the start."""
