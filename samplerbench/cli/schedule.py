@@ -23,10 +23,10 @@ def schedule(
         typer.Option(
             "--sampler",
             "-s",
-            help="Sampler, with optional parameters.",
+            help="Sampler, with optional parameters: `ddim`.",
             autocompletion=common.complete("sampler"),
         ),
-    ] = "ddim",
+    ],
     nfe: Annotated[
         str | None,
         typer.Option("--nfe", help="Comma-separated budgets of network evaluations. Default: 5,6,8,10."),
@@ -82,7 +82,7 @@ def schedule(
 
     Examples:
 
-    `samplerbench schedule gits --model digits --nfe 5,10 --out gits.json`
+    `samplerbench schedule gits -s ddim --model digits --nfe 5,10 --out gits.json`
 
     `samplerbench schedule gap-optimal -s ipndm --nfe 5 --out levels.toml --figure levels.png`
     """
