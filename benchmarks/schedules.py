@@ -27,7 +27,7 @@ def measure(args: argparse.Namespace, model: str) -> list[dict[str, Any]]:
     """The records of all cells of a model. One run measures them, so that the converged solution is computed once."""
     spacings = [*HAND_MADE, *args.learned]
     grid = Grid(args.samplers.split(","), [], [int(n) for n in args.nfe.split(",")], spacings=spacings)
-    metrics = [f"gap:images={args.images}", *(["fid"] if args.fid else [])]
+    metrics = [args.gap, *(["fid"] if args.fid else [])]
     request = Request([grid], model=model, metrics=metrics, n=args.n, blocks=args.blocks)
     run = Run(prepare(request, "auto"), Store(Path(args.out)))
     run.run()
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--nfe", default="5,6,8,10")
     parser.add_argument("--n", type=int, default=300, help="images per block")
     parser.add_argument("--blocks", type=int, default=4)
-    parser.add_argument("--images", type=int, default=64, help="images per block whose gap is measured")
+    parser.add_argument("--gap", default="gap", help="the metric gap, with parameters")
     parser.add_argument("--fid", action="store_true", help="also the FID")
     parser.add_argument("--learned", nargs="+", default=LEARNED, help="learned spacings, the last one gap-optimal")
     parser.add_argument("--out", default="results/schedules")

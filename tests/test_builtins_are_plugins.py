@@ -173,7 +173,8 @@ def third_party(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 def states(model: ExactModel, sampler: Sampler, spacing: Spacing, guidance: Guidance | None = None) -> torch.Tensor:
-    grid = make_grid(bind_spacing(spacing, ModelRun(model), sampler, 5), model.levels, 5)
+    bound = spacing if spacing.flows_only else bind_spacing(spacing, ModelRun(model), sampler, 5)
+    grid = make_grid(bound, model.levels, 5)
     sampler = bind(model, sampler, grid)
     index = torch.arange(2)
     x = model.prior(normal(0, Purpose.PRIOR, index, 0, model.shape), float(grid[0]))

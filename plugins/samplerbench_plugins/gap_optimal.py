@@ -34,7 +34,7 @@ class GapOptimal(LearnedSpacing):
     images: int = option(64, "number of images that the levels are learned on", ge=4, le=1_000_000)
     runs: int = option(120, "budget: how often all images are sampled during the search", ge=1, le=1_000_000)
     tol: float = option(1e-3, "relative and absolute tolerance of the converged solution", gt=0.0, le=1e-2)
-    seed: int = option(0, "seed of the noise that the levels are learned on", ge=0)
+    seed: int = option(0, "seed of the noise that the levels are learned on", ge=0, le=2**63 - 1)
     batch: int = option(64, "images per batch; changes only the last digits", ge=1, le=1_000_000)
 
     def learn(self, steps: int) -> tuple[list[float], int]:

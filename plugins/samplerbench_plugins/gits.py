@@ -32,7 +32,7 @@ class GITS(LearnedSpacing):
     cost: Literal["deviation", "l1", "l2"] = option("deviation", "cost of a jump")
     points: int = option(61, "M: number of levels of the teacher, with the last one, 0", ge=2, le=1001)
     images: int = option(256, "number of trajectories", ge=1, le=1_000_000)
-    seed: int = option(0, "seed of the noise that the levels are learned on", ge=0)
+    seed: int = option(0, "seed of the noise that the levels are learned on", ge=0, le=2**63 - 1)
     batch: int = option(64, "images per batch; changes only the last digits", ge=1, le=1_000_000)
 
     def learn(self, steps: int) -> tuple[list[float], int]:
