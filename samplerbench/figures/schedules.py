@@ -187,6 +187,7 @@ def schedule_figure(schedules: Sequence[Schedule]) -> Figure:
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     lengths = list(dict.fromkeys((one.nfe, one.steps if one.nfe is None else None) for one in schedules))
     spacings = list(dict.fromkeys(one.spacing for one in schedules))
@@ -204,6 +205,8 @@ def schedule_figure(schedules: Sequence[Schedule]) -> Figure:
             axes.set_yticks([-i for i in range(len(spacings))], [printable(spec) for spec in spacings])
             axes.set_ylim(0.4 - len(spacings), 0.6)
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_title(f"{steps} steps" if nfe is None else f"{nfe} NFE", fontsize=9, loc="left")
         panels[0].invert_xaxis()
         panels[-1].set_xlabel("noise level σ of each step")
