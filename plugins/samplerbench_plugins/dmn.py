@@ -14,6 +14,8 @@ import torch
 from samplerbench.sampling import ModelView, RunView, Sampler, UserError, argument, option
 from samplerbench_plugins.learned_spacing import LearnedSpacing
 
+RESTARTS = 6
+"""Largest number of runs of Nelder-Mead, each from the result of the one before."""
 ORDER = 3
 """Order of the multistep method that the bound is derived for."""
 
@@ -25,8 +27,8 @@ class OptimizedTimeSteps(LearnedSpacing):
     J_n,s = ∫ e^λ ℓ_n(λ) dλ over step s, with the Lagrange polynomials ℓ_n of an order-3 multistep method, and
     err_n = (α σ)^p/α, the assumed error of D at level n. As in the authors' code, the last step and the first three
     steps are bounded separately. The N intervals go from the model's largest to its smallest level; then the last level
-    is replaced by 0. It is an optimisation by scipy (trust-constr) that evaluates no network. The sum has
-    kinks, so the result depends on the start.
+    is replaced by 0. No network is evaluated. The optimisers are those of scipy: trust-constr, as in the authors' code,
+    which may stop at a kink of the sum, and then Nelder-Mead, which goes on from there.
     """
 
     most_steps = 50
@@ -96,7 +98,19 @@ class OptimizedTimeSteps(LearnedSpacing):
                 method="trust-constr",
                 constraints=[LinearConstraint(rows, low, np.full(steps, np.inf))],
             )
-        return [math.exp(-first), *np.exp(-found.x).tolist(), math.exp(-last)]
+
+        def inside(inner: np.ndarray) -> float:
+            lambdas = np.concatenate([[first], inner, [last]])
+            return self.bound(lambdas) if (np.diff(lambdas) > 0).all() else math.inf
+
+        best, value = found.x, inside(found.x)
+        for _ in range(RESTARTS):
+            settings = {"maxfev": 4000, "adaptive": True, "xatol": 1e-6, "fatol": 1e-9}
+            trial = minimize(inside, best, method="Nelder-Mead", options=settings)
+            before, best, value = value, trial.x, float(trial.fun)
+            if not value < before * (1 - 1e-4):
+                break
+        return [math.exp(-first), *np.exp(-best).tolist(), math.exp(-last)]
 
     def bound(self, lambdas: np.ndarray) -> float:
         """The bound of the error for N+1 values of λ, increasing."""
