@@ -19,12 +19,13 @@ from support.denoising import denoiser
 
 from samplerbench import registry
 from samplerbench.models.exact import ExactModel, exact
+from samplerbench.models.run_view import ModelRun
 from samplerbench.models.sample import bind
 from samplerbench.options import Configurable
 from samplerbench.sampling import Guidance, Noise, Sampler, Spacing
 from samplerbench.sampling.driver import drive
 from samplerbench.sampling.noise import Purpose, normal
-from samplerbench.sampling.spacing import make_grid
+from samplerbench.sampling.spacing import bind_spacing, make_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "plugins/samplerbench_plugins").glob("*.py"))
@@ -172,7 +173,8 @@ def third_party(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 def states(model: ExactModel, sampler: Sampler, spacing: Spacing, guidance: Guidance | None = None) -> torch.Tensor:
-    grid = make_grid(spacing, model.levels, 5)
+    bound = spacing if spacing.flows_only else bind_spacing(spacing, ModelRun(model), sampler, 5)
+    grid = make_grid(bound, model.levels, 5)
     sampler = bind(model, sampler, grid)
     index = torch.arange(2)
     x = model.prior(normal(0, Purpose.PRIOR, index, 0, model.shape), float(grid[0]))
@@ -180,14 +182,21 @@ def states(model: ExactModel, sampler: Sampler, spacing: Spacing, guidance: Guid
     return drive(sampler, denoise, x, grid, Noise(0, index, model.shape, torch.float64))
 
 
+GIVEN = {
+    "list": ":levels=80;20;5;1;0.1",
+    "gits": ":images=8,points=9",
+    "gap-optimal": ":images=4,runs=4",
+    "autoguidance": "/exact:problem=mixture,shape=1x2x2,width=0.9",
+}
+
+
 @pytest.mark.filterwarnings("ignore::Warning:diffusers")
 def test_their_copy_in_another_distribution_does_the_same(third_party: None) -> None:
     """Another distribution's files with the same lines give the same states, bit for bit."""
     model = exact("mixture", shape="1x2x2")
     made: dict[str, Any] = {}
-    required = {"list": ":levels=80;20;5;1;0.1", "autoguidance": "/exact:problem=mixture,shape=1x2x2,width=0.9"}
     for kind, name in registered():
-        given = required.get(name, "")
+        given = GIVEN.get(name, "")
         one, other = (registry.parse(kind, f"{prefix}{name}{given}") for prefix in ("", "other-"))
         assert type(one) is not type(other)
         assert registry.find(kind, f"other-{name}").distribution == COPY

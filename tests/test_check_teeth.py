@@ -672,16 +672,21 @@ OTHER_VARIANTS = [
 
 QUICK = ("ddim", "dpm++", "heun")
 """The samplers that are checked in the README's command; CI checks the others besides, some seconds each."""
+LEARNED = ("dmn", "gits", "gap-optimal")
+"""The spacings that are learned, which takes some seconds each."""
+
+
+def _slow(kind: str, spec: str) -> bool:
+    return spec in LEARNED if kind == "spacing" else kind == "sampler" and spec not in QUICK
+
+
 CHECKED = [*BUILT_IN, *(("sampler", v) for v in VARIANTS), *OTHER_VARIANTS]
 
 
 @pytest.mark.filterwarnings("ignore::Warning:diffusers")
 @pytest.mark.parametrize(
     ("kind", "spec"),
-    [
-        pytest.param(kind, spec, marks=[pytest.mark.slow] if kind == "sampler" and spec not in QUICK else [])
-        for kind, spec in CHECKED
-    ],
+    [pytest.param(kind, spec, marks=[pytest.mark.slow] if _slow(kind, spec) else []) for kind, spec in CHECKED],
 )
 def test_what_is_built_in_passes(kind: str, spec: str) -> None:
     plugin = registry.parse(kind, spec)

@@ -15,6 +15,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,6 +47,7 @@ LONG = {
     "plugins",
     "python",
     "reading-a-table",
+    "schedules",
     "text-to-image-metrics",
     "tuning",
     "tutorial",
@@ -74,6 +76,7 @@ SKIPPED = {
     r"figure pareto pareto.png": "needs latencies of the same folder; docs/latency.md measures them first",
     r"--model FOLDER|coco/|^samplerbench export": "needs a text-to-image model; test_text_metrics.py, test_export.py",
     r"^samplerbench convert edm": "needs a published network; tests/test_edm_convert.py converts small ones",
+    r"^python benchmarks/schedules.py": "takes minutes; tests/test_learned_spacings.py tests what it measures",
     r"check my-metric my-model": "stands for plugins of one's own; tests/test_new.py checks two of these names",
 }
 """Commands that are not run, by what they match, and why."""
@@ -114,13 +117,16 @@ def shortened(arguments: list[str]) -> list[str]:
     At most two numbers of steps, each at most MOST_STEPS, or of evaluations, at most 2 * MOST_STEPS; at most
     MOST_IMAGES images a block (two, where they are sampled one by one; 20 for `kid`, which needs two of each class)
     and two blocks; no more than five Langevin steps a level. `gap` solves one image of one block, to two digits,
-    and so does `rk45`. A latency is that of two batches. Suites are listed (--dry-run, small batches), not run.
+    and so does `rk45`. Schedules are learned on four images. A latency is that of two batches.
+    Suites are listed (--dry-run, small batches), not run.
     Training takes two steps, that of a classifier or of features on the reader's own images instead of all digits. A
     report leaves out its plots, and a figure has two rows and few columns: both have tests of their own.
     """
     command, rest = arguments[0], [re.sub(r"T=\d\d+", "T=5", a) for a in arguments]
     rest = [re.sub(r"solver=rk45$", "solver=rk45,rtol=0.01,atol=0.01", a) for a in rest]
-    suite = any(a.endswith(".toml") for a in rest)
+    rest = [re.sub(r"^gits$", "gits:points=9,images=4", a) for a in rest]
+    rest = [re.sub(r"^gap-optimal$", "gap-optimal:images=4,runs=2,tol=0.01", a) for a in rest]
+    suite = any(a.endswith(".toml") and not before.startswith("-") for before, a in pairwise(rest))
     if command in ("run", "sample"):
         solved, alone = "gap" in " ".join(rest), "--batch-size 1 " in " ".join([*rest, ""])
         rest = [re.sub(r"^gap(:images=\d+)?$", "gap:images=1,tol=0.01", a) for a in rest]
@@ -146,6 +152,8 @@ def shortened(arguments: list[str]) -> list[str]:
         _cap(rest, "--n", 8, add=True)
         rest += [] if "-s" in rest or "--sampler" in rest else ["-s", "ddim"]
         rest += [] if "--spacing" in rest else ["--spacing", "karras"]
+    elif command == "schedule":
+        _cap_list(rest, "--nfe", 2 * MOST_STEPS, add=True)
     elif command == "latency":
         _cap_list(rest, "--steps", MOST_STEPS)
         _cap_list(rest, "--nfe", 2 * MOST_STEPS)

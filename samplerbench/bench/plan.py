@@ -12,11 +12,15 @@ from torch import Tensor
 from samplerbench.bench.cell import Cell, plugin_parameters
 from samplerbench.errors import RunError, UserError, argument
 from samplerbench.models.model import Model
-from samplerbench.sampling import Generator, Guidance, Sampler, Spacing
+from samplerbench.models.run_view import ModelRun
+from samplerbench.sampling import Generator, Guidance, ModelView, Sampler, Spacing
 from samplerbench.sampling.generator import bind_generator
 from samplerbench.sampling.guidance import bind_guidance, evaluations_of
 from samplerbench.sampling.sampler import planned_nfe
 from samplerbench.sampling.spacing import bind_spacing, make_grid
+
+LevelsOf = Callable[[Spacing, Sampler, Guidance | None, int], tuple[Spacing, Tensor]]
+"""Function of a spacing, a sampler, a bound guidance and a number of steps: the bound spacing and its noise levels."""
 
 
 def plan(
@@ -26,6 +30,7 @@ def plan(
     guidances: Sequence[Guidance | None],
     spacing_of: Callable[[Sampler], Spacing],
     budgets: Sequence[int] = (),
+    levels_of: LevelsOf | None = None,
 ) -> tuple[list[Cell], list[Unmet]]:
     """Create the cells of a run, in the order of the table.
 
@@ -44,6 +49,8 @@ def plan(
         guidances: Guidances. None is the unguided model.
         spacing_of: Function that returns the spacing of a sampler.
         budgets: Budgets, in network evaluations per image.
+        levels_of: Function that binds a spacing and computes its noise levels. If None, `bind_levels` without the
+            inputs of a run.
 
     Returns:
         The cells, and the budgets that are too small.
@@ -72,7 +79,7 @@ def plan(
                 cells.append(Cell(method, guidance, None, None, ends, error=failure))
                 continue
             for n in steps:
-                cells.append(_cell(model, method, guidance, spacing_of(method), n, None, failure))
+                cells.append(_cell(model, method, guidance, spacing_of(method), n, None, failure, levels_of))
             for budget in budgets:
                 most = None
                 try:
@@ -84,8 +91,32 @@ def plan(
                 if most is None:
                     unmet.append(Unmet(method, guidance, budget, cost * first))
                 else:
-                    cells.append(_cell(model, method, guidance, spacing_of(method), most, budget, failure))
+                    cells.append(_cell(model, method, guidance, spacing_of(method), most, budget, failure, levels_of))
     return cells, unmet
+
+
+def _without_inputs(model: Model) -> LevelsOf:
+    return lambda spacing, sampler, guidance, steps: bind_levels(spacing, ModelRun(model, guidance), sampler, steps)
+
+
+def bind_levels(spacing: Spacing, view: ModelView, sampler: Sampler, steps: int) -> tuple[Spacing, Tensor]:
+    """Bind a spacing to a model, a sampler and a number of steps, and compute its noise levels.
+
+    Args:
+        spacing: The spacing.
+        view: The model.
+        sampler: The sampler.
+        steps: Number of steps.
+
+    Returns:
+        The bound spacing, and the noise levels (N+1,), float64.
+
+    Raises:
+        UserError: If the spacing does not support the model or the number of steps.
+        RunError: If the plugin fails.
+    """
+    bound = bind_spacing(spacing, view, sampler, steps)
+    return bound, make_grid(bound, view.levels, steps)
 
 
 def _bind(guidance: Guidance | None, model: Model) -> tuple[Guidance | None, RunError | None]:
@@ -123,13 +154,13 @@ def _cell(
     steps: int,
     budget: int | None,
     failure: RunError | None,
+    levels_of: LevelsOf | None,
 ) -> Cell:
     """Create the cell of a sampler. Its spacing is bound to the model and the sampler."""
     grid = model.levels.new_zeros(1)
     try:
         if failure is None:
-            spacing = bind_spacing(spacing, model, sampler)
-            grid = make_grid(spacing, model.levels, steps)
+            spacing, grid = (levels_of or _without_inputs(model))(spacing, sampler, guidance, steps)
     except RunError as error:
         failure = error
     return Cell(sampler, guidance, None if sampler.own_grid else spacing, steps, grid, budget, failure)

@@ -15,6 +15,7 @@ from samplerbench.bench.cell import Cell, metric_sources
 from samplerbench.bench.labels import make_labels, parse_label
 from samplerbench.bench.plan import Unmet, plan
 from samplerbench.bench.request import Published, Request
+from samplerbench.bench.schedules import levels_of_run
 from samplerbench.bench.session import (
     Execution,
     FeatureSpace,
@@ -155,6 +156,7 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
         model = setup.load_model(request.model, setup.pick_device(device), request.dtype, request.load)
     # The protocol has the number of a class, also where the request has its name.
     requested = None if request.labels is None else str(parse_label(request.labels, model.class_names))
+    levels_of = levels_of_run(model, requested, team or Team())
     cells: dict[str, Cell] = {}
     unmet: list[Unmet] = []
     bound: dict[Guidance | None, Guidance | None] = {}
@@ -169,7 +171,7 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
                 return setup.pick_spacing(sampler, given, model.spacing)
 
             guided = [bound.get(guidance, guidance) for guidance in grid.guidances]
-            found, gaps = plan(model, samplers, grid.steps, guided, spacing_of, grid.nfe)
+            found, gaps = plan(model, samplers, grid.steps, guided, spacing_of, grid.nfe, levels_of)
             used = [cell.guidance for cell in found]
             bound |= {g: g for g in used if g is None or g.bound_to is model}
             # A cell that occurs in two grids is run once.

@@ -26,6 +26,7 @@ from samplerbench.cli import (
     report,
     results,
     run,
+    schedule,
     stats,
     train,
     tune,
@@ -61,6 +62,7 @@ app.command("compare")(compare.compare)
 app.command("latency")(latency.latency)
 app.command("likelihood")(likelihood.likelihood)
 app.command("tune")(tune.tune)
+app.command("schedule")(schedule.schedule)
 app.add_typer(convert.app, name="convert")
 app.add_typer(figure.app, name="figure")
 app.add_typer(results.app, name="results")

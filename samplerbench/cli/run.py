@@ -370,7 +370,9 @@ def _line(outcome: Outcome, title: str) -> str:
     )
     timed = "" if record["seconds"] is None else f"{record['seconds']:.1f} s"
     how = "from an earlier run" if outcome.reused else timed
-    return f"{title}: {values}NFE {format_nfe(record['nfe'])}" + (f", {how}" if how else "")
+    learned = record.get("bound_evaluations") or 0
+    once = f", {learned:,} evaluations before (once)" if learned else ""
+    return f"{title}: {values}NFE {format_nfe(record['nfe'])}{once}" + (f", {how}" if how else "")
 
 
 def _show(records: list[dict[str, Any]], metrics: list[Any], floor: tuple[float, float, int] | None = None) -> None:

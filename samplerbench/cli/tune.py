@@ -39,7 +39,7 @@ def tune(
         list[str],
         typer.Option(
             "--spacing",
-            help="Spacing to try besides the default one. Can be repeated. Default: all that suit the model.",
+            help="Spacing to try besides the default one. Can be repeated. Default: all except learned ones.",
             autocompletion=common.complete("spacing"),
         ),
     ] = [],  # noqa: B006 - Typer copies it

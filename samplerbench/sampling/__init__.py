@@ -33,7 +33,7 @@ from samplerbench.sampling.process import (
 )
 from samplerbench.sampling.sampler import Sampler, Step, intervals
 from samplerbench.sampling.spacing import Spacing
-from samplerbench.sampling.view import ModelView
+from samplerbench.sampling.view import ModelView, RunView
 
 __all__ = [
     "RECTIFIED_FLOW",
@@ -53,6 +53,7 @@ __all__ = [
     "Prediction",
     "PredictionType",
     "Process",
+    "RunView",
     "Sampler",
     "Sigma",
     "Spacing",

@@ -25,12 +25,15 @@ class Spacing(Configurable, ABC):
     kind: ClassVar[str] = "spacing"
     flows_only: ClassVar[bool] = False
     """Whether the spacing is only for rectified flows. It is refused for other models."""
+    learned: ClassVar[bool] = False
+    """Whether the levels are computed by an optimisation. One process of a run computes them, and the others receive
+    them. A large number of steps may be refused."""
 
     def bind(self, model: ModelView, sampler: Sampler) -> Spacing:
         """Prepare the spacing for a model and a sampler, for example learn a schedule. By default, return `self`.
 
         Args:
-            model: model to sample from.
+            model: model to sample from. In a run it is a `RunView`, which also has the guidance, labels and prompts.
             sampler: sampler that uses the grid.
 
         Returns:
@@ -38,6 +41,17 @@ class Spacing(Configurable, ABC):
 
         Raises:
             UserError: if the model does not meet the requirements of the spacing.
+        """
+        return self
+
+    def for_steps(self, steps: int) -> Spacing:
+        """Prepare a bound spacing for a number of steps, for example learn its levels. By default, return `self`.
+
+        Args:
+            steps: number of steps, N ≥ 1.
+
+        Returns:
+            A copy made by `with_state`, with `bound_evaluations`, the network evaluations that the levels cost.
         """
         return self
 
@@ -104,8 +118,14 @@ def pick_spacing(
     return found
 
 
-def bind_spacing(spacing: Spacing, model: ModelView, sampler: Sampler) -> Spacing:
-    """Call `spacing.bind(model, sampler)` and check the result.
+def bind_spacing(spacing: Spacing, model: ModelView, sampler: Sampler, steps: int | None = None) -> Spacing:
+    """Call `spacing.bind(model, sampler)`, then `for_steps(steps)`, and check the results.
+
+    Args:
+        spacing: the spacing.
+        model: model to sample from.
+        sampler: sampler that uses the grid.
+        steps: number of steps. None does not call `for_steps`.
 
     Raises:
         UserError: if the model does not meet the requirements of the spacing.
@@ -118,11 +138,22 @@ def bind_spacing(spacing: Spacing, model: ModelView, sampler: Sampler) -> Spacin
         )
     with plugin_call(spacing, "in bind"):
         bound = spacing.bind(model, sampler)
-    if not isinstance(bound, Spacing) or bound != spacing:
+    _check_same(spacing, bound, "bind")
+    if steps is None:
+        return bound
+    with plugin_call(bound, f"in for_steps({steps})"):
+        ready = bound.for_steps(steps)
+    _check_same(spacing, ready, "for_steps")
+    return ready
+
+
+def _check_same(spacing: Spacing, returned: Spacing, method: str) -> None:
+    """Raise RunError if a method returned something else than a copy of the spacing."""
+    if not isinstance(returned, Spacing) or returned != spacing:
         raise RunError(
-            f"spacing {spacing.label()}: bind returned {shown(bound)}; it must be a spacing with the same parameters."
+            f"spacing {spacing.label()}: {method} returned {shown(returned)}; it must be a spacing with the same "
+            "parameters."
         )
-    return bound
 
 
 def make_grid(spacing: Spacing, levels: Tensor, steps: int) -> Tensor:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from samplerbench.options import Configurable
 from samplerbench.sampling.denoiser import Denoiser
 from samplerbench.sampling.flow import FlowSchedule
 from samplerbench.sampling.inputs import Inputs
+
+if TYPE_CHECKING:
+    from samplerbench.sampling.sampler import Sampler
 
 
 class Estimates(Protocol):
@@ -87,4 +92,85 @@ class ModelView(Protocol):
         Args:
             name: name of the quantity, of letters, digits and hyphens, for example `posterior-variance`.
             settings: other settings that the values depend on, besides the weights and their precision.
+        """
+
+
+class RunView(ABC):
+    """A model as a run uses it: also with the guidance and the labels or prompts of the run.
+
+    It is a `ModelView`. A run passes it to `Spacing.bind`, so that a spacing can learn its levels for what is sampled.
+    The noise is from a stream that no run draws from: the images of a run are unseen.
+    """
+
+    shape: tuple[int, int, int]
+    levels: Tensor
+    device: torch.device
+    dtype: torch.dtype
+    classes: int | None
+    flow: FlowSchedule | None
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """See `ModelView`."""
+
+    @abstractmethod
+    def alpha(self, sigma: float) -> float:
+        """See `ModelView`."""
+
+    @abstractmethod
+    def denoiser(self, inputs: Inputs) -> Denoiser:
+        """See `ModelView`. It has no guidance."""
+
+    @abstractmethod
+    def decode(self, x: Tensor) -> Tensor:
+        """See `ModelView`."""
+
+    @abstractmethod
+    def real(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """See `ModelView`."""
+
+    @abstractmethod
+    def estimates(self, name: str, **settings: str | int | float) -> AbstractContextManager[Estimates]:
+        """See `ModelView`. The cache also distinguishes the noise levels, the guidance and the labels or prompts."""
+
+    @abstractmethod
+    def describe(self, plugin: Configurable) -> str:
+        """Describe a plugin with all that its results depend on: name, parameters and hash of its source.
+
+        Args:
+            plugin: the plugin, for example the sampler that a schedule is learned for.
+        """
+
+    @abstractmethod
+    def run_denoiser(self, index: Tensor) -> Denoiser:
+        """Return the denoiser of the run, with its guidance.
+
+        Args:
+            index: indices of training samples, (B,) int64. Sample i has the label or the prompt of image i of a run.
+        """
+
+    @abstractmethod
+    def start(self, index: Tensor, sigma: float, seed: int) -> Tensor:
+        """Return initial states for learning, (B, *shape).
+
+        Args:
+            index: indices of training samples, (B,) int64.
+            sigma: initial noise level.
+            seed: random seed.
+        """
+
+    @abstractmethod
+    def sample(self, sampler: Sampler, sigmas: Tensor, index: Tensor, seed: int) -> Tensor:
+        """Run a deterministic sampler from `start` and return the final states, (B, *shape). NaN if one is not finite.
+
+        Args:
+            sampler: the sampler.
+            sigmas: noise levels, (N+1,) float64 on the CPU, strictly decreasing, ending at 0.
+            index: indices of training samples, (B,) int64.
+            seed: random seed.
+
+        Raises:
+            UserError: if the sampler draws noise.
+            RunError: if the sampler fails.
         """

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from samplerbench.errors import UserError
 from samplerbench.models.exact import exact
+from samplerbench.models.run_view import ModelRun
 from samplerbench.sampling import SIGMA_INFINITY, Spacing
 from samplerbench.sampling.spacing import bind_spacing, make_grid
 from samplerbench.testing.checks import NotApplicableError
@@ -19,15 +20,20 @@ from samplerbench.testing.common import (
     untouched_random_state,
 )
 
+LEARNED_STEPS = 4
+"""Number of steps for which learned spacings are checked."""
+
 
 def _bound(spacing: Spacing) -> tuple[Spacing, Tensor]:
     """The spacing bound to a Gaussian problem, a rectified flow if it needs one, and the problem's noise levels."""
     model = exact("gaussian", shape="1x2x2", process="flow" if spacing.flows_only else "vp")
-    return bind_spacing(spacing, model, Euler()), model.levels
+    return bind_spacing(spacing, ModelRun(model), Euler()), model.levels
 
 
 def _fixed(spacing: Spacing, levels: Tensor) -> int | None:
     """The number of steps of a spacing with explicit levels; None if it supports any number."""
+    if spacing.learned:
+        return None
     try:
         spacing.grid(levels, 7)
     except UserError:
@@ -44,12 +50,17 @@ def _gives(spacing: Spacing, levels: Tensor, steps: int) -> bool:
 
 
 def check_grid(spacing: Spacing) -> str:
-    """The grid has N+1 finite float64 levels, strictly decreasing to 0, for N = 1, 2, 10, 50 and 1000."""
+    """The grid has N+1 finite float64 levels, strictly decreasing to 0, for N = 1, 2, 10, 50 and 1000.
+
+    For a learned spacing, N = 1, 2 and 4.
+    """
     spacing, levels = _bound(spacing)
     fixed = _fixed(spacing, levels)
     if fixed == 0:
         raise NotApplicableError("it has no levels of its own to check (give some)")
-    counts = (1, 2, 10, 50, 1000) if fixed is None else (fixed,)
+    counts: tuple[int, ...] = (1, 2, 10, 50, 1000) if fixed is None else (fixed,)
+    if spacing.learned:
+        counts = (1, 2, LEARNED_STEPS)
     for steps in counts:
         raw = spacing.grid(levels, steps)
         require(raw.dtype == torch.float64, f"the grid is {raw.dtype}, not float64")
@@ -64,7 +75,7 @@ def check_range(spacing: Spacing) -> str:
     fixed = _fixed(spacing, levels)
     if fixed is not None:
         raise NotApplicableError("its levels are its own")
-    grid = make_grid(spacing, levels, 20)
+    grid = make_grid(spacing, levels, LEARNED_STEPS if spacing.learned else 20)
     given = any(spacing.parameters.get(k) is not None for k in ("sigma_min", "sigma_max"))
     if given:
         raise NotApplicableError("its range is given")
@@ -93,7 +104,7 @@ def check_random_state(spacing: Spacing) -> str:
     if fixed == 0:
         raise NotApplicableError("it has no levels of its own to check (give some)")
     with untouched_random_state():
-        one, two = (spacing.grid(levels, fixed or 12) for _ in range(2))
+        one, two = (spacing.grid(levels, LEARNED_STEPS if spacing.learned else fixed or 12) for _ in range(2))
     require(torch.equal(one, two), "two calls give two grids")
     return "untouched"
 

@@ -162,7 +162,7 @@ def _suggested(kind: str, spec: str, trial: Trial) -> str:
 
 
 def all_specs(kind: Literal["sampler", "spacing"]) -> list[str]:
-    """The names of the plugins of a kind that can be used without parameters.
+    """The names of the plugins of a kind that can be used without parameters. Learned spacings must be named.
 
     Args:
         kind: the kind.
@@ -170,10 +170,11 @@ def all_specs(kind: Literal["sampler", "spacing"]) -> list[str]:
     usable = []
     for entry in registry.entries(kind):
         try:
-            registry.parse(kind, entry.name)
+            plugin = registry.parse(kind, entry.name)
         except SamplerbenchError:
             continue
-        usable.append(entry.name)
+        if not getattr(plugin, "learned", False):
+            usable.append(entry.name)
     return usable
 
 
