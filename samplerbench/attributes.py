@@ -45,6 +45,7 @@ ATTRIBUTES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "clip": _one_of("after", "before"),
     },
     "generator": {"needs_labels": FLAG},
+    "task": {"linear": FLAG},
     "metric": {
         "of": _one_of("samples", "data"),
         "better": _one_of("lower", "higher"),

@@ -127,7 +127,7 @@ def test_they_are_registered_as_anybody_s_are() -> None:
         }
     found = registered()
     assert set(found.values()) == set(classes)
-    assert {"sampler", "guidance", "spacing", "generator", "metric"} == {kind for kind, _ in found}
+    assert {"sampler", "guidance", "spacing", "generator", "task", "metric"} == {kind for kind, _ in found}
     for (kind, name), value in found.items():
         module_name, _, base = registry.BASES[kind].partition(":")
         assert module_name in DOCUMENTED
@@ -201,10 +201,13 @@ def test_their_copy_in_another_distribution_does_the_same(third_party: None) -> 
             both = [states(model, sampler, even) for sampler in pair]
         elif kind == "guidance":
             both = [states(model, euler, even, guidance) for guidance in pair]
+        elif kind == "task" and what != "task colourise":  # it refuses grey images
+            x = normal(1, Purpose.PRIOR, torch.arange(3), 0, (1, 8, 8))
+            both = [plugin.operator((1, 8, 8)).forward(x) for plugin in pair]
         elif kind == "spacing":
             both = [states(model, euler, spacing) for spacing in pair]
         else:
             continue
         assert torch.equal(*both), what
         compared += 1
-    assert compared == len(made) - 5  # two generators and the metrics gap, lpips-gap and psnr-gap
+    assert compared == len(made) - 6  # two generators, colourise, and the metrics gap, lpips-gap and psnr-gap

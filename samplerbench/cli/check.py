@@ -12,7 +12,7 @@ from samplerbench.cli.spelling import with_options
 from samplerbench.errors import UserError
 from samplerbench.text import console, literal, print_json
 
-Kind = Literal["sampler", "guidance", "spacing", "generator", "metric", "model"]
+Kind = Literal["sampler", "guidance", "spacing", "generator", "task", "metric", "model"]
 
 
 def check(
@@ -20,7 +20,7 @@ def check(
         list[str],
         typer.Argument(
             help="One or more plugins, with optional parameters: `ddim:eta=0.5`, `./mine.py:Mine`.",
-            autocompletion=common.complete("sampler", "guidance", "spacing", "generator", "metric", "model"),
+            autocompletion=common.complete("sampler", "guidance", "spacing", "generator", "task", "metric", "model"),
         ),
     ],
     kind: Annotated[
@@ -30,8 +30,8 @@ def check(
 ) -> None:
     """Test a sampler, guidance, spacing, metric or model against known results.
 
-    Samplers, guidances and spacings are tested on problems with a closed-form solution, metrics on real images and
-    noise, and models on the properties of a denoiser. The command prints the measured value of each check. The exit
+    Samplers, guidances and spacings are tested on problems with a closed-form solution, tasks by the properties of
+    their operators, metrics on real images and noise, and models on the properties of a denoiser. The command prints the measured value of each check. The exit
     code is 1 if a check fails.
 
     Examples:

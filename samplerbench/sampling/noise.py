@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     LIKELIHOOD = 4
     PROBE = 5
     DEQUANTISATION = 6
+    OBSERVATION = 7
 
 
 def philox(counter: Sequence[Tensor | int], key: Sequence[int]) -> list[Tensor]:
