@@ -40,6 +40,7 @@ ATTRIBUTES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "needs_condition": FLAG,
         "needs_labels": FLAG,
         "needs_unconditional": FLAG,
+        "needs_task": FLAG,
         "differentiates": FLAG,
         "bayes": FLAG,
         "clip": _one_of("after", "before"),

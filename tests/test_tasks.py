@@ -140,7 +140,7 @@ def test_negative_noise_is_refused() -> None:
         registry.parse("task", "denoise:sigma=-0.1")
 
 
-# --- The checks find what is wrong ------------------------------------------------------------------------------------
+# --- The checks find what is wrong -----------------------------------------------------------------------------------
 
 
 class _Row(LinearOperator):

@@ -159,7 +159,7 @@ class Denoise(Task):
 
 @dataclass(frozen=True)
 class CompressedSensing(Task):
-    """Compressed sensing: a projection on random orthonormal directions (Candès & Tao 2006; Kawar et al. 2022, DDRM)."""
+    """Compressed sensing: projections on random orthonormal directions (Candès & Tao 2006; Kawar et al. 2022)."""
 
     rate: float = option(0.25, "number of measurements as a part of the number of values", gt=0.0, le=1.0)
     seed: int = option(0, "seed of the directions", ge=0, le=2**63 - 1)
@@ -183,9 +183,9 @@ class _Clipping(Operator):
 
 @dataclass(frozen=True)
 class Clip(Task):
-    """Recovery of clipped values: A(x) = clamp(gain x, -1, 1), which is not linear (Chung et al. 2023, as high dynamic range).
+    """Recovery of clipped values, which is not linear:  A(x) = clamp(gain x, -1, 1) (Song et al. 2023).
 
-    An overexposed image. Only methods that differentiate through A support it.
+    The task of high dynamic range: an overexposed image. Only methods that differentiate through A support it.
     """
 
     linear: ClassVar[bool] = False

@@ -28,11 +28,11 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only a JSON list.")] = False,
 ) -> None:
-    """Test a sampler, guidance, spacing, metric or model against known results.
+    """Test a sampler, guidance, spacing, task, metric or model against known results.
 
     Samplers, guidances and spacings are tested on problems with a closed-form solution, tasks by the properties of
-    their operators, metrics on real images and noise, and models on the properties of a denoiser. The command prints the measured value of each check. The exit
-    code is 1 if a check fails.
+    their operators, metrics on real images and noise, and models on the properties of a denoiser. The command prints
+    the measured value of each check. The exit code is 1 if a check fails.
 
     Examples:
 

@@ -15,7 +15,7 @@ from samplerbench.metrics.neighbours import Neighbours
 from samplerbench.metrics.reference import Reference
 from samplerbench.metrics.strata import SINGLE_SHARE, single_images
 from samplerbench.options import Configurable, option
-from samplerbench.sampling import Denoiser, Inputs, Sampler
+from samplerbench.sampling import Denoiser, Inputs, ModelView, Sampler
 
 Layer = Literal["fid", "kid", "isc", "prc"]
 """Which of an extractor's layers a metric takes: the one that torch-fidelity's metric of that name takes."""
@@ -96,6 +96,7 @@ class Context:
         prompts: encodes prompts into the feature space of the metric; None for a space of images alone.
         solve_images: as `solve`, but gives the decoded images (B, C, H, W) uint8 of these states, on the CPU. None
             outside a run.
+        model: the model of the run, whose `observation` has the task. None outside a run.
     """
 
     reference: Reference
@@ -110,6 +111,7 @@ class Context:
     real_set: RealSet | None = None
     prompts: PromptEncoder | None = None
     solve_images: Callable[[Tensor, Sampler], Tensor] | None = None
+    model: ModelView | None = None
 
     def real_features(self, layer: Layer) -> Tensor:
         """Features of the real images, (N, d). Raises UserError where only their statistics are at hand."""
@@ -362,7 +364,9 @@ def check_requirements(
     if metric.needs_prompts and has_prompts is False:
         raise UserError(f"the metric {name} needs prompts: use a text-to-image model.")
     if metric.needs_truth and has_truth is False:
-        raise UserError(f"the metric {name} needs the truth behind each sample, and this model has no such input.")
+        raise UserError(
+            f"the metric {name} needs the truth behind each sample, and this model has no such input; name a task."
+        )
     if metric.needs_real_images and has_real_images is False:
         raise UserError(
             f"the metric {name} needs the real images, and there are only their statistics: name the images with "

@@ -156,6 +156,7 @@ class ResultRecord(Timing):
     seed: int = Field(ge=0, lt=2**64)
     model: Text
     labels: Text
+    task: Text = _optional(description="the inverse problem; missing without one")
     metrics: dict[Annotated[str, Field(min_length=1, max_length=MAX_RECORDED_TEXT)], MetricEntry]
     timings: list[Timing] = _optional(
         description="a time for each set of conditions; empty where none is of one set alone"

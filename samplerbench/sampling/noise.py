@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     PROBE = 5
     DEQUANTISATION = 6
     OBSERVATION = 7
+    POSTERIOR = 8
 
 
 def philox(counter: Sequence[Tensor | int], key: Sequence[int]) -> list[Tensor]:

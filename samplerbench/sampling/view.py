@@ -12,6 +12,7 @@ from torch import Tensor
 from samplerbench.sampling.denoiser import Denoiser
 from samplerbench.sampling.flow import FlowSchedule
 from samplerbench.sampling.inputs import Inputs
+from samplerbench.sampling.task import Observation
 
 
 class Estimates(Protocol):
@@ -44,6 +45,7 @@ class ModelView(Protocol):
         dtype: dtype of the network's weights.
         classes: number of classes. None for a model without labels.
         flow: time steps of a rectified flow. None for other processes.
+        observation: observations of an inverse problem. None without a task.
     """
 
     shape: tuple[int, int, int]
@@ -52,6 +54,7 @@ class ModelView(Protocol):
     dtype: torch.dtype
     classes: int | None
     flow: FlowSchedule | None
+    observation: Observation | None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

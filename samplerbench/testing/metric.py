@@ -24,12 +24,15 @@ from samplerbench.metrics import Accumulator, Batch, Context, FeatureStore, Laye
 from samplerbench.metrics.extractors import DIGITS, Extractor, load_extractor
 from samplerbench.metrics.memorisation import as_points
 from samplerbench.metrics.neighbours import Neighbours
+from samplerbench.models.exact import exact
+from samplerbench.models.model import Model
 from samplerbench.results.partial import Extent, Progress, load_partial, save_partial
-from samplerbench.sampling import Sampler
+from samplerbench.sampling import Inputs, Sampler
 from samplerbench.sampling.noise import Purpose, normal
 from samplerbench.testing.checks import NotApplicableError
 from samplerbench.testing.common import (
     Checks,
+    LeftHalf,
     check_documented,
     check_picklable,
     require,
@@ -111,6 +114,12 @@ def _neighbours(layer: Layer | None) -> Neighbours:
     return Neighbours(as_points(_digits()[0][:REAL]) if layer is None else _real()[layer])
 
 
+@cache
+def _observed_digits() -> Model:
+    """A model with a task whose real images are the good samples, for metrics that need the truth."""
+    return exact("gaussian").observed(LeftHalf(), dequantise(_digits()[0][REAL:]))
+
+
 def _context(n: int) -> Context:
     real = {layer: features.clone() for layer, features in _real().items()}  # a metric may write into them
     described = {"name": "digits", "split": "a part", "n": REAL, "sha256": ""}
@@ -123,6 +132,7 @@ def _context(n: int) -> Context:
         real_set=_RealSet(),
         prompts=_Prompts(),
         solve_images=_solve_images,
+        model=_observed_digits(),
     )
 
 
@@ -144,13 +154,15 @@ def _batch(metric: Metric, n: int, good: bool = True) -> Batch:
         torch.arange(n),
         dequantise(images),
         prompts=tuple(str(label) for label in labels.tolist()),
+        inputs=_observed_digits().inputs(torch.arange(n), Inputs(n)) if metric.needs_truth else None,
     )
 
 
 def _rows(batch: Batch, rows: Tensor) -> Batch:
     cut = {f.name: getattr(batch, f.name)[rows] for f in fields(batch) if isinstance(getattr(batch, f.name), Tensor)}
     prompts = None if batch.prompts is None else tuple(batch.prompts[i] for i in rows.tolist())
-    return replace(batch, **cut, prompts=prompts)
+    inputs = None if batch.inputs is None else batch.inputs.rows(rows)
+    return replace(batch, **cut, prompts=prompts, inputs=inputs)
 
 
 def _cut(batch: Batch, at: Iterable[int]) -> list[Batch]:
