@@ -212,4 +212,5 @@ def test_their_copy_in_another_distribution_does_the_same(third_party: None) -> 
             continue
         assert torch.equal(*both), what
         compared += 1
-    assert compared == len(made) - 6  # two generators, colourise, and the metrics gap, lpips-gap and psnr-gap
+    # Two generators, colourise, and the metrics gap, lpips-gap, psnr-gap, psnr, ssim, data-fidelity and posterior.
+    assert compared == len(made) - 10

@@ -203,7 +203,7 @@ def test_the_data_fidelity_of_the_truth_is_that_of_the_noise() -> None:
 
 
 def test_exact_draws_are_at_the_floor_of_the_posterior_distance() -> None:
-    """Draws are at the distance of two sets of draws. Moved draws have the error of the mean, and the same covariance."""
+    """Moved draws have the error of the mean, and the same covariance."""
     model = exact("mixture")
     observed = model.observed(registry.parse("task", "inpaint:mask=half,images=1"), model.real(1)[0])
     y = observed.inputs(torch.arange(1), Inputs(1)).tensors["observation"][0]

@@ -181,10 +181,14 @@ class ExactPosterior:
                 score = score - 0.5 * ((x - mean).square() / total + total.log()).sum(1)
             residual = y - m @ matrix.T
             factor = torch.linalg.cholesky((matrix * c[:, None]) @ matrix.T + identity)
-            white = torch.linalg.solve_triangular(factor, residual[:, :, None], upper=False)[:, :, 0]
+            # A single factor solves for all samples at once, as columns of one matrix.
+            columns = residual.T[None] if len(factor) == 1 else residual[:, :, None]
+            white = torch.linalg.solve_triangular(factor, columns, upper=False)
+            white = white[0].T if len(factor) == 1 else white[:, :, 0]
             score = score - 0.5 * white.square().sum(1) - factor.diagonal(dim1=1, dim2=2).log().sum(1)
             gain = torch.cholesky_solve(matrix * c[:, None], factor).transpose(1, 2)
-            means.append(m + (gain @ residual[:, :, None])[:, :, 0])
+            moved = gain @ columns
+            means.append(m + (moved[0].T if len(factor) == 1 else moved[:, :, 0]))
             gains.append(gain)
             scores.append(score)
         return torch.stack(means, 1), gains, torch.stack(scores, 1)
