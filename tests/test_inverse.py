@@ -56,7 +56,7 @@ def states(model: ExactModel, sigma: float) -> Tensor:
 # --- The posterior ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", LINEAR)
+@pytest.mark.parametrize("spec", [LINEAR[0], *(pytest.param(s, marks=pytest.mark.slow) for s in LINEAR[1:])])
 def test_the_posterior_of_a_gaussian_is_that_of_the_precisions(spec: str) -> None:
     """Λ = C⁻¹ + AᵀA/σ_y², m = Λ⁻¹ (C⁻¹ μ + Aᵀ y/σ_y²): another form than the one in the code."""
     model = observed(exact("gaussian"), spec)
@@ -68,6 +68,7 @@ def test_the_posterior_of_a_gaussian_is_that_of_the_precisions(spec: str) -> Non
     torch.testing.assert_close(moments.mean, covariance @ (mean / v + a.T @ y / noise), rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_denoiser_of_a_mixture_is_the_integral() -> None:
     """E[x₀ | x, y] of two pixels, by quadrature on a fine grid; also with a label."""
     model = observed(exact("mixture", shape="1x1x2", components=3, width=0.4), "inpaint:mask=half,sigma=0.3", 4)
@@ -137,7 +138,14 @@ EXACT = [
 ]
 
 
-@pytest.mark.parametrize(("method", "kind", "spec"), EXACT)
+QUICK = ("inpaint:mask=half", "denoise:sigma=0.5", "inpaint:mask=half,sigma=0", "blur:width=0.6,sigma=0")
+"""The tasks of the README's command; CI tests the others besides."""
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "spec"),
+    [pytest.param(*one, marks=[] if one[2] in QUICK else [pytest.mark.slow]) for one in EXACT],
+)
 def test_a_method_is_the_posterior_denoiser_where_its_assumption_holds(method: str, kind: str, spec: str) -> None:
     model = observed(problem(kind), spec)
     for sigma in (0.05, 0.5, 4.0, 100.0):
@@ -179,7 +187,7 @@ def test_a_method_differs_where_its_assumption_does_not_hold(method: str, spec: 
     ("method", "spec"),
     [
         ("exact", "compressed-sensing"),
-        ("mmps:iterations=40", "compressed-sensing"),
+        pytest.param("mmps:iterations=40", "compressed-sensing", marks=pytest.mark.slow),
         ("tmpd", "inpaint"),
         ("ddnm", "inpaint:sigma=0"),
         ("diffpir", "inpaint:sigma=0"),
@@ -264,6 +272,7 @@ def test_a_linear_method_refuses_a_task_that_is_not(method: str) -> None:
         bind_guidance(guidance(method), observed(exact("gaussian"), "clip"))
 
 
+@pytest.mark.slow
 def test_the_exact_posterior_is_refused_where_it_is_not_known() -> None:
     with pytest.raises(UserError, match="available for the problems gaussian and mixture, not for points"):
         bind_guidance(guidance("exact"), observed(exact("points"), "inpaint"))

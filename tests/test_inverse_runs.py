@@ -56,6 +56,7 @@ def test_there_is_a_row_for_each_task_and_method(tmp_path: Path) -> None:
     assert again["finished"] == records[3]["finished"]  # it was not run again
 
 
+@pytest.mark.slow
 def test_the_protocol_has_the_task_and_the_images() -> None:
     (one,) = evaluate("ddnm", "denoise:sigma=0.1", metrics="psnr")
     (other,) = evaluate("ddnm", "denoise:sigma=0.2", metrics="psnr")
@@ -70,7 +71,9 @@ def test_the_protocol_has_the_task_and_the_images() -> None:
     assert "task" not in plain["protocol_fields"]
 
 
-@pytest.mark.parametrize("spec", ["inpaint:mask=random,rate=0.5", "blur:images=5"])
+@pytest.mark.parametrize(
+    "spec", [pytest.param("inpaint:mask=random,rate=0.5", marks=pytest.mark.slow), "blur:images=5"]
+)
 def test_the_batch_size_changes_nothing(spec: str) -> None:
     (one,) = evaluate("tmpd", spec, batch_size=24)
     (two,) = evaluate("tmpd", spec, batch_size=7)
@@ -128,6 +131,7 @@ def test_two_processes_change_nothing(tmp_path: Path) -> None:
         assert second["metrics"][name]["value"] == pytest.approx(entry["value"], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_an_observation_does_not_depend_on_the_number_of_samples(tmp_path: Path) -> None:
     found = []
     for n in (6, 11):
@@ -230,6 +234,7 @@ def test_exact_draws_are_at_the_floor_of_the_posterior_distance() -> None:
     assert far["covariance_error"] == pytest.approx(near["covariance_error"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_sampler_with_the_exact_posterior_is_at_the_floor() -> None:
     more: dict[str, Any] = {
         "model": "exact:mixture",
@@ -249,6 +254,7 @@ def test_a_sampler_with_the_exact_posterior_is_at_the_floor() -> None:
 # --- Suites and refusals ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_suite_has_tasks(tmp_path: Path) -> None:
     file = tmp_path / "suite.toml"
     text = 'model = "exact:gaussian"\ntasks = ["denoise", "inpaint:mask=half"]\n'
@@ -260,6 +266,7 @@ def test_a_suite_has_tasks(tmp_path: Path) -> None:
         load_suite(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -300,12 +307,14 @@ def test_a_posterior_distance_without_several_samples_is_refused(tmp_path: Path)
         evaluate("exact", "denoise", metrics="posterior")
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_the_tasks(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["--model", "exact:gaussian", "--task", "denoise", "--task", "blur", "-g", "dps", "-s", "ddim"]
     assert command("run", *arguments, "--steps", "2,3", "--n", "4", "--metric", "psnr", "--dry-run") == 0
     assert "4 cells of 4 images" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_for_each_task(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["--model", "exact:gaussian", "--task", "denoise", "--task", "blur", "-g", "ddnm", "-s", "ddim"]
     arguments += ["--nfe", "2", "--n", "4", "--metric", "psnr", "--out", str(tmp_path)]
