@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from samplerbench import registry
 from samplerbench.models import LoadedClassifier, Model
+from samplerbench.models.exact import exact
 from samplerbench.sampling import ConditionalDenoiser, Prediction, Sigma, per_sample
 from samplerbench.sampling.guidance import bind_guidance
 from samplerbench.sampling.meter import Meter
@@ -23,7 +24,12 @@ SAMPLERS = [
     *sorted({entry.name for entry in registry.entries("sampler")}),
     pytest.param("pf-ode:solver=rk45", marks=pytest.mark.slow),  # many evaluations
 ]
-GUIDANCES = sorted({entry.name for entry in registry.entries("guidance")} - {"image-classifier"})
+GUIDANCES = sorted(
+    entry.name
+    for entry in registry.entries("guidance")
+    if entry.name != "image-classifier" and not registry.get("guidance", entry.name).needs_task
+)
+METHODS = sorted(e.name for e in registry.entries("guidance") if registry.get("guidance", e.name).needs_task)
 LEVEL = 1.3
 
 
@@ -186,4 +192,17 @@ def test_every_guidance_works_with_every_sampler(digits: Model, labels: Tensor, 
     assert images.shape == (4, *digits.shape)
     assert images.isfinite().all()
     unguided = run_images(digits, sampler, None, 3, 4, labels)
+    assert not torch.equal(images, unguided)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_method_of_inverse_problems_works_with_every_sampler(sampler: str, method: str) -> None:
+    model = exact("mixture")
+    observed = model.observed(registry.parse("task", "denoise:sigma=0.5"), model.real(4)[0])
+    images = run_images(observed, sampler, None, 3, 4, None, guidance=method)
+    assert images.shape == (4, *model.shape)
+    assert images.isfinite().all()
+    unguided = run_images(model, sampler, None, 3, 4, None)
     assert not torch.equal(images, unguided)

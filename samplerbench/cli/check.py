@@ -95,7 +95,7 @@ def check(
 
 
 def _named(spec: str, kind: Kind | None) -> list[Any]:
-    """The plugins of a spec: one for each kind that has a plugin of this name.
+    """The plugins of a spec: one for each kind that has a plugin of this name with these parameters.
 
     Raises:
         UserError: no such plugin, a plugin that cannot be loaded, or a data set, which has no checks.
@@ -112,4 +112,12 @@ def _named(spec: str, kind: Kind | None) -> list[Any]:
         raise UserError(
             f"{name} is a data set, which has no checks; the kinds with checks are {', '.join(KINDS)}."
         ) from None
-    return [registry.parse(found, spec) for found in kinds]
+    plugins, refused = [], []
+    for found in kinds:
+        try:
+            plugins.append(registry.parse(found, spec))
+        except UserError as error:
+            refused.append(error)
+    if not plugins:
+        raise refused[0]
+    return plugins  # the parameters of a spec may fit only one of several plugins of a name
