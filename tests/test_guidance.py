@@ -29,7 +29,8 @@ GUIDANCES = sorted(
     for entry in registry.entries("guidance")
     if entry.name != "image-classifier" and not registry.get("guidance", entry.name).needs_task
 )
-METHODS = sorted(e.name for e in registry.entries("guidance") if registry.get("guidance", e.name).needs_task)
+METHODS = ["exact", "dps", "mmps"]
+"""Methods of inverse problems: without a gradient, with one, and with several."""
 LEVEL = 1.3
 
 
