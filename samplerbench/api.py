@@ -30,7 +30,7 @@ from samplerbench.registry import current_name
 from samplerbench.results.groups import comparable
 from samplerbench.results.selection import matching, union
 from samplerbench.results.store import Store
-from samplerbench.sampling import Guidance, Sampler, Spacing
+from samplerbench.sampling import Guidance, Sampler, Spacing, Task
 from samplerbench.sampling.trajectory import Trajectory, join
 from samplerbench.text import literal, printable
 from samplerbench.untrusted import user_path
@@ -342,6 +342,7 @@ def evaluate(
     features: str | None = None,
     features_weights: str | None = None,
     data: str | None = None,
+    tasks: str | Task | Sequence[str | Task] = (),
     out: str | Path | None = None,
     rerun: bool = False,
     quiet: bool = False,
@@ -369,6 +370,7 @@ def evaluate(
         features: Feature space of the metrics. If None, the one that belongs to the model.
         features_weights: File with the weights of the feature space.
         data: Real images or their statistics. If None, the training data of the model.
+        tasks: Inverse problems, specs or instances. Every cell is run for each of them.
         out: Folder of results. Cells with a result in this folder are not run again. If None, no results are stored.
         rerun: Whether to run cells again that have a result in `out`.
         quiet: Whether to hide the progress bars.
@@ -393,6 +395,7 @@ def evaluate(
         blocks=blocks,
         seeds=(seed,),
         batch_size=batch_size,
+        tasks=_list(tasks),
         dtype=dtype,
         metrics=_list(metrics),
         features=features,

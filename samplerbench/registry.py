@@ -59,6 +59,7 @@ BASES = {
     "guidance": "samplerbench.sampling:Guidance",
     "spacing": "samplerbench.sampling:Spacing",
     "generator": "samplerbench.sampling:Generator",
+    "task": "samplerbench.sampling:Task",
     "model": "samplerbench.models:ModelSource",
     "metric": "samplerbench.metrics:Metric",
     "data set": "samplerbench.data:DataSource",
@@ -68,6 +69,7 @@ KINDS = {
     "guidances": "guidance",
     "spacings": "spacing",
     "generators": "generator",
+    "tasks": "task",
     "models": "model",
     "metrics": "metric",
     "data": "data set",
@@ -79,7 +81,7 @@ class Entry:
     """A registered plugin, not imported.
 
     Attributes:
-        kind: sampler, guidance, spacing, model, metric or data set.
+        kind: sampler, guidance, spacing, generator, task, model, metric or data set.
         name: registered name.
         value: object reference of the entry point, `module:Class`.
         distribution: name of the distribution.

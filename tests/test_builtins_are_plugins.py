@@ -128,7 +128,7 @@ def test_they_are_registered_as_anybody_s_are() -> None:
         }
     found = registered()
     assert set(found.values()) == set(classes)
-    assert {"sampler", "guidance", "spacing", "generator", "metric"} == {kind for kind, _ in found}
+    assert {"sampler", "guidance", "spacing", "generator", "task", "metric"} == {kind for kind, _ in found}
     for (kind, name), value in found.items():
         module_name, _, base = registry.BASES[kind].partition(":")
         assert module_name in DOCUMENTED
@@ -194,6 +194,7 @@ GIVEN = {
 def test_their_copy_in_another_distribution_does_the_same(third_party: None) -> None:
     """Another distribution's files with the same lines give the same states, bit for bit."""
     model = exact("mixture", shape="1x2x2")
+    observed = model.observed(registry.parse("task", "denoise"), model.real(3)[0])
     made: dict[str, Any] = {}
     for kind, name in registered():
         given = GIVEN.get(name, "")
@@ -210,11 +211,16 @@ def test_their_copy_in_another_distribution_does_the_same(third_party: None) -> 
         if kind == "sampler":
             both = [states(model, sampler, even) for sampler in pair]
         elif kind == "guidance":
-            both = [states(model, euler, even, guidance) for guidance in pair]
+            given = observed if pair[0].needs_task else model
+            both = [states(given, euler, even, guidance) for guidance in pair]
+        elif kind == "task" and what != "task colourise":  # it refuses grey images
+            x = normal(1, Purpose.PRIOR, torch.arange(3), 0, (1, 8, 8))
+            both = [plugin.operator((1, 8, 8)).forward(x) for plugin in pair]
         elif kind == "spacing":
             both = [states(model, euler, spacing) for spacing in pair]
         else:
             continue
         assert torch.equal(*both), what
         compared += 1
-    assert compared == len(made) - 5  # two generators and the metrics gap, lpips-gap and psnr-gap
+    # Two generators, colourise, and the metrics gap, lpips-gap, psnr-gap, psnr, ssim, data-fidelity and posterior.
+    assert compared == len(made) - 10

@@ -46,7 +46,7 @@ BROKEN = '''
 
     from samplerbench.metrics import Accumulator, Metric
     from samplerbench.models import ModelSource
-    from samplerbench.sampling import Generator, Guidance, Sampler, Spacing, Step, option
+    from samplerbench.sampling import Generator, Guidance, Sampler, Spacing, Step, Task, option
 
 
     @dataclass(frozen=True)
@@ -57,6 +57,7 @@ BROKEN = '''
         def load(self, device, dtype): ...
         def predict(self, denoise, x, sigma): ...
         def images(self, index, inputs, seed): ...
+        def operator(self, shape): ...
         def grid(self, levels, steps): ...
         def steps(self, denoise, x, sigmas, noise): yield Step(0.0, x)
 
@@ -89,6 +90,7 @@ BASES = {
     "guidance": "Guidance",
     "spacing": "Spacing",
     "generator": "Generator",
+    "task": "Task",
     "metric": "Metric",
     "model": "ModelSource",
 }
@@ -97,6 +99,7 @@ TAKEN = {
     "guidance": "cfg",
     "spacing": "karras",
     "generator": "autoencoder-prior",
+    "task": "denoise",
     "metric": "fid",
     "model": "exact",
 }

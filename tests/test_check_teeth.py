@@ -848,7 +848,10 @@ def test_nothing_but_the_table_is_printed(capfd: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("ddmi", 'no sampler, guidance, spacing, generator, metric or model is called "ddmi". Did you mean "ddim"?'),
+        (
+            "ddmi",
+            'no sampler, guidance, spacing, generator, task, metric or model is called "ddmi". Did you mean "ddim"?',
+        ),
         ("kerras", 'Did you mean "karras"?'),
         ("ddim:eta=2", "eta=2: it must be at most 1"),
         ("cfg:size=2", 'guidance cfg has no parameter "size"'),

@@ -148,7 +148,7 @@ def test_a_bad_run_is_one_line(refuse: Refuse, arguments: str, reason: str) -> N
         ("show exat:mixture", 'no plugin is called "exat:mixture". Did you mean "exact"? '),
         (
             "check ddmi",
-            'no sampler, guidance, spacing, generator, metric or model is called "ddmi". Did you mean "ddim"?',
+            'no sampler, guidance, spacing, generator, task, metric or model is called "ddmi". Did you mean "ddim"?',
         ),
         ("sample grid.jpg -s ddim", "grid.jpg: the file must have the suffix .png, as in grid.png."),
         ("sample grid.png -s ddmi", 'no sampler "ddmi". Did you mean "ddim"?'),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from samplerbench import registry
 from samplerbench.models import LoadedClassifier, Model
+from samplerbench.models.exact import exact
 from samplerbench.sampling import ConditionalDenoiser, Prediction, Sigma, per_sample
 from samplerbench.sampling.guidance import bind_guidance
 from samplerbench.sampling.meter import Meter
@@ -30,6 +31,8 @@ QUICK = {
 }
 """The pairs of the README's command. CI tests all of them."""
 PAIRS = [(s, g) for s in (*SAMPLERS, "pf-ode:solver=rk45") for g in (*GUIDANCES, *NEW_GUIDANCES)]
+METHODS = ["exact", "dps", "mmps"]
+"""Methods of inverse problems: without a gradient, with one, and with several."""
 LEVEL = 1.3
 
 
@@ -199,4 +202,17 @@ def test_every_guidance_works_with_every_sampler(digits: Model, labels: Tensor, 
     assert images.shape == (4, *digits.shape)
     assert images.isfinite().all()
     unguided = run_images(digits, sampler, None, 3, 4, labels)
+    assert not torch.equal(images, unguided)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_method_of_inverse_problems_works_with_every_sampler(sampler: str, method: str) -> None:
+    model = exact("mixture")
+    observed = model.observed(registry.parse("task", "denoise:sigma=0.5"), model.real(4)[0])
+    images = run_images(observed, sampler, None, 3, 4, None, guidance=method)
+    assert images.shape == (4, *model.shape)
+    assert images.isfinite().all()
+    unguided = run_images(model, sampler, None, 3, 4, None)
     assert not torch.equal(images, unguided)

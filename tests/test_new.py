@@ -16,7 +16,7 @@ from samplerbench import registry
 from samplerbench.cli.app import main
 from samplerbench.cli.new import render
 
-KINDS = ("sampler", "guidance", "spacing", "generator", "metric", "model")
+KINDS = ("sampler", "guidance", "spacing", "generator", "task", "metric", "model")
 PUBLIC = {"samplerbench.sampling", "samplerbench.metrics", "samplerbench.models", "samplerbench.testing"}
 
 
@@ -91,7 +91,9 @@ def test_its_tests_pass_and_run_the_conformance_checks(at_hand: Path, capfd: pyt
             sys.modules.pop(f"test_my_{kind}", None)
     assert code == 0, capfd.readouterr().out[-3000:]
     assert set(told.outcomes.values()) <= {"passed", "skipped"}
-    for kind, check in zip(KINDS, ("order", "steers", "grid", "batch-split", "merge", "posterior-mean"), strict=True):
+    for kind, check in zip(
+        KINDS, ("order", "steers", "grid", "batch-split", "adjoint", "merge", "posterior-mean"), strict=True
+    ):
         name = f"test_my_{kind}.py::test_it_is_what_it_says[my-{kind}-{check}]"
         assert told.outcomes[name] == "passed"
         own = [n for n in told.outcomes if n.startswith(f"test_my_{kind}.py::") and "what_it_says" not in n]

@@ -25,6 +25,7 @@ BUILT_IN = {
     "guidance": {"cfg", "classifier"},
     "spacing": {"trailing", "leading", "linspace", "quadratic", "karras", "geometric"},
     "generator": {"autoencoder-prior"},
+    "task": {"inpaint", "super-resolution", "blur", "colourise", "denoise", "compressed-sensing", "clip"},
     "model": {"digits"},
     "metric": {"fid"},
     "data set": {"digits", "mnist", "fashion-mnist", "cifar10", "hf"},

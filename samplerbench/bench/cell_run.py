@@ -350,7 +350,7 @@ class CellRun:
 
     def _complete(self, index: Tensor, inputs: Inputs) -> Inputs:
         """The inputs of the samples `index`, completed by the model, on the CPU."""
-        if type(self.model).inputs is Model.inputs:  # it adds nothing: do not wait for the device
+        if not self.model.adds_inputs:  # it adds nothing: do not wait for the device
             return inputs
         device = self.model.device
         with plugin_call(f"model {self.model.identity.get('source')}", "in inputs"):
@@ -467,8 +467,15 @@ def describe(session: Session, cell: Cell) -> dict[str, Any]:
         "seed": measurement.seed,
         "model": measurement.model.identity["source"],
         "labels": measurement.mode,
+        **task_field(session),
         "versions": versions(),
     }
+
+
+def task_field(session: Session) -> dict[str, str]:
+    """Return the field of a record with the spec of the task. Empty without a task."""
+    task = session.measurement.task
+    return {} if task is None else {"task": task.spec}
 
 
 def describe_shown(session: Session, images: int) -> dict[str, Any]:

@@ -345,6 +345,8 @@ class SamplerOnModel:
     def _replay(self, rows: Tensor, inputs: Inputs, seed: int, batch_size: int) -> Replay | None:
         """Return the captured run for this batch size, from the second batch on. None if nothing is captured."""
         cell, known = self.cell, self.replays
+        if self.model.observation is not None:
+            return None  # an operator may copy its constants to the device
         if (cell.guidance is not None and cell.guidance.differentiates) or len(cell.sigmas) - 1 > LONGEST:
             return None
         key = (seed, batch_size)

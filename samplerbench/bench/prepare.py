@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from samplerbench.bench import setup
@@ -28,6 +29,7 @@ from samplerbench.bench.session import (
     why_not,
 )
 from samplerbench.bench.team import Team
+from samplerbench.bench.truth import Truth, load_truth
 from samplerbench.boundary import plugin_call
 from samplerbench.errors import RunError, UserError, argument
 from samplerbench.metrics.extractors import Extractor
@@ -39,8 +41,8 @@ from samplerbench.models.runner import how_run
 from samplerbench.results.names import RowNames
 from samplerbench.results.seal import canonical
 from samplerbench.results.store import Store
-from samplerbench.sampling import Generator, Guidance, Inputs, Sampler, Spacing
-from samplerbench.sampling.guidance import evaluations_of
+from samplerbench.sampling import Generator, Guidance, Inputs, Sampler, Spacing, Task
+from samplerbench.sampling.guidance import bind_guidance, evaluations_of
 
 
 @dataclass
@@ -58,6 +60,7 @@ class Prepared:
         batch_size: Images per batch.
         metrics: The metrics.
         published: The published values, each with its cell.
+        tasks: The inverse problems. With tasks, the model has an observation of the first one, of a blank image.
     """
 
     request: Request
@@ -70,6 +73,7 @@ class Prepared:
     batch_size: int
     metrics: list[Metric] = field(default_factory=list)
     published: list[tuple[Cell, Published]] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
 
     @cached_property
     def runs(self) -> list[list[Cell]]:
@@ -154,6 +158,9 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
                     setup.pick_spacing(method, spacing)
     if model is None:
         model = setup.load_model(request.model, setup.pick_device(device), request.dtype, request.load)
+    tasks = list(dict.fromkeys(request.tasks))
+    observed = [model.observed(task, torch.zeros(1, *model.shape)) for task in tasks]
+    model = observed[0] if observed else model
     # The protocol has the number of a class, also where the request has its name.
     requested = None if request.labels is None else str(parse_label(request.labels, model.class_names))
     levels_of = levels_of_run(model, requested, team or Team())
@@ -183,8 +190,13 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
                     (cells[_identity(c)], p) for c in found if (c.method, c.guidance, c.budget or c.steps) == reported
                 ]
     guidances = list(bound)
+    for other in observed[1:]:
+        for guidance in guidances:
+            with suppress(RunError):  # the cells with this guidance will fail
+                bind_guidance(guidance, other)
     classes = setup.label_classes(model, guidances)
-    mode = requested or ("none" if classes is None else "balanced")
+    # The label of an observed image is not known.
+    mode = requested or ("none" if classes is None or tasks else "balanced")
     batch_size = (team or Team()).tell(_batch_size(request, model, guidances))
     prepared = Prepared(
         request,
@@ -197,6 +209,7 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
         batch_size,
         list(request.metrics),
         published,
+        tasks,
     )
     prepared.inputs(1)
     return prepared
@@ -238,6 +251,7 @@ class Measured:
         data: The real images. None if no metric measures the data.
         named: Data sets that metrics select themselves, by name.
         evaluated: Images that metrics of the data evaluate in place of the real images, by the spec of the metric.
+        truth: The real images that tasks observe. None without tasks.
     """
 
     extractor: Extractor | None
@@ -248,6 +262,7 @@ class Measured:
     data: RealData | None = None
     named: dict[str, NamedData] = field(default_factory=dict)
     evaluated: dict[str, EvaluatedImages] = field(default_factory=dict)
+    truth: Truth | None = None
 
 
 def measure_reference(prepared: Prepared) -> Measured:
@@ -285,6 +300,8 @@ def measure_reference(prepared: Prepared) -> Measured:
     whole = [m for m in prepared.metrics if m.of == "data" and m.spec not in measured.evaluated]
     if of_data := [f"the metric {metric.label()}" for metric in whole]:
         measured.data = setup.real_data(model, request.data, measured.n * request.blocks, of_data[0])
+    if prepared.tasks:
+        measured.truth = load_truth(model, request.data, measured.n * request.blocks, prepared.tasks)
     return measured
 
 
@@ -469,9 +486,15 @@ def even_batches(n: int, batch_size: int, processes: int = 1) -> int:
 
 
 def make_session(
-    prepared: Prepared, measured: Measured, seed: int, store: Store, rerun: bool = False, team: Team | None = None
+    prepared: Prepared,
+    measured: Measured,
+    seed: int,
+    store: Store,
+    rerun: bool = False,
+    team: Team | None = None,
+    task: Task | None = None,
 ) -> Session:
-    """Create the session for one seed.
+    """Create the session for one seed and one task.
 
     Args:
         prepared: The prepared request.
@@ -480,6 +503,7 @@ def make_session(
         store: The folder of results.
         rerun: Whether to run cells again that have a result in the store.
         team: The processes that share the work. If None, this process alone.
+        task: The inverse problem. None without tasks.
 
     Returns:
         The session.
@@ -493,8 +517,11 @@ def make_session(
     how = how_run(prepared.model.network)
     if how.compiled or how.graphs:
         size = even_batches(measured.n, size, team.size)
+    model, truth = prepared.model, measured.truth
+    if task is not None and truth is not None:
+        model = truth.observed(model, task, seed)
     measurement = Measurement(
-        prepared.model,
+        model,
         measured.reference,
         measured.extractor,
         prepared.metrics,
@@ -508,6 +535,7 @@ def make_session(
         data=measured.data,
         named=measured.named,
         evaluated=measured.evaluated,
+        truth=None if truth is None else truth.identity,
     )
     if measured.real is not None:
         measurement.real_labels = measured.real.labels

@@ -16,7 +16,7 @@ from samplerbench.metrics.metric import Metric
 from samplerbench.models.files import MEMORY, LoadOptions
 from samplerbench.models.runner import check_dtype
 from samplerbench.options import Configurable, did_you_mean, explain, show_value
-from samplerbench.sampling import Generator, Guidance, Sampler, Spacing
+from samplerbench.sampling import Generator, Guidance, Sampler, Spacing, Task
 from samplerbench.untrusted import shorten
 
 DEFAULT_STEPS = 50
@@ -250,6 +250,7 @@ def _dtype(value: Any) -> str:
 OneSampler = Annotated[Sampler | Generator, _plugin("sampler")]
 OneGuidance = Annotated[Guidance | None, _plugin("guidance", (None, "none"))]
 OneSpacing = Annotated[Spacing | None, _plugin("spacing", (None,))]
+OneTask = Annotated[Task, _plugin("task")]
 OneMetric = Annotated[Metric, _plugin("metric")]
 Steps = Annotated[int, _whole("steps", 1, MAX_STEPS)]
 Budget = Annotated[int, _whole("nfe", 1, MAX_STEPS)]
@@ -335,6 +336,8 @@ class Request(Checked):
         batch_size: Images per batch. "auto" measures which size is fastest.
         dtype: Precision of the network: "fp32", "tf32", "bf16", "fp16" or "fp64".
         metrics: The metrics. Specs are parsed to instances.
+        tasks: Inverse problems. All cells are run for each of them. Specs are parsed to instances. If empty, images are
+            generated without observations.
         features: Feature space of the metrics. If None, the one that belongs to the model.
         features_weights: File with the weights of the feature space, or None.
         data: Real images or their statistics. If None, the training data of the model.
@@ -363,6 +366,7 @@ class Request(Checked):
     batch_size: Annotated[int | Literal["auto"], PlainValidator(_batch_size)] = 256
     dtype: Annotated[str, PlainValidator(_dtype)] = "fp32"
     metrics: tuple[OneMetric, ...] = Field(default_factory=lambda: (registry.parse("metric", "fid"),))
+    tasks: tuple[OneTask, ...] = ()
     features: str | None = None
     features_weights: str | None = None
     data: str | None = None

@@ -9,6 +9,7 @@ from typing import Any
 
 from samplerbench.bench import engine
 from samplerbench.bench.cell import Cell
+from samplerbench.bench.cell_run import task_field
 from samplerbench.bench.prepare import Measured, Prepared, make_session, measure_reference
 from samplerbench.bench.request import Published
 from samplerbench.bench.session import Session
@@ -83,7 +84,7 @@ class Job:
     """A cell with one seed.
 
     Attributes:
-        session: The session of the seed.
+        session: The session of the seed and the task.
         cell: The cell.
     """
 
@@ -105,7 +106,7 @@ class Run:
 
     Attributes:
         measured: The real images, their statistics, and the number of images per block.
-        jobs: Every cell with every seed.
+        jobs: Every cell with every task and seed.
         outcomes: Outcome of each job. None for jobs that have not run.
         units: Indices of jobs that differ only in their budget. The jobs of a unit are sampled once.
 
@@ -126,7 +127,8 @@ class Run:
         self._make_folder()
         self.measured = measure_reference(self.prepared)
         sessions = [
-            make_session(self.prepared, self.measured, seed, self.store, self.rerun, self.team)
+            make_session(self.prepared, self.measured, seed, self.store, self.rerun, self.team, task)
+            for task in (*self.prepared.tasks,) or (None,)
             for seed in self.prepared.request.seeds
         ]
         self.jobs = [Job(session, cell) for session in sessions for cell in self.prepared.cells]
@@ -174,7 +176,9 @@ class Run:
     def _run_unit(self, unit: Sequence[int], observer: Observer, wait: bool) -> None:
         session, cell = self.jobs[unit[0]].session, self.jobs[unit[0]].cell
         size, blocks = self.prepared.batch_size * self.team.size, self.prepared.request.blocks
-        title = self.prepared.title(cell)
+        title, task = self.prepared.title(cell), session.measurement.task
+        if len(self.prepared.tasks) > 1 and task is not None:
+            title = f"{title}, {task.spec}"
         with observer.cell(title, cell.steps, self.measured.n, size, blocks) as on_step:
             outcome = engine.run_cell(session, cell, on_step, wait)
             cells = [self.jobs[place].cell for place in unit]
@@ -202,7 +206,10 @@ class Run:
         """Like `records`, with a placeholder for each cell that has no outcome yet."""
         pairs = zip(self.jobs, self.outcomes, strict=True)
         found = [
-            o.record if o is not None else job.cell.pending | {"seed": job.session.measurement.seed} for job, o in pairs
+            o.record
+            if o is not None
+            else job.cell.pending | {"seed": job.session.measurement.seed} | task_field(job.session)
+            for job, o in pairs
         ]
         return found + self._unmet()
 

@@ -39,6 +39,11 @@ def levels_of_run(model: Model, requested: str | None, team: Team) -> LevelsOf:
                 f"spacing {spacing.spec}: a pipeline that is run by its own call has no denoiser to learn from; learn "
                 "the levels with the model itself, and use them as list:levels=…."
             )
+        if spacing.learned and model.observation is not None:
+            raise UserError(
+                f"spacing {spacing.spec} is learned for the model alone, not for the observations of a task; use another "
+                "spacing."
+            )
         classes = setup.label_classes(model, [guidance])
         mode = requested or ("none" if classes is None else "balanced")
 

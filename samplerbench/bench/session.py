@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplerbench.bench.cell import Cell, metric_sources, protocol_of
+from samplerbench.bench.cell import Cell, describe_plugin, metric_sources, protocol_of
 from samplerbench.bench.team import Team
 from samplerbench.boundary import plugin_call, shown
 from samplerbench.errors import RunError
@@ -24,7 +24,7 @@ from samplerbench.metrics.reference import Reference
 from samplerbench.models.model import Model
 from samplerbench.models.runner import how_run
 from samplerbench.results.store import Store
-from samplerbench.sampling import Generator, Inputs
+from samplerbench.sampling import Generator, Inputs, Task
 from samplerbench.sampling.driver import OnStep
 from samplerbench.sampling.generator import bind_generator
 from samplerbench.sampling.guidance import bind_guidance
@@ -129,6 +129,7 @@ class Measurement:
         data: The real images. None if no metric measures the data.
         named: Data sets that metrics select themselves (`Metric.data_source`), by name.
         evaluated: Images that metrics of the data evaluate in place of the real images, by the spec of the metric.
+        truth: Identity of the real images that the task of the model observes. None without a task.
         shared: Protocol fields that all cells have in common.
     """
 
@@ -147,6 +148,7 @@ class Measurement:
     data: RealData | None = None
     named: Mapping[str, NamedData] = field(default_factory=dict)
     evaluated: Mapping[str, EvaluatedImages] = field(default_factory=dict)
+    truth: dict[str, Any] | None = None
     shared: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -176,7 +178,13 @@ class Measurement:
             "features": None if self.extractor is None else self.extractor.identity,
             "reference": None if self.reference is None else self.reference.data,
             **self._own_spaces(),
+            **({} if self.task is None else {"task": describe_plugin(self.task) | {"images": self.truth}}),
         }
+
+    @property
+    def task(self) -> Task | None:
+        """The task of the model, or None."""
+        return None if self.model.observation is None else self.model.observation.task
 
     @cached_property
     def names(self) -> list[str]:

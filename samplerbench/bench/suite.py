@@ -24,7 +24,7 @@ from samplerbench.untrusted import parse_toml, read_text, reason, shorten, user_
 Number = Annotated[float, Field(allow_inf_nan=True)] | Annotated[int, Field(ge=-(2**53), le=2**53)]
 Value = Annotated[float, Field(allow_inf_nan=False)] | Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]
 
-PLURAL = {name: f"{name}s" for name in ("sampler", "guidance", "spacing", "metric", "seed", "prompt")}
+PLURAL = {name: f"{name}s" for name in ("sampler", "guidance", "spacing", "task", "metric", "seed", "prompt")}
 """Keys of a suite by the argument name of an error, where the two differ."""
 
 

@@ -12,7 +12,7 @@ from samplerbench.cli.spelling import with_options
 from samplerbench.errors import UserError
 from samplerbench.text import console, literal, print_json
 
-Kind = Literal["sampler", "guidance", "spacing", "generator", "metric", "model"]
+Kind = Literal["sampler", "guidance", "spacing", "generator", "task", "metric", "model"]
 
 
 def check(
@@ -20,7 +20,7 @@ def check(
         list[str],
         typer.Argument(
             help="One or more plugins, with optional parameters: `ddim:eta=0.5`, `./mine.py:Mine`.",
-            autocompletion=common.complete("sampler", "guidance", "spacing", "generator", "metric", "model"),
+            autocompletion=common.complete("sampler", "guidance", "spacing", "generator", "task", "metric", "model"),
         ),
     ],
     kind: Annotated[
@@ -28,11 +28,11 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only a JSON list.")] = False,
 ) -> None:
-    """Test a sampler, guidance, spacing, metric or model against known results.
+    """Test a sampler, guidance, spacing, task, metric or model against known results.
 
-    Samplers, guidances and spacings are tested on problems with a closed-form solution, metrics on real images and
-    noise, and models on the properties of a denoiser. The command prints the measured value of each check. The exit
-    code is 1 if a check fails.
+    Samplers, guidances and spacings are tested on problems with a closed-form solution, tasks by the properties of
+    their operators, metrics on real images and noise, and models on the properties of a denoiser. The command prints
+    the measured value of each check. The exit code is 1 if a check fails.
 
     Examples:
 
@@ -95,7 +95,7 @@ def check(
 
 
 def _named(spec: str, kind: Kind | None) -> list[Any]:
-    """The plugins of a spec: one for each kind that has a plugin of this name.
+    """The plugins of a spec: one for each kind that has a plugin of this name with these parameters.
 
     Raises:
         UserError: no such plugin, a plugin that cannot be loaded, or a data set, which has no checks.
@@ -112,4 +112,12 @@ def _named(spec: str, kind: Kind | None) -> list[Any]:
         raise UserError(
             f"{name} is a data set, which has no checks; the kinds with checks are {', '.join(KINDS)}."
         ) from None
-    return [registry.parse(found, spec) for found in kinds]
+    plugins, refused = [], []
+    for found in kinds:
+        try:
+            plugins.append(registry.parse(found, spec))
+        except UserError as error:
+            refused.append(error)
+    if not plugins:
+        raise refused[0]
+    return plugins  # the parameters of a spec may fit only one of several plugins of a name

@@ -13,7 +13,7 @@ from samplerbench.text import console, literal, note, printable, unwrapped
 from samplerbench.untrusted import is_dir, is_file, shorten
 
 Plural = Literal[
-    "samplers", "guidances", "spacings", "generators", "models", "metrics", "data", "features", "schedulers"
+    "samplers", "guidances", "spacings", "generators", "tasks", "models", "metrics", "data", "features", "schedulers"
 ]
 
 
@@ -73,9 +73,9 @@ def show(
     name: Annotated[
         str,
         typer.Argument(
-            help="Sampler, guidance, spacing, metric or model; PATH.py:CLASS; or a checkpoint folder.",
+            help="Sampler, guidance, spacing, task, metric or model; PATH.py:CLASS; or a checkpoint folder.",
             autocompletion=common.complete(
-                "sampler", "guidance", "spacing", "generator", "model", "metric", "data set"
+                "sampler", "guidance", "spacing", "generator", "task", "model", "metric", "data set"
             ),
         ),
     ],
@@ -93,7 +93,7 @@ def show(
     options = {"revision": revision, "variant": variant, "lora": tuple(lora), "offline": offline}
     options |= {"scheduler": scheduler, "config": config}
     if plugin_file.split(name):
-        kinds = ("sampler", "guidance", "spacing", "generator", "metric", "model")
+        kinds = ("sampler", "guidance", "spacing", "generator", "task", "metric", "model")
         _show_plugin(out, registry.find(registry.kind_of(name, kinds), registry.split(name)[0]))
         return
     head = name.partition(":")[0]

@@ -13,7 +13,7 @@ from samplerbench.errors import UserError
 from samplerbench.text import say
 from samplerbench.untrusted import user_path
 
-Kind = Literal["sampler", "guidance", "spacing", "generator", "metric", "model"]
+Kind = Literal["sampler", "guidance", "spacing", "generator", "task", "metric", "model"]
 
 FILES = {
     "pyproject.toml": "common/pyproject.toml",
@@ -31,6 +31,7 @@ USAGE = {
     "guidance": "samplerbench check $name\nsamplerbench run -s ddim --guidance $name --guidance cfg --steps 10,20",
     "spacing": "samplerbench check $name\nsamplerbench run --sampler ddim --spacing $name --steps 10,20",
     "generator": "samplerbench check $name\nsamplerbench run --sampler $name --sampler ddim --steps 20",
+    "task": "samplerbench check $name\nsamplerbench run --task $name -g diffpir -s ddim --steps 10,20 --metric psnr",
     "metric": "samplerbench check $name\nsamplerbench run --sampler ddim --steps 10,20 --metric $name --metric fid",
     "model": "samplerbench check $name\nsamplerbench run --model $name --sampler ddim --steps 10,20 --n 500",
 }

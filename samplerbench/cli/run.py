@@ -84,6 +84,15 @@ def run(
             autocompletion=common.complete("metric"),
         ),
     ] = ["fid"],  # noqa: B006
+    task: Annotated[
+        list[str],
+        typer.Option(
+            "--task",
+            help="Inverse problem, with optional parameters: `inpaint:mask=box`. The samples are restorations of "
+            "observed real images. Can be repeated.",
+            autocompletion=common.complete("task"),
+        ),
+    ] = [],  # noqa: B006
     features: Annotated[
         str | None,
         typer.Option(
@@ -138,6 +147,8 @@ def run(
 
     `samplerbench run -s ddim -s unipc --nfe 10,20 --blocks 5 --metric fid --metric kid --metric gap`
 
+    `samplerbench run --task inpaint:mask=half -g dps -g diffpir -s ddim --nfe 20,50 --metric psnr`
+
     `samplerbench run benchmarks/suites/digits.toml --out results/digits`
 
     `accelerate launch --num_processes 8 -m samplerbench run benchmarks/suites/digits.toml`
@@ -152,6 +163,7 @@ def run(
 
     options: dict[str, Any] = {"model": model, "labels": labels, "n": n, "blocks": blocks, "seeds": (seed,)}
     options |= {"batch_size": parse_batch_size(batch_size), "dtype": dtype, "metrics": metric, "features": features}
+    options |= {"tasks": task}
     options |= {"features_weights": features_weights, "data": data, "revision": revision, "variant": variant}
     options |= {"prompts": common.one_of_prompts(prompt, prompts)}
     options |= {"negative_prompt": negative_prompt, "compile": compile, "graphs": graphs}
@@ -291,7 +303,7 @@ def _show_published(job: Run) -> None:
 
 def _given(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
     """Those of the options that were given on the command line."""
-    own = {"seeds": "seed", "metrics": "metric"}
+    own = {"seeds": "seed", "metrics": "metric", "tasks": "task"}
     if isinstance(options["prompts"], tuple):
         own["prompts"] = "prompt"
     return {k: v for k, v in options.items() if _is_given(context, own.get(k, k))}
@@ -337,7 +349,7 @@ def _dry_run(prepared: Prepared) -> None:
         )
     screen = console()
     screen.print(table)
-    seeds = len(request.seeds)
+    seeds = len(request.seeds) * max(1, len(prepared.tasks))
     work = "sampling and metrics" if any(row.of_data for row in expected.rows) else "sampling"
     cells, blocks = len(prepared.runs) * seeds, f"{request.blocks} x " if request.blocks > 1 else ""
     screen.print(
@@ -381,9 +393,15 @@ def _show(records: list[dict[str, Any]], metrics: list[Any], floor: tuple[float,
     from samplerbench.report.table import long_table, steps_table
 
     screen = console()
-    for name, metric in zip(names_of(metrics), metrics, strict=True):
-        screen.print(steps_table(records, name, floor if has_floor(metric) else None))
-        screen.print()
+    tasks = list(dict.fromkeys(r["task"] for r in records if "task" in r))
+    for task in tasks if len(tasks) > 1 else [None]:
+        # A budget that is too small for a sampler belongs to the tables of all tasks.
+        part = [r for r in records if task is None or r.get("task", task) == task]
+        if task is not None:
+            screen.print(literal(f"task {task}", "bold"))
+        for name, metric in zip(names_of(metrics), metrics, strict=True):
+            screen.print(steps_table(part, name, floor if has_floor(metric) else None))
+            screen.print()
     screen.print(long_table(records))
 
 

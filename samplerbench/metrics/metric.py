@@ -117,7 +117,7 @@ class Context:
         prompts: encodes prompts into the feature space of the metric; None for a space of images alone.
         solve_images: as `solve`, but gives the decoded images (B, C, H, W) uint8 of these states, on the CPU. None
             outside a run.
-        model: the model of the run; None outside a run.
+        model: the model of the run, whose `observation` has the task. None outside a run.
         evaluated: what `Metric.evaluated` returned for the run; None where it returned None, and outside a run.
         seed: seed of the run.
     """
@@ -432,7 +432,9 @@ def check_requirements(
     if metric.needs_prompts and has_prompts is False:
         raise UserError(f"the metric {name} needs prompts: use a text-to-image model.")
     if metric.needs_truth and has_truth is False:
-        raise UserError(f"the metric {name} needs the truth behind each sample, and this model has no such input.")
+        raise UserError(
+            f"the metric {name} needs the truth behind each sample, and this model has no such input; name a task."
+        )
     if metric.needs_real_images and has_real_images is False:
         raise UserError(
             f"the metric {name} needs the real images, and there are only their statistics: name the images with "

@@ -7,6 +7,7 @@ covariances: one component, a few components, or one zero-width component per im
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -30,6 +31,9 @@ from samplerbench.untrusted import shorten
 NO_LABEL = -1
 """The label for the unconditional prediction, like the null label of a checkpoint."""
 
+
+Denoises = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""A function of noisy states (B, *shape), noise levels (B,) and labels (B,) that returns E[x₀ | x, …], (B, *shape)."""
 
 CLEAN = 0.1
 """The noise level of the exact label posterior when it is used as a classifier of clean images."""
@@ -81,33 +85,42 @@ class MixtureDenoiser(nn.Module):
         terms = (x[:, None] - self.means).square() / total + (2 * math.pi * total).log()
         return self.log_weights - 0.5 * terms.sum(2)
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Compute D(x, σ), or D(x, σ | y) if labels are given.
+    def forward(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, posterior: Denoises | None = None
+    ) -> Tensor:
+        """Compute D(x, σ), or D(x, σ | y) if labels or an observation are given.
 
         Args:
             x: noisy states, (B, *shape).
             sigma: noise levels, (B,).
             labels: class labels, (B,) int64. Only the components of the class are used. NO_LABEL selects all.
+            posterior: the denoiser E[x₀ | x, y] for the observations of the batch, called with the first three
+                arguments. It is evaluated here so that it is counted as an evaluation of the network.
 
         Returns:
             D, (B, *shape) float64.
         """
+        if posterior is not None:
+            return posterior(x, sigma, labels)
         flat = x.double().flatten(1)
-        scores = self.log_components(flat, sigma)
-        if labels is not None:
-            others = (self.labels[None] != labels[:, None]) & (labels[:, None] != NO_LABEL)
-            scores = scores.masked_fill(others, -math.inf)
-        posterior = scores.softmax(1)
+        posterior_of = self.of_labels(self.log_components(flat, sigma), labels).softmax(1)
         square = sigma[:, None] ** 2
         if self.isotropic:
-            kept = posterior * self.variances / (self.variances + square)
-            pulled = posterior * square / (self.variances + square)
+            kept = posterior_of * self.variances / (self.variances + square)
+            pulled = posterior_of * square / (self.variances + square)
             mean = kept.sum(1, keepdim=True) * flat + pulled @ self.means
         else:
             square = square[:, :, None]
             each = (self.variances * flat[:, None] + square * self.means) / (self.variances + square)
-            mean = (posterior[:, :, None] * each).sum(1)
+            mean = (posterior_of[:, :, None] * each).sum(1)
         return mean.reshape(x.shape)
+
+    def of_labels(self, scores: Tensor, labels: Tensor | None) -> Tensor:
+        """Set the scores (B, K) of components of other classes to -∞. NO_LABEL and None keep all."""
+        if labels is None:
+            return scores
+        others = (self.labels[None] != labels[:, None]) & (labels[:, None] != NO_LABEL)
+        return scores.masked_fill(others, -math.inf)
 
 
 class LabelPosterior(nn.Module):

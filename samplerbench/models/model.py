@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from samplerbench.sampling.flow import FlowSchedule
 from samplerbench.sampling.guidance import Guidance, guide
 from samplerbench.sampling.inputs import Inputs
 from samplerbench.sampling.process import Process
+from samplerbench.sampling.task import Observation, Task, operator_of
 from samplerbench.sampling.view import Estimates
 from samplerbench.text import printable
 from samplerbench.untrusted import shorten
@@ -73,6 +75,7 @@ class Model(ABC):
         spacing: default spacing for samplers that do not keep their own. None: the default of the sampler.
         rows_per_evaluation: network evaluations (rows) per image and evaluation of D without a guidance plugin. Above 1
             for a pipeline with a guidance of its own.
+        observation: observations of an inverse problem, which `inputs` adds. None without a task.
         draws: whether `real` draws from the exact distribution, so that the model can be its own reference.
         identity: protocol fields of the model.
         notes: additional lines for `samplerbench show`.
@@ -107,6 +110,7 @@ class Model(ABC):
     spacing: str | None = None
     rows_per_evaluation: int = 1
     draws: bool = False
+    observation: Observation | None = None
     identity: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -184,15 +188,44 @@ class Model(ABC):
         return next((name for name in names if name == self.preconditioning.name), "epsilon")
 
     def inputs(self, index: Tensor, inputs: Inputs) -> Inputs:
-        """Add model-specific inputs, such as an observation, with `Inputs.extended`. By default, add nothing.
+        """Add model-specific inputs, such as an observation, with `Inputs.extended`.
 
-        The inputs of a sample must be a function of its index.
+        The inputs of a sample must be a function of its index. By default, this adds those of a task
+        (`Observation.extend`), and nothing without a task.
 
         Args:
             index: sample indices, (B,) int64 on the device of the model.
             inputs: labels or prompts of the samples.
         """
-        return inputs
+        return inputs if self.observation is None else self.observation.extend(index, inputs)
+
+    @property
+    def adds_inputs(self) -> bool:
+        """Whether `inputs` adds something."""
+        return self.observation is not None or type(self).inputs is not Model.inputs
+
+    def observed(self, task: Task, images: Tensor, seed: int = 0) -> Self:
+        """Return a copy whose samples have observations of a task.
+
+        The copy shares the network.
+
+        Args:
+            task: the task.
+            images: real images, (N, *shape). Sample i observes image i mod N.
+            seed: seed of the noise.
+
+        Raises:
+            UserError: if the model is not in pixel space, has inputs of its own, or does not fit the task.
+            RunError: if the plugin fails.
+        """
+        if self.autoencoder is not None or self.by_own_call:
+            raise UserError(f"{argument('task', task.spec)}: tasks require a model in pixel space.")
+        if type(self).inputs is not Model.inputs:
+            raise UserError(f"{argument('task', task.spec)}: this model defines its own observations.")
+        operator = operator_of(task, self.shape)
+        made = copy.copy(self)
+        made.observation = Observation(task, operator, images.to(self.device, self.state_dtype), seed)
+        return made
 
     def condition(self, inputs: Inputs) -> Condition:
         """Return the condition tensors for the inputs of a batch."""

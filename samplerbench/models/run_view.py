@@ -50,7 +50,7 @@ class ModelRun(RunView):
         self.model, self.guidance, self._inputs = model, guidance, inputs or self._default_inputs
         self._identity, self._describe = dict(identity or {}), describe or _spec
         self.shape, self.levels, self.device, self.dtype = model.shape, model.levels, model.device, model.dtype
-        self.classes, self.flow = model.classes, model.flow
+        self.classes, self.flow, self.observation = model.classes, model.flow, model.observation
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

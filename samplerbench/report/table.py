@@ -38,6 +38,8 @@ def row_names(records: Sequence[Record]) -> list[str]:
         name = row
         if len({r["spacing"] for r in same}) > 1:
             name += f", {table.plugin(record, 'spacing') or 'own spacing'}"
+        if len({r.get("task") for r in same}) > 1:
+            name += f", {record.get('task')}"
         if len({r.get("seed") for r in same}) > 1:
             name += f", seed {record.get('seed')}"
         names.append(name)

@@ -162,6 +162,7 @@ class ResultRecord(Timing):
     seed: int = Field(ge=0, lt=2**64)
     model: Text
     labels: Text
+    task: Text = _optional(description="the inverse problem; missing without one")
     metrics: dict[Annotated[str, Field(min_length=1, max_length=MAX_RECORDED_TEXT)], MetricEntry]
     inapplicable: dict[Annotated[str, Field(min_length=1, max_length=MAX_RECORDED_TEXT)], Text] = _optional(
         description="metrics without a value for this sampler: the reason"

@@ -33,6 +33,7 @@ from samplerbench.sampling.process import (
 )
 from samplerbench.sampling.sampler import Sampler, Step, intervals
 from samplerbench.sampling.spacing import Spacing
+from samplerbench.sampling.task import LinearOperator, Observation, Operator, Task
 from samplerbench.sampling.view import ModelView, RunView
 
 __all__ = [
@@ -47,9 +48,12 @@ __all__ = [
     "Generator",
     "Guidance",
     "Inputs",
+    "LinearOperator",
     "ModelView",
     "Noise",
+    "Observation",
     "Ode",
+    "Operator",
     "Prediction",
     "PredictionType",
     "Process",
@@ -58,6 +62,7 @@ __all__ = [
     "Sigma",
     "Spacing",
     "Step",
+    "Task",
     "UserError",
     "argument",
     "coefficient",

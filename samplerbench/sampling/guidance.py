@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from samplerbench.boundary import plugin_call, shown
-from samplerbench.errors import RunError
+from samplerbench.errors import RunError, UserError, argument
 from samplerbench.limits import MAX_INTEGER
 from samplerbench.registry import parse
 from samplerbench.sampling.bound import Bindable
@@ -31,6 +31,8 @@ class Guidance(Bindable, ABC):
     """Whether each sample requires a class label."""
     needs_unconditional: ClassVar[bool] = False
     """Whether the model must support unconditional prediction."""
+    needs_task: ClassVar[bool] = False
+    """Whether the model must have a task (`ModelView.observation`)."""
     differentiates: ClassVar[bool] = False
     """Whether `predict` computes gradients. If so, CUDA graphs are not available."""
     bayes: ClassVar[bool] = True
@@ -134,6 +136,8 @@ def bind_guidance(guidance: Guidance | None, model: ModelView) -> Guidance | Non
     """
     if guidance is None or guidance.bound_to is model:
         return guidance
+    if guidance.needs_task and model.observation is None:
+        raise UserError(f"guidance {guidance.label()} requires a task, such as {argument('task', 'inpaint')}.")
     with plugin_call(guidance, "in bind"):
         bound = guidance.bind(model)
     name = f"guidance {guidance.label()}"

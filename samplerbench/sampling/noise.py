@@ -30,7 +30,9 @@ class Purpose(IntEnum):
     LIKELIHOOD = 4
     PROBE = 5
     DEQUANTISATION = 6
-    SCHEDULE = 7
+    OBSERVATION = 7
+    POSTERIOR = 8
+    SCHEDULE = 9
 
 
 def philox(counter: Sequence[Tensor | int], key: Sequence[int]) -> list[Tensor]:

@@ -14,6 +14,7 @@ from samplerbench.options import Configurable
 from samplerbench.sampling.denoiser import Denoiser
 from samplerbench.sampling.flow import FlowSchedule
 from samplerbench.sampling.inputs import Inputs
+from samplerbench.sampling.task import Observation
 
 if TYPE_CHECKING:
     from samplerbench.sampling.sampler import Sampler
@@ -49,6 +50,7 @@ class ModelView(Protocol):
         dtype: dtype of the network's weights.
         classes: number of classes. None for a model without labels.
         flow: time steps of a rectified flow. None for other processes.
+        observation: observations of an inverse problem. None without a task.
     """
 
     shape: tuple[int, int, int]
@@ -57,6 +59,7 @@ class ModelView(Protocol):
     dtype: torch.dtype
     classes: int | None
     flow: FlowSchedule | None
+    observation: Observation | None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

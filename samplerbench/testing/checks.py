@@ -12,7 +12,7 @@ from samplerbench.boundary import describe, restore, torch_state
 from samplerbench.errors import SamplerbenchError, UserError, message_of
 from samplerbench.options import Configurable
 
-Kind = Literal["sampler", "guidance", "spacing", "generator", "metric", "model"]
+Kind = Literal["sampler", "guidance", "spacing", "generator", "task", "metric", "model"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """The kinds that have checks."""
 
@@ -139,6 +139,11 @@ def check_spacing(spacing: Configurable | str) -> list[Result]:
 def check_generator(generator: Configurable | str) -> list[Result]:
     """Run every check on a generator (an instance or a spec). Raises CheckFailedError with all that failed."""
     return _assert_checks("generator", generator)
+
+
+def check_task(task: Configurable | str) -> list[Result]:
+    """Run all checks on a task (instance or spec). Raises CheckFailedError with all failures."""
+    return _assert_checks("task", task)
 
 
 def check_metric(metric: Configurable | str) -> list[Result]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from samplerbench.options import Configurable, parameters_of
-from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals
+from samplerbench.sampling import Denoiser, LinearOperator, Noise, Sampler, Step, Task, coefficient, intervals
 from samplerbench.testing.checks import CheckFailedError
 
 
@@ -84,3 +84,30 @@ class Euler(Sampler):
             x0 = denoise(x, s)
             x = x0 + t / s * (x - x0)
             yield Step(t, x, x0)
+
+
+class _LeftColumns(LinearOperator):
+    """A keeps the left half of the columns."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.shape, self.observed = shape, (*shape[:2], shape[2] // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., : self.observed[2]].clone()
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return torch.cat([y, y.new_zeros(*y.shape[:3], self.shape[2] - self.observed[2])], dim=3)
+
+    pseudo_inverse = adjoint
+
+    def solve(self, r: Tensor, scale: float | Tensor, shift: float | Tensor) -> Tensor:
+        divisor = torch.as_tensor(coefficient(scale, r) + coefficient(shift, r), dtype=r.dtype)
+        return torch.where(divisor > 0, r / divisor, 0.0)
+
+
+@dataclass(frozen=True)
+class LeftHalf(Task):
+    """The left half of the image is observed (this work): a task for checks of other plugins."""
+
+    def operator(self, shape: tuple[int, int, int]) -> LinearOperator:
+        return _LeftColumns(shape)

@@ -25,6 +25,7 @@ from samplerbench.metrics.extractors import DIGITS, Extractor, load_extractor
 from samplerbench.metrics.memorisation import as_points
 from samplerbench.metrics.neighbours import Neighbours
 from samplerbench.models.exact import exact
+from samplerbench.models.model import Model
 from samplerbench.results.partial import Extent, Progress, load_partial, save_partial
 from samplerbench.sampling import Chain, Denoiser, Inputs, Noise, Prediction, Sampler, Step, markov_variance
 from samplerbench.sampling.noise import Purpose, normal
@@ -32,6 +33,7 @@ from samplerbench.sampling.ode import Ode
 from samplerbench.testing.checks import NotApplicableError
 from samplerbench.testing.common import (
     Checks,
+    LeftHalf,
     check_documented,
     check_picklable,
     require,
@@ -150,6 +152,12 @@ class EulerOrGaussian(Sampler):
         return mean, markov_variance(s, t) if t > 0 else s**2
 
 
+@cache
+def _observed_digits() -> Model:
+    """A model with a task whose real images are the good samples, for metrics that need the truth."""
+    return exact("gaussian").observed(LeftHalf(), dequantise(_digits()[0][REAL:]))
+
+
 def _context_of_samples(n: int) -> Context:
     real = {layer: features.clone() for layer, features in _real().items()}  # a metric may write into them
     described = {"name": "digits", "split": "a part", "n": REAL, "sha256": ""}
@@ -162,6 +170,7 @@ def _context_of_samples(n: int) -> Context:
         real_set=_RealSet(),
         prompts=_Prompts(),
         solve_images=_solve_images,
+        model=_observed_digits(),
     )
 
 
@@ -188,6 +197,7 @@ def _batch(metric: Metric, n: int, good: bool = True) -> Batch:
         torch.arange(n),
         dequantise(images),
         prompts=tuple(str(label) for label in labels.tolist()),
+        inputs=_observed_digits().inputs(torch.arange(n), Inputs(n)) if metric.needs_truth else None,
     )
 
 

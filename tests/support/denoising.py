@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from samplerbench.models.model import Model
@@ -21,4 +22,5 @@ def inputs_of(model: Model, labels: Tensor | None, batch: int) -> Inputs:
 
 def denoiser(model: Model, labels: Tensor | None, batch: int, guidance: Guidance | None = None) -> Denoiser:
     """The denoiser of a batch with labels (B,) or None, under a guidance that is bound to the model."""
-    return model.denoiser(inputs_of(model, labels, batch), bind_guidance(guidance, model))
+    inputs = model.inputs(torch.arange(batch, device=model.device), inputs_of(model, labels, batch))
+    return model.denoiser(inputs, bind_guidance(guidance, model))
