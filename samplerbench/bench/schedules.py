@@ -41,8 +41,8 @@ def levels_of_run(model: Model, requested: str | None, team: Team) -> LevelsOf:
             )
         if spacing.learned and model.observation is not None:
             raise UserError(
-                f"spacing {spacing.spec} is learned for the model alone, not for the observations of a task; use another "
-                "spacing."
+                f"spacing {spacing.spec} is learned for the model alone, not for the observations of a task; use "
+                "another spacing."
             )
         classes = setup.label_classes(model, [guidance])
         mode = requested or ("none" if classes is None else "balanced")
