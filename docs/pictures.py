@@ -44,14 +44,25 @@ def figure_commands() -> dict[str, list[str]]:
     return result
 
 
+def schedule_commands() -> dict[str, list[str]]:
+    """The arguments of `samplerbench schedule … --figure NAME` for each picture, from the page that shows it."""
+    result = {}
+    for page in sorted(HERE.glob("*.md")):
+        text = page.read_text("utf-8")
+        for command, name in re.findall(r"`samplerbench (schedule [^`]*--figure (\S+\.png))`", text):
+            if f"]({name})" in text:
+                result[name] = shlex.split(command)
+    return result
+
+
 def names() -> list[str]:
     """All pictures that this script makes."""
-    return [*figure_commands(), "fid-vs-nfe.png", *PAGES]
+    return [*figure_commands(), *schedule_commands(), "fid-vs-nfe.png", *PAGES]
 
 
 def make(name: str, folder: Path) -> Path | None:
     """Make one picture in `folder`, and return its path. None: no browser is installed for the screenshot."""
-    commands = figure_commands()
+    commands = figure_commands() | schedule_commands()
     if name in commands:
         samplerbench(commands[name], folder)
         return folder / name

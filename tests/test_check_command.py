@@ -101,7 +101,7 @@ TAKEN = {
     "generator": "autoencoder-prior",
     "task": "denoise",
     "metric": "fid",
-    "model": "exact",
+    "model": "digits-flow",
 }
 
 

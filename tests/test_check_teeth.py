@@ -670,7 +670,7 @@ OTHER_VARIANTS = [
 ]
 
 
-QUICK = ("ddim", "dpm++", "heun")
+QUICK = ("ddim", "dpm++")
 """The samplers that are checked in the README's command; CI checks the others besides, some seconds each."""
 LEARNED = ("dmn", "gits", "gap-optimal")
 """The spacings that are learned, which takes some seconds each."""
@@ -756,7 +756,7 @@ def test_check_functions_return_results_or_raise_all_failures() -> None:
         r"order-from-infinity: .*; order-uneven: ",
     ):
         testing.check_sampler(WrongOrder())
-    with pytest.raises(CheckFailedError, match="SaysOneEvaluation fails 1 of 9 checks: evaluations: "):
+    with pytest.raises(CheckFailedError, match="SaysOneEvaluation fails 1 of 11 checks: evaluations: "):
         testing.check_guidance(SaysOneEvaluation())
 
 

@@ -322,6 +322,7 @@ def test_the_embedding_of_the_guidance_scale_is_diffusers_own(dimension: int, sc
     torch.testing.assert_close(guidance_scale_embedding(scale, dimension), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stock_pipeline_with_an_lcm_scheduler_has_the_boundary_condition(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt_file: str
 ) -> None:

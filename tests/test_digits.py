@@ -106,6 +106,7 @@ def test_classifier_free_guidance_raises_the_label_accuracy(
     assert unguided < guided
 
 
+@pytest.mark.slow
 def test_classifier_guidance_gives_labels_to_the_model_without_labels(
     digits: Model, labels: Tensor, judge: Judge
 ) -> None:

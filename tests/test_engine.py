@@ -50,7 +50,7 @@ def test_a_cell_leaves_a_record_and_a_grid(digits: Model, make_session: MakeSess
     record = json.loads(session.execution.store.path(key).read_text("utf-8"))
     assert record.keys() >= KEYS
     assert record["sampler"] == "ddim:eta=0.5"
-    assert record["parameters"] == {"eta": 0.5}
+    assert record["parameters"] == {"eta": 0.5, "cfg_pp": False}
     assert (record["spacing"], record["steps"], record["nfe"], record["n"], record["seed"]) == ("leading", 2, 2, 8, 0)
     assert record["model"] == "digits"
     assert record["guidance"] is None

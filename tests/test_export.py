@@ -47,6 +47,7 @@ def how(folder: Path) -> tuple[str, ...]:
     return ("-m", str(folder / "sd"), "-s", "ddim", "--steps", "3", "--seed", "6", "--batch-size", "4")
 
 
+@pytest.mark.slow
 def test_the_layout_of_geneval(folder: Path, tmp_path: Path) -> None:
     out, prompts = tmp_path / "out", str(folder / "evaluation_metadata.jsonl")
     assert run("export", str(out), "--layout", "geneval", "--prompts", prompts, "--images", "2", *how(folder)) == 0

@@ -67,6 +67,7 @@ def test_gap_alone_needs_neither_data_nor_features(digits: Model) -> None:
     assert record["protocol_fields"]["reference"] is None
 
 
+@pytest.mark.slow
 def test_gap_beside_fid_changes_nothing_of_the_protocol_but_its_metrics(tmp_path: Path) -> None:
     fields = {}
     for metrics in (("fid",), ("fid", "gap"), ("inception-score:splits=2",)):

@@ -88,6 +88,7 @@ def test_the_psnr_rises_with_the_steps_and_is_60_for_the_solution_itself(
     assert (same["metrics"]["psnr-gap"]["value"], same["metrics"]["psnr-gap"]["equal"]) == (60, 1)
 
 
+@pytest.mark.slow
 def test_a_latent_models_images_are_compared_after_decoding(tmp_path: Path) -> None:
     """Against the images that `sample` gives for the sampler and for the converged solver; a part of each block."""
     tiny_stable_diffusion(tmp_path, DDIMScheduler(**SD_BETAS, clip_sample=False)).save_pretrained(tmp_path / "sd")

@@ -77,7 +77,10 @@ def ode_of(model: ExactModel, spec: str, sigmas: Tensor, x: Tensor, divergence: 
 # --- The likelihood of the ODE ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("problem", "process"), PROBLEMS)
+@pytest.mark.parametrize(
+    ("problem", "process"),
+    [pytest.param(*pair, marks=[] if pair == ("mixture", "flow") else [pytest.mark.slow]) for pair in PROBLEMS],
+)
 def test_the_likelihood_of_the_ode_is_the_closed_form(problem: str, process: str) -> None:
     model = exact(problem, shape=SHAPE, process=process)
     x, _ = model.real(6)
@@ -115,7 +118,9 @@ def test_the_likelihood_of_any_covariance_and_dimension_is_the_closed_form(d: in
     assert (found.total - nll).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("rk4", 4)])
+@pytest.mark.parametrize(
+    ("solver", "order"), [("euler", 1), ("heun", 2), pytest.param("rk4", 4, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("process", ["vp", "flow"])
 def test_it_converges_at_the_order_of_the_solver(solver: str, order: int, process: str) -> None:
     model = exact("gaussian", shape=SHAPE, process=process)

@@ -198,7 +198,7 @@ def test_a_run_that_fails_closes_the_sampler(how: str) -> None:
     ("sampler", "steps"),
     [
         ("ddim", 10),
-        ("ddpm", 10),
+        pytest.param("ddpm", 10, marks=pytest.mark.slow),
         pytest.param("langevin:T=3,r=0.7", 12, marks=pytest.mark.slow),
         pytest.param("pf-ode:solver=heun", 10, marks=pytest.mark.slow),
     ],
@@ -214,7 +214,7 @@ def test_the_same_seed_gives_the_same_images_for_every_batch_size(
     assert (whole - other).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", [pytest.param("ddim", marks=pytest.mark.slow), "ddpm"])
 def test_neither_the_order_of_the_work_nor_a_resumption_changes_an_image(
     digits: Model, labels: Tensor, sampler: str
 ) -> None:

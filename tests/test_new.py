@@ -78,6 +78,7 @@ class Told:
             self.outcomes[report.nodeid.rpartition("/")[2]] = report.outcome
 
 
+@pytest.mark.slow
 def test_its_tests_pass_and_run_the_conformance_checks(at_hand: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """In this process, where torch and the rest are imported already."""
     tests = [str(file) for kind in KINDS for file in (at_hand / f"samplerbench-my-{kind}" / "tests").glob("*.py")]

@@ -85,6 +85,7 @@ def test_the_order_holds_on_uneven_steps(spec: str, shape: Shape) -> None:
     assert slope == pytest.approx(made.convergence(), abs=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [2, *(pytest.param(order, marks=pytest.mark.slow) for order in (3, 4))])
 def test_constant_weights_lose_the_order_on_alternating_steps_and_ipndm_says_so(order: int) -> None:
     made = sampler(f"ipndm:order={order}")

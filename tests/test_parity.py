@@ -95,7 +95,7 @@ def test_what_is_left_between_them_is_rounding(labels: Tensor, ours: str, same: 
 # --- Against diffusers, the embedded model --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("spacing", ["leading", pytest.param("trailing", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("eta", [0.0, pytest.param(0.5, marks=pytest.mark.slow), 1.0])
 def test_ddim_equals_diffusers(digits: Model, labels: Tensor, feed_noise: FeedNoise, eta: float, spacing: str) -> None:
     feed_noise(digits)
@@ -104,7 +104,13 @@ def test_ddim_equals_diffusers(digits: Model, labels: Tensor, feed_noise: FeedNo
     assert difference(ours, theirs) <= TOLERANCE
 
 
-@pytest.mark.parametrize(("variance", "spacing"), [("small", "leading"), ("small", "trailing"), ("large", "leading")])
+@pytest.mark.parametrize(
+    ("variance", "spacing"),
+    [
+        ("small", "leading"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("small", "trailing"), ("large", "leading"))),
+    ],
+)
 def test_ddpm_equals_diffusers(
     digits: Model, labels: Tensor, feed_noise: FeedNoise, variance: str, spacing: str
 ) -> None:

@@ -167,6 +167,7 @@ def test_a_single_file_is_the_pipeline_it_was_made_of(pipelines: Path, file: str
     assert same == (file == "whole.safetensors")
 
 
+@pytest.mark.slow
 def test_a_single_file_gives_the_images_of_from_single_file(pipelines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = StableDiffusionPipeline.from_single_file(
         str(pipelines / "whole.safetensors"),
@@ -213,6 +214,7 @@ def test_the_configuration_of_a_single_file_is_in_its_identity(pipelines: Path, 
     assert {key for key in first if first[key] != changed[key]} == {"weights"}
 
 
+@pytest.mark.slow
 def test_a_bare_network_with_a_pipeline(pipelines: Path, tmp_path: Path) -> None:
     shutil.copytree(pipelines / "own/unet", tmp_path / "unet")
     own, expected = images(pipelines, "own")

@@ -458,6 +458,7 @@ def test_older_configurations_leave_out_what_is_the_default(saved_pipelines: Pat
     assert found.shape == whole.shape
 
 
+@pytest.mark.slow
 def test_a_tokenizer_of_two_files_is_the_same_as_one_of_one(saved_pipelines: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(saved_pipelines / "text", tmp_path / "model")
     shutil.rmtree(folder / "tokenizer")

@@ -173,6 +173,7 @@ def test_prompts_are_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert encoded == ["not fog", "a fox"]
 
 
+@pytest.mark.slow
 def test_a_change_of_the_encoder_or_the_tokenizer_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = load(folder, prompts=(PROMPTS[0],))
     weights = load_file(folder / "text_encoder/model.safetensors")
@@ -256,6 +257,7 @@ def test_several_images_of_a_prompt(folder: Path) -> None:
 # --- What is said and refused -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_long_prompts_are_reported(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     long = "a very red cat " * 20
     model = load(folder, prompts=("a cat", long))
@@ -375,6 +377,7 @@ def test_slicing_does_not_change_the_images(tmp_path: Path) -> None:
     assert tiled.identity == plain.identity | {"autoencoder tiling": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequential", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_offloading_does_not_change_the_images(tmp_path: Path, sequential: bool) -> None:
     """accelerate's hooks move weights between devices. Both are the CPU here; on a GPU they differ."""

@@ -221,6 +221,7 @@ def test_the_error_of_cmmd_is_the_spread_of_repeated_values() -> None:
     assert float(np.mean(errors)) == pytest.approx(float(np.std(values, ddof=1)), rel=0.2)
 
 
+@pytest.mark.slow
 def test_cmmd_and_fd_dinov2_of_a_run(folder: Path, tmp_path: Path) -> None:
     specs = [
         f"cmmd:model={folder / 'clip'}",

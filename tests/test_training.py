@@ -110,6 +110,7 @@ def test_a_run_whose_minutes_are_over_stops_at_a_checkpoint_and_goes_on(
     assert (tmp_path / weights).read_bytes() == (trained / weights).read_bytes()
 
 
+@pytest.mark.slow
 def test_with_a_constant_learning_rate_a_training_can_be_made_longer(data: ImageSet, tmp_path: Path) -> None:
     settings = replace(SHORT, schedule="constant")
     whole, longer = tmp_path / "whole", tmp_path / "longer"
@@ -123,6 +124,7 @@ def test_with_a_constant_learning_rate_a_training_can_be_made_longer(data: Image
         fit(tiny_task(data), data, replace(settings, steps=10), longer)
 
 
+@pytest.mark.slow
 def test_a_cooldown_can_be_chosen_until_it_begins(data: ImageSet, tmp_path: Path) -> None:
     """Resumed before the cooldown, a training has the weights of one that had it from the start."""
     constant = replace(SHORT, schedule="constant", checkpoint_every=6)

@@ -264,6 +264,7 @@ def same(tuned: Tuned) -> dict[str, Any]:
     return {key: value for key, value in tuned.as_dict().items() if key != "seconds"}
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_continues_and_a_seed_gives_the_same_choice(tmp_path: Path) -> None:
     whole = small(tmp_path / "whole")
     with pytest.raises(Stopped):

@@ -83,12 +83,9 @@ def compared(sampler: str, requested: Sequence[str]) -> list[str]:
 
     Args:
         sampler: spec of the sampler.
-        requested: specs of spacings. Empty: the default spacing of the sampler and that of samplerbench.
+        requested: specs of spacings. Empty: the default spacing of the sampler.
     """
-    if requested:
-        return list(requested)
-    defaults = (pick_spacing(registry.parse("sampler", sampler)).spec, registry.default("spacing"))
-    return list(dict.fromkeys(defaults))
+    return list(requested) or [pick_spacing(registry.parse("sampler", sampler)).spec]
 
 
 def make_schedules(prepared: Prepared) -> list[Schedule]:
