@@ -69,8 +69,7 @@ def schedule(
         list[str],
         typer.Option(
             "--compare",
-            help="Spacing that the figure shows for comparison. Can be repeated. Default: that of the sampler and that "
-            "of samplerbench.",
+            help="Spacing that the figure shows for comparison. Can be repeated. Default: that of the sampler.",
             autocompletion=common.complete("spacing"),
         ),
     ] = [],  # noqa: B006 - Typer copies it
