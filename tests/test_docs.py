@@ -155,6 +155,9 @@ def shortened(arguments: list[str]) -> list[str]:
         rest += [] if "-s" in rest or "--sampler" in rest else ["-s", "ddim"]
         rest += [] if "--spacing" in rest else ["--spacing", "karras"]
     elif command == "schedule":
+        rest = [
+            {"gap-optimal": "gap-optimal:images=4,runs=4", "gits": "gits:images=8,points=9"}.get(a, a) for a in rest
+        ]
         _cap_list(rest, "--nfe", 2 * MOST_STEPS, add=True)
     elif command == "latency":
         _cap_list(rest, "--steps", MOST_STEPS)
@@ -243,7 +246,12 @@ def reader(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     registry.load.cache_clear()
 
 
-BEFORE = {"cli": ["samplerbench train autoencoder --data digits --out runs/autoencoder --channels 16,32"]}
+BEFORE = {
+    "cli": [
+        "samplerbench train autoencoder --data digits --out runs/autoencoder --channels 16,32",
+        "samplerbench train unet --data digits --latents runs/autoencoder --out runs/latent",
+    ]
+}
 """What the examples of the commands' help take for granted beside that, each command by itself as they are."""
 FOLDERS = {"cli": ["results", "results/before", "results/after"]}
 """The folders of results that they name."""

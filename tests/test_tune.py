@@ -199,10 +199,10 @@ def planted(draws: int) -> tuple[Simulated, Space, Candidate]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("draws", range(4))
+@pytest.mark.parametrize("draws", range(2))
 def test_a_planted_winner_is_found(draws: int) -> None:
     arena, space, winner = planted(draws)
-    tuned = tune(cast(Any, arena), space, 8, draws, Limit(evaluations=400))
+    tuned = tune(cast(Any, arena), space, 8, draws, Limit(evaluations=300))
     assert tuned.winner.candidate == winner
     assert not tuned.difference.tied
     assert tuned.improvement == pytest.approx(0.5, abs=0.1)
@@ -239,7 +239,7 @@ def test_a_higher_value_can_be_better() -> None:
                     arena.measured.append((entry.candidate.label, seed))
 
     arena.measure = measure  # type: ignore[method-assign]
-    tuned = tune(cast(Any, arena), space, 8, 0, Limit(evaluations=400))
+    tuned = tune(cast(Any, arena), space, 8, 0, Limit(evaluations=300))
     assert (tuned.better, tuned.winner.candidate) == ("higher", winner)
     assert tuned.improvement == pytest.approx(0.5, abs=0.1)
     assert tuned.winner.fresh.value < 0

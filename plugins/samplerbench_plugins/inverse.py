@@ -93,8 +93,8 @@ class DiffPIR(LinearMethod):
     """Diffusion models for plug-and-play image restoration (Zhu et al. 2023, algorithm 1).
 
     D becomes the minimum over u of ‖y - A u‖² + ρ ‖u - D‖² with ρ = λ σ_y²/σ², D + Aᵀ (A Aᵀ + ρ I)⁻¹ (y - A D). It is
-    E[x₀ | x, y] if x₀ has the covariance σ²/λ I given x. For σ_y = 0 it is DDNM. The paper tunes λ for each task. One
-    evaluation, no backward pass.
+    E[x₀ | x, y] if x₀ has the covariance σ²/λ I given x. For σ_y = 0 it is DDNM. The paper tunes λ for each task: the
+    released code has 7 for deblurring and 1 for inpainting and super-resolution. One evaluation, no backward pass.
     """
 
     scale: float = option(7.0, "λ, weight of the prior", gt=0.0, le=1e6)

@@ -113,7 +113,7 @@ def likelihood(
 
     `samplerbench likelihood --method nll -s pf-ode:solver=rk45 --model digits --n 64 --json`
 
-    `samplerbench likelihood --method elbo --model runs/latent --samples 64`
+    `samplerbench likelihood --method elbo --model runs/latent --data digits:split=held-out --samples 64`
     """
     from samplerbench.bench.prepare import prepare
     from samplerbench.bench.request import Request

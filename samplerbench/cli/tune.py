@@ -104,7 +104,7 @@ def tune(
 
     `samplerbench tune --model digits --nfe 5,8,10 --time 10m`
 
-    `samplerbench tune --model mnist --nfe 10 --guidance cfg --metric fid --evaluations 5000000`
+    `samplerbench tune --nfe 10 --guidance cfg --metric fid --evaluations 5000000`
 
     `samplerbench tune --nfe 6 --metric gap --sampler ipndm --sampler unipc --spacing karras --json`
     """
