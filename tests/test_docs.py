@@ -248,8 +248,8 @@ def reader(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 BEFORE = {
     "cli": [
-        "samplerbench train autoencoder --data digits --out runs/autoencoder --channels 16,32",
-        "samplerbench train unet --data digits --latents runs/autoencoder --out runs/latent",
+        "samplerbench train autoencoder --data digits --out runs/autoencoder --channels 16,32 --steps 2",
+        "samplerbench train unet --data digits --latents runs/autoencoder --out runs/latent --steps 2",
     ]
 }
 """What the examples of the commands' help take for granted beside that, each command by itself as they are."""
