@@ -118,7 +118,7 @@ def test_the_commands_of_a_suite_name_its_own_file_and_valid_metrics(name: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sdxl", "flux"])  # a diffusion model and a rectified flow; all suites are planned above
+@pytest.mark.parametrize("name", ["sdxl", "flux"])  # a diffusion model and a flow; all suites are planned above
 def test_a_suite_runs_and_its_page_compares_the_prompts(
     name: str, checkpoints: Callable[[str], Path], prompts: Path, tmp_path: Path
 ) -> None:
