@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -243,6 +244,14 @@ def test_a_higher_value_can_be_better() -> None:
     assert (tuned.better, tuned.winner.candidate) == ("higher", winner)
     assert tuned.improvement == pytest.approx(0.5, abs=0.1)
     assert tuned.winner.fresh.value < 0
+
+
+def test_without_optuna_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    arena, space, _ = planted(0)
+    with pytest.raises(UserError, match=r"^this needs Optuna: pip install 'samplerbench\[tune\]'\.$"):
+        tune(cast(Any, arena), space, 8, 0, Limit(evaluations=1))
+    assert arena.measured == []
 
 
 def test_an_interval_is_students() -> None:

@@ -208,18 +208,18 @@ def tune(
         say: called with a line about the progress.
 
     Raises:
-        UserError: if no default row can be run at this budget.
+        UserError: if no default row can be run at this budget, or Optuna is not installed.
         Stopped: if the arena is stopped. What is finished is kept.
     """
     start, seconds = arena.evaluations, arena.seconds
     seeds = range(seed, seed + RUNGS[-1])
+    proposals = Proposals(space, seed)  # before anything is measured: it needs Optuna
     rows = {candidate: arena.entry(candidate, nfe) for candidate in space.defaults()}
     alive = race(arena, list(rows.values()), seed)
     if not alive:
         reasons = "; ".join(f"{c.label}: {e.reason}" for c, e in list(rows.items())[:3])
         raise UserError(f"no sampler can be run with {nfe} evaluations ({reasons}).")
     best_default = leader = alive[0]
-    proposals = Proposals(space, seed)
     for candidate, entry in rows.items():
         proposals.add(candidate, _score(entry, seed))
     measured, refused = {e for e in rows.values() if e.reason is None}, 0
