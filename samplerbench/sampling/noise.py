@@ -73,6 +73,16 @@ def split_seed(seed: int) -> tuple[int, int]:
     return seed & _WORD, seed >> 32
 
 
+def _blocks(seed: int, purpose: Purpose, index: Tensor, draw: int, size: int) -> list[Tensor]:
+    """Four uniform numbers of each block of the generator, (B, ⌈size/4⌉) float64 each.
+
+    They are the centres of 2³² equal cells, so they are never 0, and their logarithm is finite.
+    """
+    blocks = torch.arange(-(-size // 4), device=index.device)
+    words = philox((blocks[None, :], draw, index[:, None], int(purpose)), split_seed(seed))
+    return [(w.double() + 0.5) * 2.0**-32 for w in words]
+
+
 def normal(seed: int, purpose: Purpose, index: Tensor, draw: int, shape: Sequence[int]) -> Tensor:
     """Draw standard normal numbers with the Box-Muller transform.
 
@@ -87,10 +97,7 @@ def normal(seed: int, purpose: Purpose, index: Tensor, draw: int, shape: Sequenc
         Normal numbers, (B, *shape) float64 on the device of index.
     """
     size = math.prod(shape)
-    blocks = torch.arange(-(-size // 4), device=index.device)
-    words = philox((blocks[None, :], draw, index[:, None], int(purpose)), split_seed(seed))
-    # Use the centres of 2³² equal cells. They are never 0, so the logarithm is finite.
-    u = [(w.double() + 0.5) * 2.0**-32 for w in words]
+    u = _blocks(seed, purpose, index, draw, size)
     radii = [(-2 * a.log()).sqrt() for a in (u[0], u[2])]
     angles = [b * (2 * math.pi) for b in (u[1], u[3])]
     parts = [f for r, a in zip(radii, angles, strict=True) for f in (r * a.cos(), r * a.sin())]
@@ -127,9 +134,7 @@ def uniforms(seed: int, purpose: Purpose, index: Tensor, draw: int, shape: Seque
         Uniform numbers, (B, *shape) float64 on the device of index.
     """
     size = math.prod(shape)
-    blocks = torch.arange(-(-size // 4), device=index.device)
-    words = philox((blocks[None, :], draw, index[:, None], int(purpose)), split_seed(seed))
-    numbers = torch.stack([(w.double() + 0.5) * 2.0**-32 for w in words], dim=-1)
+    numbers = torch.stack(_blocks(seed, purpose, index, draw, size), dim=-1)
     return numbers.flatten(1)[:, :size].reshape(len(index), *shape)
 
 
