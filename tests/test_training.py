@@ -30,6 +30,7 @@ from samplerbench.models.classifier_guide import load_classifier
 from samplerbench.models.schedule import alphas_cumprod
 from samplerbench.training.classifier import ClassifierTask
 from samplerbench.training.features import FeaturesTask
+from samplerbench.training.flow import FlowTask
 from samplerbench.training.loop import StepRandom, TrainSettings, batch_indices, fit, learning_rate
 from samplerbench.training.unet import UNetSettings, UNetTask, variational_bound
 
@@ -294,6 +295,56 @@ def test_a_learned_variance_folder_samples_with_it(data: ImageSet, tmp_path: Pat
     model = setup.load_model(str(tmp_path), CPU, "fp32")
     assert model.learned_variance
     assert run_images(model, "ddpm:variance=learned", None, 3, 2, labels).isfinite().all()
+
+
+def test_a_network_that_starts_from_a_model_predicts_what_the_model_predicts(data: ImageSet, trained: Path) -> None:
+    """With a learned variance too: its additional channels start at 0, halfway between log β̃ and log β."""
+    model = setup.load_model(str(trained), CPU, "fp32")
+    x, t, labels = torch.randn(3, 1, 8, 8), torch.tensor([3, 500, 999]), torch.tensor([0, 5, 10])
+    with torch.no_grad():
+        wanted = DDPMPipeline.from_pretrained(trained).unet(x, t, class_labels=labels).sample
+        for learned in (False, True):
+            task = tiny_task(data, seed=1, settings=replace(TINY, learn_variance=learned))
+            assert "init" not in task.identity()
+            task.start_from(model)
+            assert task.identity()["init"] == model.identity["weights"]
+            output = task.network.eval()(x, t, class_labels=labels).sample
+            assert torch.allclose(output[:, :1], wanted, atol=1e-6)
+            assert torch.equal(output[:, 1:], torch.zeros(3, int(learned), 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"channels": (8, 16)}, "its block_out_channels is [8, 8], but that of the new network is [8, 16]"),
+        ({"class_conditional": False}, "its num_class_embeds is 11, but that of the new network is None"),
+        ({"beta_schedule": "squaredcos_cap_v2"}, "it has another prediction type or other noise levels"),
+        ({"timesteps": 100}, "it has another prediction type or other noise levels"),
+    ],
+)
+def test_a_model_with_another_architecture_or_process_is_no_start(
+    data: ImageSet, trained: Path, settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        tiny_task(data, settings=replace(TINY, **settings)).start_from(setup.load_model(str(trained), CPU, "fp32"))
+    assert says in str(error.value)
+
+
+def test_only_a_network_with_a_learned_variance_starts_from_one(data: ImageSet) -> None:
+    settings = UNetSettings(channels=(32, 64), groups=8, head_dim=16)
+    model = setup.load_model("digits-learned-variance", CPU, "fp32")
+    with pytest.raises(UserError, match="it has a learned variance, and the new network has none"):
+        tiny_task(data, settings=settings).start_from(model)
+    tiny_task(data, settings=replace(settings, learn_variance=True)).start_from(model)
+
+
+def test_a_flow_starts_only_from_a_flow(data: ImageSet) -> None:
+    task = FlowTask(data, UNetSettings(channels=(32, 64), groups=8, head_dim=16))
+    task.start_from(setup.load_model("digits-flow", CPU, "fp32"))
+    with pytest.raises(UserError, match="it is not a rectified flow"):
+        task.start_from(setup.load_model("digits", CPU, "fp32"))
+    with pytest.raises(UserError, match="not a UNet2DModel"):
+        task.start_from(setup.load_model("exact:gaussian", CPU, "fp32"))
 
 
 def test_a_classifier_folder_guides(data: ImageSet, digits: Model, tmp_path: Path, labels: Tensor) -> None:

@@ -44,10 +44,11 @@ class AnalyticDPM(Sampler):
     y: float | None = option(
         2.0, "bound on the noise of the last step but one, in grey levels; none is no bound", gt=0.0
     )
+    images: int = option(1000, "number of training images whose mean error is κ", ge=1, le=1_000_000)
 
     def bind(self, model: ModelView, sigmas: Tensor) -> Self:
         """With κ of the grid's levels."""
-        variances, evaluations = posterior_variances(model, sigmas)
+        variances, evaluations = posterior_variances(model, sigmas, self.images)
         return self.with_state(variances=variances, bound_evaluations=evaluations)
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:

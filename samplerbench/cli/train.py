@@ -19,6 +19,7 @@ from samplerbench.text import note, say
 if TYPE_CHECKING:
     from samplerbench.data import ImageSet
     from samplerbench.training.loop import Task, TrainSettings
+    from samplerbench.training.unet import UNetTask
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -241,6 +242,15 @@ def unet(
             help="Folder of an autoencoder written by `samplerbench train autoencoder`: train on its latents.",
         ),
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="Model whose weights the training starts from: a name, a folder or a hub id. The options of the "
+            "network must be those of the model. With --learn-variance, the model can be one without a learned "
+            "variance.",
+            autocompletion=common.complete("model"),
+        ),
+    ] = None,
     channels: Annotated[
         str | None,
         typer.Option(
@@ -365,14 +375,27 @@ def unet(
     if latents is None:
         from samplerbench.training.flow import FlowTask
 
-        task = FlowTask if objective == "flow" else UNetTask
-        run.fit(task(images, settings), images, reference)
+        task = (FlowTask if objective == "flow" else UNetTask)(images, settings)
+        _start_from(task, init)
+        run.fit(task, images, reference)
         return
     from samplerbench.bench.setup import pick_device
     from samplerbench.training.latent import LatentUNetTask
 
     device = pick_device("cpu" if run.settings.cpu else "auto")
-    run.fit(LatentUNetTask(images, settings, latents, device), images, reference)
+    latent = LatentUNetTask(images, settings, latents, device)
+    _start_from(latent, init)
+    run.fit(latent, images, reference)
+
+
+def _start_from(task: UNetTask, source: str | None) -> None:
+    """Load the model of --init, and copy its weights into the network of a task."""
+    import torch
+
+    from samplerbench.bench.setup import load_model
+
+    if source is not None:
+        task.start_from(load_model(source, torch.device("cpu"), "fp32"))
 
 
 @_trains(steps=5000)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from samplerbench.data import ImageSet
 from samplerbench.data.pixels import dequantise
-from samplerbench.errors import UserError, argument
+from samplerbench.errors import Argument, UserError, argument
+from samplerbench.models.model import Model
 from samplerbench.training.loop import StepRandom
 from samplerbench.training.unet import COPIES, UNetSettings, UNetTask
 
@@ -34,6 +35,13 @@ class FlowTask(UNetTask):
                 raise UserError(f"{argument(name)} cannot be used with {argument('objective', 'flow')}.")
         super().__init__(data, settings)
         self.scheduler_config = {"num_train_timesteps": settings.timesteps}
+
+    def check_process(self, model: Model, name: Argument) -> None:
+        if model.flow is None or model.flow.timesteps != self.settings.timesteps:
+            raise UserError(
+                f"{name}: it is not a rectified flow with {argument('timesteps', self.settings.timesteps)}; use the "
+                f"{argument('objective')} and the {argument('timesteps')} that it was trained with."
+            )
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor | None, random: StepRandom) -> Tensor:
         images = self.augmented(images, random)

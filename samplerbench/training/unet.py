@@ -14,13 +14,23 @@ from torch import Tensor, nn
 
 from samplerbench.data import ImageSet
 from samplerbench.data.pixels import dequantise
-from samplerbench.errors import UserError, argument
+from samplerbench.errors import Argument, UserError, argument
+from samplerbench.models.model import Model
+from samplerbench.models.runner import Runner
 from samplerbench.models.schedule import alphas_cumprod
 from samplerbench.training.augment import random_shift
 from samplerbench.training.loop import StepRandom, Task
 
 COPIES = 16
 """Copies of each held-out image in an evaluation of the variational bound, each with its own timestep."""
+
+
+_ARCHITECTURE = (
+    *("sample_size", "in_channels", "block_out_channels", "layers_per_block", "down_block_types", "up_block_types"),
+    *("attention_head_dim", "norm_num_groups", "norm_eps", "act_fn", "num_class_embeds", "time_embedding_type"),
+    *("flip_sin_to_cos", "freq_shift", "add_attention", "resnet_time_scale_shift", "center_input_sample"),
+)
+"""The entries of the configuration of a `UNet2DModel` that a copy of its weights must share."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,65 @@ class UNetTask(Task):
             "beta_end": 0.02,
         }
         self.alphas_cumprod = alphas_cumprod(self.scheduler_config)
+        self.initial: str | None = None
+
+    def start_from(self, model: Model) -> None:
+        """Copy the weights of a model into the network, to continue its training.
+
+        A network with a learned variance can start from one without: the additional output channels start at 0, which
+        is the geometric mean of β̃ and β.
+
+        Args:
+            model: a `UNet2DModel` with the same architecture, prediction type and noise levels.
+
+        Raises:
+            UserError: the model differs from the network in one of these.
+        """
+        from diffusers import UNet2DModel
+
+        name = argument("init", model.identity["source"])
+        own: Any = self.network.config
+        network = model.network.inner if isinstance(model.network, Runner) else model.network
+        if not isinstance(network, UNet2DModel):
+            raise UserError(f"{name}: its network is a {type(network).__name__}, not a UNet2DModel.")
+        other: Any = network.config
+        for key in _ARCHITECTURE:
+            if _plain(other[key]) != _plain(own[key]):
+                raise UserError(
+                    f"{name}: its {key} is {_plain(other[key])}, but that of the new network is {_plain(own[key])}; "
+                    "use the options that the model was trained with (`samplerbench show` prints them)."
+                )
+        self.check_process(model, name)
+        weights, target = network.state_dict(), self.network.state_dict()
+        for key, tensor in weights.items():
+            if tensor.shape != target[key].shape:
+                if own.out_channels < other.out_channels:
+                    raise UserError(
+                        f"{name}: it has a learned variance, and the new network has none; add "
+                        f"{argument('learn_variance', True)}."
+                    )
+                tensor = torch.cat([tensor, torch.zeros_like(tensor)])
+            target[key] = tensor
+        self.network.load_state_dict(target)
+        self.initial = str(model.identity["weights"])
+
+    def check_process(self, model: Model, name: Argument) -> None:
+        """Check that a model has the prediction type and the noise levels of this task.
+
+        Args:
+            model: the model.
+            name: the option that names the model, for messages.
+
+        Raises:
+            UserError: it has others.
+        """
+        levels = ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
+        if model.preconditioning.name != "epsilon" or not _same(model.levels, levels):
+            raise UserError(
+                f"{name}: it has another prediction type or other noise levels than the new network; use the "
+                f"{argument('objective')}, the {argument('timesteps')} and the {argument('beta_schedule')} that it was "
+                "trained with."
+            )
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor | None, random: StepRandom) -> Tensor:
         images = self.augmented(images, random)
@@ -192,7 +261,8 @@ class UNetTask(Task):
     def identity(self) -> dict[str, Any]:
         # Trainings that were begun before these settings existed can be resumed.
         later = {"objective": "epsilon", "times": "uniform"}
-        return {key: value for key, value in asdict(self.settings).items() if later.get(key) != value}
+        settings = {key: value for key, value in asdict(self.settings).items() if later.get(key) != value}
+        return settings | ({} if self.initial is None else {"init": self.initial})
 
     def pipeline(self, network: nn.Module) -> Any:
         """The diffusers pipeline that is saved."""
@@ -218,6 +288,7 @@ class UNetTask(Task):
             "null_label": self.classes,
             "label_dropout": self.settings.label_dropout if self.classes is not None else None,
             "learned_variance": self.settings.learn_variance,
+            **({} if self.initial is None else {"initial_weights": self.initial}),
         }
 
     @torch.no_grad()
@@ -241,6 +312,15 @@ class UNetTask(Task):
             output = network(x, t, class_labels=labels).sample[:, : config.in_channels]
             x = scheduler.step(output, t, x).prev_sample
         save_grid(self.decode(x).cpu(), file, columns=10)
+
+
+def _plain(value: Any) -> Any:
+    """A value of a configuration, for comparison: lists instead of tuples."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a.double().cpu(), b.double().cpu(), rtol=1e-6)
 
 
 def variational_bound(
