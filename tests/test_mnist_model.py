@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CPU
+from support.denoising import denoiser
 from support.mnist import write_mnist
 
 import samplerbench
@@ -41,6 +42,19 @@ def test_the_model_is_complete(model: Model) -> None:
     assert sum(model.class_counts) == 60_000
     assert setup.default_n(model, 60_000) == 10_000
     assert (Path(model.classifier_folder) / "config.json").exists()
+
+
+def test_the_committed_network_with_a_learned_variance_continues_that_model(model: Model) -> None:
+    """Its mean stays near that of `mnist`, and the learned variance is inside [β̃, β], but at neither end."""
+    learned = samplerbench.load_model("benchmarks/models/mnist-learned-variance", device="cpu")
+    assert (learned.learned_variance, learned.data) == (True, "mnist:split=train")
+    x0, labels = torch.zeros(4, 1, 28, 28), torch.tensor([0, 3, 5, 9])
+    x0[:, :, 8:20, 12:16] = 1
+    x = x0 + torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    own, other = (denoiser(each, labels, 4).predict(x, 1.0) for each in (learned, model))
+    assert float((own.x0 - other.x0).square().mean()) < 0.05 * float(other.x0.square().mean())
+    assert own.variance is not None
+    assert 0.1 < float(own.variance.mean()) < 0.9
 
 
 @pytest.mark.parametrize(("split", "n"), [("train", 60_000), ("test", 10_000)])
