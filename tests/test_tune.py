@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import pytest
+import torch
 
 from samplerbench import cli, registry
 from samplerbench.bench.request import Request, one_grid
@@ -149,7 +150,7 @@ class Simulated:
     def entry(self, candidate: Candidate, budget: int) -> Entry:
         if candidate not in self.entries:
             known = candidate.label in self.truth
-            cell = cast(Any, SimpleNamespace(spacing=None, steps=budget))
+            cell = cast(Any, SimpleNamespace(spacing=None, steps=budget, budget=budget, sigmas=torch.zeros(1)))
             self.entries[candidate] = Entry(candidate, cell if known else None, None if known else "unknown")
         return self.entries[candidate]
 
