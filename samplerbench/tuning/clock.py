@@ -24,8 +24,10 @@ from samplerbench.results.timings import describe_conditions
 from samplerbench.sampling.guidance import evaluations_of
 from samplerbench.tuning.space import Candidate, Space
 
-PROBES = (2, 6)
-"""Numbers of evaluations of D whose latency is measured, to predict that of other numbers."""
+FIRST = 4
+"""Number of evaluations of D whose latency is measured first, to find out how many fit into a time."""
+PROBES = 5
+"""Largest number of latencies that are measured to find that out."""
 MOST = 1000
 """Largest number of network evaluations that a budget of time is converted to."""
 
@@ -127,7 +129,8 @@ class Clock:
     def evaluations_within(self, space: Space, milliseconds: float) -> dict[str | None, int]:
         """The number of network evaluations that fit into a time per image, for the name of each guidance.
 
-        It is predicted from a line through two latencies of the first sampler that can be run.
+        It is measured with the first sampler that can be run: the next number to measure is proportional to the last
+        latency, until a number repeats.
 
         Args:
             space: the candidates.
@@ -139,12 +142,11 @@ class Clock:
         within: dict[str | None, int] = {}
         least = math.inf
         for guidance in space.guidances:
-            name = None if guidance is None else registry.split(guidance)[0]
-            start, slope = self._line(space.samplers, guidance)
-            least = min(least, start + slope * self._rows(guidance))
-            fitting = math.floor((milliseconds - start) / slope * (1 + 1e-9)) if slope > 0 else MOST
-            if fitting >= self._rows(guidance):
-                within[name] = min(fitting, MOST)
+            timed = self._timed(space.samplers, guidance, milliseconds)
+            fitting = [nfe for nfe, latency in timed.items() if latency <= milliseconds]
+            least = min(least, min(timed.values()))
+            if fitting:
+                within[None if guidance is None else registry.split(guidance)[0]] = max(fitting)
         if not within:
             raise UserError(
                 f"{argument('budget', f'{milliseconds:g}ms')}: one evaluation takes {least:.3g} ms per image with "
@@ -158,22 +160,22 @@ class Clock:
             return self.model.rows_per_evaluation
         return evaluations_of(registry.parse("guidance", guidance))
 
-    def _line(self, samplers: Sequence[str], guidance: str | None) -> tuple[float, float]:
-        """Milliseconds per image without evaluations, and per network evaluation."""
+    def _timed(self, samplers: Sequence[str], guidance: str | None, milliseconds: float) -> dict[int, float]:
+        """Milliseconds per image of some numbers of network evaluations around those that fit."""
         rows, error = self._rows(guidance), None
         for sampler in samplers:
-            candidate = Candidate(sampler, guidance)
+            timed: dict[int, float] = {}
+            nfe = FIRST * rows
             try:
-                made = [self.latency(candidate, number * rows) for number in PROBES]
+                while nfe not in timed and len(timed) < PROBES:
+                    timed[nfe] = self.latency(Candidate(sampler, guidance), nfe).ms_per_image
+                    nfe = min(max(math.floor(nfe * milliseconds / timed[nfe]), rows), MOST)
+                if min(timed.values()) > milliseconds and rows not in timed:
+                    timed[rows] = self.latency(Candidate(sampler, guidance), rows).ms_per_image
             except (UserError, RunError) as problem:
                 error = error or problem
                 continue
-            (x, y), (u, v) = ((latency.nfe, latency.ms_per_image) for latency in made)
-            if u > x and v > y:
-                slope = (v - y) / (u - x)
-                return max(0.0, y - slope * x), slope
-            if u > 0:  # too noisy for a line
-                return 0.0, v / u
+            return timed
         raise error or UserError("no latency could be measured.")
 
 

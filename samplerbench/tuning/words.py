@@ -22,10 +22,8 @@ def verdict(tuned: Tuned) -> str:
         tuned: the result.
     """
     start = f"{tuned.nfe} evaluations: {named(tuned.winner)} has {_value(tuned)} on images that the search did not use"
-    compared = f"The search compared {tuned.tried} candidates"
-    return " ".join(
-        [f"{start}{_against_default(tuned)}", f"{compared}.{_search_value(tuned.winner, 'In it,')}", *_ties(tuned)]
-    )
+    compared = f"The search compared {tuned.tried} candidates.{_search_value(tuned.winner, 'In it,')}"
+    return " ".join([f"{start}{_against_default(tuned)}", compared, *_ties(tuned)])
 
 
 def recommended(found: Recommendation) -> str:
@@ -36,8 +34,9 @@ def recommended(found: Recommendation) -> str:
     """
     choice = found.choice
     of = "fresh images" if found.source == "results" else "images that the search did not use"
-    start = f"For {found.model} at {found.budget.text}, use {named(choice)}, {choice.steps} steps."
-    if choice is found.winner:
+    length = f"{choice.steps} step{'s' if choice.steps > 1 else ''}"
+    start = f"For {found.model} at {found.budget.text}, use {named(choice)}, {length}."
+    if choice is found.winner or choice.candidate == found.winner.candidate:
         what = f"It has {_value(found)} on {of}"
     else:
         what = f"The best candidate, {named(found.winner)}, has {_value(found)} on {of}"
