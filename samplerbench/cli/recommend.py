@@ -207,9 +207,9 @@ def recommend(
     _show(found)
     say(result["verdict"])
     say("")
+    say(f"{found.code.line}  # {found.code.imports}; num_inference_steps={found.choice.steps}")
     say(f"ComfyUI: {found.elsewhere.text}")
     say(f"{out / 'recommended.py'} is a program, {out / 'recommended.png'} a plot.", error=True)
-    say(f"{found.code.line}  # {found.code.imports}; num_inference_steps={found.choice.steps}")
 
 
 def _show(found: Recommendation) -> None:

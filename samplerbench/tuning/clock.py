@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,8 +129,8 @@ class Clock:
     def evaluations_within(self, space: Space, milliseconds: float) -> dict[str | None, int]:
         """The number of network evaluations that fit into a time per image, for the name of each guidance.
 
-        It is measured with the first sampler that can be run: the next number to measure is proportional to the last
-        latency, until a number repeats.
+        It is measured with the first sampler that can be run. The next number to measure is on the line through the
+        last two latencies, until a number repeats.
 
         Args:
             space: the candidates.
@@ -169,7 +169,7 @@ class Clock:
             try:
                 while nfe not in timed and len(timed) < PROBES:
                     timed[nfe] = self.latency(Candidate(sampler, guidance), nfe).ms_per_image
-                    nfe = min(max(math.floor(nfe * milliseconds / timed[nfe]), rows), MOST)
+                    nfe = min(max(_next(timed, milliseconds), rows), MOST)
                 if min(timed.values()) > milliseconds and rows not in timed:
                     timed[rows] = self.latency(Candidate(sampler, guidance), rows).ms_per_image
             except (UserError, RunError) as problem:
@@ -177,6 +177,20 @@ class Clock:
                 continue
             return timed
         raise error or UserError("no latency could be measured.")
+
+
+def _next(timed: Mapping[int, float], milliseconds: float) -> int:
+    """The number of evaluations that should take a time, from the last two latencies, or in proportion to the only one.
+
+    Args:
+        timed: milliseconds per image by the number of evaluations, in the order of measurement.
+        milliseconds: the time.
+    """
+    (nfe, latency), *before = list(timed.items())[::-1]
+    if before and (latency - before[0][1]) / (nfe - before[0][0]) > 0:
+        slope = (latency - before[0][1]) / (nfe - before[0][0])
+        return math.floor(nfe + (milliseconds - latency) / slope + 1e-6)
+    return math.floor(nfe * milliseconds / latency + 1e-6)
 
 
 def _key(cell: Cell) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from samplerbench.bench.latency import REPEATS, prepare_latency
 from samplerbench.bench.request import Request
 from samplerbench.errors import RunError, UserError
+from samplerbench.models.model import Model
 from samplerbench.registry import split
 from samplerbench.results.compare import Difference
 from samplerbench.results.store import Store
@@ -201,6 +202,7 @@ def recommend(
     limit: Limit = Limit(seconds=600.0),  # noqa: B008 - immutable
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda line: None,
+    loaded: Model | None = None,
 ) -> Recommendation:
     """Choose the settings to use for a model within a budget.
 
@@ -220,6 +222,7 @@ def recommend(
         limit: when the search ends.
         stop: function that returns whether to stop.
         say: called with a line about the progress.
+        loaded: the model of the request, if it is loaded already.
 
     Raises:
         UserError: if the model cannot be loaded, nothing fits into the budget, or `source` is "results" and they do not
@@ -227,7 +230,8 @@ def recommend(
         RunError: if a candidate fails in the last measurement.
         Stopped: if `stop` returns true. What is finished is kept.
     """
-    loaded = None if budget.milliseconds is None else prepare_latency(request, device).model
+    if loaded is None and budget.milliseconds is not None:
+        loaded = prepare_latency(request, device).model
     n = DEFAULT_N if request.n is None else request.n
     store.prepare()
     arena = Arena(request.replace(n=n), device, store, stop, loaded)
