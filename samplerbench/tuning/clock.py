@@ -21,6 +21,7 @@ from samplerbench.models.runner import how_run
 from samplerbench.results.latency import Latency, add_latencies, read_latencies
 from samplerbench.results.store import Store
 from samplerbench.results.timings import describe_conditions
+from samplerbench.sampling import Sampler
 from samplerbench.sampling.guidance import evaluations_of
 from samplerbench.tuning.space import Candidate, Space
 
@@ -163,7 +164,7 @@ class Clock:
     def _timed(self, samplers: Sequence[str], guidance: str | None, milliseconds: float) -> dict[int, float]:
         """Milliseconds per image of some numbers of network evaluations around those that fit."""
         rows, error = self._rows(guidance), None
-        for sampler in samplers:
+        for sampler in sorted(samplers, key=_is_bound):  # a stable sort
             timed: dict[int, float] = {}
             nfe = FIRST * rows
             try:
@@ -177,6 +178,11 @@ class Clock:
                 continue
             return timed
         raise error or UserError("no latency could be measured.")
+
+
+def _is_bound(sampler: str) -> bool:
+    """Whether a sampler prepares itself for a model, which takes time that is not that of sampling."""
+    return type(registry.parse("sampler", sampler)).bind is not Sampler.bind
 
 
 def _next(timed: Mapping[int, float], milliseconds: float) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from samplerbench.bench.latency import REPEATS, prepare_latency
 from samplerbench.bench.request import Request
-from samplerbench.errors import RunError, UserError
+from samplerbench.errors import RunError, UserError, argument
 from samplerbench.models.model import Model
 from samplerbench.registry import split
 from samplerbench.results.compare import Difference
@@ -230,6 +230,10 @@ def recommend(
         RunError: if a candidate fails in the last measurement.
         Stopped: if `stop` returns true. What is finished is kept.
     """
+    if source == "results" and not store.folder.is_dir():
+        raise UserError(
+            f"{argument('out', store.folder)}: there is no such folder, so it has no results to choose from."
+        )
     if loaded is None and budget.milliseconds is not None:
         loaded = prepare_latency(request, device).model
     n = DEFAULT_N if request.n is None else request.n
