@@ -52,6 +52,7 @@ def chosen(folder: Path, budget: Budget, space: Space = SPACE, **more: Any) -> R
 # --- Existing results -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_existing_results_are_used_and_the_winner_is_measured_again(tmp_path: Path) -> None:
     filled(tmp_path)
     records = [r for _, r in Store(tmp_path).records() if r is not None]
@@ -73,9 +74,7 @@ def test_existing_results_are_used_and_the_winner_is_measured_again(tmp_path: Pa
 
 
 def test_results_that_do_not_suffice_are_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"^out=.*nowhere: there is no such folder, so it has no res"
-    ):
+    with pytest.raises(UserError, match=r"^out=.*nowhere: there is no such folder, so it has no res"):
         chosen(tmp_path / "nowhere", Budget(nfe=6), source="results")
     with pytest.raises(UserError, match=r"do not suffice for a recommendation: none has this model, metric and prot"):
         chosen(tmp_path, Budget(nfe=6), source="results")
@@ -184,7 +183,7 @@ def test_the_number_of_evaluations_that_fit_into_a_time(tmp_path: Path, steady: 
     assert clock.evaluations_within(SPACE, 65) == {None: 6}
     assert clock.evaluations_within(SPACE, 105) == {None: 10}
     assert clock.evaluations_within(SPACE, 15) == {None: 1}
-    with pytest.raises(UserError, match=r"^budget=5ms: one evaluation takes 12 ms per image with batch_size=1; give a"):
+    with pytest.raises(UserError, match=r'^budget="5ms": one evaluation takes 12 ms per image with batch_size=1; give'):
         clock.evaluations_within(SPACE, 5)
     before = steady["batches"]
     again = Clock(arena.request, arena.model, "cpu", Store(tmp_path), 1, repeats=1)
@@ -196,6 +195,7 @@ def test_the_number_of_evaluations_that_fit_into_a_time(tmp_path: Path, steady: 
     assert larger.measured > 0  # another batch size is another condition
 
 
+@pytest.mark.slow
 def test_a_row_that_takes_longer_than_the_budget_is_not_recommended(tmp_path: Path, steady: dict[str, float]) -> None:
     filled(tmp_path, nfe=6)
     filled(tmp_path, nfe=4)
@@ -272,6 +272,7 @@ def saved(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "stock"), [("dpm++", "DPMSolverMultistepScheduler"), ("ipndm", None)])
 def test_the_program_runs_on_a_saved_checkpoint(sampler: str, stock: str | None, tmp_path: Path) -> None:
     """Its images are those of samplerbench from the same noise."""
@@ -354,6 +355,7 @@ def test_every_sampler_of_comfyui_is_named_in_reverse() -> None:
 # --- The command ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_suite_a_program_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     filled(tmp_path)
     arguments = ["recommend", "--model", MODEL, "--nfe", "6", "--metric", "gap", "--no-search", "--out", str(tmp_path)]
