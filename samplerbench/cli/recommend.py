@@ -129,7 +129,7 @@ def recommend(
 
     `samplerbench recommend --model digits --budget 300ms --batch-size 16 --time 5m`
 
-    `samplerbench recommend --model digits --nfe 8 --out results --no-search --json`
+    `samplerbench recommend --model digits --nfe 8 --guidance cfg --out results --json`
     """
     from samplerbench.bench.request import Request
     from samplerbench.report.plots import render

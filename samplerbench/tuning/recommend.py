@@ -238,7 +238,7 @@ def recommend(
         loaded = prepare_latency(request, device).model
     n = DEFAULT_N if request.n is None else request.n
     store.prepare()
-    arena = Arena(request.replace(n=n), device, store, stop, loaded)
+    arena = searching = Arena(request.replace(n=n), device, store, stop, loaded)
     records = [] if source == "search" else [record for _, record in store.records() if record is not None]
     if request.n is None and (most := images_per_block(records, arena)) not in (None, n):
         arena = Arena(request.replace(n=most), device, store, stop, arena.model)
@@ -259,6 +259,7 @@ def recommend(
     if chosen is None:
         if reason:
             say(f"searching, because the results in {store.folder} do not suffice: {reason}")
+        arena = searching  # results may have many more images than a search can afford
         chosen = _of_search(arena, space, within, seed, limit, say, fits, clock is not None)
     return _finished(chosen, arena, clock, budget)
 
