@@ -130,7 +130,7 @@ def pareto_figure(
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(axis)
         axes.set_ylabel(printable(f"{metric_title(metric)} {'↓' if lower else '↑'}"))
-        axes.set_title(printable(title), fontsize=8, color="#555555", loc="left")
+        axes.set_title("\n".join(map(printable, title.splitlines())), fontsize=8, color="#555555", loc="left")
         handles, labels = axes.get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))
         figure.legend(once.values(), once.keys(), loc="outside right center", fontsize=8)

@@ -39,8 +39,8 @@ TRIES = 6
 """Number of times that a search is repeated with one evaluation less, if nothing fits into the time."""
 SLACK = 1.1
 """Rows whose predicted latency is at most this many times the budget are measured."""
-DRAWN = 6
-"""Number of candidates whose latency is measured only for the plot."""
+DRAWN = 4
+"""Number of candidates whose latency is measured only for the plot: the best ones, and the best of their cost."""
 
 Source = Literal["auto", "results", "search"]
 
@@ -406,15 +406,16 @@ def _finished(chosen: _Chosen, arena: Arena, clock: Clock | None, budget: Budget
 
 
 def _timed_dots(points: tuple[Point, ...], arena: Arena, clock: Clock) -> tuple[Dot, ...]:
-    """The candidates whose latency is known, or is measured because they are the best of their cost."""
+    """The candidates whose latency is known, or is measured because they are the best ones."""
+    ranked = sorted(points, key=lambda point: arena.sign * point.value)
     best: dict[int, Point] = {}
-    for point in sorted(points, key=lambda point: arena.sign * point.value):
+    for point in ranked:
         best.setdefault(round(point.evaluations), point)
-    front = sorted(best.values(), key=lambda point: arena.sign * point.value)[:DRAWN]
+    measured = [*ranked[:DRAWN], *list(best.values())[:DRAWN]]
     dots = []
     for point in points:
         latency = clock.known(point.cell)
-        if latency is None and point in front:
+        if latency is None and point in measured:
             try:
                 latency = clock.latency(point.candidate, point.cell.budget or 1)
             except (UserError, RunError):
