@@ -95,7 +95,7 @@ class Row:
         return {**settings, "nfe": self.nfe, "steps": self.steps}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Point:
     """A candidate that was measured, for a plot.
 
