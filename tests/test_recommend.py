@@ -74,7 +74,7 @@ def test_existing_results_are_used_and_the_winner_is_measured_again(tmp_path: Pa
 
 
 def test_results_that_do_not_suffice_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^out=.*nowhere: there is no such folder, so it has no res"):
+    with pytest.raises(UserError, match=r'^out=".*nowhere": there is no such folder, so it has no r'):
         chosen(tmp_path / "nowhere", Budget(nfe=6), source="results")
     with pytest.raises(UserError, match=r"do not suffice for a recommendation: none has this model, metric and prot"):
         chosen(tmp_path, Budget(nfe=6), source="results")
