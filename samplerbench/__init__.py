@@ -16,20 +16,27 @@ from samplerbench import entry_point_guard
 if TYPE_CHECKING:
     from samplerbench.api import Results, Trajectory, evaluate, initial_noise, load_model, sample
     from samplerbench.likelihoods.run import Likelihood, likelihood
+    from samplerbench.tuning.api import recommend, tune
+    from samplerbench.tuning.recommend import Recommendation
+    from samplerbench.tuning.search import Tuned
 
 entry_point_guard.watch()
 
 __version__ = "0.1.0"
 __all__ = [
     "Likelihood",
+    "Recommendation",
     "Results",
     "Trajectory",
+    "Tuned",
     "__version__",
     "evaluate",
     "initial_noise",
     "likelihood",
     "load_model",
+    "recommend",
     "sample",
+    "tune",
 ]
 
 
@@ -41,6 +48,9 @@ def __getattr__(name: str) -> Any:
         from samplerbench.likelihoods import run
 
         return getattr(run, name)
+    if name in ("Recommendation", "Tuned", "recommend", "tune"):
+        module = {"Recommendation": "recommend", "Tuned": "search"}.get(name, "api")
+        return getattr(import_module(f"samplerbench.tuning.{module}"), name)
     if name in __all__:
         from samplerbench import api
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import functools
 import inspect
 import sys
 import typing
@@ -295,7 +296,7 @@ def parameters_of(cls: Any) -> dict[str, Parameter]:
     if not dataclasses.is_dataclass(cls):
         return {}
     _check_init(cls, path)
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     parameters = {}
     for field in dataclasses.fields(cls):
         if hasattr(Configurable, field.name):
@@ -317,6 +318,12 @@ def parameters_of(cls: Any) -> dict[str, Parameter]:
             rest=field.metadata["rest"],
         )
     return parameters
+
+
+@functools.lru_cache(maxsize=1024)
+def _hints(cls: Any) -> dict[str, Any]:
+    """The types of the fields of a class. Its specs are compared often, and resolving the types takes a millisecond."""
+    return typing.get_type_hints(cls)
 
 
 def _where(cls: Any) -> str:

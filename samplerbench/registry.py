@@ -305,7 +305,7 @@ def name_elsewhere(name: str, kinds: Iterable[str]) -> str:
         kinds: the kinds in question. A sampler is also named where a spacing is required, and the reverse.
     """
     kinds = list(kinds)
-    if (table := _foreign_names()) is None:
+    if (table := foreign_names()) is None:
         return ""
     known = {kind: {e.name for e in entries(kind)} for kind in ("sampler", "spacing")}
     requested = [kind for kind in known if kind in kinds]
@@ -320,7 +320,7 @@ def name_elsewhere(name: str, kinds: Iterable[str]) -> str:
     return ""
 
 
-def _foreign_names() -> Any:
+def foreign_names() -> Any:
     """The module `foreign_names` beside the built-in samplers; None if they are not installed."""
     modules = {e.value.partition(":")[0] for e in entries("sampler") if e.distribution == OWN}
     for package in sorted({module.rpartition(".")[0] for module in modules} - {""}):

@@ -145,11 +145,14 @@ def shortened(arguments: list[str]) -> list[str]:
     elif command == "likelihood":
         _cap_list(rest, "--steps", MOST_STEPS, add="elbo" not in rest)
         _cap(rest, "--n", 2, add=True)
-    elif command == "tune":  # with few images and one sampler, if the page names none
+    elif command in ("tune", "recommend"):  # with few images and one sampler, if the page names none
         if "--time" in rest:
             place = rest.index("--time")
             del rest[place : place + 2]
-        _cap(rest, "--evaluations", 400, add=True)
+        if "--budget" in rest:  # how many evaluations fit into a time depends on the machine
+            place = rest.index("--budget")
+            rest[place : place + 2] = ["--nfe", "6"]
+        _cap(rest, "--evaluations", 400, add="--no-search" not in rest)
         _cap_list(rest, "--nfe", 6, add=True)
         _cap(rest, "--n", 8, add=True)
         rest += [] if "-s" in rest or "--sampler" in rest else ["-s", "ddim"]

@@ -13,19 +13,22 @@ from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import pytest
+import torch
 
 from samplerbench import cli, registry
 from samplerbench.bench.request import Request, one_grid
 from samplerbench.bench.suite import load_suite
 from samplerbench.errors import Stopped, UserError
 from samplerbench.options import parameters_of
+from samplerbench.results.compare import paired_difference
 from samplerbench.results.store import Store
 from samplerbench.sampling import Sampler, option
 from samplerbench.tuning.arena import Arena, Entry
-from samplerbench.tuning.output import snippet, verdict
+from samplerbench.tuning.code import code_of
 from samplerbench.tuning.proposals import Proposals
 from samplerbench.tuning.search import FRESH, FRESH_OFFSET, RUNGS, ConfidenceInterval, Limit, Tuned, race, tune
 from samplerbench.tuning.space import Candidate, Space, all_specs, choices
+from samplerbench.tuning.words import verdict
 
 MODEL = ("--model", "exact:mixture,shape=1x2x2", "--n", "8")
 
@@ -149,7 +152,7 @@ class Simulated:
     def entry(self, candidate: Candidate, budget: int) -> Entry:
         if candidate not in self.entries:
             known = candidate.label in self.truth
-            cell = cast(Any, SimpleNamespace(spacing=None, steps=budget))
+            cell = cast(Any, SimpleNamespace(spacing=None, steps=budget, budget=budget, sigmas=torch.zeros(1)))
             self.entries[candidate] = Entry(candidate, cell if known else None, None if known else "unknown")
         return self.entries[candidate]
 
@@ -210,6 +213,47 @@ def test_a_planted_winner_is_found(draws: int) -> None:
     assert tuned.best_default.candidate == Candidate("ddim")
     assert tuned.winner.fresh.low < 4.5 < tuned.winner.fresh.high
     assert tuned.tried > 15
+
+
+def every(space: Space) -> list[Candidate]:
+    """All candidates of a space: every choice of every parameter."""
+    candidates: dict[Candidate, None] = {}
+
+    def extend(prefix: list[Any]) -> None:
+        asked: list[tuple[Any, Sequence[Any]]] = []
+
+        def choose(_: str, choices: Sequence[Any]) -> Any:
+            value = prefix[len(asked)] if len(asked) < len(prefix) else choices[0]
+            asked.append((value, choices))
+            return value
+
+        candidates[space.suggest(SimpleNamespace(suggest_categorical=choose))] = None
+        for place in range(len(prefix), len(asked)):
+            for value in asked[place][1][1:]:
+                extend([value_before for value_before, _ in asked[:place]] + [value])
+
+    extend([])
+    return list(candidates)
+
+
+@pytest.mark.slow
+def test_the_best_candidate_of_an_exact_problem_is_found_in_19_of_20_searches(tmp_path: Path) -> None:
+    """The best one is known from an exhaustive measurement with other noise. No two searches share noise."""
+    space, nfe = Space(("ddim:eta=0,cfg_pp=false", "ipndm:order=3"), ("karras", "trailing")), 4
+    request = Request([one_grid(["ddim"], nfe=[nfe])], model="exact:mixture,shape=1x2x2", metrics=("gap",), n=8)
+    arena = Arena(request, "cpu", Store(tmp_path))
+    entries = list(dict.fromkeys(arena.entry(candidate, nfe) for candidate in every(space)))
+    seeds = range(500_000, 500_012)
+    arena.measure(entries, seeds)
+    ranked = sorted((e for e in entries if e.reason is None), key=lambda e: e.mean(seeds))
+    assert len(ranked) >= 15
+    best, second = ranked[:2]
+    margin = paired_difference(second.at(seeds), best.at(seeds))
+    assert margin.mean > 1.5 * margin.margin  # so that there is one best candidate
+    tuned = [tune(arena, space, nfe, 100 * k, Limit(evaluations=20_000)) for k in range(20)]
+    right = [arena.entry(one.winner.candidate, nfe) is best for one in tuned]
+    assert sum(right) >= 19
+    assert all(one.improvement > 0 and not one.difference.tied for one in tuned)
 
 
 @pytest.mark.slow
@@ -306,9 +350,14 @@ def test_the_command_prints_what_its_suite_measures_again(tmp_path: Path, capsys
         assert tuned["fresh"]["low"] <= tuned["fresh"]["value"] <= tuned["fresh"]["high"]
         assert {"search_best", "best_default", "tried", "seconds", "tied", "difference"} <= tuned.keys()
         assert tuned["best_default"]["fresh"].keys() == {"value", "low", "high"}
+        assert tuned["diffusers"]["line"].startswith("pipe.scheduler = ")
+        assert tuned["comfyui"].keys() == {"sampler", "scheduler"}
+    assert json.loads((out / "tuned.json").read_text("utf-8")) == printed
+    assert (out / "tuned.png").read_bytes().startswith(b"\x89PNG")
     request = load_suite(out / "tuned.toml")
     assert (request.blocks, request.seeds, request.n) == (FRESH, (FRESH_OFFSET,), 8)
     before = {file.name for file in out.glob("*.json")}
+    assert all(entry.record is not None for entry in Store(out).entries())  # tuned.json is not taken for a result
     assert command("run", str(out / "tuned.toml"), "--out", str(out), "--json") == 0
     records = json.loads(capsys.readouterr().out)
     assert {file.name for file in out.glob("*.json")} == before  # nothing was sampled again
@@ -324,7 +373,7 @@ def test_the_command_prints_what_its_suite_measures_again(tmp_path: Path, capsys
 def test_the_verdict_says_what_is_better_and_what_is_not(tmp_path: Path) -> None:
     tuned = small(tmp_path)
     assert "better than the best default row" in verdict(tuned) or "not significantly different" in verdict(tuned)
-    code = snippet(tuned.winner)
+    code = code_of(tuned.winner).lines
     assert f'as_scheduler("{tuned.winner.candidate.sampler}", pipe.scheduler' in code
     assert f"num_inference_steps={tuned.winner.steps}" in code
 
@@ -338,7 +387,7 @@ def test_the_code_runs_in_a_pipeline(tmp_path: Path) -> None:
     pipe.set_progress_bar_config(disable=True)
     tuned = small(tmp_path)
     made: dict[str, Any] = {"pipe": pipe}
-    exec(snippet(tuned.winner), made)
+    exec(code_of(tuned.winner).lines, made)
     assert len(made["images"]) == 1
     assert type(pipe.scheduler).__name__ == "SamplerScheduler"
 

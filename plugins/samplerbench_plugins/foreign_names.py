@@ -7,7 +7,7 @@ that protocols have one name for each method. `docs/coming-from.md` is generated
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
 K_DIFFUSION = "k-diffusion, ComfyUI and Stable Diffusion web UI"
@@ -372,3 +372,67 @@ def _row(kind: str, key: str, own: dict[str, str]) -> ForeignName | None:
                 return replace(row, spec=f"{row.spec}{joint}use_{spacing}_sigmas=true")
             return replace(row, spacing=spacing)
     return None
+
+
+# From a method here to its name elsewhere
+
+_MORE_SCHEDULERS = (
+    ("dpm++:order=1", "DPMSolverMultistepScheduler:solver_order=1"),
+    ("dpm++:order=3", "DPMSolverMultistepScheduler:solver_order=3"),
+    ("unipc:order=1", "UniPCMultistepScheduler:solver_order=1"),
+    ("unipc", "UniPCMultistepScheduler:solver_order=3"),
+    ("unipc:order=2,variant=B1", "UniPCMultistepScheduler:solver_type=bh1"),
+    ("unipc:variant=B1", "UniPCMultistepScheduler:solver_order=3,solver_type=bh1"),
+)
+"""Schedulers of diffusers with other parameters than those in the table."""
+GUIDANCE_SCALES = ("cfg",)
+"""Guidances whose `scale`, with the other parameters at their defaults, is `guidance_scale` of diffusers' pipelines."""
+_TIMESTEP_SPACINGS = {"trailing": "trailing", "leading:offset=0": "leading", "linspace": "linspace"}
+_SIGMA_SPACINGS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas"}
+
+
+def equivalent(kind: str, same: Callable[[str], bool]) -> ForeignName | None:
+    """The row of k-diffusion and ComfyUI for a method. The same method is preferred to the nearest one.
+
+    Args:
+        kind: sampler or spacing.
+        same: returns whether a spec stands for the method.
+    """
+    rows = [row for row in TABLE if (row.software, row.kind) == (K_DIFFUSION, kind) and row.spec]
+    for row in sorted(rows, key=lambda row: not row.shown_by):  # a stable sort
+        others = re.findall("`([^`]+)` gives the same images", row.note)
+        if not row.spec.startswith("diffusers/") and any(same(spec) for spec in (row.spec, *others)):
+            return row
+    return None
+
+
+def schedulers(
+    same_sampler: Callable[[str], bool], same_spacing: Callable[[str], bool]
+) -> Iterator[tuple[str, dict[str, str | bool | int]]]:
+    """Schedulers of diffusers, with arguments, that may be equivalent to a sampler with a spacing.
+
+    Whether one is equivalent also depends on the configuration of the pipeline, so the caller must compare them.
+
+    Args:
+        same_sampler: returns whether a spec stands for the sampler.
+        same_spacing: returns whether a spec stands for the spacing.
+
+    Yields:
+        The name of the class, and its arguments.
+    """
+    grids: list[dict[str, str | bool | int]] = [
+        {"timestep_spacing": name} for spec, name in _TIMESTEP_SPACINGS.items() if same_spacing(spec)
+    ]
+    grids += [{name: True} for spec, name in _SIGMA_SPACINGS.items() if same_spacing(spec)]
+    named = [(row.spec, row.shown_by.removeprefix("diffusers/")) for row in TABLE if row.shown_by[:10] == "diffusers/"]
+    seen = set()
+    for spec, shown in (*named, *_MORE_SCHEDULERS):
+        name, _, text = shown.partition(":")
+        pairs = (part.partition("=") for part in text.split(",") if part)
+        arguments = {key: int(value) if value.isdigit() else value for key, _, value in pairs}
+        arguments.pop("timestep_spacing", None)
+        if (name, str(arguments)) in seen or not same_sampler(spec):
+            continue
+        seen.add((name, str(arguments)))
+        for grid in grids:
+            yield name, {**arguments, **grid}

@@ -23,6 +23,7 @@ from samplerbench.cli import (
     listing,
     new,
     plugins,
+    recommend,
     report,
     results,
     run,
@@ -62,6 +63,7 @@ app.command("compare")(compare.compare)
 app.command("latency")(latency.latency)
 app.command("likelihood")(likelihood.likelihood)
 app.command("tune")(tune.tune)
+app.command("recommend")(recommend.recommend)
 app.command("schedule")(schedule.schedule)
 app.add_typer(convert.app, name="convert")
 app.add_typer(figure.app, name="figure")

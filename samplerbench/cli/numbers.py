@@ -1,4 +1,5 @@
-"""Numbers that the command line takes as text: `--steps 10,20,50`, `--batch-size auto`, `--price 2.5/h`.
+"""Numbers that the command line takes as text: `--steps 10,20,50`, `--batch-size auto`, `--price 2.5/h`,
+`--time 30m`, `--budget 300ms`.
 
 Bounds are a `Request`'s.
 """
@@ -53,6 +54,22 @@ def parse_price(text: str) -> float:
     if found is None or not float(found[1]):
         raise UserError(f"--price {shorten(text)}: write a positive price per hour, without a currency: --price 2.5/h.")
     return float(found[1])
+
+
+def parse_time(text: str) -> float:
+    """`90s`, `30m` or `2h` in seconds. Raises UserError for anything else, and for 0."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([smh])", text.strip())
+    if match is None or not 0 < float(match[1]) <= 1e6:
+        raise UserError(f"--time {shorten(text)}: write a time with its unit: 90s, 30m or 2h.")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def parse_budget(text: str) -> float:
+    """`300ms` or `1.5s` in milliseconds. Raises UserError for anything else, and for 0."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s)", text.strip())
+    if match is None or not 0 < float(match[1]) <= 1e9:
+        raise UserError(f"--budget {shorten(text)}: write a time per image with its unit: 300ms or 1.5s.")
+    return float(match[1]) * {"ms": 1, "s": 1000}[match[2]]
 
 
 def _whole(text: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samplerbench.cli import common
-from samplerbench.cli.numbers import parse_batch_size, parse_steps
+from samplerbench.cli.numbers import parse_batch_size, parse_steps, parse_time
 from samplerbench.errors import Stopped, UserError
 from samplerbench.limits import MAX_EVALUATIONS, MAX_IMAGES, MAX_SEED
 from samplerbench.text import console, literal, note, print_json, say
@@ -96,7 +96,8 @@ def tune(
 
     Candidates are proposed by Optuna and compared in races: few images first, with the same noise for all, and what is
     significantly worse than the best one is dropped. The winner is measured again on images that the search did not
-    use, next to the best default row. OUT has the results of all cells, and tuned.toml, a suite of the final rows.
+    use, next to the best default row. OUT has the results of all cells, the result as tuned.json, a suite of the final
+    rows as tuned.toml, and a plot as tuned.png.
 
     Requires Optuna: `pip install 'samplerbench[tune]'`.
 
@@ -109,20 +110,23 @@ def tune(
     `samplerbench tune --nfe 6 --metric gap --sampler ipndm --sampler unipc --spacing karras --json`
     """
     from samplerbench.bench.request import Request
+    from samplerbench.report.plots import render
     from samplerbench.results.files import write_atomically
-    from samplerbench.results.store import Store
+    from samplerbench.results.store import TUNED_FILE, Store
     from samplerbench.tuning.arena import Arena
-    from samplerbench.tuning.output import snippet, suite, verdict
+    from samplerbench.tuning.code import code_of, elsewhere, pipeline_of
+    from samplerbench.tuning.output import search_figure, suite
     from samplerbench.tuning.search import FRESH_OFFSET, Limit
     from samplerbench.tuning.search import tune as search
     from samplerbench.tuning.space import Space, all_specs
+    from samplerbench.tuning.words import named, verdict
 
     budgets = parse_steps(nfe, "--nfe", "5,8,10")
     if time is not None and evaluations is not None:
         raise UserError("--time and --evaluations cannot be combined; use one of them.")
     if seed + 2 * FRESH_OFFSET > MAX_SEED:
         raise UserError(f"--seed {seed}: it must be at most {MAX_SEED - 2 * FRESH_OFFSET}.")
-    seconds = None if evaluations is not None else DEFAULT_SECONDS if time is None else _seconds(time)
+    seconds = None if evaluations is not None else DEFAULT_SECONDS if time is None else parse_time(time)
     limit = Limit(
         None if evaluations is None else evaluations / len(budgets), None if seconds is None else seconds / len(budgets)
     )
@@ -159,24 +163,29 @@ def tune(
         except (KeyboardInterrupt, Stopped):
             note(f"stopped; what was measured is kept in {out}/. Run the same command to go on.")
             raise typer.Exit(130) from None
-    made: dict[str, Any] = {str(tuned.nfe): tuned.as_dict() for tuned in results}
+    pipeline = pipeline_of(request, arena.model)
+    codes = [code_of(tuned.winner, pipeline) for tuned in results]
+    names = [elsewhere(tuned.winner, arena.model) for tuned in results]
+    made: dict[str, Any] = {
+        str(tuned.nfe): tuned.as_dict() | {"diffusers": code.as_dict(), "comfyui": name.as_dict()}
+        for tuned, code, name in zip(results, codes, names, strict=True)
+    }
+    write_atomically(out / TUNED_FILE, f"{json.dumps(made, indent=2, ensure_ascii=False)}\n".encode())
     write_atomically(out / "tuned.toml", suite(arena.request, results, arena.n, seed + FRESH_OFFSET).encode())
+    write_atomically(out / "tuned.png", render(search_figure(results, model), "png"))
     if as_json:
         print_json(made)
         return
     _show(results)
     for tuned in results:
         say(verdict(tuned))
-    say("")
-    say(snippet(results[-1].winner))
+        say("")
+    for tuned, code, name in zip(results, codes, names, strict=True):
+        say(f"{tuned.nfe} evaluations: {named(tuned.winner)}, in diffusers and in ComfyUI:")
+        say(f"    {code.imports}")
+        say(f"    {code.line}  # num_inference_steps={tuned.winner.steps}")
+        say(f"    ComfyUI: {name.text}")
     say(f"{out / 'tuned.toml'}: `samplerbench run {out / 'tuned.toml'} --out {out}` shows the final rows.", error=True)
-
-
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip())
-    if match is None or not 0 < float(match[1]) <= 1e6:
-        raise UserError(f"--time {text}: write a time with its unit: 90s, 30m or 2h.")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _show(results: list[Tuned]) -> None:

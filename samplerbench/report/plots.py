@@ -152,10 +152,10 @@ def metric_lines(
         values = [y for s in found for y in s.y]
         if entry["better"] == "lower" and min(values) > 0:
             axes.set_yscale("log")
-            _plain_ticks(axes.yaxis, values)
+            plain_ticks(axes.yaxis, values)
         if log_x and min(x for s in found for x in s.x) > 0:
             axes.set_xscale("log")
-            _plain_ticks(axes.xaxis, [x for s in found for x in s.x])
+            plain_ticks(axes.xaxis, [x for s in found for x in s.x])
         arrow = "↓" if entry["better"] == "lower" else "↑"
         axes.set_xlabel(name)
         axes.set_ylabel(printable(f"{metric_title(metric)} {arrow}"))
@@ -171,7 +171,7 @@ def _above_zero(y: float, d: float) -> float:
     return y - d if y > d or y <= 0 else y / 10
 
 
-def _plain_ticks(axis: Any, values: Sequence[float]) -> None:
+def plain_ticks(axis: Any, values: Sequence[float]) -> None:
     """Ticks at 1, 2 and 5 if the axis has little more than a decade; numbers without exponents."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

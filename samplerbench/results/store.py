@@ -19,6 +19,13 @@ from samplerbench.results.record import Record, schema_errors
 from samplerbench.results.seal import digest
 from samplerbench.text import note
 
+TUNED_FILE = "tuned.json"
+"""Name of the file with the result of `samplerbench tune` in a folder of results."""
+RECOMMENDED_FILE = "recommended.json"
+"""Name of the file with that of `samplerbench recommend`."""
+_OTHER_FILES = (LATENCY_FILE, TUNED_FILE, RECOMMENDED_FILE)
+"""Files *.json of a folder of results that are no results."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -94,7 +101,7 @@ class Store:
     def entries(self) -> Iterator[Entry]:
         """All result files *.json of the folder, sorted by name, valid or not. No file is changed."""
         for file in sorted(self.folder.glob("*.json")):
-            if file.name != LATENCY_FILE:
+            if file.name not in _OTHER_FILES:
                 yield read(file)
 
     def records(self) -> Iterator[tuple[Path, Record | None]]:

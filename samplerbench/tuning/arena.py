@@ -15,6 +15,7 @@ from samplerbench.bench.request import Grid, Request
 from samplerbench.bench.session import Session
 from samplerbench.errors import RunError, UserError
 from samplerbench.metrics.metric import names_of
+from samplerbench.models.model import Model
 from samplerbench.results.seal import canonical
 from samplerbench.results.store import Store
 from samplerbench.tuning.space import Candidate
@@ -28,13 +29,15 @@ class Entry:
         candidate: the candidate.
         cell: its cell. None if it cannot be run.
         reason: why it cannot be run, or failed. None if there is no such reason.
-        values: values of the metric by seed.
+        values: values of the metric by seed. Lower is better.
+        nfe: network evaluations per image, counted. None before it is measured.
     """
 
     candidate: Candidate
     cell: Cell | None
     reason: str | None = None
     values: dict[int, float] = field(default_factory=dict)
+    nfe: float | None = None
 
     def at(self, seeds: Iterable[int]) -> list[float]:
         """The values for some seeds, all of which were measured."""
@@ -60,6 +63,7 @@ class Arena:
         device: name of the device, or "auto".
         store: folder of results.
         stop: function that returns whether to stop.
+        loaded: the model of the request, if it is loaded already.
 
     Attributes:
         metric: name of the metric in the records.
@@ -75,6 +79,7 @@ class Arena:
     device: str
     store: Store
     stop: Callable[[], bool] = lambda: False
+    loaded: Model | None = None
     metric: str = field(init=False)
     sign: int = field(init=False)
     evaluations: int = field(init=False, default=0)
@@ -82,7 +87,7 @@ class Arena:
 
     def __post_init__(self) -> None:
         self._start = time.monotonic()
-        self._base: Prepared = prepare(self.request, self.device)
+        self._base: Prepared = prepare(self.request, self.device, self.loaded)
         self.request = self.request.replace(labels=self._base.mode)
         self.metric = names_of(self.request.metrics)[0]
         chosen = self.request.metrics[0]
@@ -106,7 +111,7 @@ class Arena:
         return self._measured.n
 
     @property
-    def model(self) -> Any:
+    def model(self) -> Model:
         """The loaded model."""
         return self._base.model
 
@@ -188,6 +193,20 @@ class Arena:
             records.append(outcome.record)
         return records
 
+    def protocol(self, entry: Entry, seed: int) -> dict[str, Any]:
+        """The protocol of a candidate's cell with one block.
+
+        Args:
+            entry: the candidate. It must have a cell.
+            seed: the seed.
+        """
+        assert entry.cell is not None
+        return self._session(seed).measurement.protocol(entry.cell)
+
+    def shared(self, seed: int) -> dict[str, Any]:
+        """The protocol fields that all cells with one block of a seed have in common."""
+        return self._session(seed).measurement.shared
+
     def _count(self, outcome: engine.Outcome, blocks: int = 1) -> None:
         self.evaluations += round(outcome.record["nfe"] * self.n * blocks)
         if outcome.reused:
@@ -206,6 +225,7 @@ class Arena:
             entry.reason = f"its {self.metric} is not a finite number"
             return
         entry.values[seed] = self.sign * float(value)
+        entry.nfe = float(outcome.record["nfe"])
         self._count(outcome)
 
     def _session(self, seed: int) -> Session:

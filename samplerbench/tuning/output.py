@@ -1,45 +1,21 @@
-"""What `samplerbench tune` gives: a verdict, a suite, and lines of diffusers code."""
+"""What `samplerbench tune` and `samplerbench recommend` write: a suite, and a plot."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from samplerbench.bench.request import Request
-from samplerbench.tuning.search import FRESH, Row, Tuned
+from samplerbench.tuning.figure import Dot, Mark, pareto_figure
+from samplerbench.tuning.recommend import Recommendation
+from samplerbench.tuning.search import FRESH, Tuned
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def verdict(tuned: Tuned) -> str:
-    """One sentence about the result of a budget.
-
-    Args:
-        tuned: the result.
-    """
-    winner, default, metric = tuned.winner, tuned.best_default, tuned.metric
-    value = f"{_named(winner)} has {metric} {_plus_minus(winner)}"
-    start = f"{tuned.nfe} evaluations: {value} on images that the search did not use"
-    if winner.candidate == default.candidate:
-        return f"{start}. It is a default row: the search found nothing better."
-    versus = f"the best default row, {default.candidate.label}, {_plus_minus(default)}"
-    if tuned.difference.tied:
-        return f"{start}. This is not significantly different from {versus}."
-    word = "better" if tuned.improvement > 0 else "worse"
-    change = f"{abs(tuned.difference.mean):.3g} ± {tuned.difference.margin:.2g}"
-    return f"{start}, {change} {word} than {versus}."
-
-
-def _named(row: Row) -> str:
-    guided = f" + {row.candidate.guidance}" if row.candidate.guidance else ""
-    spacing = f" with the spacing {row.spacing}" if row.spacing else ""
-    return f"{row.candidate.sampler}{guided}{spacing}"
-
-
-def _plus_minus(row: Row) -> str:
-    return f"{row.fresh.value:.4g} ± {row.fresh.high - row.fresh.value:.2g}"
-
-
-def suite(request: Request, results: Sequence[Tuned], n: int, seed: int) -> str:
+def suite(request: Request, results: Sequence[Tuned | Recommendation], n: int, seed: int, name: str = "tuned") -> str:
     """The text of a suite that measures the winners and the best default rows again, with the noise of the verdict.
 
     Args:
@@ -47,18 +23,28 @@ def suite(request: Request, results: Sequence[Tuned], n: int, seed: int) -> str:
         results: the results, one per budget.
         n: images per seed.
         seed: seed of the last measurement.
+        name: name of the suite.
     """
-    fields: dict[str, Any] = {"name": "tuned", "model": request.model, "labels": request.labels, "n": n}
+    fields: dict[str, Any] = {"name": name, "model": request.model, "labels": request.labels, "n": n}
     fields |= {"blocks": FRESH, "seeds": [seed], "dtype": request.dtype}
     fields |= {"metrics": [metric.spec for metric in request.metrics]}
-    for name in ("features", "features_weights", "data", "revision", "variant", "prompts", "negative_prompt", "config"):
-        value = getattr(request, name)
-        fields |= {} if value is None else {name: list(value) if isinstance(value, tuple) else value}
+    for field in (
+        "features",
+        "features_weights",
+        "data",
+        "revision",
+        "variant",
+        "prompts",
+        "negative_prompt",
+        "config",
+    ):
+        value = getattr(request, field)
+        fields |= {} if value is None else {field: list(value) if isinstance(value, tuple) else value}
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]
-    for tuned in results:
-        rows = {row.candidate: row for row in (tuned.winner, tuned.best_default)}.values()
+    for result in results:
+        rows = {(row.candidate, row.nfe): row for row in (result.winner, result.best_default)}.values()
         for row in rows:
-            lines += ["", "[[grid]]", f"samplers = {json.dumps([row.candidate.sampler])}", f"nfe = [{tuned.nfe}]"]
+            lines += ["", "[[grid]]", f"samplers = {json.dumps([row.candidate.sampler])}", f"nfe = [{row.nfe}]"]
             if row.candidate.guidance:
                 lines.append(f"guidances = {json.dumps([row.candidate.guidance])}")
             if row.candidate.spacing:
@@ -66,20 +52,39 @@ def suite(request: Request, results: Sequence[Tuned], n: int, seed: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def snippet(row: Row) -> str:
-    """Python code that uses a row in a diffusers pipeline `pipe`.
-
-    Guidance is that of the pipeline: `as_scheduler` replaces the sampler only.
+def search_figure(results: Sequence[Tuned], model: str) -> Figure:
+    """The plot of a search: the metric over network evaluations per image, for all budgets.
 
     Args:
-        row: the row.
+        results: the results, one per budget.
+        model: source of the model.
     """
-    spacing = "" if row.spacing is None else f", spacing={json.dumps(row.spacing)}"
-    return (
-        "from samplerbench.diffusers import as_scheduler\n\n"
-        f"pipe.scheduler = as_scheduler({json.dumps(row.candidate.sampler)}, pipe.scheduler{spacing})\n"
-        f"images = pipe(num_inference_steps={row.steps}).images\n"
-    )
+    dots = [Dot(point.evaluations, point.value, point.default) for tuned in results for point in tuned.points]
+    marks = []
+    for tuned in results:
+        marks.append(Mark(tuned.winner.evaluations, tuned.winner, "winner, fresh images", True))
+        if tuned.best_default.candidate != tuned.winner.candidate:
+            marks.append(Mark(tuned.best_default.evaluations, tuned.best_default, "best default, fresh images", False))
+    first = results[0]
+    title = f"{model}; {first.images} fresh images of each marked row, with 95% intervals"
+    return pareto_figure(dots, marks, first.metric, first.better, "NFE (network evaluations per image)", title)
 
 
-__all__ = ["snippet", "suite", "verdict"]
+def recommendation_figure(found: Recommendation) -> Figure:
+    """The plot of a recommendation: the metric over the latency or the network evaluations per image.
+
+    Args:
+        found: the recommendation.
+    """
+    marks = [Mark(found.cost[0], found.winner, "winner, fresh images", True)]
+    if found.best_default.candidate != found.winner.candidate:
+        marks.append(Mark(found.cost[1], found.best_default, "best default, fresh images", False))
+    timed = found.budget.milliseconds is not None
+    axis = "milliseconds per image (p50)" if timed else "NFE (network evaluations per image)"
+    limit = float(found.budget.milliseconds or found.budget.nfe or 0)
+    title = f"{found.model}; {found.images} fresh images of each marked row, with 95% intervals"
+    title += f"\n{found.conditions}" if found.conditions else ""
+    return pareto_figure(found.dots, marks, found.metric, found.better, axis, title, limit)
+
+
+__all__ = ["recommendation_figure", "search_figure", "suite"]

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from samplerbench.bench.cell import Cell
 from samplerbench.errors import UserError
+from samplerbench.registry import split
 from samplerbench.results.compare import Difference, paired_difference
 from samplerbench.tuning.arena import Arena, Entry
 from samplerbench.tuning.proposals import Proposals
@@ -70,23 +72,46 @@ class Row:
     Attributes:
         candidate: the candidate.
         spacing: spec of the spacing that it used. None for a method with noise levels of its own.
+        nfe: the budget, in network evaluations per image.
         steps: number of steps that fit into the budget.
+        evaluations: network evaluations per image, counted. At most `nfe`.
         search: mean of the metric over the seeds of the search.
         fresh: the metric on noise that the search never used.
-        seconds: seconds per image of the fresh measurement.
+        sigmas: noise levels of the steps, `steps` + 1 of them, the last one 0.
     """
 
     candidate: Candidate
     spacing: str | None
+    nfe: int
     steps: int
+    evaluations: float
     search: float
     fresh: ConfidenceInterval
-    seconds: float
+    sigmas: tuple[float, ...]
 
-    def as_dict(self, nfe: int) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """The settings of the row."""
         settings = {"sampler": self.candidate.sampler, "guidance": self.candidate.guidance, "spacing": self.spacing}
-        return {**settings, "nfe": nfe, "steps": self.steps}
+        return {**settings, "nfe": self.nfe, "steps": self.steps}
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A candidate that was measured, for a plot.
+
+    Attributes:
+        candidate: the candidate.
+        cell: its cell.
+        evaluations: network evaluations per image, counted.
+        value: mean of the metric over the seeds that were measured.
+        default: whether it is a default row.
+    """
+
+    candidate: Candidate
+    cell: Cell
+    evaluations: float
+    value: float
+    default: bool
 
 
 @dataclass(frozen=True)
@@ -94,9 +119,10 @@ class Tuned:
     """The result of the search of one budget.
 
     Attributes:
-        nfe: the budget, in network evaluations per image.
+        nfe: the budget of the winner, in network evaluations per image.
         metric: name of the metric.
         better: "lower" or "higher".
+        images: number of images of the fresh measurement, as text: `8 × 200`.
         winner: the best candidate.
         best_default: the best of the default rows.
         difference: fresh value of the winner minus that of the best default row, paired by block, with a 95% interval.
@@ -105,11 +131,13 @@ class Tuned:
         refused: number of proposals that could not be run.
         evaluations: network evaluations of the search, summed over images.
         seconds: seconds of the search and the fresh measurement, those of an earlier run included.
+        points: all candidates that were measured.
     """
 
     nfe: int
     metric: str
     better: str
+    images: str
     winner: Row
     best_default: Row
     difference: Difference
@@ -118,6 +146,7 @@ class Tuned:
     refused: int
     evaluations: int
     seconds: float
+    points: tuple[Point, ...] = ()
 
     @property
     def improvement(self) -> float:
@@ -130,11 +159,11 @@ class Tuned:
             "nfe": self.nfe,
             "metric": self.metric,
             "better": self.better,
-            "winner": self.winner.as_dict(self.nfe),
+            "winner": self.winner.as_dict(),
             "fresh": self.winner.fresh.as_dict(),
             "search_best": self.winner.search,
             "best_default": {
-                **self.best_default.as_dict(self.nfe),
+                **self.best_default.as_dict(),
                 "fresh": self.best_default.fresh.as_dict(),
                 "search": self.best_default.search,
             },
@@ -185,10 +214,11 @@ def _worse(entry: Entry, leader: Entry, seeds: Sequence[int]) -> bool:
 def tune(
     arena: Arena,
     space: Space,
-    nfe: int,
+    nfe: int | Mapping[str | None, int],
     seed: int,
     limit: Limit,
     say: Callable[[str], None] = lambda line: None,
+    fits: Callable[[Entry], bool] = lambda entry: True,
 ) -> Tuned:
     """Search the best candidate at a budget.
 
@@ -202,59 +232,121 @@ def tune(
     Args:
         arena: measures the candidates.
         space: the candidates.
-        nfe: the budget, in network evaluations per image.
+        nfe: the budget, in network evaluations per image. A mapping has one for the name of each guidance.
         seed: first seed of the search, and seed of the proposals.
         limit: when the search ends.
         say: called with a line about the progress.
+        fits: called with each new leader. A leader for which it returns false is dropped. It may be called again.
 
     Raises:
-        UserError: if no default row can be run at this budget, or Optuna is not installed.
+        NothingFitsError: if no default row can be run at this budget.
+        UserError: if Optuna is not installed.
         Stopped: if the arena is stopped. What is finished is kept.
     """
     start, seconds = arena.evaluations, arena.seconds
     seeds = range(seed, seed + RUNGS[-1])
+
+    def planned(candidate: Candidate) -> Entry:
+        return arena.entry(candidate, budget_of(candidate, nfe))
+
     proposals = Proposals(space, seed)  # before anything is measured: it needs Optuna
-    rows = {candidate: arena.entry(candidate, nfe) for candidate in space.defaults()}
-    alive = race(arena, list(rows.values()), seed)
+    rows = {candidate: planned(candidate) for candidate in space.defaults()}
+    alive = _race_until_it_fits(arena, list(rows.values()), seed, fits)
     if not alive:
         reasons = "; ".join(f"{c.label}: {e.reason}" for c, e in list(rows.items())[:3])
-        raise UserError(f"no sampler can be run with {nfe} evaluations ({reasons}).")
+        raise NothingFitsError(f"no sampler can be run with {_budgets(nfe)} evaluations ({reasons}).")
     best_default = leader = alive[0]
     for candidate, entry in rows.items():
         proposals.add(candidate, _score(entry, seed))
-    measured, refused = {e for e in rows.values() if e.reason is None}, 0
+    measured, refused = {e: True for e in rows.values() if e.reason is None}, 0
     idle = 0
     while idle < IDLE and not _ended(limit, arena.evaluations - start, arena.seconds - seconds):
         line = f"{len(measured)} candidates, best {arena.sign * leader.mean(seeds):.4g} of {leader.candidate.label}"
-        say(f"{nfe} evaluations: {line}")
-        batch = {candidate: arena.entry(candidate, nfe) for candidate in proposals.batch(BATCH)}
+        say(f"{_budgets(nfe)} evaluations: {line}")
+        batch = {candidate: planned(candidate) for candidate in proposals.batch(BATCH)}
         if not batch:
             break
-        alive = race(arena, [leader, *batch.values()], seed)
+        alive = _race_until_it_fits(arena, [leader, *batch.values()], seed, fits)
         leader = alive[0]
         for candidate, entry in batch.items():
             proposals.tell(candidate, _score(entry, seed))
             refused += entry.reason is not None
-        new = {entry for entry in batch.values() if entry.reason is None} - measured
+        new = {entry: False for entry in batch.values() if entry.reason is None and entry not in measured}
         measured |= new
         idle = 0 if new else idle + 1
-    records = arena.measure_again([leader, best_default], seed + FRESH_OFFSET, FRESH)
-    fresh, usual = (record["metrics"][arena.metric]["blocks"] for record in records)
-    difference = paired_difference(fresh, usual)
-    tied = [e.candidate.label for e in alive if e is not leader]
+    tied = tuple(e.candidate.label for e in alive if e is not leader)
+    chosen = ((leader, leader.mean(seeds)), (best_default, best_default.mean(seeds)))
+    winner, default, difference = measure_fresh(arena, *chosen, seed + FRESH_OFFSET)
     return Tuned(
-        nfe,
+        winner.nfe,
         arena.metric,
         "lower" if arena.sign == 1 else "higher",
-        _row(arena, leader, seeds, fresh, records[0]),
-        _row(arena, best_default, seeds, usual, records[1]),
+        f"{FRESH} × {arena.n}",
+        winner,
+        default,
         difference,
-        tuple(tied),
+        tied,
         len(measured),
         refused,
         arena.evaluations - start,
         arena.seconds - seconds,
+        tuple(_point(arena, entry, usual) for entry, usual in measured.items() if entry.values),
     )
+
+
+class NothingFitsError(UserError):
+    """No default row can be run within the budget."""
+
+
+def budget_of(candidate: Candidate, nfe: int | Mapping[str | None, int]) -> int:
+    """The budget of a candidate, in network evaluations per image.
+
+    Args:
+        candidate: the candidate.
+        nfe: the budget, or one for the name of each guidance.
+    """
+    if not isinstance(nfe, Mapping):
+        return nfe
+    return nfe[None if candidate.guidance is None else split(candidate.guidance)[0]]
+
+
+def measure_fresh(
+    arena: Arena, leader: tuple[Entry, float], best_default: tuple[Entry, float], seed: int
+) -> tuple[Row, Row, Difference]:
+    """Measure the winner and the best default row on noise that was not used to choose them.
+
+    Args:
+        arena: measures the candidates.
+        leader: the winner, and the value by which it was chosen (lower is better).
+        best_default: the best default row and its value. It may be the winner.
+        seed: seed of the noise.
+
+    Returns:
+        The two rows, and the paired difference of the first to the second.
+    """
+    chosen = (leader, best_default)
+    records = arena.measure_again([entry for entry, _ in chosen], seed, FRESH)
+    values = [record["metrics"][arena.metric]["blocks"] for record in records]
+    rows = [
+        row_of(entry, arena.sign * value, blocks, record)
+        for (entry, value), blocks, record in zip(chosen, values, records, strict=True)
+    ]
+    return rows[0], rows[1], paired_difference(*values)
+
+
+def _race_until_it_fits(
+    arena: Arena, entries: Sequence[Entry], seed: int, fits: Callable[[Entry], bool]
+) -> list[Entry]:
+    """Race candidates. If the best one does not fit, it is dropped, and the others race again."""
+    while (alive := race(arena, [entry for entry in entries if entry.reason is None], seed)) and not fits(alive[0]):
+        alive[0].reason = alive[0].reason or "it takes longer than the budget"
+    return alive
+
+
+def _budgets(nfe: int | Mapping[str | None, int]) -> str:
+    if not isinstance(nfe, Mapping):
+        return str(nfe)
+    return " or ".join(map(str, dict.fromkeys(nfe.values())))
 
 
 def _score(entry: Entry, seed: int) -> float:
@@ -268,17 +360,35 @@ def _ended(limit: Limit, evaluations: int, seconds: float) -> bool:
     )
 
 
-def _row(arena: Arena, entry: Entry, seeds: Sequence[int], values: Sequence[float], record: Mapping[str, Any]) -> Row:
-    assert entry.cell is not None
-    assert entry.cell.steps is not None
+def row_of(entry: Entry, search: float, values: Sequence[float], record: Mapping[str, Any]) -> Row:
+    """The row of a candidate.
+
+    Args:
+        entry: the candidate.
+        search: its value in the search.
+        values: its fresh values.
+        record: the record of the fresh measurement.
+    """
+    cell = entry.cell
+    assert cell is not None
+    assert cell.steps is not None
+    assert cell.budget is not None
     return Row(
         entry.candidate,
-        None if entry.cell.spacing is None else entry.cell.spacing.spec,
-        entry.cell.steps,
-        arena.sign * entry.mean(seeds),
+        None if cell.spacing is None else cell.spacing.spec,
+        cell.budget,
+        cell.steps,
+        float(record.get("nfe") or cell.budget),
+        search,
         ConfidenceInterval.of(values),
-        float(record.get("seconds") or 0.0) / (len(values) * arena.n),
+        tuple(cell.sigmas.tolist()),
     )
 
 
-__all__ = ["ConfidenceInterval", "Limit", "Row", "Tuned", "race", "tune"]
+def _point(arena: Arena, entry: Entry, default: bool) -> Point:
+    assert entry.cell is not None
+    budget = entry.cell.budget or 0
+    return Point(entry.candidate, entry.cell, entry.nfe or budget, arena.sign * entry.mean([*entry.values]), default)
+
+
+__all__ = ["ConfidenceInterval", "Limit", "NothingFitsError", "Point", "Row", "Tuned", "measure_fresh", "race", "tune"]
