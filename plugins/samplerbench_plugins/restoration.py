@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -12,6 +11,8 @@ from torch import Tensor
 
 from samplerbench.metrics import Accumulator, Batch, Context, Metric
 from samplerbench.sampling import Observation, UserError, option
+from samplerbench_plugins.lpips import NeedsLPIPS
+from samplerbench_plugins.observations import mean_over_observations
 
 MAX_PSNR = 60.0
 """The limit of the PSNR of one image in dB. Equal images have an infinite PSNR."""
@@ -19,7 +20,10 @@ MAX_PSNR = 60.0
 
 @dataclass(frozen=True)
 class Restoration(Metric, ABC):
-    """Base of metrics of each restored image. The value is the mean over the images."""
+    """Base of metrics of each restored image. The value is the mean over the images.
+
+    Its standard error is over the observations: several samples of one observation are not independent.
+    """
 
     needs_features: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
@@ -110,36 +114,54 @@ class DataFidelity(Restoration):
         return residual.square().mean(1).sqrt().cpu() / (observation.sigma or 1.0)
 
 
+@dataclass(frozen=True)
+class RestoredLPIPS(NeedsLPIPS, Restoration):
+    """LPIPS of the restored images and the observed ones (Zhang et al. 2018, version 0.1), the mean over images.
+
+    The weights are the state dict of the package lpips as safetensors, with the network AlexNet or VGG-16, which is
+    read off the file. The uint8 images keep their size.
+    """
+
+    def start(self, context: Context) -> Accumulator:
+        if context.model is not None:
+            self.lpips.check(context.model.image_shape)
+        return super().start(context)
+
+    def measure(self, batch: Batch, truth: Tensor, observation: Observation | None) -> Tensor:
+        self.lpips.check(tuple(truth.shape[1:]))
+        return self.lpips_on(batch.images.device)(batch.images, truth.to(batch.images.device))
+
+
 class _Mean(Accumulator):
-    """The mean over images, and its standard error, from sums."""
+    """The values of all images, with the indices of the samples."""
 
     def __init__(self, metric: Restoration, context: Context) -> None:
         self.metric = metric
         self.observation = None if context.model is None else context.model.observation
-        self.sums = torch.zeros(3, dtype=torch.float64)
-        """Number of images, Σ values, Σ values²."""
+        self.parts: list[tuple[Tensor, Tensor]] = []
 
     def update(self, batch: Batch) -> None:
         if batch.truth is None:
             raise UserError(f"the metric {self.metric.label()} requires a task.")
         pixels = (batch.truth.cpu().double().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
-        values = self.metric.measure(batch, pixels, self.observation)
-        self.sums = self.sums + torch.stack(
-            [torch.tensor(float(len(values))).double(), values.sum(), values.square().sum()]
-        )
+        self.parts.append((batch.index.cpu(), self.metric.measure(batch, pixels, self.observation)))
 
     def state(self) -> dict[str, Tensor]:
-        return {"sums": self.sums}
+        if not self.parts:
+            return {}
+        index, values = zip(*self.parts, strict=True)
+        return {"index": torch.cat(index), "values": torch.cat(values)}
 
     def merge(self, state: dict[str, Tensor]) -> None:
-        self.sums = self.sums + state["sums"]
+        if "index" in state:
+            self.parts.append((state["index"], state["values"]))
 
     def result(self) -> dict[str, Any]:
-        n, total, squares = self.sums.tolist()
-        if not n:
+        if not self.parts:
             return {}
-        mean = total / n
-        entry = {"value": mean}
-        if n > 1:
-            entry["standard_error"] = math.sqrt(max(0.0, squares / n - mean**2) / (n - 1))
-        return entry
+        index, values = (torch.cat(columns) for columns in zip(*self.parts, strict=True))
+        order = index.argsort()  # the sum does not depend on the order in which the batches came
+        index = index[order]
+        return mean_over_observations(
+            values[order], index if self.observation is None else self.observation.image(index)
+        )
