@@ -12,11 +12,7 @@ from samplerbench.sampling import Observation, UserError
 
 
 def mean_over_observations(values: Tensor, image: Tensor) -> dict[str, float]:
-    """The mean of all values, and its standard error over the observations.
-
-    The samples of one observation are not independent of each other. So the error is that of the mean of J independent
-    clusters with sums S_j of c_j values:  SE² = J/(J - 1) Σ_j (S_j - c_j mean)²/n². If each observation has one value,
-    it is the standard deviation of the values divided by √n.
+    """The mean of all values, and its standard error over the observations (`mean_of_clusters`).
 
     Args:
         values: values of the samples, (n,) float64, n ≥ 1.
@@ -25,13 +21,32 @@ def mean_over_observations(values: Tensor, image: Tensor) -> dict[str, float]:
     Returns:
         `value`, and `standard_error` if there is more than one observation.
     """
-    mean = values.mean()
-    clusters, row = image.unique(return_inverse=True)
-    count = len(clusters)
-    entry = {"value": float(mean)}
-    if count > 1:
-        sums = torch.zeros(count, dtype=torch.float64).index_add(0, row, values - mean)
-        entry["standard_error"] = math.sqrt(count / (count - 1) * float(sums.square().sum())) / len(values)
+    numbers, row = image.unique(return_inverse=True)
+    sums = torch.zeros(len(numbers), 2, dtype=torch.float64)
+    return mean_of_clusters(sums.index_add(0, row, torch.stack([torch.ones_like(values), values], dim=1)))
+
+
+def mean_of_clusters(sums: Tensor) -> dict[str, float]:
+    """The mean of all values, and its standard error over clusters of values that are not independent of each other.
+
+    For J clusters with sums S_j of c_j values, n in all:  SE² = J/(J - 1) Σ_j (S_j - c_j mean)²/n². If each cluster has
+    one value, it is the standard deviation of the values divided by √n.
+
+    Args:
+        sums: c_j and S_j, (J, 2) float64. Clusters without a value are left out.
+
+    Returns:
+        `value`, and `standard_error` if there is more than one cluster. Empty without values.
+    """
+    counts, totals = sums[sums[:, 0] > 0].T
+    n, clusters = float(counts.sum()), len(counts)
+    if not clusters:
+        return {}
+    mean = float(totals.sum()) / n
+    entry = {"value": mean}
+    if clusters > 1:
+        square = float((totals - counts * mean).square().sum())
+        entry["standard_error"] = math.sqrt(clusters / (clusters - 1) * square) / n
     return entry
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -12,7 +13,7 @@ from torch import Tensor
 from samplerbench.metrics import Accumulator, Batch, Context, Metric
 from samplerbench.sampling import Observation, UserError, option
 from samplerbench_plugins.lpips import NeedsLPIPS
-from samplerbench_plugins.observations import mean_over_observations
+from samplerbench_plugins.observations import mean_of_clusters
 
 MAX_PSNR = 60.0
 """The limit of the PSNR of one image in dB. Equal images have an infinite PSNR."""
@@ -133,35 +134,42 @@ class RestoredLPIPS(NeedsLPIPS, Restoration):
 
 
 class _Mean(Accumulator):
-    """The values of all images, with the indices of the samples."""
+    """The mean over images, from sums: for each observation, where it has several samples; else of all images."""
 
     def __init__(self, metric: Restoration, context: Context) -> None:
         self.metric = metric
         self.observation = None if context.model is None else context.model.observation
-        self.parts: list[tuple[Tensor, Tensor]] = []
+        count = 0 if self.observation is None else len(self.observation.images)
+        self.repeated = count > 0 and (not context.n or count < context.n)
+        self.sums = torch.zeros((count, 2) if self.repeated else 3, dtype=torch.float64)
+        """Number of values and their sum, for each observation; or number of values, their sum, and that of squares."""
 
     def update(self, batch: Batch) -> None:
         if batch.truth is None:
             raise UserError(f"the metric {self.metric.label()} requires a task.")
         pixels = (batch.truth.cpu().double().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
-        self.parts.append((batch.index.cpu(), self.metric.measure(batch, pixels, self.observation)))
+        values = self.metric.measure(batch, pixels, self.observation)
+        one = torch.ones_like(values)
+        if self.repeated and self.observation is not None:
+            image = self.observation.image(batch.index.cpu())
+            self.sums = self.sums.index_add(0, image, torch.stack([one, values], dim=1))
+        else:
+            self.sums = self.sums + torch.stack([one.sum(), values.sum(), values.square().sum()])
 
     def state(self) -> dict[str, Tensor]:
-        if not self.parts:
-            return {}
-        index, values = zip(*self.parts, strict=True)
-        return {"index": torch.cat(index), "values": torch.cat(values)}
+        return {"sums": self.sums}
 
     def merge(self, state: dict[str, Tensor]) -> None:
-        if "index" in state:
-            self.parts.append((state["index"], state["values"]))
+        self.sums = self.sums + state["sums"]
 
     def result(self) -> dict[str, Any]:
-        if not self.parts:
+        if self.repeated:
+            return mean_of_clusters(self.sums)
+        n, total, squares = self.sums.tolist()
+        if not n:
             return {}
-        index, values = (torch.cat(columns) for columns in zip(*self.parts, strict=True))
-        order = index.argsort()  # the sum does not depend on the order in which the batches came
-        index = index[order]
-        return mean_over_observations(
-            values[order], index if self.observation is None else self.observation.image(index)
-        )
+        mean = total / n
+        entry = {"value": mean}
+        if n > 1:
+            entry["standard_error"] = math.sqrt(max(0.0, squares / n - mean**2) / (n - 1))
+        return entry
