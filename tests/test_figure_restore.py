@@ -113,6 +113,7 @@ def test_a_task_that_does_not_fit_the_figure_is_refused(task: str, n: int, says:
         restorations(scene(task, ("ddnm",), 2, replace(CANVAS, n=n)), 2)
 
 
+@pytest.mark.slow
 def test_more_rows_than_images_are_refused() -> None:
     canvas = replace(CANVAS, request={"model": "digits"}, n=400)
     with pytest.raises(UserError, match="n=400: there are only 355 real images"):

@@ -469,6 +469,7 @@ def test_the_comparison_follows_the_filter_and_the_switches(browser: Any, tmp_pa
     assert not browser.find_element("id", "same-section").is_displayed()
 
 
+@pytest.mark.slow
 def test_restorations_are_shown_with_their_truth_and_observation(browser: Any, tmp_path: Path) -> None:
     import samplerbench
     from samplerbench.report.load import load

@@ -74,7 +74,7 @@ def test_the_triangular_numbers_have_their_moments() -> None:
 
 def test_the_kernel_is_the_path_with_equal_weight_along_it() -> None:
     """Its mean is that of the path by length, and its variance that of the path and of the soft line."""
-    for seed in range(30):
+    for seed in range(12):
         points = path(61, 0.5, seed)
         if float(points.abs().max()) > 27:  # it leaves the kernel
             continue

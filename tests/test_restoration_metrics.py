@@ -97,10 +97,15 @@ def test_the_standard_error_of_the_posterior_distance_is_over_observations() -> 
 
 @pytest.mark.parametrize(
     ("spec", "samples", "expected"),
-    [("coverage", 19, 0.9), ("coverage", 9, 0.8), ("coverage:level=0.5", 11, 0.5), ("coverage:level=0.5", 2, 1 / 3)],
+    [
+        ("coverage", 19, 0.9),
+        ("coverage:level=0.5", 2, 1 / 3),
+        pytest.param("coverage", 9, 0.8, marks=pytest.mark.slow),
+        pytest.param("coverage:level=0.5", 11, 0.5, marks=pytest.mark.slow),
+    ],
 )
 def test_exact_draws_have_the_coverage_of_exchangeable_ones(spec: str, samples: int, expected: float) -> None:
-    model, posterior, y = observed(exact("gaussian"), 100)
+    model, posterior, y = observed(exact("gaussian"), 60)
     entry = measured(spec, model, draws(posterior, y, samples, model.shape), cut=512)
     assert entry["expected"] == pytest.approx(expected)
     assert entry["value"] == pytest.approx(expected, abs=4 * entry["standard_error"])
