@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from samplerbench.metrics import Accumulator, Batch, Context, Metric
-from samplerbench.sampling import Observation, UserError
+from samplerbench.sampling import Guidance, ModelView, Observation, Sampler, UserError
 
 
 def mean_over_observations(values: Tensor, image: Tensor) -> dict[str, float]:
@@ -50,6 +52,24 @@ def mean_of_clusters(sums: Tensor) -> dict[str, float]:
     return entry
 
 
+FEW = "set images of the task to at most half of the number of samples, as in inpaint:images=1"
+
+
+@dataclass(frozen=True)
+class SeveralSamples(Metric):
+    """Base of metrics that need several samples of each observation."""
+
+    needs_features: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
+    needs_truth: ClassVar[bool] = True
+    min_images: ClassVar[int] = 2
+
+    def inapplicable(self, sampler: Sampler, guidance: Guidance | None, model: ModelView) -> str | None:
+        if model.observation is None or model.observation.task.images:
+            return None
+        return f"it needs several samples of each observation; {FEW}"
+
+
 def task_of(metric: Metric, context: Context) -> Observation:
     """The observations of a run for a metric that needs several samples of each of them.
 
@@ -66,10 +86,7 @@ def task_of(metric: Metric, context: Context) -> Observation:
     observation = context.model.observation
     images = observation.task.images
     if not images or (context.n and context.n < 2 * images):
-        raise UserError(
-            f"{who} needs several samples of each observation: set images of the task to at most half of the number of "
-            "samples, as in inpaint:images=1."
-        )
+        raise UserError(f"{who} needs several samples of each observation; {FEW}.")
     return observation
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from samplerbench.metrics import Accumulator, Context, Metric
+from samplerbench.metrics import Accumulator, Context
 from samplerbench.models import exact_posterior
 from samplerbench.sampling import Inputs, option
-from samplerbench_plugins.observations import SampleStore, mean_over_observations, task_of
+from samplerbench_plugins.observations import SampleStore, SeveralSamples, mean_over_observations, task_of
 
 
 @dataclass(frozen=True)
-class PosteriorDistance(Metric):
+class PosteriorDistance(SeveralSamples):
     """Sliced Wasserstein distance to exact draws of p(x₀ | y), on the exact problems (Bonneel et al. 2015).
 
     W₂ of the samples of one observation and as many exact draws, over random directions, divided by √(tr C/d), the
@@ -25,11 +25,6 @@ class PosteriorDistance(Metric):
     that of the value over the observations, and `mean_error_standard_error` that of the error of the mean. The task
     must have several samples of each observation: set its parameter `images`.
     """
-
-    needs_features: ClassVar[bool] = False
-    needs_reference: ClassVar[bool] = False
-    needs_truth: ClassVar[bool] = True
-    min_images: ClassVar[int] = 2
 
     directions: int = option(128, "number of random directions", ge=1, le=100_000)
 

@@ -8,16 +8,16 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from samplerbench.metrics import Accumulator, Context, Metric
+from samplerbench.metrics import Accumulator, Context
 from samplerbench.sampling import option
-from samplerbench_plugins.observations import SampleStore, mean_over_observations
+from samplerbench_plugins.observations import SampleStore, SeveralSamples, mean_over_observations
 
 ROUNDING = 1e-5
 """A value this close to the interval is inside of it. A pixel that is known exactly has an interval of zero width."""
 
 
 @dataclass(frozen=True)
-class Spread(Metric):
+class Spread(SeveralSamples):
     """Standard deviation of each pixel over the samples of one observation (this work), the mean over pixels.
 
     The unit is that of images in [-1, 1]. The states are measured before they are quantised. The value is neither
@@ -27,11 +27,7 @@ class Spread(Metric):
     the observations. The task must have several samples of each observation: set its parameter `images`.
     """
 
-    needs_features: ClassVar[bool] = False
-    needs_reference: ClassVar[bool] = False
-    needs_truth: ClassVar[bool] = True
     prefers_real_images: ClassVar[bool] = False
-    min_images: ClassVar[int] = 2
 
     def start(self, context: Context) -> Accumulator:
         return _Spread(self, context)
@@ -49,7 +45,7 @@ class _Spread(SampleStore):
 
 
 @dataclass(frozen=True)
-class Coverage(Metric):
+class Coverage(SeveralSamples):
     """How often the truth lies in the central interval of the samples of its observation, for each pixel (this work).
 
     With K samples of an observation, sorted for each pixel, the interval is from the a-th smallest to the a-th largest
@@ -63,11 +59,7 @@ class Coverage(Metric):
     samples of each observation: set its parameter `images`.
     """
 
-    needs_features: ClassVar[bool] = False
-    needs_reference: ClassVar[bool] = False
-    needs_truth: ClassVar[bool] = True
     better: ClassVar[Literal["lower", "higher"]] = "higher"
-    min_images: ClassVar[int] = 2
 
     level: float = option(0.9, "nominal probability of the interval", gt=0.0, lt=1.0)
 
