@@ -222,5 +222,6 @@ def test_their_copy_in_another_distribution_does_the_same(third_party: None) -> 
             continue
         assert torch.equal(*both), what
         compared += 1
-    # Two generators, colourise, and the metrics gap, lpips-gap, psnr-gap, psnr, ssim, data-fidelity and posterior.
-    assert compared == len(made) - 10
+    # Two generators, colourise, and the metrics gap, lpips-gap, psnr-gap, psnr, ssim, lpips, data-fidelity, posterior,
+    # spread and coverage.
+    assert compared == len(made) - 13

@@ -270,9 +270,10 @@ def test_a_metric_that_needs_more_images_than_there_are_is_not_measured() -> Non
     assert found["min-images"].figure == "it needs 1600 images, and at most 700 are measured here"
 
 
-ELSEWHERE = ("lpips-gap", "posterior")
-"""lpips-gap needs weights and larger images than the digits; tests/test_image_gap.py tests it. posterior needs several
-samples of an observation; tests/test_inverse_runs.py tests it."""
+ELSEWHERE = ("lpips", "lpips-gap", "coverage", "posterior", "spread")
+"""lpips-gap and lpips need weights and larger images than the digits; tests/test_image_gap.py and
+tests/test_restoration_metrics.py test them. The others need several samples of an observation;
+tests/test_inverse_runs.py and tests/test_restoration_metrics.py test them."""
 METRICS = [e.name for e in registry.entries("metric") if e.distribution == registry.OWN and e.name not in ELSEWHERE]
 
 

@@ -390,6 +390,7 @@ COMMANDS = {
     "interpolate": ("-s", "ddim", "--steps", "3", "--points", "4", "--round-trip", "2,4", *SMALL),
     "guidance": ("-s", "ddim", "-g", "cfg", "--steps", "2", "--scales", "0,1,4", *SMALL),
     "forward": ("--columns", "5", *SMALL),
+    "restore": ("--task", "inpaint", "-s", "ddim", "-g", "ddnm", "--steps", "2", "--samples", "2", "--n", "2", *SMALL),
 }
 FRAMES = {"steps": 3, "trajectory": 4, "interpolate": 6, "forward": 5}
 

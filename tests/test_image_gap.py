@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import save_file
+from support.lpips_weights import reference, save
 from support.pipelines import PROMPTS, SD_BETAS, tiny_stable_diffusion
 from torch import Tensor
 
@@ -132,27 +133,9 @@ def test_one_solution_serves_all_gaps(tmp_path: Path, monkeypatch: pytest.Monkey
 # --- LPIPS -----------------------------------------------------------------------------------------------------------
 
 
-def reference(net: str) -> Any:
-    """torchmetrics' LPIPS with a random network, and random weights of its linear layers."""
-    from torchmetrics.functional.image.lpips import _LPIPS
-
-    torch.manual_seed(2)
-    made = _LPIPS(pretrained=False, net=cast(Literal["alex", "vgg"], net), pnet_rand=True, use_dropout=True)
-    for name, parameter in made.named_parameters():
-        if name.startswith("lin"):
-            torch.nn.init.uniform_(parameter, 0, 1)
-    return made.eval()
-
-
 @pytest.fixture(scope="module")
 def alex(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(reference("alex"), tmp_path_factory.mktemp("lpips") / "alex.safetensors")
-
-
-def save(network: Any, file: Path) -> Path:
-    state = {name: tensor.clone() for name, tensor in network.state_dict().items() if not name.startswith("lins.")}
-    save_file(state, file)
-    return file
 
 
 @pytest.mark.parametrize(

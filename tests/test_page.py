@@ -469,6 +469,30 @@ def test_the_comparison_follows_the_filter_and_the_switches(browser: Any, tmp_pa
     assert not browser.find_element("id", "same-section").is_displayed()
 
 
+@pytest.mark.slow
+def test_restorations_are_shown_with_their_truth_and_observation(browser: Any, tmp_path: Path) -> None:
+    import samplerbench
+    from samplerbench.report.load import load
+
+    how: dict[str, Any] = {"steps": 1, "n": 5, "model": "exact:mixture", "metrics": "psnr", "quiet": True}
+    samplerbench.evaluate("ddim", guidances=["ddnm", "none"], tasks="inpaint", out=tmp_path, **how)
+    found = load(tmp_path)
+    (tmp_path / "page.html").write_text(page(group(found.records), [], found.pictures), "utf-8")
+    browser.get((tmp_path / "page.html").as_uri())
+    assert browser.find_element("id", "same-title").text == "Restorations of the same observation"
+    articles = browser.find_elements("css selector", "#same article")
+    assert len(articles) == 4
+    for article in articles:
+        assert [f.text for f in article.find_elements("css selector", "figure")] == ["truth", "observation"]
+        assert len(article.find_elements("css selector", "td img")) == 2
+    assert "three rows: the truth, the observation" in browser.find_element("id", "grids-about").text
+    pictures = browser.find_elements("css selector", "#grids img")
+    assert [p.get_attribute("alt").partition(" of ")[0] for p in pictures] == [
+        "Truth, observation and restored images"
+    ] * 2
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
 def test_the_comparison_fits_a_phone(phone: Any) -> None:
     assert right_edge(phone, "#same img") <= 390
     assert texts(phone, "#same article:first-child thead th") == ["sampler \\ NFE", "5", "9", "10"]

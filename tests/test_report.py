@@ -18,7 +18,8 @@ from PIL import Image
 from support.synthetic_results import put, record, sheet
 from typer.testing import CliRunner
 
-from samplerbench.cli.app import app
+import samplerbench
+from samplerbench.cli.app import app, main
 from samplerbench.errors import UserError
 from samplerbench.registry import entries
 from samplerbench.report.formats import finite, latex, latex_document, markdown, payload, rows, tex, to_csv
@@ -294,6 +295,40 @@ def test_the_command_is_the_run_that_makes_the_cell() -> None:
     }  # fmt: skip
     assert "'a b;rm'" in command(record("a b;rm"))
     assert "--steps" not in command(record("pf-ode", None))
+
+
+def test_the_command_says_how_the_model_was_loaded_and_what_was_observed() -> None:
+    model = {
+        "source": "owner/name", "revision": "abc123", "variant": "fp16", "prompts": "hash", "negative prompt": "a blur",
+        "image size": [768, 1024], "embedded guidance": 3.5,
+    }  # fmt: skip
+    task = {"name": "inpaint", "images": {"name": "digits", "split": "held-out", "n": 355}}
+    protocol = {"model": model, "task": task, "reference": None}
+    words = shlex.split(command(record(task="inpaint:mask=half", model="owner/name", protocol=protocol)))
+    given = dict(zip(words[2::2], words[3::2], strict=True))
+    assert {name: given.get(name) for name in ("--task", "--data", "--revision", "--variant")} == {
+        "--task": "inpaint:mask=half", "--data": "digits:split=held-out", "--revision": "abc123", "--variant": "fp16",
+    }  # fmt: skip
+    assert given["--prompts"] == "FILE"
+    assert given["--negative-prompt"] == "a blur"
+    assert (given["--image-size"], given["--embedded-guidance"]) == ("768x1024", "3.5")
+    draws = {"reference": {"name": "exact/gaussian", "split": "draws"}}
+    assert "--data" not in command(record(model="exact/gaussian", protocol=draws))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["digits:split=held-out", None])
+@pytest.mark.parametrize("metric", ["fid", "psnr"])
+def test_the_command_of_a_run_with_a_task_has_the_same_protocol(
+    data: str | None, metric: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how: dict[str, Any] = {"steps": 1, "n": 4, "metrics": metric, "tasks": "inpaint:mask=half", "data": data}
+    (made,) = samplerbench.evaluate("ddim", guidances="ddnm", model="digits", quiet=True, **how)
+    words = shlex.split(command(made))
+    with pytest.raises(SystemExit) as ended:
+        main([*words[1:], "--out", str(tmp_path)])
+    assert ended.value.code == 0
+    assert [r["protocol"] for r in load(tmp_path).records] == [made["protocol"]]
 
 
 # Figures

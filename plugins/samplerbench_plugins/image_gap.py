@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from samplerbench.metrics import Accumulator, Batch, Context, Metric
 from samplerbench.sampling import Sampler, UserError, option
-from samplerbench_plugins.lpips import LPIPS, load_lpips
+from samplerbench_plugins.lpips import NeedsLPIPS
 from samplerbench_plugins.pf_ode import ProbabilityFlow
 
 MAX_PSNR = 60.0
@@ -68,39 +67,18 @@ class PSNRGap(ImageGap):
 
 
 @dataclass(frozen=True)
-class LPIPSGap(ImageGap):
+class LPIPSGap(NeedsLPIPS, ImageGap):
     """Mean LPIPS to the converged image from the same x_T (Zhang et al. 2018, version 0.1), on decoded uint8 images.
 
     The converged image is that of `gap` and `psnr-gap`. The weights are the state dict of the package lpips as
     safetensors, with the network AlexNet or VGG-16, which is read off the file. Images keep their size.
     """
 
-    weights: str = option("", "safetensors file with the state dict of the package lpips, net=alex or net=vgg")
-
-    @property
-    def lpips(self) -> LPIPS:
-        """The distance. Raises UserError if the weights cannot be read."""
-        if not self.weights:
-            raise UserError(
-                "the metric lpips-gap needs weights: lpips-gap:weights=FILE.safetensors, with the state dict of the "
-                "package lpips."
-            )
-        return _load(self.weights, "cpu")
-
-    def estimator(self, stratified: bool) -> str:
-        """The network and the hash of its weights, for the protocol."""
-        return f"lpips-{self.lpips.net} {self.lpips.sha256}"
-
     def check(self, images: Tensor) -> None:
-        self.lpips.check(images)
+        self.lpips.check(images.shape)
 
     def measure(self, images: Tensor, converged: Tensor) -> Tensor:
-        return _load(self.weights, str(images.device))(images, converged)
-
-
-@functools.lru_cache(maxsize=2)
-def _load(file: str, device: str) -> LPIPS:
-    return load_lpips(file).to(torch.device(device))
+        return self.lpips_on(images.device)(images, converged)
 
 
 class _Mean(Accumulator):

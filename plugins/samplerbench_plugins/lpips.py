@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from samplerbench.sampling import UserError
+from samplerbench.metrics import Metric
+from samplerbench.sampling import UserError, option
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """Normalisation of images in [-1, 1]: (x - SHIFT)/SCALE."""
@@ -38,11 +41,13 @@ class LPIPS:
         net: "alex" or "vgg".
         weights: tensors by their names in the state dict of the package lpips, in float32.
         sha256: hash of the weights.
+        user: name of the metric, for messages.
     """
 
     net: str
     weights: dict[str, Tensor]
     sha256: str
+    user: str
 
     @torch.no_grad()
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
@@ -51,15 +56,15 @@ class LPIPS:
         Raises:
             UserError: as `check`.
         """
-        self.check(x)
+        self.check(x.shape)
         return torch.cat([self._distance(a, b) for a, b in zip(x.split(AT_ONCE), y.split(AT_ONCE), strict=True)])
 
-    def check(self, images: Tensor) -> None:
-        """Raise UserError for images (B, C, H, W) that are too small for the network."""
-        side = min(images.shape[2:])
+    def check(self, shape: Sequence[int]) -> None:
+        """Raise UserError for images of a shape (..., H, W) that are too small for the network."""
+        side = min(shape[-2:])
         if side < LEAST_SIDE[self.net]:
             raise UserError(
-                f"the metric lpips-gap with the network {self.net} needs images of at least {LEAST_SIDE[self.net]} "
+                f"the metric {self.user} with the network {self.net} needs images of at least {LEAST_SIDE[self.net]} "
                 f"pixels a side, and the model's have {side}."
             )
 
@@ -90,7 +95,7 @@ class LPIPS:
 
     def to(self, device: torch.device) -> LPIPS:
         """The same distance with its weights on a device."""
-        return LPIPS(self.net, {name: w.to(device) for name, w in self.weights.items()}, self.sha256)
+        return replace(self, weights={name: w.to(device) for name, w in self.weights.items()})
 
 
 AT_ONCE = 16
@@ -116,12 +121,43 @@ def shapes(net: str) -> dict[str, tuple[int, ...]]:
     return sizes
 
 
-def load_lpips(file: str) -> LPIPS:
+@dataclass(frozen=True)
+class NeedsLPIPS(Metric):
+    """Base of metrics that measure LPIPS: the weights, which the protocol records."""
+
+    weights: str = option("", "safetensors file with the state dict of the package lpips, net=alex or net=vgg")
+
+    @property
+    def lpips(self) -> LPIPS:
+        """The distance on the CPU. Raises UserError if the weights cannot be read."""
+        return self.lpips_on(torch.device("cpu"))
+
+    def lpips_on(self, device: torch.device) -> LPIPS:
+        """The distance with its weights on a device. Raises UserError if the weights cannot be read."""
+        if not self.weights:
+            raise UserError(
+                f"the metric {self.label()} needs weights: {self.label()}:weights=FILE.safetensors, with the state "
+                "dict of the package lpips."
+            )
+        return _load(self.weights, self.label(), str(device))
+
+    def estimator(self, stratified: bool) -> str:
+        """The network and the hash of its weights, for the protocol."""
+        return f"lpips-{self.lpips.net} {self.lpips.sha256}"
+
+
+@functools.lru_cache(maxsize=4)
+def _load(file: str, user: str, device: str) -> LPIPS:
+    return load_lpips(file, user).to(torch.device(device))
+
+
+def load_lpips(file: str, user: str) -> LPIPS:
     """Load the weights of LPIPS.
 
     Args:
         file: a safetensors file with the state dict of `lpips.LPIPS(net="alex")` or `net="vgg"` of the package lpips.
             Entries other than the convolutions and the linear layers are ignored.
+        user: name of the metric, for messages.
 
     Raises:
         UserError: the file does not exist, is no safetensors file, or has other tensors.
@@ -131,21 +167,21 @@ def load_lpips(file: str) -> LPIPS:
 
     path = Path(file).expanduser()
     if not path.is_file():
-        raise UserError(f"the weights {file} of the metric lpips-gap do not exist.")
+        raise UserError(f"the weights {file} of the metric {user} do not exist.")
     try:
         content = path.read_bytes()
         tensors: dict[str, Any] = load(content)
     except (SafetensorError, OSError) as error:
         line = " ".join(str(error).split())
-        raise UserError(f"the weights {file} of the metric lpips-gap are not a safetensors file ({line}).") from None
+        raise UserError(f"the weights {file} of the metric {user} are not a safetensors file ({line}).") from None
     first = tensors.get("net.slice1.0.weight")
     net = "alex" if first is not None and tuple(first.shape) == (64, 3, 11, 11) else "vgg"
     for name, shape in shapes(net).items():
         if name not in tensors or tuple(tensors[name].shape) != shape or not tensors[name].is_floating_point():
             what = "has no tensor" if name not in tensors else "has another shape or type of"
             raise UserError(
-                f"the file {file} of the metric lpips-gap {what} {name}; write it from the state dict of the package "
+                f"the file {file} of the metric {user} {what} {name}; write it from the state dict of the package "
                 "lpips, net=alex or net=vgg."
             )
     weights = {name: tensors[name].float() for name in shapes(net)}
-    return LPIPS(net, weights, hashlib.sha256(content).hexdigest())
+    return LPIPS(net, weights, hashlib.sha256(content).hexdigest(), user)

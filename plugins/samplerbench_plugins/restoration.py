@@ -12,6 +12,8 @@ from torch import Tensor
 
 from samplerbench.metrics import Accumulator, Batch, Context, Metric
 from samplerbench.sampling import Observation, UserError, option
+from samplerbench_plugins.lpips import NeedsLPIPS
+from samplerbench_plugins.observations import mean_of_clusters
 
 MAX_PSNR = 60.0
 """The limit of the PSNR of one image in dB. Equal images have an infinite PSNR."""
@@ -19,7 +21,10 @@ MAX_PSNR = 60.0
 
 @dataclass(frozen=True)
 class Restoration(Metric, ABC):
-    """Base of metrics of each restored image. The value is the mean over the images."""
+    """Base of metrics of each restored image. The value is the mean over the images.
+
+    Its standard error is over the observations: several samples of one observation are not independent.
+    """
 
     needs_features: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
@@ -110,23 +115,46 @@ class DataFidelity(Restoration):
         return residual.square().mean(1).sqrt().cpu() / (observation.sigma or 1.0)
 
 
+@dataclass(frozen=True)
+class RestoredLPIPS(NeedsLPIPS, Restoration):
+    """LPIPS of the restored images and the observed ones (Zhang et al. 2018, version 0.1), the mean over images.
+
+    The weights are the state dict of the package lpips as safetensors, with the network AlexNet or VGG-16, which is
+    read off the file. The uint8 images keep their size.
+    """
+
+    def start(self, context: Context) -> Accumulator:
+        if context.model is not None:
+            self.lpips.check(context.model.image_shape)
+        return super().start(context)
+
+    def measure(self, batch: Batch, truth: Tensor, observation: Observation | None) -> Tensor:
+        self.lpips.check(tuple(truth.shape[1:]))
+        return self.lpips_on(batch.images.device)(batch.images, truth.to(batch.images.device))
+
+
 class _Mean(Accumulator):
-    """The mean over images, and its standard error, from sums."""
+    """The mean over images, from sums: for each observation, where it has several samples; else of all images."""
 
     def __init__(self, metric: Restoration, context: Context) -> None:
         self.metric = metric
         self.observation = None if context.model is None else context.model.observation
-        self.sums = torch.zeros(3, dtype=torch.float64)
-        """Number of images, Σ values, Σ values²."""
+        count = 0 if self.observation is None else len(self.observation.images)
+        self.repeated = count > 0 and (not context.n or count < context.n)
+        self.sums = torch.zeros((count, 2) if self.repeated else 3, dtype=torch.float64)
+        """Number of values and their sum, for each observation; or number of values, their sum, and that of squares."""
 
     def update(self, batch: Batch) -> None:
         if batch.truth is None:
             raise UserError(f"the metric {self.metric.label()} requires a task.")
         pixels = (batch.truth.cpu().double().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
         values = self.metric.measure(batch, pixels, self.observation)
-        self.sums = self.sums + torch.stack(
-            [torch.tensor(float(len(values))).double(), values.sum(), values.square().sum()]
-        )
+        one = torch.ones_like(values)
+        if self.repeated and self.observation is not None:
+            image = self.observation.image(batch.index.cpu())
+            self.sums = self.sums.index_add(0, image, torch.stack([one, values], dim=1))
+        else:
+            self.sums = self.sums + torch.stack([one.sum(), values.sum(), values.square().sum()])
 
     def state(self) -> dict[str, Tensor]:
         return {"sums": self.sums}
@@ -135,6 +163,8 @@ class _Mean(Accumulator):
         self.sums = self.sums + state["sums"]
 
     def result(self) -> dict[str, Any]:
+        if self.repeated:
+            return mean_of_clusters(self.sums)
         n, total, squares = self.sums.tolist()
         if not n:
             return {}

@@ -19,6 +19,7 @@ from samplerbench_plugins.linear_operators import (
     Selection,
     Separable,
 )
+from samplerbench_plugins.motion import trajectory_kernel
 
 Shape = tuple[int, int, int]
 
@@ -99,16 +100,19 @@ class Blur(Task):
     """Deblurring: a circular convolution with a kernel whose values sum to 1 (Kawar et al. 2022, DDRM).
 
     gaussian: a Gaussian of standard deviation `width`. motion: a line of length `width` at an angle, drawn with
-    bilinear weights. The convolution is circular, so that the Fourier transform gives its exact pseudo-inverse.
-    Frequencies with less than 0.001 of the largest response are set to 0. The published settings of DPS (Chung et al.
-    2023) have a kernel of 61 x 61 pixels with standard deviation 3, and random trajectories of motion; here motion is a
-    straight line.
+    bilinear weights. trajectory: a random path of motion (Borodenko 2020), which is a line for `intensity=0`. The
+    convolution is circular, so that the Fourier transform gives its exact pseudo-inverse. Frequencies with less than
+    0.001 of the largest response are set to 0. The published settings of DPS (Chung et al. 2023) for 256 x 256 images
+    are `width=3,size=61` and `kernel=trajectory,size=61,intensity=0.5`, with σ_y = 0.05. DPS draws another path for
+    each image; here all images have the path of `seed`.
     """
 
-    kernel: Literal["gaussian", "motion"] = option("gaussian", "shape of the kernel")
+    kernel: Literal["gaussian", "motion", "trajectory"] = option("gaussian", "shape of the kernel")
     width: float = option(1.0, "standard deviation (gaussian) or length (motion), in pixels", gt=0.0, le=1000.0)
     size: int = option(0, "side of the kernel in pixels, odd; 0: as large as the kernel or the image", ge=0, le=65_535)
     angle: float = option(45.0, "direction of the motion in degrees; 0 is horizontal", ge=-360.0, le=360.0)
+    intensity: float = option(0.5, "curvature and length of the path (trajectory)", ge=0.0, le=1.0)
+    seed: int = option(0, "seed of the path (trajectory)", ge=0, le=2**63 - 1)
 
     def operator(self, shape: Shape) -> LinearOperator:
         side = min(shape[1:])
@@ -119,14 +123,16 @@ class Blur(Task):
             )
         if self.size and self.size % 2 == 0:
             raise _refuse(self, f"size={self.size} is even; use an odd number of pixels.")
-        reach = 3 * self.width if self.kernel == "gaussian" else self.width / 2
+        reach = {"gaussian": 3 * self.width, "motion": self.width / 2, "trajectory": side / 8}[self.kernel]
         size = self.size or min(2 * math.ceil(reach) + 1, largest)
         offsets = torch.arange(size, dtype=torch.float64) - size // 2
         if self.kernel == "gaussian":
             profile = (-0.5 * (offsets / self.width) ** 2).exp()
             kernel = profile[:, None] * profile
-        else:
+        elif self.kernel == "motion":
             kernel = self._line(size)
+        else:
+            kernel = trajectory_kernel(size, self.intensity, self.seed)
         return Circular(shape, kernel / kernel.sum())
 
     def _line(self, size: int) -> Tensor:

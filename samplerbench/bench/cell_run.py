@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from samplerbench.bench.cell import Cell, versions
+from samplerbench.bench.cell_grid import describe_shown, images_in_grid, with_observations
 from samplerbench.bench.evaluate import evaluate, update_counted
 from samplerbench.bench.generate import Batched, Generates, SamplerOnModel, explain_memory, generate, prepare
 from samplerbench.bench.plan import plan
 from samplerbench.bench.session import Session, has_own_labels
 from samplerbench.bench.span import Span
 from samplerbench.boundary import plugin_call
-from samplerbench.data.grid import grid_size, save_grid
+from samplerbench.data.grid import save_grid
 from samplerbench.data.pixels import dequantise, quantise
 from samplerbench.errors import SamplerbenchError, Stopped, UserError
 from samplerbench.metrics.guarded import Guarded
@@ -37,13 +38,9 @@ from samplerbench.sampling.cost import Cost, Seconds
 from samplerbench.sampling.driver import OnStep
 from samplerbench.sampling.meter import Meter
 from samplerbench.tensor_seal import DamagedError
-from samplerbench.text import is_unicode
-from samplerbench.untrusted import shorten
 
 SOLUTIONS = 256 * 2**20
 """Maximum size in bytes of the converged solutions that a session keeps in memory."""
-MAX_SHOWN_TEXT = 1_000
-"""Maximum length of a prompt in the description of the sample grid, in characters."""
 
 
 @dataclass
@@ -92,7 +89,7 @@ class CellRun:
         measurement, execution = session.measurement, session.execution
         self.model, self.team, self.store = measurement.model, execution.team, execution.store
         self.n, self.blocks = measurement.n, measurement.blocks
-        self.keep = grid_size(execution.keep, self.model.image_shape)
+        self.keep = images_in_grid(execution.keep, self.model)
         self.generator: Generates | None = None
         self.progress = Progress()
         self.shown = torch.empty(0, *self.model.image_shape, dtype=torch.uint8)
@@ -447,8 +444,12 @@ class CellRun:
     def _write_grid(self) -> None:
         if not len(self.shown):  # all metrics measure the data
             return
-        buffer = io.BytesIO()
-        save_grid(self.shown, buffer)
+        buffer, images, columns = io.BytesIO(), self.shown, None
+        if self.model.observation is not None:
+            index = torch.arange(len(images))
+            given = self._complete(index, self.session.measurement.inputs.rows(index))
+            images, columns = with_observations(self.model, given, images)
+        save_grid(images, buffer, columns)
         write_atomically(self.store.path(self.key, ".png"), buffer.getvalue())
 
 
@@ -476,30 +477,6 @@ def task_field(session: Session) -> dict[str, str]:
     """Return the field of a record with the spec of the task. Empty without a task."""
     task = session.measurement.task
     return {} if task is None else {"task": task.spec}
-
-
-def describe_shown(session: Session, images: int) -> dict[str, Any]:
-    """Return the field of a record that describes the images of the sample grid.
-
-    Args:
-        session: The measurement and how it is executed.
-        images: Number of images in the grid.
-
-    Returns:
-        The number of images and, if the model has labels or prompts, the label or the index of the prompt of each
-        image, its prompt or the name of its class, and the id of its prompt.
-    """
-    model, chosen = session.measurement.model, session.measurement.inputs.chosen
-    shown: dict[str, Any] = {"images": images}
-    if chosen is None:
-        return shown
-    labels = chosen[:images].tolist()
-    prompts: Sequence[str] = getattr(model, "prompts", ()) if model.text else model.class_names
-    ids: Sequence[str] = getattr(model, "prompt_ids", ()) if model.text else ()
-    for name, texts in (("texts", prompts), ("ids", ids)):
-        if any(texts):
-            shown[name] = [shorten(texts[i], MAX_SHOWN_TEXT) if is_unicode(texts[i]) else "" for i in labels]
-    return shown | {"labels": labels}
 
 
 def solver(session: Session, cell: Cell) -> Callable[[Tensor, Sampler], Tensor]:

@@ -2,197 +2,38 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from samplerbench.cli import common
+from samplerbench.cli.canvas import (
+    Animate,
+    Canvas,
+    OneGuidance,
+    OneSampler,
+    RealData,
+    Sigmas,
+    Spacing,
+    app,
+    chosen_sigmas,
+    figure_command,
+    numbers,
+)
 from samplerbench.cli.numbers import parse_steps
 from samplerbench.errors import UserError
 from samplerbench.limits import MAX_BATCH, MAX_STEPS
 from samplerbench.text import console, json_text, note, say
 
 if TYPE_CHECKING:
-    from samplerbench.figures.panel import Drawing
     from samplerbench.figures.scene import Scene
 
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    help="Draw figures for teaching: steps, trajectory, interpolation, guidance, forward process; and the Pareto front "
-    "of quality and latency. The suffix of the file sets the format: .png and .svg for still figures, .gif and .apng "
-    "for animations.",
-)
-
-OneSampler = Annotated[
-    str,
-    typer.Option(
-        "--sampler", "-s", help="Sampler, with optional parameters.", autocompletion=common.complete("sampler")
-    ),
-]
-OneGuidance = Annotated[
-    str,
-    typer.Option(
-        "--guidance", "-g", help="Guidance, with optional parameters.", autocompletion=common.complete("guidance")
-    ),
-]
-Spacing = Annotated[
-    str | None,
-    typer.Option(
-        "--spacing",
-        help="Spacing of the noise levels: `karras:rho=7`. Default: the sampler's own spacing.",
-        autocompletion=common.complete("spacing"),
-    ),
-]
-RealData = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        help="Real images: a data set name, a folder, zip or npz file. Default: the training data of the model.",
-        autocompletion=common.complete("data set"),
-    ),
-]
-Sigmas = Annotated[
-    str | None, typer.Option("--sigmas", help="Comma-separated noise levels σ to show, in place of --columns.")
-]
-Animate = Annotated[
-    bool,
-    typer.Option(
-        "--animate", help="Write an animation to a .png file too (APNG). A .gif or .apng file is always an animation."
-    ),
-]
+__all__ = ["Canvas", "app"]
 
 
-def _shared(
-    out: Annotated[Path, typer.Argument(help="File to write: .png, .svg, .gif or .apng.")],
-    model: common.ModelName = "digits",
-    revision: common.Revision = None,
-    variant: common.Variant = None,
-    prompts: common.Prompts = None,
-    prompt: common.Prompt = [],  # noqa: B006
-    negative_prompt: common.NegativePrompt = None,
-    image_size: common.ImageSize = None,
-    embedded_guidance: common.EmbeddedGuidance = None,
-    memory: common.Memory = None,
-    lora: common.Lora = [],  # noqa: B006
-    scheduler: common.Scheduler = None,
-    config: common.Config = None,
-    offline: common.Offline = False,
-    labels: common.Labels = None,
-    n: Annotated[int, typer.Option("--n", min=1, max=10_000, help="Number of samples, one per row.")] = 4,
-    seed: common.Seed = 0,
-    batch_size: Annotated[
-        int,
-        typer.Option("--batch-size", "-b", min=1, max=MAX_BATCH, help="Images per batch; does not change the images."),
-    ] = 256,
-    dtype: common.Dtype = "fp32",
-    device: common.Device = "auto",
-) -> None:
-    """The options of every figure."""
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """The values of the options in `_shared`, for one command.
-
-    Attributes:
-        out: the file to write.
-        request: arguments of the `Request`: model, labels, dtype, and how the model is loaded.
-        n: number of samples.
-        seed: the random seed.
-        batch_size: images per batch.
-        device: name of the device.
-    """
-
-    out: Path
-    request: dict[str, Any]
-    n: int
-    seed: int
-    batch_size: int
-    device: str
-
-    def scene(
-        self,
-        samplers: Sequence[str] = (),
-        steps: Sequence[int] = (),
-        guidances: Sequence[str] = ("none",),
-        spacing: str | None = None,
-        data: str | None = None,
-    ) -> Scene:
-        """Load the model and check the runs."""
-        from samplerbench.bench.prepare import prepare
-        from samplerbench.bench.request import Grid, Request
-        from samplerbench.figures.scene import Scene
-
-        grids = [Grid(samplers, steps, guidances=guidances, spacings=[spacing])] if samplers else []
-        scene = Scene(prepare(Request(grids, **self.request), self.device), self.n, self.seed, self.batch_size, data)
-        common.note_prompts(scene.prepared.model)
-        _ = scene.labels
-        return scene
-
-    def moves(self, animate: bool) -> bool:
-        """Whether the file is an animation. Raises UserError for an unsupported suffix."""
-        from samplerbench.figures.output import pick_format
-
-        return pick_format(self.out, animate) in ("gif", "apng")
-
-    def still(self, drawing: Drawing) -> None:
-        """Write a PNG or SVG, and print its name."""
-        from samplerbench.figures.output import render_still
-        from samplerbench.results.files import write_atomically
-
-        write_atomically(self.out, render_still(drawing, "svg" if self.out.suffix.lower() == ".svg" else "png"))
-        say(self.out)
-
-    def animation(self, frames: Sequence[Drawing], seconds: float) -> None:
-        """Write a GIF or animated PNG, and print its name."""
-        from samplerbench.figures.output import render_animation
-        from samplerbench.results.files import write_atomically
-
-        form: Literal["gif", "apng"] = "gif" if self.out.suffix.lower() == ".gif" else "apng"
-        write_atomically(self.out, render_animation(frames, form, seconds))
-        say(self.out)
-
-
-def _figure(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a function (canvas, its own options) as a command with the options of `_shared`.
-
-    Typer reads the options of a command from its signature, so the signature is assembled here.
-
-    Args:
-        defaults: defaults that replace those of `_shared`, by name.
-    """
-
-    def command(function: Callable[..., None]) -> Callable[..., None]:
-        shared = [
-            parameter.replace(default=defaults.get(name, parameter.default))
-            for name, parameter in inspect.signature(_shared, eval_str=True).parameters.items()
-        ]
-        _, *own = inspect.signature(function, eval_str=True).parameters.values()
-
-        def run(**given: Any) -> None:
-            given["prompts"] = common.one_of_prompts(given.pop("prompt"), given["prompts"])
-            text = common.text_options(*(given.pop(k) for k in ("image_size", "embedded_guidance", "memory")))
-            loading = ("revision", "variant", "prompts", "negative_prompt", "lora", "scheduler", "config", "offline")
-            request = text | {k: given.pop(k) for k in ("model", "labels", "dtype", *loading)}
-            rest = {k: given.pop(k) for k in ("out", "n", "seed", "batch_size", "device")}
-            function(Canvas(request=request, **rest), **given)
-
-        run.__name__, run.__doc__ = function.__name__, function.__doc__
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*shared, *own)]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in parameters}
-        app.command()(run)
-        return function
-
-    return command
-
-
-@_figure()
+@figure_command()
 def steps(
     canvas: Canvas,
     sampler: common.Samplers,
@@ -217,7 +58,7 @@ def steps(
     canvas.animation(frames(scene, images), 0.8) if moves else canvas.still(still(scene, images))
 
 
-@_figure(n=3)
+@figure_command(n=3)
 def trajectory(
     canvas: Canvas,
     sampler: OneSampler,
@@ -247,14 +88,14 @@ def trajectory(
     from samplerbench.figures.trajectory import follow, frames, still
 
     moves = canvas.moves(animate)
-    chosen = _chosen_sigmas(sigmas, columns)
+    chosen = chosen_sigmas(sigmas, columns)
     scene = canvas.scene([sampler], [steps], [guidance], spacing)
     (cell,) = scene.cells
     points = follow(scene, cell, columns or (steps + 1 if moves else 9), chosen)
     canvas.animation(frames(scene, cell, points), 0.12) if moves else canvas.still(still(scene, cell, points))
 
 
-@_figure(n=3)
+@figure_command(n=3)
 def interpolate(
     canvas: Canvas,
     sampler: OneSampler,
@@ -359,7 +200,7 @@ def _write_errors(canvas: Canvas, scene: Scene, found: Sequence[Any], how: dict[
     say(file)
 
 
-@_figure()
+@figure_command()
 def guidance(
     canvas: Canvas,
     sampler: OneSampler,
@@ -379,14 +220,47 @@ def guidance(
     """
     from samplerbench.figures.guidance import guidance_specs, still
 
-    if canvas.moves(False):
-        raise UserError(f"{canvas.out}: this figure cannot be animated; write a .png or .svg file.")
+    canvas.check_still()
     if guidance == "none":
         raise UserError("--guidance none has no scale; write --guidance NAME --scales 0,1,2,4,8.")
     if "scale=" in guidance:
         raise UserError(f"--guidance {guidance}: the scales are given by --scales; remove scale=.")
-    specs = guidance_specs(guidance, [f"{scale:g}" for scale in _numbers(scales, "--scales")])
+    specs = guidance_specs(guidance, [f"{scale:g}" for scale in numbers(scales, "--scales")])
     canvas.still(still(canvas.scene([sampler], [steps], specs, spacing)))
+
+
+@figure_command()
+def restore(
+    canvas: Canvas,
+    sampler: common.Samplers,
+    task: Annotated[
+        str,
+        typer.Option(
+            "--task",
+            help="Inverse problem, with optional parameters: `inpaint:mask=half`.",
+            autocompletion=common.complete("task"),
+        ),
+    ],
+    guidance: common.Guidances = [],  # noqa: B006 - Typer copies it
+    steps: Annotated[int, typer.Option("--steps", max=MAX_STEPS, help="Number of steps.")] = 50,
+    samples: Annotated[
+        int,
+        typer.Option("--samples", min=1, max=10_000, help="Number of samples of each observation, for their spread."),
+    ] = 8,
+    spacing: Spacing = None,
+    data: RealData = None,
+) -> None:
+    """Restorations of an inverse problem: truth, observation, one column per method, and the spread of several samples.
+
+    Each row is one real image. The spread is the standard deviation of each pixel over the samples of its observation.
+
+    Example: `samplerbench figure restore restore.png --task inpaint:mask=half -s ddim -g mmps -g diffpir`
+    """
+    from samplerbench.figures.restore import restorations, still
+
+    canvas.check_still()
+    scene = canvas.restoring(sampler, steps, guidance, spacing, task, samples, data)
+    canvas.still(still(scene, restorations(scene, samples)))
 
 
 @app.command()
@@ -459,7 +333,7 @@ def pareto(
     say(out)
 
 
-@_figure(n=8)
+@figure_command(n=8)
 def nearest(
     canvas: Canvas,
     sampler: OneSampler,
@@ -486,7 +360,7 @@ def nearest(
     canvas.still(still(scene, beside(scene, neighbours)))
 
 
-@_figure(n=4)
+@figure_command(n=4)
 def forward(
     canvas: Canvas,
     columns: Annotated[
@@ -517,10 +391,10 @@ def forward(
     from samplerbench.figures.forward import frames, noising, pick_levels, still
 
     moves = canvas.moves(animate)
-    chosen = _chosen_sigmas(sigmas, columns)
+    chosen = chosen_sigmas(sigmas, columns)
     if timesteps is not None and (sigmas is not None or columns is not None):
         raise UserError("--timesteps, --sigmas and --columns cannot be combined; use one of them.")
-    marks = None if timesteps is None else [int(t) for t in _numbers(timesteps, "--timesteps", whole=True)]
+    marks = None if timesteps is None else [int(t) for t in numbers(timesteps, "--timesteps", whole=True)]
     scene = canvas.scene(data=data)
     levels = pick_levels(scene, columns or (50 if moves else 9), marks, chosen)
     seen, labels = noising(scene, levels)
@@ -572,29 +446,3 @@ def bound(
     found = list(likelihoods(prepare(request, device), make_settings("vlb", data, n, training=False)))
     write_atomically(out, render(bound_figure(found), form))
     say(out)
-
-
-def _chosen_sigmas(sigmas: str | None, columns: int | None) -> list[float] | None:
-    if sigmas is None:
-        return None
-    if columns is not None:
-        raise UserError("--sigmas and --columns cannot be combined; use one of them.")
-    return _numbers(sigmas, "--sigmas")
-
-
-def _numbers(text: str, flag: str, whole: bool = False) -> list[float]:
-    """The distinct numbers in a text like `0,1.5,20`. Raises UserError for other text and negative numbers."""
-    found: list[float] = []
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        try:
-            number = int(part) if whole else float(part)
-        except ValueError:
-            kind = "a whole number" if whole else "a number"
-            raise UserError(f'{flag} {text}: "{part}" is not {kind}; write {flag} 0,1,20.') from None
-        if not 0 <= number <= 1e12:
-            raise UserError(f"{flag} {part}: give numbers from 0 to 1e12.")
-        if number not in found:
-            found.append(number)
-    if not found:
-        raise UserError(f"{flag} is empty; write {flag} 0,1,20.")
-    return found

@@ -14,7 +14,7 @@ from samplerbench.report.formats import payload
 from samplerbench.report.latency import html_section, tradeoffs
 from samplerbench.report.matrix import Axis
 from samplerbench.report.same_noise import compared, encoded, reduced, storage
-from samplerbench.report.sheet import block, tiles
+from samplerbench.report.sheet import block, rows_of, tiles
 from samplerbench.report.style import COLOURS
 from samplerbench.results.groups import Group
 from samplerbench.results.latency import Latency
@@ -39,6 +39,7 @@ SYMBOLS = {
 }
 DASHES = ("solid", "dash", "dashdot", "dot")
 SAMPLES = 16  # images of each cell on the page
+COLUMNS = 4  # columns of the picture of a cell
 
 
 def page(
@@ -60,8 +61,10 @@ def page(
     for record in (r for g in content["groups"] for r in g["records"]):
         record.pop("shown", None)  # in `same` where it is used
     images, side = _images(groups, pictures)
-    content["pictures"] = {key: encoded(block(first, 4), side) for key, first in images.items()}
-    content["same"] = printable_data([compared(group, images) for group in groups])
+    observed = _observed(groups, pictures)
+    content["pictures"] = {key: encoded(_picture(first, observed.get(key)), side) for key, first in images.items()}
+    content["restored"] = list(observed)
+    content["same"] = printable_data([compared(group, images, observed) for group in groups])
     content["same_note"] = storage(side)
     listed = "".join(f"<li>{html.escape(printable(problem))}</li>" for problem in problems)
     fill = {
@@ -100,6 +103,24 @@ def _images(groups: Sequence[Group], pictures: dict[str, Path]) -> tuple[dict[st
             images[record["protocol"]] = [reduced(image) for image in first]
             side = max(side, *first[0].size)
     return images, side
+
+
+def _observed(groups: Sequence[Group], pictures: dict[str, Path]) -> dict[str, list[tuple[Image, Image]]]:
+    """The first truths and observations of each cell with a task, by protocol hash, reduced."""
+    found: dict[str, list[tuple[Image, Image]]] = {}
+    for record in (r for group in groups for r in group.records if r["protocol"] in pictures and rows_of(r)):
+        rows = [tiles(pictures[record["protocol"]], record, SAMPLES, row) for row in ("truth", "observation")]
+        if all(rows):
+            found[record["protocol"]] = [(reduced(a), reduced(b)) for a, b in zip(*rows, strict=True)]
+    return found
+
+
+def _picture(restored: list[Image], observed: list[tuple[Image, Image]] | None) -> Image:
+    """The picture of a cell: 16 samples in a square, or 4 truths, their observations, and their restorations."""
+    if observed is None:
+        return block(restored, COLUMNS)
+    first = observed[:COLUMNS]
+    return block([*(truth for truth, _ in first), *(y for _, y in first), *restored[:COLUMNS]], len(first))
 
 
 def _template(name: str) -> str:

@@ -124,17 +124,23 @@ def choose(starts: Sequence[Start], most: int) -> list[Start]:
     return sorted(chosen, key=lambda start: start.index)
 
 
-def compared(group: Group, pictures: Mapping[str, Sequence[Image]]) -> list[dict[str, Any]]:
+def compared(
+    group: Group,
+    pictures: Mapping[str, Sequence[Image]],
+    observed: Mapping[str, Sequence[tuple[Image, Image]]] | None = None,
+) -> list[dict[str, Any]]:
     """The samples of a group that are compared, as data of the page.
 
     Args:
         group: Comparable results.
         pictures: Protocol hash → first images of the cell, reduced (see `reduced`).
+        observed: Protocol hash → first truths and observations of a cell with a task, reduced.
 
     Returns:
         For each sample, `heading`, `note`, `small` (see `SMALL`) and `tiles`: protocol hash → data URI of the image.
-        A sample that only one cell has is left out.
+        With a task, also the data URIs `truth` and `observation`. A sample that only one cell has is left out.
     """
+    observed = observed or {}
     described = {condition_of(record): record["shown"] for record in group.records if "shown" in record}
     cells: dict[Start, dict[str, Image]] = defaultdict(dict)
     for record in group.records:
@@ -156,10 +162,19 @@ def compared(group: Group, pictures: Mapping[str, Sequence[Image]]) -> list[dict
             "note": start.note(prompts),
             "small": max(next(iter(shared[start].values())).size) <= SMALL,
             "tiles": {key: encoded(image, max(image.size)) for key, image in shared[start].items()},
+            **_observation(start, [observed[key] for key in shared[start] if key in observed]),
         }
         for starts in seeds.values()
         for start in choose(starts, most)
     ]
+
+
+def _observation(start: Start, cells: Sequence[Sequence[tuple[Image, Image]]]) -> dict[str, str]:
+    """The truth and the observation of a sample, which are the same in every cell of a group, as data URIs."""
+    pair = next((cell[start.index] for cell in cells if start.index < len(cell)), None)
+    if pair is None:
+        return {}
+    return {name: encoded(image, max(image.size)) for name, image in zip(("truth", "observation"), pair, strict=True)}
 
 
 def _has_prompts(record: Record) -> bool:

@@ -23,16 +23,27 @@ def images_of(record: Record) -> int:
     return int(record["shown"]["images"]) if "shown" in record else min(KEPT, int(record["n"]))
 
 
-def tiles(file: Path, record: Record, count: int) -> list[Image]:
-    """The first `count` images of a PNG written by `save_grid`.
+def rows_of(record: Record) -> list[str]:
+    """The images of each sample in the PNG of a cell: truth, observation and restored. Empty without a task."""
+    return list(record.get("shown", {}).get("rows") or [])
+
+
+def tiles(file: Path, record: Record, count: int, row: str = "restored") -> list[Image]:
+    """The first `count` images of a PNG that a cell has written.
 
     Sample i of every cell with one seed began at the same x_T. Empty where the file is no readable sheet.
+
+    Args:
+        file: The PNG.
+        record: The result.
+        count: Maximum number of samples.
+        row: Which image of each sample, in a cell with a task (see `rows_of`).
     """
     from PIL import Image
 
-    kept = images_of(record)
+    kept, rows = images_of(record), rows_of(record) or [row]
     columns = math.ceil(math.sqrt(kept))
-    lines = math.ceil(kept / columns)
+    lines = math.ceil(kept / columns) * len(rows)
     try:
         with open_regular(file) as stream, Image.open(stream) as picture:
             sheet = picture.convert("RGB" if picture.mode not in ("L", "RGB") else picture.mode)
@@ -46,7 +57,8 @@ def tiles(file: Path, record: Record, count: int) -> list[Image]:
     wide, high = (sheet.width - gap) // columns, (sheet.height - gap) // lines
     if wide <= gap or high <= gap:
         return []
-    corners = [(gap + i % columns * wide, gap + i // columns * high) for i in range(min(count, kept))]
+    places = [(i % columns, i // columns * len(rows) + rows.index(row)) for i in range(min(count, kept))]
+    corners = [(gap + x * wide, gap + y * high) for x, y in places]
     return [sheet.crop((x, y, x + wide - gap, y + high - gap)) for x, y in corners]
 
 

@@ -78,13 +78,18 @@ class Timing(_Strict):
 class Shown(_Strict):
     """The images of the sample grid: the first ones of the first block. Not part of the protocol."""
 
-    images: Annotated[int, Field(ge=1, le=10_000)] = Field(description="number of images in the grid")
+    images: Annotated[int, Field(ge=1, le=10_000)] = Field(description="number of samples in the grid")
+    rows: list[Literal["truth", "observation", "restored"]] = _optional(
+        description="images of each sample, in rows below each other, in a run with a task; else the sample alone"
+    )
     labels: list[Count] = _optional(description="label, or index of the prompt, of each image")
     texts: list[Text] = _optional(description="prompt, or name of the class, of each image; may be shortened")
     ids: list[Text] = _optional(description="id of the prompt of each image")
 
     @model_validator(mode="after")
     def _one_for_each_image(self) -> Shown:
+        if self.rows is not None and len(set(self.rows)) != 3:
+            raise ValueError("rows must be truth, observation and restored")
         for name in ("labels", "texts", "ids"):
             given = getattr(self, name)
             if given is not None and len(given) != self.images:

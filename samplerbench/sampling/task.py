@@ -172,6 +172,23 @@ class Observation:
         """Return the number of the real image of each sample, (B,) int64, for sample indices (B,)."""
         return index % len(self.images)
 
+    def picture(self, y: Tensor) -> Tensor:
+        """Show observations as images, (B, *shape).
+
+        An observation that is an image itself is enlarged to the size of x₀. Of other ones, A⁺ y is shown, or
+        (∂A/∂x)ᵀ y at x = 0 if the task is not linear.
+
+        Args:
+            y: observations, (B, *observed).
+        """
+        with plugin_call(self.task, "in showing an observation"), torch.no_grad():
+            if y.ndim == 4 and y.shape[1] in (1, self.operator.shape[0]):
+                enlarged = torch.nn.functional.interpolate(y, size=self.operator.shape[1:], mode="nearest")
+                return enlarged.expand(-1, self.operator.shape[0], -1, -1)
+            if isinstance(self.operator, LinearOperator):
+                return self.operator.pseudo_inverse(y)
+            return self.operator.pullback(y.new_zeros(len(y), *self.operator.shape), y)
+
     def extend(self, index: Tensor, inputs: Inputs) -> Inputs:
         """Add the observation, the truth and the number of the real image of each sample to its inputs.
 

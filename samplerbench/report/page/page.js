@@ -234,9 +234,13 @@
     $("grids-section").hidden = !rows.length;
     const cell = (r) => {
       if (!r) return make("td");
-      const name = `Samples of ${titled(r)}`;
+      const name = `${data.restored.includes(r.protocol) ? "Truth, observation and restored images" : "Samples"} of ${titled(r)}`;
       return make("td", {}, make("button", { type: "button", "aria-label": `${name}: enlarge`, onclick: () => details(r) }, make("img", { src: data.pictures[r.protocol], alt: name, loading: "lazy" })));
     };
+    const restored = rows.some((r) => data.restored.includes(r.protocol));
+    $("grids-about").replaceChildren(...(restored
+      ? ["Each picture has three rows: the truth, the observation, and the restored images. The same column has the same image in every picture."]
+      : ["The same position in every picture has the same noise ", make("i", {}, "x", make("sub", {}, "T")), " and the same label."]), " Press a picture to enlarge it.");
     fillPictures($("grids"), rows, cell);
   }
 
@@ -262,13 +266,20 @@
     const name = (r) => `${titled(r)}, ${nfe(r)} NFE`;
     const samples = data.same[state.group].map((s) => [s, rows.filter((r) => s.tiles[r.protocol])]).filter(([, cells]) => cells.length);
     $("same-section").hidden = !samples.length;
-    $("same-about").textContent = ["Each table is one sample: the same noise, and the same prompt or label, in every cell.", data.same_note].filter(Boolean).join(" ");
+    const tasks = samples.some(([s]) => s.truth);
+    $("same-title").textContent = tasks ? "Restorations of the same observation" : "Same prompt and noise";
+    const about = tasks ? "Each table is one sample: the truth and its observation, and what every cell makes of it from the same noise."
+      : "Each table is one sample: the same noise, and the same prompt or label, in every cell.";
+    $("same-about").textContent = [about, data.same_note].filter(Boolean).join(" ");
     $("same").replaceChildren(...samples.map(([sample, cells], i) => {
       const table = make("table", { class: "pictures", "aria-labelledby": `same-${i}` });
       fillPictures(table, cells, (r) => (r
         ? make("td", {}, make("img", { src: sample.tiles[r.protocol], alt: name(r), title: name(r), class: sample.small ? "small" : "large" }))
         : make("td")));
+      const given = ["truth", "observation"].filter((name) => sample[name]).map((name) => make("figure", {},
+        make("img", { src: sample[name], alt: `${name} of ${sample.heading}`, class: sample.small ? "small" : "large" }), make("figcaption", {}, name)));
       return make("article", {}, make("h3", { id: `same-${i}` }, sample.heading), make("p", { class: "quiet" }, sample.note),
+        ...(given.length ? [make("div", { class: "observed" }, ...given)] : []),
         make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${sample.heading}, scrolls sideways` }, table));
     }));
   }
