@@ -157,14 +157,14 @@ class ObservedDenoiser(Denoiser):
     """
 
     def __init__(self, inner: Denoiser, observation: Tensor) -> None:
-        self.inner, self.observation = inner, observation
+        self.inner, self.observation, self.y = inner, observation, observation
         self.levels, self.process, self.prediction = inner.levels, inner.process, inner.prediction
 
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
         return self.inner.predict(x, sigma)
 
     def rows(self, index: Tensor) -> Denoiser:
-        return ObservedDenoiser(self.inner.rows(index), self.observation[index.to(self.observation.device)])
+        return ObservedDenoiser(self.inner.rows(index), self.y[index.to(self.y.device)])
 
 
 class Clipped(Denoiser):

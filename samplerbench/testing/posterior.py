@@ -71,7 +71,11 @@ class _Identity(LinearOperator):
     def forward(self, x: Tensor) -> Tensor:
         return x.clone()
 
-    adjoint = pseudo_inverse = forward
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y.clone()
+
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        return y.clone()
 
     def solve(self, r: Tensor, scale: float | Tensor, shift: float | Tensor) -> Tensor:
         divisor = torch.as_tensor(coefficient(scale, r) + coefficient(shift, r), dtype=r.dtype)
