@@ -19,6 +19,7 @@ from samplerbench.models import exact_posterior
 from samplerbench.models.exact import ExactModel, exact
 from samplerbench.models.sample import bind, sample_states, start_batch
 from samplerbench.sampling import SVD, Inputs, Noise, Sampler
+from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.sampler import bind_sampler, check_sampler_task
 from samplerbench.sampling.spacing import make_grid
 
@@ -199,14 +200,10 @@ def test_repaint_counts_every_resampling() -> None:
     """250 steps with j = 10 and r = 10: 24 groups of ten steps are made nine more times."""
     assert sampler("repaint").nfe(250) == 250 + 24 * 9 * 10
     assert sampler("repaint").nfe(10) == 10
-    more: dict[str, Any] = {
-        "model": "exact:gaussian,shape=1x4x4",
-        "tasks": "inpaint",
-        "n": 4,
-        "metrics": "data-fidelity",
-    }
-    (record,) = samplerbench.evaluate("repaint:jump_length=2,resamplings=3", steps=6, quiet=True, **more)
-    assert record["nfe"] == 6 + 2 * 2 * 2
+    model = observed("inpaint")
+    with Meter(model.network) as meter:
+        final("repaint:jump_length=2,resamplings=3", model, levels(model, 6), 3)
+    assert meter.network == 3 * (6 + 2 * 2 * 2)
 
 
 def test_sdedit_starts_at_the_noisy_first_guess() -> None:
@@ -262,10 +259,10 @@ def test_the_samples_are_at_the_floor_of_the_posterior(spec: str) -> None:
     """On `exact:gaussian`, with inpainting without noise and many steps."""
     (record,) = samplerbench.evaluate(
         *(spec,),
-        steps=300,
+        steps=200,
         model="exact:gaussian",
         tasks="inpaint:mask=half,sigma=0,images=1",
-        n=300,
+        n=200,
         metrics="posterior",
         spacing="karras",
         quiet=True,
@@ -276,20 +273,20 @@ def test_the_samples_are_at_the_floor_of_the_posterior(spec: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "eta", [pytest.param(eta, marks=[] if eta == 0.85 else [pytest.mark.slow]) for eta in (0.5, 0.85, 1.0)]
+    "eta", [pytest.param(eta, marks=[] if eta == 0.85 else [pytest.mark.slow]) for eta in (0.85, 1.0)]
 )
 def test_the_variance_of_ddrm_is_too_small(eta: float) -> None:
     """In the limit of many steps a Gaussian of variance v ends with v (1 + √(1-η²))/2 in the unobserved directions."""
     model = exact("gaussian", shape="1x4x4")
     model.problem.variances.fill_(0.5)
     model = observed("inpaint:mask=half,sigma=0", model)
-    made = final(f"ddrm:eta={eta}", model, levels(model, 1000 if eta == 0.5 else 400, "geometric"), 700)
+    made = final(f"ddrm:eta={eta}", model, levels(model, 400, "geometric"), 700)
     ratio = float(made.reshape(-1, 4, 4)[:, :, 2:].var(0).mean()) / 0.5
     assert ratio == pytest.approx((1 + math.sqrt(1 - eta**2)) / 2, rel=4 * math.sqrt(2 / (700 * 8)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", ["replace", "ddnm+", "ddrm:eta=0", "sdedit", "ccdf"])
+@pytest.mark.parametrize("spec", ["replace", "ddnm+", "ddrm:eta=0"])
 def test_the_samples_are_not_exact_elsewhere(spec: str) -> None:
     """Blur with noise: no method of this file is exact, however many the steps."""
     more: dict[str, Any] = {"model": "exact:gaussian", "tasks": "blur:images=1", "n": 200, "quiet": True}
@@ -310,7 +307,7 @@ def test_the_batch_size_changes_nothing(spec: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", METHODS)
+@pytest.mark.parametrize("spec", ["repaint:jump_length=2,resamplings=3", "ddrm", "ccdf:strength=0.5"])
 def test_a_stopped_run_resumes_to_the_same_result(spec: str, tmp_path: Path) -> None:
     from samplerbench.bench.prepare import prepare
     from samplerbench.bench.request import Request, one_grid
