@@ -151,10 +151,8 @@ def test_full_observation_is_measured_for_a_sampler() -> None:
 
 
 def test_a_sampler_without_a_claim_says_so() -> None:
-    for spec, reason in (
-        ("sdedit", "it claims no regime in which it is exact"),
-        ("ddim", "it does not require a task"),
-    ):
+    reasons = {"sdedit": "it claims no regime in which it is exact", "ddim": "it does not require a task"}
+    for spec, reason in reasons.items():
         checks = {c.name: c for c in checks_for(registry.parse("sampler", spec))}
         result = run_check(checks["posterior"])
         assert result.passed is None

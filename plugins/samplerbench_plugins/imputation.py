@@ -87,6 +87,8 @@ class SDEdit(TaskSampler):
     which is uniform in time, the strength is the time t₀ of the paper, which recommends 0.3 to 0.6.
     """
 
+    spacing = "trailing"
+
     strength: float = option(0.5, "part of the steps that is made, in (0, 1]", gt=0.0, le=1.0)
     eta: float = option(1.0, "0 is deterministic, 1 is ancestral", ge=0.0, le=1.0)
 
