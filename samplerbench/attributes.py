@@ -31,6 +31,7 @@ ATTRIBUTES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "needs": (lambda v: isinstance(v, frozenset) and all(isinstance(n, str) for n in v), "a frozenset of names"),
         "spacing": NAME,
         "own_grid": FLAG,
+        "needs_task": FLAG,
         "reversible": FLAG,
         "even_in": _one_of("log sigma", "sigma"),
         "uniform_steps_only": FLAG,

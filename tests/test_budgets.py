@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.samplers import own_samplers
 from torch import Tensor
 
 import samplerbench
@@ -86,8 +87,12 @@ def records_of(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
 def test_what_is_counted_is_within_the_budget_for_every_sampler(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = [e.name for e in registry.entries("sampler") if e.distribution == registry.OWN]
-    specs = [*own, "dpm-solver:order=3", "dpm++:method=singlestep", "diffusers/HeunDiscreteScheduler"]
+    specs = [
+        *own_samplers(needs_task=False),
+        "dpm-solver:order=3",
+        "dpm++:method=singlestep",
+        "diffusers/HeunDiscreteScheduler",
+    ]
     samplers = [word for spec in specs for word in ("--sampler", spec)]
     out = ("--out", str(tmp_path), "--json")
     assert command("run", *samplers, "--nfe", "12", "--n", "4", *MIXTURE, *out) == 0

@@ -209,7 +209,7 @@ def test_their_copy_in_another_distribution_does_the_same(third_party: None) -> 
     for what, pair in made.items():
         kind = what.partition(" ")[0]
         if kind == "sampler":
-            both = [states(model, sampler, even) for sampler in pair]
+            both = [states(observed if sampler.needs_task else model, sampler, even) for sampler in pair]
         elif kind == "guidance":
             given = observed if pair[0].needs_task else model
             both = [states(given, euler, even, guidance) for guidance in pair]

@@ -662,10 +662,11 @@ VARIANTS = [
     *("deis:variable=log-sigma", "pc:predictor=ancestral", "pc:predictor=probability-flow", "analytic-dpm:form=ddim"),
     *("restart:K=0", "res:method=singlestep", "er-sde:phi=ode", "er-sde:phi=ode,derivatives=exact", "sa-solver:tau=0"),
     *("dpm++:sde=true,order=3", "dpm++:method=singlestep,sde=true", "dpm++:method=singlestep,ancestral=true"),
-    "diffusers/DPMSolverMultistepScheduler:timestep_spacing=trailing",
+    *("diffusers/DPMSolverMultistepScheduler:timestep_spacing=trailing", "ddrm:eta=0"),
 ]
 OTHER_VARIANTS = [
     *(("guidance", s) for s in ("cfg:scale=1", "cfg:scale=7.5", "classifier:scale=4", "classifier:conditional=true")),
+    *(("guidance", s) for s in ("mmps:iterations=3", "pigdm:variance=0.2", "pigdm:adaptive=true")),
     *(("spacing", s) for s in ("list:levels=80;20;5;1;0.1", "karras:rho=3", "exponential:rho=2")),
 ]
 
@@ -752,11 +753,11 @@ def test_check_functions_return_results_or_raise_all_failures() -> None:
         testing.check_spacing(NeverZero())
     with pytest.raises(
         CheckFailedError,
-        match=r"WrongOrder fails 4 of 19 checks: order: .*; order-start: .*; "
+        match=r"WrongOrder fails 4 of 21 checks: order: .*; order-start: .*; "
         r"order-from-infinity: .*; order-uneven: ",
     ):
         testing.check_sampler(WrongOrder())
-    with pytest.raises(CheckFailedError, match="SaysOneEvaluation fails 1 of 11 checks: evaluations: "):
+    with pytest.raises(CheckFailedError, match="SaysOneEvaluation fails 1 of 13 checks: evaluations: "):
         testing.check_guidance(SaysOneEvaluation())
 
 
@@ -829,7 +830,7 @@ def test_json_is_all_that_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     assert command("check", "sound-toy", "broken-toy", "--json") == 1
     captured = capfd.readouterr()
     told = json.loads(captured.out)
-    assert [(r["kind"], r["spec"]) for r in told] == [("spacing", "sound-toy")] * 6 + [("sampler", "broken-toy")] * 19
+    assert [(r["kind"], r["spec"]) for r in told] == [("spacing", "sound-toy")] * 6 + [("sampler", "broken-toy")] * 21
     assert {r["check"]: r["passed"] for r in told[6:]}["order"] is False
     assert {r["check"]: r["passed"] for r in told[6:]}["moments"] is None
     assert all(r.keys() == {"kind", "spec", "check", "passed", "figure", "asserts"} for r in told)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import run_images
 from support.denoising import denoiser, labelled
+from support.samplers import own_samplers
 from torch import Tensor, nn
 
 from samplerbench import registry
@@ -19,7 +20,7 @@ from samplerbench.sampling.guidance import bind_guidance
 from samplerbench.sampling.meter import Meter
 from samplerbench.sampling.process import VARIANCE_PRESERVING
 
-SAMPLERS = sorted({entry.name for entry in registry.entries("sampler")})
+SAMPLERS = own_samplers(needs_task=False)
 NEW_SAMPLERS = ("er-sde", "res", "restart", "sa-solver")
 GUIDANCES = ("cfg", "cfg-norm", "classifier")
 NEW_GUIDANCES = ("apg", "cfg-rescale", "interval:low=0.01,high=20")
@@ -208,7 +209,7 @@ def test_every_guidance_works_with_every_sampler(digits: Model, labels: Tensor, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [*SAMPLERS, *own_samplers(needs_task=True)])
 def test_every_method_of_inverse_problems_works_with_every_sampler(sampler: str, method: str) -> None:
     model = exact("mixture")
     observed = model.observed(registry.parse("task", "denoise:sigma=0.5"), model.real(4)[0])

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 from conftest import CPU, Half, make_cell, run_images
+from support.samplers import own_samplers
 from torch import Tensor
 
-from samplerbench import registry
 from samplerbench.bench import engine, setup
 from samplerbench.errors import RunError, UserError
 from samplerbench.models import Model
@@ -19,7 +19,7 @@ from samplerbench.sampling import Denoiser, Noise, Sampler, Step, intervals
 from samplerbench.sampling.driver import drive
 
 SAMPLERS = [
-    *sorted({entry.name for entry in registry.entries("sampler")}),
+    *own_samplers(needs_task=False),
     pytest.param("pf-ode:solver=rk45", marks=pytest.mark.slow),  # many evaluations
 ]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.samplers import own_samplers
 
 import samplerbench
 from samplerbench import api, registry
@@ -24,7 +25,7 @@ from samplerbench.testing.sampler import _grid, _problem
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "exact:mixture,shape=1x2x2"
 NAMED = {"diffusers": "diffusers/DDIMScheduler"}
-SAMPLERS = [NAMED.get(e.name, e.name) for e in registry.entries("sampler") if e.distribution == registry.OWN]
+SAMPLERS = [NAMED.get(name, name) for name in own_samplers(needs_task=False)]
 
 
 @pytest.mark.parametrize("spec", SAMPLERS)

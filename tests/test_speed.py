@@ -331,11 +331,14 @@ WATCHED = [
     *("dpm-solver:order=3", "dpm++", "dpm++:order=3", "dpm++:sde=true", "dpm++:method=singlestep", "unipc", "deis"),
     *("ipndm", "analytic-dpm", "consistency", "restart", "er-sde", "res", "res:method=singlestep", "sa-solver"),
     *("dpm++:sde=true,order=3", "dpm++:method=singlestep,sde=true", "dpm++:method=singlestep,ancestral=true"),
+    *("replace", "repaint:jump_length=1,resamplings=2", "ddrm", "ddnm+", "sdedit", "ccdf"),
 ]
 """All but `pf-ode:solver=rk45`, whose step size depends on the state, and `diffusers/*`, whose code is not ours."""
 
 
 def watched_walk(model: Model, sampler: str, guidance: str = "none") -> driving.Walk:
+    if registry.get("sampler", registry.split(sampler)[0]).needs_task:
+        model = model.observed(registry.parse("task", "super-resolution:factor=2"), model.real(4)[0])
     cell = generate.bound_cell(model, make_cell(model, sampler, None, 4, guidance))
     rows = torch.arange(4)
     noise = WatchedNoise(rows, model.shape)

@@ -18,6 +18,7 @@ from samplerbench.sampling import (
     ModelView,
     Observation,
     Prediction,
+    Regime,
     Sigma,
     coefficient,
     option,
@@ -65,6 +66,9 @@ class ExactConditioning(LinearMethod):
     differentiates: ClassVar[bool] = True  # its factorisations cannot be captured as a CUDA graph
     posterior: ClassVar[ExactPosterior]
 
+    def posterior_regime(self) -> Regime | None:
+        return Regime()
+
     def bind(self, model: ModelView) -> Self:
         return super().bind(model).with_state(posterior=exact_posterior(model, f"guidance {self.label()}"))
 
@@ -81,6 +85,9 @@ class DDNM(LinearMethod):
     noise of y remains in the result. Without noise it is E[x₀ | x, y] of a Gaussian whose covariance commutes with
     A⁺ A, for example inpainting with independent pixels. One evaluation, no backward pass.
     """
+
+    def posterior_regime(self) -> Regime | None:
+        return Regime(any_task=False, noise=False)
 
     def predict(self, denoise: ConditionalDenoiser, x: Tensor, sigma: Sigma) -> Prediction:
         base = denoise.conditional(x, sigma)
@@ -99,6 +106,9 @@ class DiffPIR(LinearMethod):
 
     scale: float = option(7.0, "λ, weight of the prior", gt=0.0, le=1e6)
 
+    def posterior_regime(self) -> Regime | None:
+        return Regime(any_task=False, noise=False)
+
     def predict(self, denoise: ConditionalDenoiser, x: Tensor, sigma: Sigma) -> Prediction:
         base = denoise.conditional(x, sigma)
         residual = observed(denoise, x) - self.operator.forward(base.x0)
@@ -111,13 +121,19 @@ class PiGDM(LinearMethod):
     """Pseudoinverse-guided diffusion (Song et al. 2023, eq. 7):  D + σ² Jᵀ Aᵀ (r² A Aᵀ + σ_y² I)⁻¹ (y - A D).
 
     J = ∂D/∂x, and r² = v σ²/(v + σ²) is the variance of x₀ given x for data of variance v; the paper has v = 1. It is
-    E[x₀ | x, y] of an isotropic Gaussian of variance v. The paper's algorithm 1 also multiplies the correction by r²,
-    as a step size; this is the equation without it. One evaluation and one backward pass.
+    E[x₀ | x, y] of an isotropic Gaussian of variance v. With adaptive=true the correction is multiplied by r², the
+    adaptive weight of the paper's algorithm 1. That algorithm also adds the correction to the result of a DDIM step
+    with the coefficient √ᾱ; here it is a part of D, so that every sampler can use it. One evaluation and one backward
+    pass.
     """
 
     differentiates: ClassVar[bool] = True
 
     variance: float = option(1.0, "v, variance of the data", gt=0.0, le=1e6)
+    adaptive: bool = option(False, "multiply the correction by r²")
+
+    def posterior_regime(self) -> Regime | None:
+        return None if self.adaptive else Regime(equal_variances=True, variance=self.variance)
 
     def predict(self, denoise: ConditionalDenoiser, x: Tensor, sigma: Sigma) -> Prediction:
         base, jacobian = denoise.pullback(x, sigma)
@@ -125,7 +141,8 @@ class PiGDM(LinearMethod):
         residual = observed(denoise, x) - self.operator.forward(base.x0)
         known = self.variance * square / (self.variance + square)
         step = self.operator.adjoint(self.operator.solve(residual, known, self.observation.sigma**2))
-        return Prediction(base.x0 + coefficient(square, x) * jacobian(step), base.variance)
+        weight = square * known if self.adaptive else square
+        return Prediction(base.x0 + coefficient(weight, x) * jacobian(step), base.variance)
 
 
 @dataclass(frozen=True)
@@ -138,6 +155,9 @@ class TMPD(LinearMethod):
     """
 
     differentiates: ClassVar[bool] = True
+
+    def posterior_regime(self) -> Regime | None:
+        return Regime(any_task=False)
 
     def predict(self, denoise: ConditionalDenoiser, x: Tensor, sigma: Sigma) -> Prediction:
         base, jacobian = denoise.pullback(x, sigma)
@@ -162,6 +182,12 @@ class MMPS(LinearMethod):
     differentiates: ClassVar[bool] = True
 
     iterations: int = option(1, "iterations of the conjugate gradients", ge=1, le=10_000)
+
+    def posterior_regime(self) -> Regime | None:
+        # One iteration solves an equation with a multiple of the identity, m iterations any one with m values.
+        if self.iterations == 1:
+            return Regime(any_task=False, equal_variances=True)
+        return Regime(measurements=self.iterations)
 
     def predict(self, denoise: ConditionalDenoiser, x: Tensor, sigma: Sigma) -> Prediction:
         base, jacobian = denoise.pullback(x, sigma)

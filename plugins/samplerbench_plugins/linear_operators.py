@@ -8,7 +8,7 @@ from abc import ABC
 import torch
 from torch import Tensor
 
-from samplerbench.sampling import LinearOperator, coefficient
+from samplerbench.sampling import SVD, LinearOperator, coefficient
 
 Shape = tuple[int, int, int]
 
@@ -26,8 +26,13 @@ def at(constant: Tensor, like: Tensor) -> Tensor:
     return constant.to(device=like.device, dtype=like.dtype)
 
 
+def at_complex(constant: Tensor, like: Tensor) -> Tensor:
+    """Return a constant complex tensor in the precision and on the device of a real tensor."""
+    return constant.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.complex64))
+
+
 class TightFrame(LinearOperator, ABC):
-    """An operator with A Aᵀ = c I. Its pseudo-inverse is Aᵀ/c.
+    """An operator with A Aᵀ = c I. Its pseudo-inverse is Aᵀ/c, and its singular value decomposition √c (A/√c).
 
     Attributes:
         square: the number c.
@@ -41,6 +46,15 @@ class TightFrame(LinearOperator, ABC):
     def solve(self, r: Tensor, scale: float | Tensor, shift: float | Tensor) -> Tensor:
         divisor = coefficient(scale, r) * self.square + coefficient(shift, r)
         return divide(r, torch.as_tensor(divisor, dtype=r.dtype, device=r.device))
+
+    def svd(self) -> SVD:
+        root = math.sqrt(self.square)
+        return SVD(
+            torch.tensor(root, dtype=torch.float64),
+            u_adjoint=lambda y: y,
+            v_adjoint=lambda x: self.forward(x) / root,
+            v=lambda c: self.adjoint(c) / root,
+        )
 
 
 class Identity(TightFrame):
@@ -168,6 +182,14 @@ class Separable(LinearOperator):
         divisor = coefficient(scale, r) * at(self.values, r) ** 2 + coefficient(shift, r)
         return self._leave(divide(self._enter(r, self.u.T, self.p.T), divisor), self.u.T, self.p.T)
 
+    def svd(self) -> SVD:
+        return SVD(
+            self.values,
+            u_adjoint=lambda y: self._enter(y, self.u.T, self.p.T),
+            v_adjoint=lambda x: self._enter(x, self.v, self.q),
+            v=lambda c: self._leave(c, self.v, self.q),
+        )
+
     @staticmethod
     def _enter(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
         return at(left, x) @ x @ at(right, x).T
@@ -206,8 +228,22 @@ class Circular(LinearOperator):
         divisor = coefficient(scale, r) * at(self.response.abs().square(), r) + coefficient(shift, r)
         return self._filter(r, divide(torch.ones_like(divisor), divisor))
 
+    def svd(self) -> SVD:
+        size = self.response.abs()
+        phase = torch.where(size > 0, self.response / size.where(size > 0, torch.ones_like(size)), 1.0)
+
+        def transform(x: Tensor) -> Tensor:
+            return torch.fft.rfft2(x, norm="ortho")
+
+        return SVD(
+            size,
+            u_adjoint=lambda y: transform(y) * at_complex(phase, y).conj(),
+            v_adjoint=transform,
+            v=lambda c: torch.fft.irfft2(c, s=self.shape[1:], norm="ortho"),
+        )
+
     def _response(self, x: Tensor) -> Tensor:
-        return self.response.to(device=x.device, dtype=torch.promote_types(x.dtype, torch.complex64))
+        return at_complex(self.response, x)
 
     def _filter(self, x: Tensor, response: Tensor) -> Tensor:
         return torch.fft.irfft2(torch.fft.rfft2(x) * response, s=self.shape[1:])

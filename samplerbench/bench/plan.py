@@ -84,7 +84,7 @@ def plan(
                 most = None
                 try:
                     cost = evaluations_of(guidance) * model.rows_per_evaluation
-                    most = most_steps(method, cost, budget)
+                    most = most_steps(method, cost, budget, len(model.levels))
                 except RunError as error:
                     cells.append(Cell(method, guidance, _shown(method, spacing_of), None, nowhere, budget, error))
                     continue
@@ -197,15 +197,24 @@ class Unmet:
         }
 
 
-def most_steps(sampler: Sampler, cost: int, budget: int) -> int | None:
+def most_steps(sampler: Sampler, cost: int, budget: int, limit: int = 0) -> int | None:
     """Return the largest number of steps that fits into a budget.
 
     Args:
         sampler: The sampler.
         cost: Network evaluations (rows) per evaluation of the denoiser, for example 2 for classifier-free guidance.
         budget: Network evaluations per image.
+        limit: Largest number of steps for a sampler that makes steps without an evaluation.
 
     Returns:
         The number of steps, or None if one step costs more than the budget.
     """
-    return next((n for n in range(budget // cost, 0, -1) if (planned_nfe(sampler, n) or 0) * cost <= budget), None)
+
+    def fits(n: int) -> bool:
+        return (planned_nfe(sampler, n) or 0) * cost <= budget
+
+    most = next((n for n in range(budget // cost, 0, -1) if fits(n)), None)
+    if most is not None and 0 < (planned_nfe(sampler, most) or 0) < most:
+        while most < limit and fits(most + 1):
+            most += 1
+    return most

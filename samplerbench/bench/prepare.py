@@ -43,6 +43,7 @@ from samplerbench.results.seal import canonical
 from samplerbench.results.store import Store
 from samplerbench.sampling import Generator, Guidance, Inputs, Sampler, Spacing, Task
 from samplerbench.sampling.guidance import bind_guidance, evaluations_of
+from samplerbench.sampling.sampler import check_sampler_task
 
 
 @dataclass
@@ -172,6 +173,8 @@ def prepare(request: Request, device: str, model: Model | None = None, team: Tea
         for method in samplers:
             if isinstance(method, Sampler):
                 check_legacy(method, model)
+                for one in observed or [model]:
+                    check_sampler_task(method, one.observation)
         for spacing in grid.spacings:
 
             def spacing_of(sampler: Sampler, given: Spacing | None = spacing) -> Spacing:

@@ -50,6 +50,7 @@ class LegacyDenoiser(Denoiser):
     def __init__(self, inner: Denoiser, model: Model, sampler: Sampler) -> None:
         self.inner, self.model, self.sampler = inner, model, sampler
         self.levels, self.process, self.prediction = inner.levels, inner.process, inner.prediction
+        self.observation = inner.observation
 
     def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
         return self.inner.predict(x, sigma)

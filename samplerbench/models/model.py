@@ -21,6 +21,7 @@ from samplerbench.sampling.denoiser import (
     ClippedConditional,
     ConditionalDenoiser,
     Denoiser,
+    ObservedDenoiser,
     Prediction,
     PredictionType,
     Sigma,
@@ -356,13 +357,19 @@ class Model(ABC):
             raise UserError(f"{argument('labels', int(chosen.max()))}: the model has the labels 0 to {known - 1}.")
 
     def denoiser(self, inputs: Inputs, guidance: Guidance | None = None) -> Denoiser:
-        """Create the denoiser of one batch, with guidance and clipping.
+        """Create the denoiser of one batch, with guidance and clipping, and with the observations of the batch.
 
         Args:
             inputs: inputs of the batch, on the device of the model.
             guidance: guidance bound to this model by `bind_guidance`. None for no guidance. Its `clip` determines when
                 to clip.
         """
+        denoise = self._guided(inputs, guidance)
+        y = inputs.tensors.get("observation")
+        return denoise if y is None else ObservedDenoiser(denoise, y)
+
+    def _guided(self, inputs: Inputs, guidance: Guidance | None) -> Denoiser:
+        """The denoiser with guidance and clipping."""
         denoise = Bound(self, inputs)
         if guidance is None:
             return Clipped(denoise, self.clip_range) if self.clip else denoise

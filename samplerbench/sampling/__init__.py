@@ -33,12 +33,13 @@ from samplerbench.sampling.process import (
 )
 from samplerbench.sampling.sampler import Sampler, Step, intervals
 from samplerbench.sampling.spacing import Spacing
-from samplerbench.sampling.task import LinearOperator, Observation, Operator, Task
+from samplerbench.sampling.task import SVD, LinearOperator, Observation, Operator, Regime, Task
 from samplerbench.sampling.view import ModelView, RunView
 
 __all__ = [
     "RECTIFIED_FLOW",
     "SIGMA_INFINITY",
+    "SVD",
     "VARIANCE_EXPLODING",
     "VARIANCE_PRESERVING",
     "Chain",
@@ -57,6 +58,7 @@ __all__ = [
     "Prediction",
     "PredictionType",
     "Process",
+    "Regime",
     "RunView",
     "Sampler",
     "Sigma",

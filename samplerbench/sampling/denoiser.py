@@ -44,11 +44,13 @@ class Denoiser(ABC):
         process: forward process of the model, which defines `alpha`.
         prediction: prediction type of the network, for samplers that combine raw network outputs. It does not
             change D.
+        observation: observation y of each sample in an inverse problem, (B, *observed). None without a task.
     """
 
     levels: Tensor
     process: Process
     prediction: PredictionType = "epsilon"
+    observation: Tensor | None = None
 
     def alpha(self, sigma: float) -> float:
         """The scale α(σ) of the network's coordinates, y = α(σ) x.
@@ -144,6 +146,25 @@ class ConditionalDenoiser(Denoiser):
         Args:
             index: rows of the batch, (k,) int64.
         """
+
+
+class ObservedDenoiser(Denoiser):
+    """A denoiser with the observations of its samples, for samplers that use them.
+
+    Args:
+        inner: the denoiser.
+        observation: observations y, (B, *observed).
+    """
+
+    def __init__(self, inner: Denoiser, observation: Tensor) -> None:
+        self.inner, self.observation, self.y = inner, observation, observation
+        self.levels, self.process, self.prediction = inner.levels, inner.process, inner.prediction
+
+    def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
+        return self.inner.predict(x, sigma)
+
+    def rows(self, index: Tensor) -> Denoiser:
+        return ObservedDenoiser(self.inner.rows(index), self.y[index.to(self.y.device)])
 
 
 class Clipped(Denoiser):

@@ -14,6 +14,7 @@ from samplerbench.limits import MAX_INTEGER
 from samplerbench.registry import parse
 from samplerbench.sampling.bound import Bindable
 from samplerbench.sampling.denoiser import ConditionalDenoiser, Denoiser, Prediction, Sigma
+from samplerbench.sampling.task import Regime
 from samplerbench.sampling.view import ModelView
 
 
@@ -80,6 +81,13 @@ class Guidance(Bindable, ABC):
             UserError: if the model does not meet the requirements of the guidance.
         """
         return self
+
+    def posterior_regime(self) -> Regime | None:
+        """Where the prediction is E[x₀ | x, y], for a guidance that needs a task.
+
+        By default, None: there is no claim. `samplerbench check` tests a claim.
+        """
+        return None
 
     @property
     def classes(self) -> int | None:

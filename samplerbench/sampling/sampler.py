@@ -11,13 +11,14 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from samplerbench.boundary import plugin_call, shown
-from samplerbench.errors import RunError
+from samplerbench.errors import RunError, UserError, argument
 from samplerbench.limits import MAX_INTEGER
 from samplerbench.options import Configurable
 from samplerbench.sampling.chain import Chain, markov_variance
 from samplerbench.sampling.denoiser import Denoiser, Prediction
 from samplerbench.sampling.noise import Noise
 from samplerbench.sampling.process import is_infinite
+from samplerbench.sampling.task import Observation, Regime
 from samplerbench.sampling.view import ModelView
 
 
@@ -69,6 +70,27 @@ class Sampler(Configurable, ABC):
     uniform_steps_only: ClassVar[bool] = False
     """Whether the claimed order holds only on grids that are uniform in `even_in`, as for constant multistep weights.
     If False, `samplerbench check` also measures the order on non-uniform grids."""
+
+    needs_task: ClassVar[bool] = False
+    """Whether `steps` uses the observations of an inverse problem (`Denoiser.observation`)."""
+
+    def check_task(self, observation: Observation) -> None:
+        """Check that the method supports a task. By default, it supports all. Called before anything is sampled.
+
+        Args:
+            observation: the task with its operator.
+
+        Raises:
+            UserError: if the task is not supported, as by `observation.linear` and `observation.svd`.
+        """
+        return
+
+    def posterior_regime(self) -> Regime | None:
+        """Where the method samples the posterior of an inverse problem exactly, in the limit of many steps.
+
+        By default, None: there is no claim. `samplerbench check` tests a claim.
+        """
+        return None
 
     def bind(self, model: ModelView, sigmas: Tensor) -> Sampler:
         """Prepare the sampler for a model and a grid, for example compute estimates. By default, return `self`.
@@ -226,6 +248,25 @@ def planned_nfe(sampler: Sampler, steps: int) -> int | None:
     return found
 
 
+def check_sampler_task(sampler: Sampler, observation: Observation | None) -> None:
+    """Check that a sampler has a task if it needs one, and that it supports it.
+
+    Args:
+        sampler: the sampler.
+        observation: observations of the model. None without a task.
+
+    Raises:
+        UserError: if the sampler needs a task and there is none, or if it does not support the task.
+        RunError: if the plugin raises an error.
+    """
+    if not sampler.needs_task:
+        return
+    if observation is None:
+        raise UserError(f"sampler {sampler.label()} requires a task, such as {argument('task', 'inpaint')}.")
+    with plugin_call(sampler, "in check_task"):
+        sampler.check_task(observation)
+
+
 def bind_sampler(sampler: Sampler, model: ModelView, sigmas: Tensor) -> Sampler:
     """Call `sampler.bind(model, sigmas)` and check the result.
 
@@ -233,6 +274,7 @@ def bind_sampler(sampler: Sampler, model: ModelView, sigmas: Tensor) -> Sampler:
         UserError: if the model does not meet the requirements of the sampler.
         RunError: if the plugin raises an error, or does not return a sampler with the same parameters.
     """
+    check_sampler_task(sampler, getattr(model, "observation", None))
     with plugin_call(sampler, "in bind"):
         bound = sampler.bind(model, sigmas.clone())
     if not isinstance(bound, Sampler) or bound != sampler:

@@ -185,6 +185,7 @@ class _Asking(Denoiser):
     def __init__(self, exchange: _Exchange, inner: Denoiser, index: Tensor | None = None) -> None:
         self.exchange, self.inner, self.index = exchange, inner, index
         self.levels, self.process, self.prediction = inner.levels, inner.process, inner.prediction
+        self.observation = inner.observation
 
     def __getattr__(self, name: str) -> Any:
         """Delegate other attributes to the inner denoiser, such as those for samplers of version 0.1."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
@@ -60,6 +61,26 @@ class Operator(ABC):
         return product
 
 
+@dataclass(frozen=True, eq=False)
+class SVD:
+    """The singular value decomposition A = U S Vᵀ of a linear operator, in coordinates of the operator's choice.
+
+    V and U are isometries, Vᵀ V = I and Uᵀ U = I. The coordinates may be complex, as those of the Fourier transform.
+    Directions of the image that are orthogonal to V have the singular value 0.
+
+    Attributes:
+        values: singular values s ≥ 0, float64, of a shape that broadcasts with the coordinates.
+        u_adjoint: function y ↦ Uᵀ y, from (B, *observed) to (B, *coordinates).
+        v_adjoint: function x ↦ Vᵀ x, from (B, *shape) to (B, *coordinates).
+        v: function c ↦ V c, from (B, *coordinates) to (B, *shape).
+    """
+
+    values: Tensor
+    u_adjoint: Callable[[Tensor], Tensor]
+    v_adjoint: Callable[[Tensor], Tensor]
+    v: Callable[[Tensor], Tensor]
+
+
 class LinearOperator(Operator):
     """A linear forward operator A."""
 
@@ -84,8 +105,35 @@ class LinearOperator(Operator):
             Vectors in the space of observations, (B, *observed).
         """
 
+    def svd(self) -> SVD | None:
+        """Return the singular value decomposition. By default, None: it is not available."""
+        return None
+
     def pullback(self, x: Tensor, r: Tensor) -> Tensor:
         return self.adjoint(r)
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Where a method samples the posterior of a Gaussian prior with independent pixels exactly.
+
+    `samplerbench check` compares the method with the closed form there.
+
+    Attributes:
+        any_task: whether A may be any linear operator. If False, A selects pixels.
+        noise: whether σ_y may be above 0.
+        equal_variances: whether all pixels must have the same variance.
+        variance: the variance that the pixels must have. None for any.
+        measurements: the largest number of observed values. None for any.
+        covariance: whether the covariance of the samples is exact besides their mean, for a sampler.
+    """
+
+    any_task: bool = True
+    noise: bool = True
+    equal_variances: bool = False
+    variance: float | None = None
+    measurements: int | None = None
+    covariance: bool = True
 
 
 @dataclass(frozen=True)
@@ -167,6 +215,26 @@ class Observation:
         if not isinstance(self.operator, LinearOperator):
             raise UserError(f"{user} requires a linear task, and {self.task.label()} is not linear.")
         return self.operator
+
+    def svd(self, user: str) -> SVD:
+        """Return the singular value decomposition of the operator.
+
+        Args:
+            user: what requires it, for the message.
+
+        Raises:
+            UserError: if the operator is not linear, or has no singular value decomposition.
+        """
+        operator = self.linear(user)
+        with plugin_call(self.task, "in svd"):
+            svd = operator.svd()
+        if svd is None:
+            raise UserError(
+                f"{user} requires the singular value decomposition of the task, and {self.task.label()} has none."
+            )
+        if not isinstance(svd, SVD):
+            raise RunError(f"task {self.task.label()}: svd returned {shown(svd)}; it must be an SVD or None.")
+        return svd
 
     def image(self, index: Tensor) -> Tensor:
         """Return the number of the real image of each sample, (B,) int64, for sample indices (B,)."""

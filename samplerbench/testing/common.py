@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from samplerbench.options import Configurable, parameters_of
-from samplerbench.sampling import Denoiser, LinearOperator, Noise, Sampler, Step, Task, coefficient, intervals
+from samplerbench.sampling import SVD, Denoiser, LinearOperator, Noise, Sampler, Step, Task, coefficient, intervals
 from samplerbench.testing.checks import CheckFailedError
 
 
@@ -103,6 +103,9 @@ class _LeftColumns(LinearOperator):
     def solve(self, r: Tensor, scale: float | Tensor, shift: float | Tensor) -> Tensor:
         divisor = torch.as_tensor(coefficient(scale, r) + coefficient(shift, r), dtype=r.dtype)
         return torch.where(divisor > 0, r / divisor, 0.0)
+
+    def svd(self) -> SVD:
+        return SVD(torch.ones((), dtype=torch.float64), torch.clone, self.forward, self.adjoint)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from samplerbench.testing.common import (
     same,
     untouched_random_state,
 )
+from samplerbench.testing.posterior import check_guidance_full_observation, check_guidance_posterior
 
 _LEVELS = (0.05, 0.5, 3.0, 40.0)
 
@@ -199,6 +200,8 @@ CHECKS: Checks = [
     ("steers", check_steers),
     ("observes", check_observes),
     ("prior", check_prior),
+    ("posterior", check_guidance_posterior),
+    ("full-observation", check_guidance_full_observation),
     ("evaluations", check_evaluations),
     ("batch-split", check_batch_split),
     ("dtype", check_dtype),

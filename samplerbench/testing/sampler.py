@@ -24,12 +24,14 @@ from samplerbench.sampling.spacing import make_grid, pick_spacing
 from samplerbench.testing.checks import NotApplicableError
 from samplerbench.testing.common import (
     Checks,
+    LeftHalf,
     check_documented,
     check_picklable,
     require,
     same,
     untouched_random_state,
 )
+from samplerbench.testing.posterior import check_sampler_full_observation, check_sampler_posterior
 
 
 @cache
@@ -43,6 +45,14 @@ def _problem(name: str, shape: str = "1x2x2", process: str = "vp") -> ExactModel
             "point", mean, 0 * one, one, torch.zeros(1, dtype=torch.int64), torch.device("cpu"), torch.float64
         )
     return exact(name, shape=shape, process=process)
+
+
+def _model_for(sampler: Sampler, name: str, shape: str = "1x2x2") -> ExactModel:
+    """The problem, with a task if the sampler needs one: the left half of the image, without noise for a point."""
+    model = _problem(name, shape)
+    if not sampler.needs_task:
+        return model
+    return model.observed(LeftHalf(sigma=0.0 if name == "point" else 0.05), model.real(6)[0])
 
 
 def _grid(sampler: Sampler, model: ExactModel, steps: int) -> Tensor:
@@ -85,7 +95,7 @@ def _run(
 
 def _draws(sampler: Sampler, steps: int = 4) -> int:
     """How often the sampler draws noise: 0 for a deterministic one."""
-    model = _problem("mixture")
+    model = _model_for(sampler, "mixture")
     grid = _grid(sampler, model, steps)
     batch = start_batch(model, _bind(sampler, model, grid), grid, torch.arange(2))
     batch.states()
@@ -95,14 +105,14 @@ def _draws(sampler: Sampler, steps: int = 4) -> int:
 def check_one_step(sampler: Sampler) -> str:
     """It works with one, two and three steps."""
     for steps in (1, 2, 3):
-        final = _run(sampler, _problem("mixture"), steps)
+        final = _run(sampler, _model_for(sampler, "mixture"), steps)
         require(bool(final.isfinite().all()), f"{steps} steps give a state that is not finite")
     return "1, 2 and 3 steps are finite"
 
 
 def check_all_timesteps(sampler: Sampler) -> str:
     """It works with as many steps as the model has timesteps."""
-    model = _problem("gaussian")
+    model = _model_for(sampler, "gaussian")
     final = _run(sampler, model, len(model.levels), batch=2)
     require(bool(final.isfinite().all()), f"{len(model.levels)} steps give a state that is not finite")
     return f"{len(model.levels)} steps are finite"
@@ -110,7 +120,7 @@ def check_all_timesteps(sampler: Sampler) -> str:
 
 def check_nfe(sampler: Sampler) -> str:
     """The counted network evaluations equal the value of nfe()."""
-    model, counts = _problem("mixture"), []
+    model, counts = _model_for(sampler, "mixture"), []
     for steps in (1, 2, 5, 9):
         _bind(sampler, model, _grid(sampler, model, steps))  # what is estimated once is not counted
         with Meter(model.network) as meter:
@@ -128,11 +138,13 @@ def check_first_evaluation(sampler: Sampler) -> str:
     _require_solver(sampler)
     if sampler.own_grid:
         raise NotApplicableError("it uses its own grid")
-    model = _problem("point", "1x32x32")
+    model = _model_for(sampler, "point", "1x32x32")
     mean, seen = 0.3, []
 
+    inner = model.denoiser(model.inputs(torch.arange(2), Inputs(2)))
+
     class Watching(Denoiser):
-        levels, process = model.levels, model.process
+        levels, process, observation = model.levels, model.process, inner.observation
 
         def predict(self, x: Tensor, sigma: Sigma) -> Prediction:
             level = float(sigma) if not isinstance(sigma, Tensor) or sigma.ndim == 0 else float(sigma.max())
@@ -142,15 +154,19 @@ def check_first_evaluation(sampler: Sampler) -> str:
         def rows(self, index: Tensor) -> Denoiser:
             return self
 
-    inner = model.denoiser(Inputs(2))
     grid = _grid(sampler, model, 8)
     x = mean + float(grid[0]) * normal(0, Purpose.PRIOR, torch.arange(2), 0, model.shape)
     bound = _bind(sampler, model, grid)
     watched = LegacyDenoiser(Watching(), model, bound)
     run = bound.steps(watched, x, grid, Noise(0, torch.arange(2), model.shape, x.dtype))
-    for _ in zip(run, range(3), strict=False):
-        pass
+    for number, _ in enumerate(run, 1):
+        if number >= 3 and seen:
+            break
     first = seen[0][0]
+    if sampler.needs_task and first < float(grid[0]):
+        level = min(grid.tolist(), key=lambda t: abs(t - first))
+        require(abs(first / level - 1) < 1e-9, f"the first evaluation is at σ = {first:.4g}, which is not in the grid")
+        return f"starts at σ = {first:.4g}, from a first guess"
     require(
         first >= float(grid[0]) * (1 - 1e-9), f"the first evaluation is at σ = {first:.4g}; the start is {grid[0]:.4g}"
     )
@@ -165,6 +181,8 @@ def check_first_evaluation(sampler: Sampler) -> str:
 def check_order(sampler: Sampler) -> str:
     """The order of convergence on the exact problems equals the claimed order within 0.2."""
     _require_solver(sampler)
+    if sampler.needs_task:
+        raise NotApplicableError("it samples a posterior: see posterior")
     if _draws(sampler):
         raise NotApplicableError("stochastic: see moments")
     if sampler.own_grid:
@@ -240,6 +258,8 @@ def check_order_on_uneven_steps(sampler: Sampler) -> str:
 def _claim_to_measure(sampler: Sampler, claimed: int | None) -> int:
     """The claimed order. Raises NotApplicableError if there is none to measure."""
     _require_solver(sampler)
+    if sampler.needs_task:
+        raise NotApplicableError("it samples a posterior: see posterior")
     if claimed is None or sampler.nfe(1) is None:
         raise NotApplicableError("it claims no order" if claimed is None else "it chooses its own steps")
     if sampler.own_grid:
@@ -392,7 +412,7 @@ def _adaptive_error(sampler: Sampler) -> str:
 def check_terminal(sampler: Sampler) -> str:
     """The last step removes all noise: if the data is a single point, every sample is that point."""
     _require_solver(sampler)
-    model = _problem("point", "1x8x8")
+    model = _model_for(sampler, "point", "1x8x8")
     worst = max(same(_run(sampler, model, steps), torch.tensor(0.3)) for steps in (1, 4, 20))
     allowed = 2e-3 if sampler.own_grid else 1e-6  # a scheduler may use float32 tables
     require(
@@ -417,6 +437,8 @@ class ConsistencyFunction(torch.nn.Module):
 def check_moments(sampler: Sampler) -> str:
     """For stochastic samplers, the final mean and variance converge to the closed form."""
     _require_solver(sampler)
+    if sampler.needs_task:
+        raise NotApplicableError("it samples a posterior: see posterior")
     if not _draws(sampler):
         raise NotApplicableError("deterministic: see order")
     model = _problem("gaussian", "1x8x8")
@@ -444,7 +466,7 @@ def check_moments(sampler: Sampler) -> str:
 
 def check_batch_split(sampler: Sampler) -> str:
     """An image does not depend on how the batch is split."""
-    model = _problem("mixture")
+    model = _model_for(sampler, "mixture")
     whole = _run(sampler, model, 6)
     split = torch.cat([_run(sampler, model, 6, batch=n, first=first) for first, n in ((0, 1), (1, 2), (3, 3))])
     worst = same(whole, split)
@@ -454,7 +476,7 @@ def check_batch_split(sampler: Sampler) -> str:
 
 def check_same_seed(sampler: Sampler) -> str:
     """The same seed gives the same image, and another seed gives another image."""
-    model = _problem("mixture")
+    model = _model_for(sampler, "mixture")
     one, two, other = (_run(sampler, model, 6, seed=seed) for seed in (3, 3, 4))
     require(torch.equal(one, two), f"two runs with one seed differ by {same(one, two):.1e}")
     require(same(one, other) > 1e-3, "another seed gives the same image")
@@ -463,7 +485,7 @@ def check_same_seed(sampler: Sampler) -> str:
 
 def check_no_state(sampler: Sampler) -> str:
     """It keeps no state between runs: interleaved runs give the same result."""
-    model = _problem("mixture")
+    model = _model_for(sampler, "mixture")
     grid = _grid(sampler, model, 6)
     sampler = _bind(sampler, model, grid)
     before = dict(vars(sampler))
@@ -488,7 +510,7 @@ def check_no_state(sampler: Sampler) -> str:
 
 def check_dtype(sampler: Sampler) -> str:
     """It keeps the dtype of the state, and float32 and float64 agree."""
-    model = _problem("gaussian")
+    model = _model_for(sampler, "gaussian")
     double, single = (_run(sampler, model, 8, dtype=dtype) for dtype in (torch.float64, torch.float32))
     require(single.dtype == torch.float32, f"a float32 state became {single.dtype}")
     require(double.dtype == torch.float64, f"a float64 state became {double.dtype}")
@@ -500,7 +522,7 @@ def check_dtype(sampler: Sampler) -> str:
 def check_guided(sampler: Sampler) -> str:
     """It works with guidance: scale 1 gives the conditional model, and labels have an effect."""
     _require_solver(sampler)
-    model, labels = _problem("mixture"), torch.tensor([0, 1, 0, 1, 0, 1])
+    model, labels = _model_for(sampler, "mixture"), torch.tensor([0, 1, 0, 1, 0, 1])
     plain = _run(sampler, model, 6, labels=labels)
     guided = _run(sampler, model, 6, labels=labels, guidance=_Sum())
     worst = same(plain, guided)
@@ -522,7 +544,7 @@ class _Sum(Guidance):
 
 def check_no_writes(sampler: Sampler) -> str:
     """It never modifies tensors that it was given or has yielded."""
-    model = _problem("mixture")
+    model = _model_for(sampler, "mixture")
     grid = _grid(sampler, model, 6)
     batch = start_batch(model, _bind(sampler, model, grid), grid, torch.arange(3))
     kept, copies = [batch.x, grid], [batch.x.clone(), grid.clone()]
@@ -539,7 +561,7 @@ def check_no_writes(sampler: Sampler) -> str:
 def check_random_state(sampler: Sampler) -> str:
     """It does not use global random generators."""
     with untouched_random_state():
-        _run(sampler, _problem("mixture"), 5)
+        _run(sampler, _model_for(sampler, "mixture"), 5)
     return "untouched"
 
 
@@ -555,6 +577,8 @@ CHECKS: Checks = [
     ("order-from-infinity", check_order_from_infinity),
     ("order-uneven", check_order_on_uneven_steps),
     ("moments", check_moments),
+    ("posterior", check_sampler_posterior),
+    ("full-observation", check_sampler_full_observation),
     ("terminal", check_terminal),
     ("batch-split", check_batch_split),
     ("same-seed", check_same_seed),

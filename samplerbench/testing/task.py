@@ -59,6 +59,11 @@ def _distance(a: Tensor, b: Tensor) -> float:
     return same(a, b) / max(float(b.abs().max()), 1e-300)
 
 
+def _difference(a: Tensor, b: Tensor) -> float:
+    """The largest absolute difference of real or complex tensors."""
+    return float((a - b).abs().max())
+
+
 def check_shapes(task: Task) -> str:
     """The observation has the shape that the operator states."""
     seen = []
@@ -122,6 +127,30 @@ def check_solve(task: Task) -> str:
             worst = max(worst, _distance(wide[0] * operator.forward(operator.adjoint(u)) + wide[1] * u, r))
     require(worst <= 1e-8, f"the solution leaves a residual of {worst:.1e}")
     return f"residual {worst:.1e}"
+
+
+def check_svd(task: Task) -> str:
+    """Uᵀ A = S Vᵀ, A V Vᵀ = A, Vᵀ V = I, and V Vᵀ is a symmetric projection."""
+    worst, supported = 0.0, 0
+    for operator in _linear(task):
+        svd = operator.svd()
+        if svd is None:
+            continue
+        supported += 1
+        require(bool((svd.values >= 0).all()), "a singular value is negative")
+        x, z = _random(operator.shape), _random(operator.shape, 1)
+        c = svd.v_adjoint(x)
+        inside = svd.v(c)
+        require(inside.shape == x.shape, f"V Vᵀ x has shape {tuple(inside.shape)[1:]}, not {operator.shape}")
+        worst = max(worst, _difference(svd.u_adjoint(operator.forward(x)), svd.values * c))
+        worst = max(worst, same(operator.forward(inside), operator.forward(x)))
+        worst = max(worst, _difference(svd.v_adjoint(inside), c))
+        left, right = (inside * z).flatten(1).sum(1), (x * svd.v(svd.v_adjoint(z))).flatten(1).sum(1)
+        worst = max(worst, same(left, right) / math.sqrt(x[0].numel()))
+    if not supported:
+        raise NotApplicableError("it has no singular value decomposition")
+    require(worst <= 1e-8, f"the equations of the singular value decomposition are violated by {worst:.1e}")
+    return f"differ by {worst:.1e}"
 
 
 def check_gradient(task: Task) -> str:
@@ -201,6 +230,7 @@ CHECKS: Checks = [
     ("adjoint", check_adjoint),
     ("pseudo-inverse", check_pseudo_inverse),
     ("solve", check_solve),
+    ("svd", check_svd),
     ("gradient", check_gradient),
     ("batch-split", check_batch_split),
     ("dtype", check_dtype),

@@ -162,7 +162,9 @@ def _suggested(kind: str, spec: str, trial: Trial) -> str:
 
 
 def all_specs(kind: Literal["sampler", "spacing"]) -> list[str]:
-    """The names of the plugins of a kind that can be used without parameters. Learned spacings must be named.
+    """The names of the plugins of a kind that can be used without parameters and without a task.
+
+    Learned spacings must be named.
 
     Args:
         kind: the kind.
@@ -173,7 +175,7 @@ def all_specs(kind: Literal["sampler", "spacing"]) -> list[str]:
             plugin = registry.parse(kind, entry.name)
         except SamplerbenchError:
             continue
-        if not getattr(plugin, "learned", False):
+        if not getattr(plugin, "learned", False) and not getattr(plugin, "needs_task", False):
             usable.append(entry.name)
     return usable
 
