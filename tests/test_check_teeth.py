@@ -652,8 +652,11 @@ def test_the_sound_spacing_passes() -> None:
 # --- What is built in -----------------------------------------------------------------------------------------------
 
 KINDS = ("sampler", "guidance", "spacing")
-WITH_PARAMETERS = {"autoguidance": "autoguidance/exact:problem=mixture,shape=1x2x2,width=0.9"}
-"""What has no defaults."""
+WITH_PARAMETERS = {
+    "autoguidance": "autoguidance/exact:problem=mixture,shape=1x2x2,width=0.9",
+    "repaint": "repaint:jump_length=2,resamplings=2",
+}
+"""What has no defaults, or makes ten times as many evaluations with them."""
 NAMES = [(kind, e.name) for kind in KINDS for e in registry.entries(kind) if e.distribution == registry.OWN]
 BUILT_IN = [(kind, WITH_PARAMETERS.get(name, name)) for kind, name in NAMES]
 VARIANTS = [
