@@ -497,6 +497,9 @@ def test_the_command_writes_everything(tmp_path: Path) -> None:
     assert "FID ↓ (digits-cnn features" in shown
     assert "* 4.00 ± 0.10" in shown
     assert "* the best of its column" in shown
+    [table] = json.loads((out / "report.json").read_text("utf-8"))["groups"][0]["tables"]
+    assert f"FID ↓ ({table['measured_in']})" in shown.replace("\n", " ")
+    assert table["measured_in"].count("(") == table["measured_in"].count(")")
     assert {r["label"] for r in json.loads((out / "report.json").read_text("utf-8"))["groups"][0]["records"]} == {
         "a",
         "b",

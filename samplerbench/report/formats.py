@@ -234,7 +234,7 @@ def _table(table: Matrix) -> dict[str, Any]:
         "metric": table.metric,
         "axis": table.axis,
         "columns": table.heads,
-        "measured_in": table.measured_in.strip(" ()"),
+        "measured_in": table.measured_in.strip().removeprefix("(").removesuffix(")"),
         "no_value": list(table.no_value),
         "notes": table.notes,
         "rows": [
