@@ -78,7 +78,6 @@ SKIPPED = {
     r"figure pareto pareto.png": "needs latencies of the same folder; docs/latency.md measures them first",
     r"--model FOLDER|coco/|^samplerbench export": "needs a text-to-image model; test_text_metrics.py, test_export.py",
     r"^samplerbench convert edm": "needs a published network; tests/test_edm_convert.py converts small ones",
-    r"^python benchmarks/schedules.py": "takes minutes; tests/test_learned_spacings.py tests what it measures",
     r"check my-metric my-model": "stands for plugins of one's own; tests/test_new.py checks two of these names",
 }
 """Commands that are not run, by what they match, and why."""
