@@ -303,6 +303,23 @@ def test_the_program_runs_on_a_saved_checkpoint(sampler: str, stock: str | None,
     assert float((theirs - expected).abs().max()) < 1e-3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("named", [True, False])
+def test_the_program_of_a_model_that_no_pipeline_samples_uses_samplerbench(named: bool, tmp_path: Path) -> None:
+    """One that is known only by its name, and a class-conditional U-Net: DDPMPipeline takes no labels."""
+    import samplerbench
+    from samplerbench.assets import asset
+
+    source = "digits" if named else str(asset("digits"))
+    model = samplerbench.load_model(source, device="cpu")
+    code = code_of(a_row("ipndm", "karras", "cfg:scale=2", 3), pipeline_of(Request((), model=source), model))
+    assert "pipe" not in code.lines
+    made: dict[str, Any] = {}
+    exec(code.lines, made)
+    wanted = samplerbench.sample("ipndm", 3, model=model, spacing="karras", guidance="cfg:scale=2", quiet=True)
+    assert torch.equal(made["images"], wanted)
+
+
 def test_the_program_of_a_text_to_image_model_has_a_prompt_and_a_guidance_scale() -> None:
     pipeline = Pipeline("runs/mine", ("torch_dtype=torch.bfloat16",), ('"a cat"',), True, None)
     lines = code_of(a_row("ipndm", "karras", "cfg:scale=4", 7), pipeline).lines.splitlines()

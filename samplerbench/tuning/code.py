@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -35,6 +36,9 @@ class Pipeline:
         inputs: first arguments of a call, as code: a prompt or class labels.
         scaled: whether the pipeline multiplies its noise by `init_noise_sigma`, and calls `scale_model_input`.
         config: configuration of its scheduler. None if it is unknown.
+        loading: arguments of `samplerbench.load_model`, as code, for a model that no pipeline of diffusers samples: one
+            that is known only by its name, or a class-conditional network whose pipeline takes no labels. Empty if the
+            pipeline can be called.
     """
 
     source: str | None = None
@@ -42,6 +46,7 @@ class Pipeline:
     inputs: tuple[str, ...] = ()
     scaled: bool = False
     config: Mapping[str, Any] | None = field(default=None, compare=False)
+    loading: tuple[str, ...] = ()
 
 
 def pipeline_of(request: Request, model: Model) -> Pipeline:
@@ -57,26 +62,43 @@ def pipeline_of(request: Request, model: Model) -> Pipeline:
         inputs = (json.dumps(_PROMPT),)
     elif model.classes is not None:
         inputs = ("class_labels=[0]",)
+    origin = [f"{name}={json.dumps(value)}" for name in ("revision", "variant") if (value := getattr(request, name))]
     arguments = [f"torch_dtype={model.dtype!s}"] if model.dtype in (torch.float16, torch.bfloat16) else []
-    arguments += [
-        f"{name}={json.dumps(value)}" for name in ("revision", "variant") if (value := getattr(request, name))
-    ]
-    given = {"arguments": ("use_safetensors=True", *arguments), "inputs": inputs, "scaled": model.text}
+    dtype = [] if request.dtype == "fp32" else [f"dtype={json.dumps(request.dtype)}"]
+    loading = () if model.text else (json.dumps(request.model), *origin, *dtype)
+    unknown = Pipeline(inputs=inputs, scaled=model.text, loading=loading)
+    without_labels = not model.text and model.classes is not None and not _takes_labels(model.identity.get("pipeline"))
+    config: Mapping[str, Any]
     try:
         if is_dir(source):
             folder = user_path(source)
             if not (folder / "model_index.json").is_file():
-                return Pipeline(inputs=inputs, scaled=model.text)
-            file = folder / "scheduler" / "scheduler_config.json"
-            return Pipeline(source, config=read_json(file, f"{source} has no scheduler"), **given)  # type: ignore[arg-type]
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+                return unknown
+            config = read_json(folder / "scheduler" / "scheduler_config.json", f"{source} has no scheduler")
+        elif re.fullmatch(r"[\w.-]+/[\w.-]+", source):
             from diffusers import DDPMScheduler
 
             config = DDPMScheduler.load_config(source, subfolder="scheduler", local_files_only=True)
-            return Pipeline(source, config=config, **given)  # type: ignore[arg-type]
+        else:
+            return unknown
     except (SamplerbenchError, OSError, ValueError):
-        pass
-    return Pipeline(inputs=inputs, scaled=model.text)
+        return unknown
+    return Pipeline(
+        source,
+        ("use_safetensors=True", *arguments, *origin),
+        inputs,
+        model.text,
+        config,
+        loading if without_labels else (),
+    )
+
+
+def _takes_labels(pipeline: str | None) -> bool:
+    """Whether the call of a class of pipelines has the argument `class_labels`."""
+    import diffusers
+
+    cls = getattr(diffusers, pipeline or "", None)
+    return cls is not None and "class_labels" in inspect.signature(cls.__call__).parameters
 
 
 @dataclass(frozen=True)
@@ -86,7 +108,7 @@ class Code:
     Attributes:
         line: the line that sets the scheduler of a pipeline.
         imports: the import that it needs.
-        lines: a program: imports, the pipeline, its scheduler, and a call.
+        lines: a program: imports, the pipeline, its scheduler, and a call; or the model and a call of samplerbench.
         stock: name of the equivalent scheduler of diffusers. None if the line uses `as_scheduler`.
     """
 
@@ -104,7 +126,8 @@ def code_of(row: Row, pipeline: Pipeline | None = None) -> Code:
     """Python code that uses a row in a diffusers pipeline.
 
     The line names the equivalent scheduler of diffusers if there is one for the configuration of the pipeline, and
-    `as_scheduler` otherwise. A learned spacing is written as its noise levels.
+    `as_scheduler` otherwise. A learned spacing is written as its noise levels. If the model has no pipeline that can be
+    called, the program uses `samplerbench.sample`.
 
     Args:
         row: the row.
@@ -118,9 +141,7 @@ def code_of(row: Row, pipeline: Pipeline | None = None) -> Code:
         stock = equivalent_scheduler(sampler, spacing, row.steps, pipeline.config, pipeline.scaled)
     names = ["DiffusionPipeline"] if pipeline.source else []
     if stock is None:
-        text = row.spacing
-        if spacing is not None and getattr(spacing, "learned", False):
-            text = _levels(row.sigmas)
+        text = _spacing(row)
         given = "" if text is None else f", spacing={json.dumps(text)}"
         line = f"pipe.scheduler = as_scheduler({json.dumps(row.candidate.sampler)}, pipe.scheduler{given})"
         imports = "from samplerbench.diffusers import as_scheduler"
@@ -130,6 +151,8 @@ def code_of(row: Row, pipeline: Pipeline | None = None) -> Code:
         line = f"pipe.scheduler = {stock.code}"
         imports = f"from diffusers import {stock.name}"
         before = [f"from diffusers import {', '.join(sorted([*names, stock.name]))}"]
+    if pipeline.loading:
+        return Code(line, imports, _by_samplerbench(row, pipeline), None if stock is None else stock.name)
     lines = ["import torch"] if any("torch." in argument for argument in pipeline.arguments) else []
     lines += [*before, ""]
     if pipeline.source:
@@ -147,6 +170,22 @@ def code_of(row: Row, pipeline: Pipeline | None = None) -> Code:
             call.append(f"guidance_scale={scale:g}")
     lines.append(f"images = pipe({', '.join(call)}).images")
     return Code(line, imports, "\n".join(lines) + "\n", None if stock is None else stock.name)
+
+
+def _by_samplerbench(row: Row, pipeline: Pipeline) -> str:
+    """A program that samples with samplerbench."""
+    given = [json.dumps(row.candidate.sampler), str(row.steps), "model=model"]
+    more = {"guidance": row.candidate.guidance, "spacing": _spacing(row)}
+    given += [f"{name}={json.dumps(value)}" for name, value in more.items() if value is not None]
+    model = f"model = samplerbench.load_model({', '.join(pipeline.loading)})"
+    return f"import samplerbench\n\n{model}\nimages = samplerbench.sample({', '.join(given)})\n"
+
+
+def _spacing(row: Row) -> str | None:
+    """The spec of the spacing of a row. The levels themselves for a learned one."""
+    if row.spacing is not None and getattr(registry.parse("spacing", row.spacing), "learned", False):
+        return _levels(row.sigmas)
+    return row.spacing
 
 
 def _levels(sigmas: tuple[float, ...]) -> str:
